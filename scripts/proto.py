@@ -25,6 +25,8 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
 STUBS = ROOT / "services" / "weft"
+# Beside this interpreter, whether or not the environment is on the PATH.
+BIN = Path(sys.executable).parent
 INIT = '"""Generated from `proto/` by `make proto`; never edited by hand."""\n'
 
 
@@ -62,6 +64,7 @@ def generate(target: Path, scratch: Path) -> None:
     _protoc(
         f"--descriptor_set_in={google}",
         f"-I{PROTO}",
+        *(f"--plugin=protoc-gen-{name}={BIN}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")),
         f"--python_out={target}",
         f"--grpc_python_out={target}",
         f"--mypy_out=quiet:{target}",
@@ -84,8 +87,7 @@ def lint(scratch: Path) -> int:
         "--include_source_info",
         f"--descriptor_set_out={image}",
     )
-    buf = Path(sys.executable).parent / "buf"
-    return subprocess.run([buf, "lint", image, "--config", ROOT / "buf.yaml"], check=False).returncode
+    return subprocess.run([BIN / "buf", "lint", image, "--config", ROOT / "buf.yaml"], check=False).returncode
 
 
 def differences(left: Path, right: Path) -> list[str]:

@@ -308,12 +308,13 @@ class LogitEffect(_message.Message):
     MEASURED_FIELD_NUMBER: _builtins.int
     PROBABILITY_BEFORE_FIELD_NUMBER: _builtins.int
     PROBABILITY_AFTER_FIELD_NUMBER: _builtins.int
+    PREDICTED_TOTAL_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """Index into the vocabulary."""
     text: _builtins.str
     """The token as text."""
     predicted: _builtins.float
-    """What the graph's edges say: change of the demeaned logit."""
+    """What the direct edges of the changed nodes say: change of the demeaned logit. To be compared with `measured_frozen`."""
     measured_frozen: _builtins.float
     """The model with attention patterns, norm scales and MLP outputs held: change of the demeaned logit."""
     measured: _builtins.float
@@ -322,6 +323,8 @@ class LogitEffect(_message.Message):
     """Probability before."""
     probability_after: _builtins.float
     """Probability after, model left free."""
+    predicted_total: _builtins.float
+    """What all paths through the graph's features say together: change of the demeaned logit. To be compared with `measured`."""
     def __init__(
         self,
         *,
@@ -332,10 +335,11 @@ class LogitEffect(_message.Message):
         measured: _builtins.float = ...,
         probability_before: _builtins.float = ...,
         probability_after: _builtins.float = ...,
+        predicted_total: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["measured", b"measured", "measured_frozen", b"measured_frozen", "predicted", b"predicted", "probability_after", b"probability_after", "probability_before", b"probability_before", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measured", b"measured", "measured_frozen", b"measured_frozen", "predicted", b"predicted", "predicted_total", b"predicted_total", "probability_after", b"probability_after", "probability_before", b"probability_before", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
