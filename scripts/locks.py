@@ -10,10 +10,11 @@ import sys
 
 from setup import ROOT, find_uv
 
-COMMON = (
-    "--quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header "
-    "--override requirements/overrides.txt pyproject.toml requirements/build.in"
-).split()
+COMMON = [
+    *("--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
+    *("--no-emit-index-url", "--no-annotate", "--no-header"),
+    *("--override", "requirements/overrides.txt", "pyproject.toml", "requirements/build.in"),
+]
 
 
 def compile_lock(*arguments: str) -> None:

@@ -1,8 +1,8 @@
 """
 Generate the gRPC stubs under `services/weft` from `proto/`.
 
-The imports of `google/` come from the installed googleapis-common-protos, as descriptors, so that nothing is fetched and
-the generated code names the files that this very runtime registers.
+The imports of `google/` come from the installed googleapis-common-protos, as descriptors, so that nothing is fetched
+and the generated code names the files that this very runtime registers.
 
     python scripts/proto.py            # write services/weft
     python scripts/proto.py --check    # exit 1 where the committed stubs differ
@@ -76,8 +76,8 @@ def generate(target: Path, scratch: Path) -> None:
     (package / "py.typed").touch()
 
 
-def lint(scratch: Path) -> int:
-    """Run buf's rules over an image made by protoc, so that imports need no network."""
+def write_image(scratch: Path) -> Path:
+    """Write all of `proto/` and its imports as one descriptor set, comments included."""
     google, image = scratch / "google.binpb", scratch / "image.binpb"
     _write_google_descriptors(google)
     _protoc(
@@ -87,6 +87,12 @@ def lint(scratch: Path) -> int:
         "--include_source_info",
         f"--descriptor_set_out={image}",
     )
+    return image
+
+
+def lint(scratch: Path) -> int:
+    """Run buf's rules over an image made by protoc, so that imports need no network."""
+    image = write_image(scratch)
     return subprocess.run([BIN / "buf", "lint", image, "--config", ROOT / "buf.yaml"], check=False).returncode
 
 
@@ -122,7 +128,9 @@ def main() -> int:
         if options.check:
             different = differences(target / "weft", STUBS)
             for name in different:
-                print(f"services/weft/{name} is not what proto/ gives: run `make proto` and commit it.", file=sys.stderr)
+                print(
+                    f"services/weft/{name} is not what proto/ gives: run `make proto` and commit it.", file=sys.stderr
+                )
             return 1 if different else 0
         shutil.rmtree(STUBS, ignore_errors=True)
         shutil.copytree(target / "weft", STUBS)

@@ -24,7 +24,9 @@ def run(*command: str | Path) -> None:
     """Run a command and stop with its exit status where it fails."""
     result = subprocess.run([str(part) for part in command], cwd=ROOT, check=False)
     if result.returncode != 0:
-        sys.exit(f"setup: `{' '.join(map(str, command))}` failed; its message stands above. Mend it and run this again.")
+        sys.exit(
+            f"setup: `{' '.join(map(str, command))}` failed; its message stands above. Mend it and run this again."
+        )
 
 
 def digest(*paths: Path) -> str:
@@ -52,7 +54,9 @@ def find_uv() -> Path:
 
 def main() -> None:
     if sys.version_info < (3, 11):
-        sys.exit(f"setup: Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try `make PYTHON=python3.11 ...`.")
+        sys.exit(
+            f"setup: Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try `make PYTHON=python3.11 ...`."
+        )
     if sys.argv[1:] not in (["all"], ["dev"]):
         sys.exit("setup: say which environment: `all` or `dev`.")
     profile = sys.argv[1]
@@ -66,7 +70,7 @@ def main() -> None:
     if not (ENVIRONMENT / "bin" / "python").exists():
         run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, ENVIRONMENT)
     os.environ["VIRTUAL_ENV"] = str(ENVIRONMENT)
-    # `install` and not `sync`: the demo's lock is a part of the tests' lock, so the one never takes away from the other.
+    # `install` and not `sync`: the demo's lock is a part of the tests' lock, so neither takes away from the other.
     run(uv, "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", lock)
     run(uv, "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)
     stamp.write_text(wanted)

@@ -1,0 +1,1 @@
+"""The embedded run: `weft up`, `weft down` and `weft status` on one machine."""
