@@ -1,0 +1,110 @@
+"""
+Tiny random models as real Hugging Face folders, with a real byte-level tokenizer, for any test that needs a model.
+
+    make_llama(folder)   Llama with grouped-query attention
+    make_gpt2(folder)    GPT-2 with biases and learned positions
+
+Weights are drawn from the seed; norm weights and biases are moved off 1 and 0, so that a part that forgets them fails.
+"""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+_TEXT = (
+    "The capital of France is Paris. The capital of Italy is Rome. A model reads text and says what comes next. "
+    "Features of one layer write to every layer above it. "
+) * 4
+_BOS = "<|start|>"
+
+
+def make_llama(
+    folder: Path,
+    *,
+    num_layers: int = 3,
+    d_model: int = 32,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    d_mlp: int = 64,
+    max_tokens: int = 128,
+    tie_embeddings: bool = False,
+    add_bos: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Make a Llama folder and return its path."""
+    vocab_size = _make_tokenizer(folder, add_bos=add_bos)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=d_model,
+        intermediate_size=d_mlp,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        max_position_embeddings=max_tokens,
+        tie_word_embeddings=tie_embeddings,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return _save(LlamaForCausalLM, config, folder, seed)
+
+
+def make_gpt2(
+    folder: Path,
+    *,
+    num_layers: int = 3,
+    d_model: int = 32,
+    num_heads: int = 4,
+    d_mlp: int = 64,
+    max_tokens: int = 128,
+    add_bos: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Make a GPT-2 folder and return its path."""
+    vocab_size = _make_tokenizer(folder, add_bos=add_bos)
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=d_model,
+        n_inner=d_mlp,
+        n_layer=num_layers,
+        n_head=num_heads,
+        n_positions=max_tokens,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return _save(GPT2LMHeadModel, config, folder, seed)
+
+
+def _make_tokenizer(folder: Path, *, add_bos: bool) -> int:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=[_BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_TEXT], trainer)
+    if add_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{_BOS} $A", special_tokens=[(_BOS, 0)])
+    folder.mkdir(parents=True, exist_ok=True)
+    FastTokenizer(tokenizer_object=tokenizer, bos_token=_BOS, eos_token=_BOS).save_pretrained(folder)
+    return int(tokenizer.get_vocab_size())
+
+
+def _save(model_class: type[PreTrainedModel], config: LlamaConfig | GPT2Config, folder: Path, seed: int) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(std=0.5 / parameter.shape[-1] ** 0.5 if "emb" not in name else 0.5)
+                else:
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+        model.save_pretrained(folder)
+    return folder
