@@ -1,0 +1,206 @@
+"""
+Arrays on the wire: weft.common.v1.Tensor and TensorChunk, as NumPy arrays and back.
+
+bfloat16 has no type in NumPy: it is read as float32, which holds every value of it, and written on request by rounding
+float32 to nearest, ties to even. Nothing is allocated before the announced size is known to be allowed.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from weft.common.v1 import tensor_pb2
+from weft_common.errors import DataLossError, InvalidArgumentError, ResourceExhaustedError
+
+__all__ = ["TensorAssembler", "chunk_tensor", "tensor_from_proto", "tensor_to_proto"]
+
+Array = npt.NDArray[Any]
+DataType = tensor_pb2.DataType
+
+_DTYPES: dict[DataType.ValueType, np.dtype[Any]] = {
+    tensor_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    tensor_pb2.DATA_TYPE_FLOAT64: np.dtype("<f8"),
+    tensor_pb2.DATA_TYPE_BFLOAT16: np.dtype("<u2"),
+    tensor_pb2.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    tensor_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
+    tensor_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+}
+_TYPES = {dtype.newbyteorder("="): kind for kind, dtype in _DTYPES.items() if kind != tensor_pb2.DATA_TYPE_BFLOAT16}
+_MAX_DIMS = 16
+
+
+def tensor_to_proto(array: Array, *, data_type: DataType.ValueType | None = None) -> tensor_pb2.Tensor:
+    """
+    Put an array on the wire, in its own element type or, for float32, as bfloat16.
+
+    Raises:
+        InvalidArgumentError: The array's type is not one of DataType.
+
+    >>> tensor_to_proto(np.zeros((2, 3), np.float32)).shape
+    [2, 3]
+    """
+    kind, raw = _encode(array, data_type)
+    return tensor_pb2.Tensor(data_type=kind, shape=array.shape, data=raw)
+
+
+def tensor_from_proto(tensor: tensor_pb2.Tensor, *, max_bytes: int, field: str = "tensor") -> Array:
+    """
+    Take an array off the wire; the array owns its memory and may be written to.
+
+    Args:
+        max_bytes: Largest `data` accepted.
+        field: Where the tensor stands in the request, for messages.
+
+    Raises:
+        InvalidArgumentError: Unknown type, a negative or too large shape, or data of another length.
+    """
+    num_bytes = _num_bytes(tensor.data_type, tensor.shape, field)
+    if num_bytes > max_bytes:
+        raise InvalidArgumentError(
+            f"{field} has shape {list(tensor.shape)}, {num_bytes} bytes; at most {max_bytes} are accepted", field=field
+        )
+    if len(tensor.data) != num_bytes:
+        raise InvalidArgumentError(
+            f"{field}.data has {len(tensor.data)} bytes; shape {list(tensor.shape)} of "
+            f"{tensor_pb2.DataType.Name(tensor.data_type)} needs {num_bytes}",
+            field=f"{field}.data",
+        )
+    return _decode(tensor.data_type, tensor.shape, tensor.data)
+
+
+def chunk_tensor(
+    name: str, array: Array, chunk_bytes: int = 1 << 20, *, data_type: DataType.ValueType | None = None
+) -> Iterator[tensor_pb2.TensorChunk]:
+    """Cut an array into pieces of at most `chunk_bytes`, in order; an empty array is one empty piece."""
+    if chunk_bytes < 1:
+        raise InvalidArgumentError(f"chunk_bytes is {chunk_bytes}; it must be at least 1", field="chunk_bytes")
+    kind, raw = _encode(array, data_type)
+    for offset in range(0, max(len(raw), 1), chunk_bytes):
+        piece = raw[offset : offset + chunk_bytes]
+        yield tensor_pb2.TensorChunk(
+            tensor_name=name,
+            data_type=kind,
+            shape=array.shape,
+            offset_bytes=offset,
+            data=piece,
+            crc32=zlib.crc32(piece),
+        )
+
+
+class TensorAssembler:
+    """
+    Puts chunked tensors together again; pieces of several tensors may come interleaved.
+
+    Args:
+        max_bytes: Most that all tensors in progress may hold together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._open: dict[str, tuple[DataType.ValueType, tuple[int, ...], int, bytearray]] = {}
+
+    def add(self, chunk: tensor_pb2.TensorChunk) -> tuple[str, Array] | None:
+        """
+        Take one piece; return the name and the array once it is complete.
+
+        Raises:
+            DataLossError: A piece fails its CRC, is out of order, too long, or contradicts an earlier one.
+            ResourceExhaustedError: The tensors in progress would hold more than `max_bytes`.
+            InvalidArgumentError: Unknown element type or impossible shape.
+        """
+        name = chunk.tensor_name
+        if zlib.crc32(chunk.data) != chunk.crc32:
+            raise DataLossError(
+                f"a piece of tensor {name!r} at byte {chunk.offset_bytes} fails its CRC; ask for it again"
+            )
+        shape = tuple(chunk.shape)
+        if name not in self._open:
+            self._begin(name, chunk.data_type, shape)
+        kind, wanted_shape, num_bytes, buffer = self._open[name]
+        if (chunk.data_type, shape) != (kind, wanted_shape):
+            raise DataLossError(
+                f"tensor {name!r} began with shape {list(wanted_shape)}; a later piece says {list(shape)} "
+                f"of {tensor_pb2.DataType.Name(chunk.data_type)}"
+            )
+        if chunk.offset_bytes != len(buffer):
+            raise DataLossError(
+                f"a piece of tensor {name!r} starts at byte {chunk.offset_bytes}; byte {len(buffer)} comes next"
+            )
+        if len(buffer) + len(chunk.data) > num_bytes:
+            raise DataLossError(
+                f"tensor {name!r} has {num_bytes} bytes; its pieces hold {len(buffer) + len(chunk.data)} already"
+            )
+        if not chunk.data and num_bytes:
+            raise DataLossError(f"a piece of tensor {name!r} at byte {chunk.offset_bytes} is empty")
+        buffer += chunk.data
+        if len(buffer) < num_bytes:
+            return None
+        del self._open[name]
+        return name, _decode(kind, wanted_shape, bytes(buffer))
+
+    def finish(self) -> None:
+        """
+        Say that no piece follows.
+
+        Raises:
+            DataLossError: A tensor is incomplete.
+        """
+        for name, (_, _, num_bytes, buffer) in self._open.items():
+            raise DataLossError(f"tensor {name!r} ended after {len(buffer)} of {num_bytes} bytes; ask for it again")
+
+    def _begin(self, name: str, kind: DataType.ValueType, shape: tuple[int, ...]) -> None:
+        num_bytes = _num_bytes(kind, shape, f"tensor {name!r}")
+        promised = num_bytes + sum(size for _, _, size, _ in self._open.values())
+        if promised > self._max_bytes:
+            raise ResourceExhaustedError(
+                f"tensor {name!r} of shape {list(shape)} brings the tensors in progress to {promised} bytes; "
+                f"at most {self._max_bytes} are held"
+            )
+        self._open[name] = (kind, shape, num_bytes, bytearray())
+
+
+def _num_bytes(kind: DataType.ValueType, shape: Sequence[int], field: str) -> int:
+    if kind not in _DTYPES:
+        raise InvalidArgumentError(
+            f"{field}.data_type is {kind}; give one of {', '.join(DataType.Name(known) for known in _DTYPES)}",
+            field=f"{field}.data_type",
+        )
+    if len(shape) > _MAX_DIMS or any(size < 0 for size in shape):
+        raise InvalidArgumentError(
+            f"{field}.shape is {list(shape)[: _MAX_DIMS + 1]}; at most {_MAX_DIMS} sizes, none negative, are accepted",
+            field=f"{field}.shape",
+        )
+    return math.prod(shape) * _DTYPES[kind].itemsize
+
+
+def _encode(array: Array, data_type: DataType.ValueType | None) -> tuple[DataType.ValueType, bytes]:
+    if data_type == tensor_pb2.DATA_TYPE_BFLOAT16 and array.dtype == np.float32:
+        return data_type, _to_bfloat16(array).tobytes()
+    kind = _TYPES.get(array.dtype.newbyteorder("="))
+    if kind is None or data_type not in (None, kind):
+        wanted = "one of them" if data_type is None else DataType.Name(data_type)
+        raise InvalidArgumentError(
+            f"an array of {array.dtype} cannot be sent as {wanted}; convert it to one of "
+            f"{', '.join(sorted(str(dtype) for dtype in _TYPES))} first"
+        )
+    return kind, array.astype(_DTYPES[kind], copy=False).tobytes()
+
+
+def _decode(kind: DataType.ValueType, shape: Sequence[int], raw: bytes) -> Array:
+    flat: Array = np.frombuffer(raw, dtype=_DTYPES[kind])
+    if kind == tensor_pb2.DATA_TYPE_BFLOAT16:
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    else:
+        flat = flat.astype(_DTYPES[kind].newbyteorder("="))
+    return flat.reshape(tuple(shape))
+
+
+def _to_bfloat16(array: Array) -> npt.NDArray[np.uint16]:
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # A NaN stays one: the rounding above could carry it to infinity.
+    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype("<u2")
