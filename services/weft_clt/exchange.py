@@ -1,0 +1,115 @@
+"""
+The one exchange of a forward pass: which features are active, and how strongly.
+
+Every rank lists the entries of its own features; all ranks of a group learn all lists. The same lists, walked back, take
+the gradient of every value to the rank that owns the feature. Neither activations nor outputs travel.
+On the wire an entry takes 2 bytes for its feature (4 beyond 65,536 features) and 4 (float64: 8) for its value.
+Shapes: L layers, T tokens, R ranks of the group, N entries of a layer over all ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft_clt.active import ActiveLayer
+from weft_clt.kernels import Kernels
+from weft_clt.mesh import Axis
+
+__all__ = ["Exchanged", "OwnEntries", "exchange_entries"]
+
+
+@dataclass(frozen=True)
+class OwnEntries:
+    """What this rank lists of one layer, by token and, within it, by feature."""
+
+    counts_T: Tensor
+    """Entries of a token, int32."""
+    feature_M: Tensor
+    """Among this rank's features, int64."""
+    value_M: Tensor
+    """Post-activation."""
+    preact_M: Tensor | None = None
+    """Pre-activation, where JumpReLU's backward pass needs it."""
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """The joint lists, and the way back."""
+
+    layers: list[ActiveLayer]
+    sizes_R: list[int]
+    """Entries that each rank listed, over all layers."""
+    own_sizes_L: list[int]
+
+    def return_gradients(self, grad_value_L: list[Tensor], axis: Axis) -> list[Tensor]:
+        """
+        Sum the gradients of this rank's values over the group.
+
+        Args:
+            grad_value_L: This rank's part, in the order of `layers`.
+        Returns:
+            One tensor a layer, in the order of the rank's own entries; 0 where an entry was not kept.
+        """
+        grad_slots = grad_value_L[0].new_zeros(sum(self.sizes_R))
+        for layer, grad_N in zip(self.layers, grad_value_L, strict=True):
+            grad_slots[layer.slot_N.long()] = grad_N
+        own = sum(self.own_sizes_L)
+        parts = grad_slots.new_empty(axis.size * own)
+        axis.exchange(parts, grad_slots, [own] * axis.size, self.sizes_R)
+        total = parts.view(axis.size, own).sum(0) if axis.size > 1 else parts
+        return list(torch.split(total, self.own_sizes_L))
+
+
+def _gather_padded(own: Tensor, sizes_R: list[int], axis: Axis) -> list[Tensor]:
+    """Gather lists of different lengths, as bytes."""
+    if axis.size == 1:
+        return [own]
+    padded = own.new_empty(max(sizes_R))
+    padded[: own.shape[0]] = own
+    gathered = axis.gather(padded.view(torch.uint8)).view(own.dtype)
+    return [gathered[rank, :size] for rank, size in enumerate(sizes_R)]
+
+
+def exchange_entries(
+    own_L: list[OwnEntries], axis: Axis, kernels: Kernels, *, num_features: int, rank_features: int, top_k: int
+) -> Exchanged:
+    """
+    Join the lists of all ranks of a group.
+
+    Args:
+        num_features: F, over all ranks.
+        rank_features: Features of one rank.
+        top_k: Keep this many of a token and layer, over all ranks; 0 keeps all.
+    Collectives: three gathers on the feature axis.
+    """
+    counts_RLT = axis.gather(torch.stack([own.counts_T for own in own_L]))
+    sizes_RL = counts_RLT.sum(2).tolist()
+    sizes_R = [sum(sizes_L) for sizes_L in sizes_RL]
+    wire_dtype = np.uint16 if num_features <= 1 << 16 else np.int32
+    first = axis.rank * rank_features
+    own_feature = torch.cat([own.feature_M for own in own_L]).numpy() + first
+    wire = torch.from_numpy(own_feature.astype(wire_dtype))
+    features_R = [torch.from_numpy(part.numpy().astype(np.int32)) for part in _gather_padded(wire, sizes_R, axis)]
+    values_R = _gather_padded(torch.cat([own.value_M for own in own_L]), sizes_R, axis)
+
+    layers: list[ActiveLayer] = []
+    starts_R = np.cumsum([0, *sizes_R[:-1]]).tolist()
+    done_R = [0] * axis.size
+    for layer in range(len(own_L)):
+        runs = [slice(done, done + sizes[layer]) for done, sizes in zip(done_R, sizes_RL, strict=True)]
+        layers.append(
+            kernels.merge(
+                counts_RLT[:, layer].contiguous(),
+                [feature[run] for feature, run in zip(features_R, runs, strict=True)],
+                [value[run] for value, run in zip(values_R, runs, strict=True)],
+                [start + done for start, done in zip(starts_R, done_R, strict=True)],
+                num_features=num_features,
+                top_k=top_k,
+            )
+        )
+        done_R = [run.stop for run in runs]
+    return Exchanged(layers, sizes_R, sizes_RL[axis.rank])

@@ -1,0 +1,278 @@
+"""
+The compiled loops of the CPU kernels.
+
+A decoder block [F, C] is walked in strips of columns that stay in the second-level cache together with the strip of the
+output; four features are added at a time, so that the output strip is loaded and stored once for the four.
+Sums may be reordered and fused; not-a-numbers and infinities keep their meaning.
+Shapes: see `weft_clt.kernels.port`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+__all__ = [
+    "adam_loop",
+    "adam_without_first_loop",
+    "column_lists",
+    "decode_grad_loop",
+    "decode_loop",
+    "encode_grad_loop",
+    "merge_entries",
+    "row_squares_loop",
+    "scaled_rows_loop",
+    "sum_squares_loop",
+    "value_grad_loop",
+]
+
+_compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
+_exact = numba.njit(cache=True, nogil=True)
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def decode_loop(row_start: Any, row_active: Any, feature: Any, value: Any, weight: Any, out: Any, strip: int) -> None:
+    """out[t] += sum of value[n] * weight[feature[n]] over the entries n of token t that are above 0."""
+    num_columns = out.shape[1]
+    for low in range(0, num_columns, strip):
+        high = min(low + strip, num_columns)
+        for token in range(out.shape[0]):
+            entry = row_start[token]
+            end = row_active[token]
+            while entry + 4 <= end:
+                f0, f1, f2, f3 = feature[entry], feature[entry + 1], feature[entry + 2], feature[entry + 3]
+                v0, v1, v2, v3 = value[entry], value[entry + 1], value[entry + 2], value[entry + 3]
+                for column in range(low, high):
+                    out[token, column] += (
+                        v0 * weight[f0, column]
+                        + v1 * weight[f1, column]
+                        + v2 * weight[f2, column]
+                        + v3 * weight[f3, column]
+                    )
+                entry += 4
+            while entry < end:
+                f0, v0 = feature[entry], value[entry]
+                for column in range(low, high):
+                    out[token, column] += v0 * weight[f0, column]
+                entry += 1
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def value_grad_loop(row_start: Any, feature: Any, weight: Any, grad_out: Any, grad_value: Any, strip: int) -> None:
+    """grad_value[n] += <grad_out[t], weight[feature[n]]> for every entry n of token t."""
+    num_columns = grad_out.shape[1]
+    zero = weight[0, 0] * 0
+    for low in range(0, num_columns, strip):
+        high = min(low + strip, num_columns)
+        for token in range(grad_out.shape[0]):
+            entry = row_start[token]
+            end = row_start[token + 1]
+            while entry + 2 <= end:
+                f0, f1 = feature[entry], feature[entry + 1]
+                s0 = zero
+                s1 = zero
+                for column in range(low, high):
+                    g = grad_out[token, column]
+                    s0 += g * weight[f0, column]
+                    s1 += g * weight[f1, column]
+                grad_value[entry] += s0
+                grad_value[entry + 1] += s1
+                entry += 2
+            if entry < end:
+                f0 = feature[entry]
+                s0 = zero
+                for column in range(low, high):
+                    s0 += grad_out[token, column] * weight[f0, column]
+                grad_value[entry] += s0
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def decode_grad_loop(
+    column_start: Any, column_token: Any, column_value: Any, grad_out: Any, grad_weight: Any, strip: int
+) -> None:
+    """grad_weight[f] = sum of value * grad_out[token] over the entries of feature f that are above 0."""
+    num_columns = grad_out.shape[1]
+    for low in range(0, num_columns, strip):
+        high = min(low + strip, num_columns)
+        for feature in range(grad_weight.shape[0]):
+            entry = column_start[feature]
+            end = column_start[feature + 1]
+            for column in range(low, high):
+                grad_weight[feature, column] = 0
+            while entry + 4 <= end:
+                t0, t1, t2, t3 = (
+                    column_token[entry],
+                    column_token[entry + 1],
+                    column_token[entry + 2],
+                    column_token[entry + 3],
+                )
+                v0, v1, v2, v3 = (
+                    column_value[entry],
+                    column_value[entry + 1],
+                    column_value[entry + 2],
+                    column_value[entry + 3],
+                )
+                for column in range(low, high):
+                    grad_weight[feature, column] += (
+                        v0 * grad_out[t0, column]
+                        + v1 * grad_out[t1, column]
+                        + v2 * grad_out[t2, column]
+                        + v3 * grad_out[t3, column]
+                    )
+                entry += 4
+            while entry < end:
+                t0, v0 = column_token[entry], column_value[entry]
+                for column in range(low, high):
+                    grad_weight[feature, column] += v0 * grad_out[t0, column]
+                entry += 1
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def encode_grad_loop(counts: Any, feature: Any, grad_preact: Any, inputs: Any, grad_weight: Any) -> None:
+    """grad_weight[feature[n]] += grad_preact[n] * inputs[t] for every entry n of token t."""
+    entry = 0
+    for token in range(inputs.shape[0]):
+        for _ in range(counts[token]):
+            f0, g0 = feature[entry], grad_preact[entry]
+            entry += 1
+            if g0 != 0:
+                for column in range(inputs.shape[1]):
+                    grad_weight[f0, column] += g0 * inputs[token, column]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def row_squares_loop(weight: Any, out: Any) -> None:
+    """out[f] += |weight[f]|^2."""
+    for row in range(weight.shape[0]):
+        total = out[row]
+        for column in range(weight.shape[1]):
+            total += weight[row, column] * weight[row, column]
+        out[row] = total
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def scaled_rows_loop(coeff: Any, weight: Any, out: Any) -> None:
+    """out[f] += coeff[f] * weight[f]."""
+    for row in range(weight.shape[0]):
+        c0 = coeff[row]
+        for column in range(weight.shape[1]):
+            out[row, column] += c0 * weight[row, column]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def sum_squares_loop(values: Any) -> float:
+    """Sum of squares in float64."""
+    total = 0.0
+    for index in range(values.shape[0]):
+        wide = float(values[index])
+        total += wide * wide
+    return total
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def adam_loop(
+    param: Any, grad: Any, first: Any, second: Any, scale: Any, beta1: Any, beta2: Any, rest1: Any, rest2: Any,
+    rate: Any, root: Any, epsilon: Any,
+) -> None:  # fmt: skip
+    """One pass of Adam; `rate` holds the first bias correction, `root` the inverse root of the second."""
+    for index in range(param.shape[0]):
+        g = grad[index] * scale
+        m = beta1 * first[index] + rest1 * g
+        v = beta2 * second[index] + rest2 * g * g
+        first[index] = m
+        second[index] = v
+        param[index] -= rate * m / (np.sqrt(v) * root + epsilon)
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def adam_without_first_loop(
+    param: Any, grad: Any, second: Any, scale: Any, beta2: Any, rest2: Any, rate: Any, root: Any, epsilon: Any
+) -> None:
+    """One pass of Adam with beta1 = 0, whose first moment is the gradient."""
+    for index in range(param.shape[0]):
+        g = grad[index] * scale
+        v = beta2 * second[index] + rest2 * g * g
+        second[index] = v
+        param[index] -= rate * g / (np.sqrt(v) * root + epsilon)
+
+
+@_exact  # type: ignore[untyped-decorator]
+def merge_entries(
+    counts: Any, feature: Any, value: Any, starts: Any, top_k: int, row_start: Any, row_active: Any,
+    out_feature: Any, out_value: Any, out_slot: Any,
+) -> int:  # fmt: skip
+    """
+    Join R lists that lie one after the other from `starts[r]` on; returns the number of entries kept.
+
+    The entries of a token come rank by rank, those above 0 before those at 0.
+    """
+    num_ranks, num_tokens = counts.shape
+    place = starts.copy()
+    widest = 1
+    for token in range(num_tokens):
+        width = 0
+        for rank in range(num_ranks):
+            width += counts[rank, token]
+        widest = max(widest, width)
+    scratch = np.empty(widest, value.dtype)
+    kept = 0
+    for token in range(num_tokens):
+        width = 0
+        for rank in range(num_ranks):
+            for entry in range(place[rank], place[rank] + counts[rank, token]):
+                scratch[width] = value[entry]
+                width += 1
+        bound = value.dtype.type(-1)
+        ties = 0
+        if 0 < top_k < width:
+            ordered = np.sort(scratch[:width])
+            bound = ordered[width - top_k]
+            for index in range(width - top_k, width):
+                if ordered[index] == bound:
+                    ties += 1
+        row_start[token] = kept
+        for wanted in range(2):
+            seen = 0
+            for rank in range(num_ranks):
+                for entry in range(place[rank], place[rank] + counts[rank, token]):
+                    v = value[entry]
+                    if v < bound:
+                        continue
+                    if v == bound:
+                        seen += 1
+                        if seen > ties:
+                            continue
+                    if (v > 0) == (wanted == 0):
+                        out_feature[kept] = feature[entry]
+                        out_value[kept] = v
+                        out_slot[kept] = entry
+                        kept += 1
+            if wanted == 0:
+                row_active[token] = kept
+        for rank in range(num_ranks):
+            place[rank] += counts[rank, token]
+    row_start[num_tokens] = kept
+    return kept
+
+
+@_exact  # type: ignore[untyped-decorator]
+def column_lists(
+    row_start: Any, row_active: Any, feature: Any, value: Any, column_start: Any, column_token: Any, column_value: Any
+) -> None:
+    """Order the entries above 0 by feature, tokens ascending."""
+    column_start[:] = 0
+    num_tokens = row_active.shape[0]
+    for token in range(num_tokens):
+        for entry in range(row_start[token], row_active[token]):
+            column_start[feature[entry] + 1] += 1
+    for index in range(1, column_start.shape[0]):
+        column_start[index] += column_start[index - 1]
+    place = column_start.copy()
+    for token in range(num_tokens):
+        for entry in range(row_start[token], row_active[token]):
+            spot = place[feature[entry]]
+            column_token[spot] = token
+            column_value[spot] = value[entry]
+            place[feature[entry]] = spot + 1

@@ -1,0 +1,166 @@
+"""
+Who works with whom: D groups on the data axis, R ranks on the feature axis of each group.
+
+Rank r of the world is rank r % R of group r // R, so that a group's neighbours are on one machine.
+An axis of one rank does nothing and needs no process group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Axis", "GroupAxis", "Mesh", "SingleAxis", "make_mesh"]
+
+
+class Axis(Protocol):
+    """The collectives of one axis of the mesh; all of them block."""
+
+    rank: int
+    size: int
+    sent_bytes: int
+    """Bytes that this rank has handed to other ranks."""
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Stack the equally shaped tensors of all ranks, [size, ...]."""
+        ...
+
+    def gather_into(self, out: Tensor, own: Tensor) -> None:
+        """Write the equally shaped tensors of all ranks one after the other into `out`."""
+        ...
+
+    def exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> None:
+        """Send each rank its run of rows of `own`, receive a run of `out` from each."""
+        ...
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor by its sum over ranks."""
+        ...
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor by its largest over ranks."""
+        ...
+
+
+@dataclass
+class SingleAxis:
+    """An axis of one rank."""
+
+    rank: int = 0
+    size: int = 1
+    sent_bytes: int = 0
+
+    def gather(self, own: Tensor) -> Tensor:
+        return own[None]
+
+    def gather_into(self, out: Tensor, own: Tensor) -> None:
+        out.copy_(own.view(out.shape))
+
+    def exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> None:
+        out.copy_(own)
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+@dataclass
+class GroupAxis:
+    """An axis over a process group; tensors lie where its backend wants them."""
+
+    group: dist.ProcessGroup
+    rank: int = field(init=False)
+    size: int = field(init=False)
+    sent_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.rank, self.size = self.group.rank(), self.group.size()
+
+    def gather(self, own: Tensor) -> Tensor:
+        out = own.new_empty(self.size, *own.shape)
+        self.gather_into(out, own)
+        return out
+
+    def gather_into(self, out: Tensor, own: Tensor) -> None:
+        dist.all_gather_into_tensor(out.view(-1), own.reshape(-1), group=self.group)
+        self.sent_bytes += own.nbytes * (self.size - 1)
+
+    def exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> None:
+        dist.all_to_all_single(out, own, out_sizes, own_sizes, group=self.group)
+        kept = own_sizes[self.rank]
+        row_bytes = own.nbytes // max(own.shape[0], 1)
+        self.sent_bytes += (own.shape[0] - kept) * row_bytes
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor, dist.ReduceOp.SUM, group=self.group)
+        self.sent_bytes += self._reduced_bytes(tensor)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        self.sent_bytes += self._reduced_bytes(tensor)
+        return tensor
+
+    def _reduced_bytes(self, tensor: Tensor) -> int:
+        # A ring's traffic: every rank passes on its share twice.
+        return 2 * tensor.nbytes * (self.size - 1) // self.size
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This rank's two axes."""
+
+    feature: Axis
+    data: Axis
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.feature.size * self.data.size
+
+    @property
+    def rank(self) -> int:
+        """This rank's index in the world."""
+        return self.data.rank * self.feature.size + self.feature.rank
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that this rank has handed to others on both axes."""
+        return self.feature.sent_bytes + self.data.sent_bytes
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        value = torch.tensor([int(flag)], dtype=torch.int32)
+        return bool(self.data.max_(self.feature.max_(value)).item())
+
+
+def make_mesh(feature_ranks: int, data_ranks: int) -> Mesh:
+    """
+    Lay out the world of `torch.distributed`, which must have feature_ranks x data_ranks ranks; one rank needs no world.
+
+    Collectives: creates the groups, on every rank.
+    """
+    if feature_ranks * data_ranks == 1:
+        return Mesh(SingleAxis(), SingleAxis())
+    rank = dist.get_rank()
+    feature: Axis = SingleAxis()
+    data: Axis = SingleAxis()
+    if feature_ranks > 1:
+        for group in range(data_ranks):
+            members = list(range(group * feature_ranks, (group + 1) * feature_ranks))
+            made = dist.new_group(members)
+            if rank in members:
+                feature = GroupAxis(made)
+    if data_ranks > 1:
+        for column in range(feature_ranks):
+            members = list(range(column, feature_ranks * data_ranks, feature_ranks))
+            made = dist.new_group(members)
+            if rank in members:
+                data = GroupAxis(made)
+    return Mesh(feature, data)

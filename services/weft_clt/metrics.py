@@ -1,0 +1,158 @@
+"""
+What a step and an evaluation measure, over all ranks.
+
+Explained variance of a layer is 1 - (squared error) / (squared deviation from the mean of the same tokens).
+Features are dead by a clock in tokens, not steps.
+Shapes: T tokens of the group, L layers, C columns and S features of this rank, F features of a layer over all ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from weft_clt.exchange import Exchanged
+from weft_clt.mesh import Mesh
+from weft_clt.parameters import Share
+
+__all__ = ["DeadClock", "Evaluation", "ReconstructionSums", "StepMetrics"]
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Measurements of one step; the fields of weft.training.v1.Metrics."""
+
+    step: int
+    tokens: int
+    loss: float
+    reconstruction_loss: float
+    sparsity_loss: float
+    preact_loss: float
+    l0: float
+    explained_variance: float
+    dead_share: float
+    gradient_norm: float
+    learning_rate: float
+    tokens_per_s: float
+    data_wait_share: float
+    sent_bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measurements on held-out data; the fields of weft.training.v1.Evaluation."""
+
+    step: int
+    tokens: int
+    explained_variance: float
+    explained_variance_by_layer: list[float]
+    l0_by_layer: list[float]
+    silent_share: float
+    reconstruction_loss: float
+
+
+@dataclass
+class ReconstructionSums:
+    """
+    Sums from which explained variance and L0 follow, over any number of passes.
+
+    Deviations are taken from a fixed centre first, so that float32 inputs lose nothing to a large mean.
+    """
+
+    share: Share
+    centre_LC: Tensor
+    tokens: float = 0.0
+    error_L: Tensor = field(init=False)
+    deviation_L: Tensor = field(init=False)
+    shift_LC: Tensor = field(init=False)
+    active_L: Tensor = field(init=False)
+    fired_LF: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = self.share.shape
+        self.error_L = torch.zeros(shape.num_layers, dtype=torch.float64)
+        self.deviation_L = torch.zeros(shape.num_layers, dtype=torch.float64)
+        self.shift_LC = torch.zeros(shape.num_layers, self.share.num_columns, dtype=torch.float64)
+        self.active_L = torch.zeros(shape.num_layers, dtype=torch.float64)
+        self.fired_LF = torch.zeros(shape.num_layers, shape.num_features, dtype=torch.int32)
+
+    def add(self, error_LTC: Tensor, targets_LTC: Tensor, exchanged: Exchanged, valid_T: Tensor | None = None) -> None:
+        """Add one pass; `valid_T` is False for rows that only fill it up."""
+        for layer, active in enumerate(exchanged.layers):
+            error_TC = error_LTC[layer]
+            moved_TC = targets_LTC[layer] - self.centre_LC[layer].to(error_TC.dtype)
+            counts_T = active.row_active_T - active.row_start_T1[:-1]
+            if valid_T is not None:
+                error_TC, moved_TC, counts_T = error_TC[valid_T], moved_TC[valid_T], counts_T[valid_T]
+            self.error_L[layer] += torch.linalg.vector_norm(error_TC, dtype=torch.float64) ** 2
+            self.deviation_L[layer] += torch.linalg.vector_norm(moved_TC, dtype=torch.float64) ** 2
+            self.shift_LC[layer] += moved_TC.sum(0, dtype=torch.float64)
+            self.active_L[layer] += counts_T.sum()
+            fired_F = active.column_start_F1.diff() > 0
+            if valid_T is not None:
+                fired_F = torch.zeros_like(fired_F)
+                rows_A = valid_T[active.column_token_A.long()]
+                features_A = torch.repeat_interleave(
+                    torch.arange(fired_F.shape[0]), active.column_start_F1.diff().long()
+                )
+                fired_F[features_A[rows_A]] = True
+            self.fired_LF[layer] |= fired_F.int()
+        self.tokens += float(error_LTC.shape[1] if valid_T is None else valid_T.sum())
+
+    def reduced(self, mesh: Mesh) -> ReconstructionSums:
+        """
+        Return the sums over all ranks, in which columns are summed up too.
+
+        Collectives: three reductions on the data axis, one on the feature axis.
+        """
+        num_layers = self.share.shape.num_layers
+        by_token = torch.cat([self.active_L, torch.tensor([self.tokens], dtype=torch.float64)])
+        mesh.data.sum_(by_token)
+        mesh.data.sum_(self.shift_LC)
+        by_column = torch.stack([self.error_L, self.deviation_L])
+        mesh.data.sum_(by_column)
+        tokens = float(by_token[num_layers])
+        deviation_L = by_column[1] - self.shift_LC.square().sum(1) / max(tokens, 1.0)
+        total = mesh.feature.sum_(torch.stack([by_column[0], deviation_L]))
+        out = ReconstructionSums(self.share, self.centre_LC, tokens=tokens)
+        out.error_L, out.deviation_L, out.active_L = total[0], total[1], by_token[:num_layers]
+        out.fired_LF = mesh.data.max_(self.fired_LF)
+        return out
+
+    def explained_variance_L(self) -> Tensor:
+        """Return the explained variance, layer by layer, of reduced sums; 0 where nothing varies."""
+        ratio_L = self.error_L / self.deviation_L
+        return torch.where(self.deviation_L > 0, 1 - ratio_L, torch.zeros_like(ratio_L))
+
+    def reconstruction_loss(self) -> float:
+        """Return the mean over tokens of the squared error, summed over layers, of reduced sums."""
+        return float(self.error_L.sum()) / max(self.tokens, 1.0)
+
+    def evaluation(self, step: int) -> Evaluation:
+        """Sum up reduced sums."""
+        explained_L = self.explained_variance_L()
+        return Evaluation(
+            step=step,
+            tokens=int(self.tokens),
+            explained_variance=float(explained_L.mean()),
+            explained_variance_by_layer=explained_L.tolist(),
+            l0_by_layer=(self.active_L / max(self.tokens, 1.0)).tolist(),
+            silent_share=float((self.fired_LF == 0).double().mean()),
+            reconstruction_loss=self.reconstruction_loss(),
+        )
+
+
+class DeadClock:
+    """Tokens since each feature last fired."""
+
+    def __init__(self, share: Share, dead_after_tokens: int) -> None:
+        self._limit = dead_after_tokens
+        self.silent_tokens_LF = torch.zeros(share.shape.num_layers, share.shape.num_features, dtype=torch.int64)
+
+    def advance(self, fired_LF: Tensor, step_tokens: int) -> float:
+        """Let the tokens of a step pass, and return the share of dead features."""
+        self.silent_tokens_LF += step_tokens
+        self.silent_tokens_LF[fired_LF > 0] = 0
+        return float((self.silent_tokens_LF >= self._limit).double().mean())

@@ -1,0 +1,74 @@
+"""
+Adam on one rank's share, with the gradient clipped by its norm over the whole mesh.
+
+The gradient is kept whole until its norm is known. With beta1 = 0 the first moment is the gradient itself and takes no
+memory. Moments have the parameters' floating type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from weft_clt.config import OptimizerConfig
+from weft_clt.kernels import AdamStep, Kernels
+from weft_clt.mesh import Mesh
+from weft_clt.parameters import Parameters
+
+__all__ = ["EPSILON", "Adam"]
+
+EPSILON = 1e-8
+
+
+class Adam:
+    """
+    Optimiser of one rank.
+
+    Args:
+        params: Updated in place.
+    """
+
+    def __init__(self, params: Parameters, config: OptimizerConfig, mesh: Mesh, kernels: Kernels) -> None:
+        self._params, self._config, self._mesh, self._kernels = params, config, mesh, kernels
+        self.first = params.zeros_like() if config.beta1 > 0 else None
+        self.second = params.zeros_like()
+
+    def grad_norm(self, grads: Parameters) -> float:
+        """
+        Return the Euclidean norm of the whole gradient.
+
+        Collectives: one reduction on the feature axis; on the data axis the gradients are equal already.
+        """
+        squares = sum(self._kernels.sum_squares(grad) for _, grad in grads.named())
+        return math.sqrt(float(self._mesh.feature.sum_(torch.tensor([squares], dtype=torch.float64))))
+
+    def update(self, grads: Parameters, *, step: int, learning_rate: float) -> float:
+        """Clip, update the parameters, and return the norm before clipping."""
+        norm = self.grad_norm(grads)
+        clip = self._config.clip_norm
+        adam = AdamStep(
+            learning_rate=learning_rate,
+            beta1=self._config.beta1,
+            beta2=self._config.beta2,
+            epsilon=EPSILON,
+            step=step,
+            grad_scale=clip / norm if 0 < clip < norm else 1.0,
+        )
+        firsts: Iterator[tuple[str, Tensor | None]]
+        firsts = self.first.named() if self.first is not None else ((name, None) for name, _ in grads.named())
+        for (_, param), (_, grad), (_, first), (_, second) in zip(
+            self._params.named(), grads.named(), firsts, self.second.named(), strict=True
+        ):
+            self._kernels.adam(param, grad, first, second, adam)
+        return norm
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the moments under the names that a checkpoint gives them."""
+        if self.first is not None:
+            for name, tensor in self.first.named():
+                yield f"adam_first.{name}", tensor
+        for name, tensor in self.second.named():
+            yield f"adam_second.{name}", tensor

@@ -1,0 +1,123 @@
+"""
+One rank's share of a cross-layer transcoder.
+
+The encoder is split by feature, the decoder by column of its output.
+Shapes: L layers, F features of a layer over all ranks, S features of this rank, D d_model, C columns of this rank,
+P = L (L + 1) / 2 pairs of a source and a target layer, source by source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weft_clt.active import ShapeError
+
+__all__ = ["Parameters", "Shape", "Share", "pair_index"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dims of a whole transcoder."""
+
+    num_layers: int
+    num_features: int
+    d_model: int
+
+    @property
+    def num_pairs(self) -> int:
+        """P."""
+        return self.num_layers * (self.num_layers + 1) // 2
+
+
+def pair_index(num_layers: int, source: int, target: int) -> int:
+    """
+    Return the place of a decoder block among the P pairs.
+
+    >>> [pair_index(3, s, t) for s in range(3) for t in range(s, 3)]
+    [0, 1, 2, 3, 4, 5]
+    """
+    return source * num_layers - source * (source - 1) // 2 + target - source
+
+
+@dataclass(frozen=True)
+class Share:
+    """What part of the features and columns one rank of R holds."""
+
+    shape: Shape
+    rank: int
+    size: int
+
+    def __post_init__(self) -> None:
+        for what, number in (("features", self.shape.num_features), ("columns", self.shape.d_model)):
+            if number % self.size:
+                raise ShapeError(
+                    f"{number} {what} cannot be split evenly over {self.size} feature ranks; change one of the two."
+                )
+
+    @property
+    def num_features(self) -> int:
+        """S."""
+        return self.shape.num_features // self.size
+
+    @property
+    def num_columns(self) -> int:
+        """C."""
+        return self.shape.d_model // self.size
+
+    @property
+    def features(self) -> slice:
+        """This rank's features among all."""
+        return slice(self.rank * self.num_features, (self.rank + 1) * self.num_features)
+
+    @property
+    def columns(self) -> slice:
+        """This rank's columns among all."""
+        return slice(self.rank * self.num_columns, (self.rank + 1) * self.num_columns)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The tensors of one rank, or anything of their shapes: gradients, moments."""
+
+    share: Share
+    w_enc_LSD: Tensor
+    b_enc_LS: Tensor
+    threshold_LS: Tensor | None
+    """JumpReLU's thresholds, raw; None for TopK."""
+    w_dec_PFC: Tensor
+    b_dec_LC: Tensor
+
+    @classmethod
+    def zeros(cls, share: Share, *, thresholds: bool, dtype: torch.dtype) -> Parameters:
+        """Allocate a rank's share, all zero."""
+        shape = share.shape
+        num_layers, num_features, num_columns = shape.num_layers, share.num_features, share.num_columns
+        return cls(
+            share=share,
+            w_enc_LSD=torch.zeros(num_layers, num_features, shape.d_model, dtype=dtype),
+            b_enc_LS=torch.zeros(num_layers, num_features, dtype=dtype),
+            threshold_LS=torch.zeros(num_layers, num_features, dtype=dtype) if thresholds else None,
+            w_dec_PFC=torch.zeros(shape.num_pairs, shape.num_features, num_columns, dtype=dtype),
+            b_dec_LC=torch.zeros(num_layers, num_columns, dtype=dtype),
+        )
+
+    def zeros_like(self) -> Parameters:
+        """Allocate tensors of the same shapes, all zero."""
+        return Parameters.zeros(self.share, thresholds=self.threshold_LS is not None, dtype=self.w_enc_LSD.dtype)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor under the name that a checkpoint gives it, in a fixed order."""
+        yield "w_enc", self.w_enc_LSD
+        yield "b_enc", self.b_enc_LS
+        if self.threshold_LS is not None:
+            yield "threshold", self.threshold_LS
+        yield "w_dec", self.w_dec_PFC
+        yield "b_dec", self.b_dec_LC
+
+    def decoder(self, source: int, target: int) -> Tensor:
+        """Return the block [F, C] of a pair of layers, a view."""
+        return self.w_dec_PFC[pair_index(self.share.shape.num_layers, source, target)]

@@ -1,0 +1,154 @@
+"""
+One rank of a run: parameters, optimiser and clocks, from step to step.
+
+Shapes: O tokens of this rank, T tokens of its group, L layers, D d_model, C columns of this rank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weft_clt.config import Activation, TrainingConfig
+from weft_clt.initial import calibrate_biases, initial_parameters
+from weft_clt.kernels import Kernels
+from weft_clt.mesh import Mesh
+from weft_clt.metrics import DeadClock, Evaluation, ReconstructionSums, StepMetrics
+from weft_clt.normalization import Normalization
+from weft_clt.optimizer import Adam
+from weft_clt.parameters import Shape, Share
+from weft_clt.schedule import learning_rate, sparsity_coeff
+from weft_clt.step import StepEngine
+
+__all__ = ["Batch", "Trainer"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised activations of this rank's tokens."""
+
+    inputs_LOD: Tensor
+    targets_LOD: Tensor
+    num_valid: int
+    """Rows from this one on only fill the batch up; training batches are full."""
+
+
+class Trainer:
+    """
+    Trains one rank's share.
+
+    Args:
+        num_layers: L of the dataset.
+        d_model: D of the dataset.
+        dtype: Floating type of parameters, moments and activations.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        normalization: Normalization,
+        mesh: Mesh,
+        kernels: Kernels,
+        *,
+        num_layers: int,
+        d_model: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        config.check_shape(num_layers, d_model)
+        self.config, self.mesh, self.dtype = config, mesh, dtype
+        shape = Shape(num_layers, config.features.num_features, d_model)
+        self.share = Share(shape, mesh.feature.rank, mesh.feature.size)
+        self.params = initial_parameters(
+            self.share, config.features, normalization, seed=config.batch.seed, dtype=dtype
+        )
+        self.adam = Adam(self.params, config.optimizer, mesh, kernels)
+        self.clock = DeadClock(self.share, config.batch.dead_after_tokens)
+        self.step = 0
+        self.group_tokens = config.batch.step_tokens // mesh.data.size
+        self.engine = StepEngine(
+            self.params, mesh, kernels, config.features, config.loss, group_tokens=self.group_tokens
+        )
+        self._centre_LC = torch.from_numpy(normalization.output_mean_LD[:, self.share.columns])
+
+    @property
+    def rank_tokens(self) -> int:
+        """O: tokens that this rank brings to a step."""
+        return self.config.batch.step_tokens // self.mesh.world_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.config.batch.num_steps
+
+    def train_step(self, batch: Batch, *, data_wait_s: float = 0.0) -> StepMetrics:
+        """
+        Do the next step.
+
+        Args:
+            data_wait_s: How long the batch was waited for, for the metrics.
+        """
+        start_s, sent_bytes = time.perf_counter(), self.mesh.sent_bytes
+        config, step = self.config, self.step + 1
+        step_tokens, num_steps = config.batch.step_tokens, config.batch.num_steps
+        inputs_LTD, targets_LTC = self.engine.gather(batch.inputs_LOD, batch.targets_LOD)
+        if step == 1 and config.features.activation is Activation.JUMP_RELU:
+            calibrate_biases(self.params, inputs_LTD, self.mesh)
+        forward = self.engine.forward(inputs_LTD, targets_LTC)
+        sums = ReconstructionSums(self.share, self._centre_LC)
+        sums.add(forward.error_LTC, targets_LTC, forward.exchanged)
+        losses = self.engine.backward(
+            forward, step_tokens=step_tokens, sparsity_coeff=sparsity_coeff(config.loss, step, num_steps)
+        )
+        rate = learning_rate(config.optimizer, step, num_steps)
+        norm = self.adam.update(self.engine.grads, step=step, learning_rate=rate)
+        if self.params.threshold_LS is not None:
+            self.params.threshold_LS.clamp_(min=0)
+        self.step = step
+
+        reduced = sums.reduced(self.mesh)
+        parts = torch.tensor([losses.sparsity, losses.preact], dtype=torch.float64)
+        sparsity, preact = self.mesh.data.sum_(self.mesh.feature.sum_(parts)).tolist()
+        reconstruction = reduced.reconstruction_loss()
+        wall_s = time.perf_counter() - start_s + data_wait_s
+        return StepMetrics(
+            step=step,
+            tokens=step * step_tokens,
+            loss=reconstruction + sparsity + preact,
+            reconstruction_loss=reconstruction,
+            sparsity_loss=sparsity,
+            preact_loss=preact,
+            l0=float(reduced.active_L.mean()) / reduced.tokens,
+            explained_variance=float(reduced.explained_variance_L().mean()),
+            dead_share=self.clock.advance(reduced.fired_LF, step_tokens),
+            gradient_norm=norm,
+            learning_rate=rate,
+            tokens_per_s=step_tokens / wall_s,
+            data_wait_share=data_wait_s / wall_s,
+            sent_bytes_per_token=(self.mesh.sent_bytes - sent_bytes) / step_tokens,
+        )
+
+    def evaluate(self, batches: Iterator[Batch], num_batches: int) -> Evaluation:
+        """
+        Measure on held-out data; every rank gives the same number of batches, filled up where its data ends.
+
+        Collectives: those of a forward pass a batch, and of `ReconstructionSums.reduced`.
+        """
+        sums = ReconstructionSums(self.share, self._centre_LC)
+        for _ in range(num_batches):
+            batch = next(batches)
+            rank_tokens = batch.inputs_LOD.shape[1]
+            inputs_LTD, targets_LTC = self.engine.gather(batch.inputs_LOD, batch.targets_LOD)
+            valid_T = self.mesh.feature.gather((torch.arange(rank_tokens) < batch.num_valid).to(torch.uint8))
+            forward = self.engine.forward(inputs_LTD, targets_LTC, near=False)
+            sums.add(forward.error_LTC, targets_LTC, forward.exchanged, valid_T.flatten().bool())
+        return sums.reduced(self.mesh).evaluation(self.step)
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield everything that a step changes, by the name that a checkpoint gives it."""
+        yield from self.params.named()
+        yield from self.adam.named()
+        yield "silent_tokens", self.clock.silent_tokens_LF
