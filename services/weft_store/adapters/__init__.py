@@ -1,0 +1,1 @@
+"""One file a technology; `weft_store.open_store` chooses."""

@@ -1,0 +1,62 @@
+"""From a bucket's URL to its adapter."""
+
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from weft_common.errors import InvalidArgumentError
+
+from weft_store.port import ObjectStore
+
+_FORMS = (
+    "file:///absolute/folder, memory://, s3+http://host:port/bucket[/prefix] or s3+https://host[:port]/bucket[/prefix]"
+)
+
+
+def open_store(url: str, access_key: str | None = None, secret_key: str | None = None) -> ObjectStore:
+    """
+    Open the bucket that a URL names.
+
+    Args:
+        url: `file:///absolute/folder`, `memory://` (a new, empty one), `s3+http://` or `s3+https://` with host, bucket
+            and, if wanted, a prefix before every key and `?region=NAME`.
+        access_key: For S3; without keys, requests are anonymous.
+        secret_key: Goes with the access key.
+    Raises:
+        InvalidArgumentError: The URL is none of these, or one key is missing.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        folder = Path(unquote(parts.path))
+        if parts.netloc not in ("", "localhost") or not folder.is_absolute():
+            raise _refusal(url, "a file URL has three slashes and an absolute path")
+        from weft_store.adapters.file import FileObjectStore
+
+        return FileObjectStore(folder)
+    if parts.scheme == "memory":
+        from weft_store.adapters.memory import MemoryObjectStore
+
+        return MemoryObjectStore()
+    if parts.scheme in ("s3+http", "s3+https"):
+        bucket, _, prefix = parts.path.strip("/").partition("/")
+        if not parts.netloc or not bucket or parts.username is not None:
+            raise _refusal(url, "an S3 URL has a host and a bucket, and no credentials")
+        if (access_key is None) != (secret_key is None):
+            raise InvalidArgumentError("only one of access key and secret key is set: set both.", field="bucket_url")
+        from weft_store.adapters.minio import MinioObjectStore
+
+        return MinioObjectStore(
+            parts.netloc,
+            bucket,
+            prefix=prefix,
+            secure=parts.scheme == "s3+https",
+            access_key=access_key,
+            secret_key=secret_key,
+            region=parse_qs(parts.query).get("region", [None])[0],
+        )
+    raise _refusal(url, "the scheme is unknown")
+
+
+def _refusal(url: str, why: str) -> InvalidArgumentError:
+    # Whatever stands before an @ may be a password.
+    shown = url.rpartition("@")[2][:120]
+    return InvalidArgumentError(f"{shown!r} is no bucket URL ({why}): expected {_FORMS}.", field="bucket_url")
