@@ -224,7 +224,7 @@ class Shard(_message.Message):
     """Tokens of one row group, the unit that is decoded by itself; the last may be shorter."""
     @_builtins.property
     def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerStatistics]:
-        """Statistics by layer, that the manifest's are merged from."""
+        """Statistics by layer, that the dataset's are merged from; left out in a Dataset, whose own stand for them."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from weft.cache.v1 import messages_pb2 as weft_dot_cache_dot_v1_dot_messages__pb
 from weft.common.v1 import tensor_pb2 as weft_dot_common_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bweft/cache/v1/service.proto\x12\rweft.cache.v1\x1a\x1cweft/cache/v1/messages.proto\x1a\x1bweft/common/v1/tensor.proto\"T\n\x14\x43reateDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.weft.cache.v1.DatasetSpec\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x14ListDatasetsResponse\x12(\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x16.weft.cache.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x11\x42\x65ginShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\"J\n\x12\x43ommitShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12#\n\x05shard\x18\x02 \x01(\x0b\x32\x14.weft.cache.v1.Shard\"6\n\x12SealDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_shards\x18\x02 \x01(\x05\"\xb0\x01\n\x10PlanReadsRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12#\n\x05split\x18\x02 \x01(\x0e\x32\x14.weft.cache.v1.Split\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x12\n\nworld_size\x18\x04 \x01(\x05\x12\r\n\x05\x65poch\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x06\x12\x16\n\x0estart_position\x18\x07 \x01(\x03\x12\x0f\n\x07presign\x18\x08 \x01(\x08\"Q\n\x11PlanReadsResponse\x12(\n\x06slices\x18\x01 \x03(\x0b\x32\x18.weft.cache.v1.ReadSlice\x12\x12\n\nnum_tokens\x18\x02 \x01(\x03\"[\n\x10ReadShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\x12\n\nrow_groups\x18\x04 \x03(\x05\"?\n\x11ReadShardResponse\x12*\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunk\"$\n\x14VerifyDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x15VerifyDatasetResponse\x12\x12\n\nnum_shards\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x10\n\x08problems\x18\x03 \x03(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"\x1f\n\x0fGetStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x84\x01\n\x10GetStatsResponse\x12.\n\x05stats\x18\x01 \x03(\x0b\x32\x1f.weft.cache.v1.CompressionStats\x12\x16\n\x0e\x62its_per_value\x18\x02 \x01(\x01\x12\x17\n\x0f\x62ytes_per_token\x18\x03 \x01(\x01\x12\x0f\n\x07\x66vu_max\x18\x04 \x01(\x01\"l\n\x10\x43ompressionStats\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x16\n\x0e\x62its_per_value\x18\x03 \x01(\x01\x12\x14\n\x0c\x65ntropy_bits\x18\x04 \x01(\x01\x12\x0b\n\x03\x66vu\x18\x05 \x01(\x01\x32\x82\x07\n\x0c\x43\x61\x63heService\x12L\n\rCreateDataset\x12#.weft.cache.v1.CreateDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12\x46\n\nGetDataset\x12 .weft.cache.v1.GetDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12W\n\x0cListDatasets\x12\".weft.cache.v1.ListDatasetsRequest\x1a#.weft.cache.v1.ListDatasetsResponse\x12J\n\nBeginShard\x12 .weft.cache.v1.BeginShardRequest\x1a\x1a.weft.cache.v1.ShardUpload\x12\x46\n\x0b\x43ommitShard\x12!.weft.cache.v1.CommitShardRequest\x1a\x14.weft.cache.v1.Shard\x12H\n\x0bSealDataset\x12!.weft.cache.v1.SealDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12N\n\tPlanReads\x12\x1f.weft.cache.v1.PlanReadsRequest\x1a .weft.cache.v1.PlanReadsResponse\x12P\n\tReadShard\x12\x1f.weft.cache.v1.ReadShardRequest\x1a .weft.cache.v1.ReadShardResponse0\x01\x12Z\n\rVerifyDataset\x12#.weft.cache.v1.VerifyDatasetRequest\x1a$.weft.cache.v1.VerifyDatasetResponse\x12Z\n\rDeleteDataset\x12#.weft.cache.v1.DeleteDatasetRequest\x1a$.weft.cache.v1.DeleteDatasetResponse\x12K\n\x08GetStats\x12\x1e.weft.cache.v1.GetStatsRequest\x1a\x1f.weft.cache.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bweft/cache/v1/service.proto\x12\rweft.cache.v1\x1a\x1cweft/cache/v1/messages.proto\x1a\x1bweft/common/v1/tensor.proto\"T\n\x14\x43reateDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.weft.cache.v1.DatasetSpec\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x14ListDatasetsResponse\x12(\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x16.weft.cache.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x11\x42\x65ginShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\"J\n\x12\x43ommitShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12#\n\x05shard\x18\x02 \x01(\x0b\x32\x14.weft.cache.v1.Shard\"6\n\x12SealDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_shards\x18\x02 \x01(\x05\"\xc4\x01\n\x10PlanReadsRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12#\n\x05split\x18\x02 \x01(\x0e\x32\x14.weft.cache.v1.Split\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x12\n\nworld_size\x18\x04 \x01(\x05\x12\r\n\x05\x65poch\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x06\x12\x16\n\x0estart_position\x18\x07 \x01(\x03\x12\x0f\n\x07presign\x18\x08 \x01(\x08\x12\x12\n\nmax_slices\x18\t \x01(\x03\"e\n\x11PlanReadsResponse\x12(\n\x06slices\x18\x01 \x03(\x0b\x32\x18.weft.cache.v1.ReadSlice\x12\x12\n\nnum_tokens\x18\x02 \x01(\x03\x12\x12\n\nnum_slices\x18\x03 \x01(\x03\"[\n\x10ReadShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\x12\n\nrow_groups\x18\x04 \x03(\x05\"?\n\x11ReadShardResponse\x12*\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunk\"$\n\x14VerifyDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x15VerifyDatasetResponse\x12\x12\n\nnum_shards\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x10\n\x08problems\x18\x03 \x03(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"\x1f\n\x0fGetStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x84\x01\n\x10GetStatsResponse\x12.\n\x05stats\x18\x01 \x03(\x0b\x32\x1f.weft.cache.v1.CompressionStats\x12\x16\n\x0e\x62its_per_value\x18\x02 \x01(\x01\x12\x17\n\x0f\x62ytes_per_token\x18\x03 \x01(\x01\x12\x0f\n\x07\x66vu_max\x18\x04 \x01(\x01\"l\n\x10\x43ompressionStats\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x16\n\x0e\x62its_per_value\x18\x03 \x01(\x01\x12\x14\n\x0c\x65ntropy_bits\x18\x04 \x01(\x01\x12\x0b\n\x03\x66vu\x18\x05 \x01(\x01\x32\x82\x07\n\x0c\x43\x61\x63heService\x12L\n\rCreateDataset\x12#.weft.cache.v1.CreateDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12\x46\n\nGetDataset\x12 .weft.cache.v1.GetDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12W\n\x0cListDatasets\x12\".weft.cache.v1.ListDatasetsRequest\x1a#.weft.cache.v1.ListDatasetsResponse\x12J\n\nBeginShard\x12 .weft.cache.v1.BeginShardRequest\x1a\x1a.weft.cache.v1.ShardUpload\x12\x46\n\x0b\x43ommitShard\x12!.weft.cache.v1.CommitShardRequest\x1a\x14.weft.cache.v1.Shard\x12H\n\x0bSealDataset\x12!.weft.cache.v1.SealDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12N\n\tPlanReads\x12\x1f.weft.cache.v1.PlanReadsRequest\x1a .weft.cache.v1.PlanReadsResponse\x12P\n\tReadShard\x12\x1f.weft.cache.v1.ReadShardRequest\x1a .weft.cache.v1.ReadShardResponse0\x01\x12Z\n\rVerifyDataset\x12#.weft.cache.v1.VerifyDatasetRequest\x1a$.weft.cache.v1.VerifyDatasetResponse\x12Z\n\rDeleteDataset\x12#.weft.cache.v1.DeleteDatasetRequest\x1a$.weft.cache.v1.DeleteDatasetResponse\x12K\n\x08GetStats\x12\x1e.weft.cache.v1.GetStatsRequest\x1a\x1f.weft.cache.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,27 +48,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEALDATASETREQUEST']._serialized_start=514
   _globals['_SEALDATASETREQUEST']._serialized_end=568
   _globals['_PLANREADSREQUEST']._serialized_start=571
-  _globals['_PLANREADSREQUEST']._serialized_end=747
-  _globals['_PLANREADSRESPONSE']._serialized_start=749
-  _globals['_PLANREADSRESPONSE']._serialized_end=830
-  _globals['_READSHARDREQUEST']._serialized_start=832
-  _globals['_READSHARDREQUEST']._serialized_end=923
-  _globals['_READSHARDRESPONSE']._serialized_start=925
-  _globals['_READSHARDRESPONSE']._serialized_end=988
-  _globals['_VERIFYDATASETREQUEST']._serialized_start=990
-  _globals['_VERIFYDATASETREQUEST']._serialized_end=1026
-  _globals['_VERIFYDATASETRESPONSE']._serialized_start=1028
-  _globals['_VERIFYDATASETRESPONSE']._serialized_end=1109
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1111
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1147
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1149
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1172
-  _globals['_GETSTATSREQUEST']._serialized_start=1174
-  _globals['_GETSTATSREQUEST']._serialized_end=1205
-  _globals['_GETSTATSRESPONSE']._serialized_start=1208
-  _globals['_GETSTATSRESPONSE']._serialized_end=1340
-  _globals['_COMPRESSIONSTATS']._serialized_start=1342
-  _globals['_COMPRESSIONSTATS']._serialized_end=1450
-  _globals['_CACHESERVICE']._serialized_start=1453
-  _globals['_CACHESERVICE']._serialized_end=2351
+  _globals['_PLANREADSREQUEST']._serialized_end=767
+  _globals['_PLANREADSRESPONSE']._serialized_start=769
+  _globals['_PLANREADSRESPONSE']._serialized_end=870
+  _globals['_READSHARDREQUEST']._serialized_start=872
+  _globals['_READSHARDREQUEST']._serialized_end=963
+  _globals['_READSHARDRESPONSE']._serialized_start=965
+  _globals['_READSHARDRESPONSE']._serialized_end=1028
+  _globals['_VERIFYDATASETREQUEST']._serialized_start=1030
+  _globals['_VERIFYDATASETREQUEST']._serialized_end=1066
+  _globals['_VERIFYDATASETRESPONSE']._serialized_start=1068
+  _globals['_VERIFYDATASETRESPONSE']._serialized_end=1149
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1151
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1187
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1189
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1212
+  _globals['_GETSTATSREQUEST']._serialized_start=1214
+  _globals['_GETSTATSREQUEST']._serialized_end=1245
+  _globals['_GETSTATSRESPONSE']._serialized_start=1248
+  _globals['_GETSTATSRESPONSE']._serialized_end=1380
+  _globals['_COMPRESSIONSTATS']._serialized_start=1382
+  _globals['_COMPRESSIONSTATS']._serialized_end=1490
+  _globals['_CACHESERVICE']._serialized_start=1493
+  _globals['_CACHESERVICE']._serialized_end=2391
 # @@protoc_insertion_point(module_scope)

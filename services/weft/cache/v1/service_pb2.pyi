@@ -218,6 +218,7 @@ class PlanReadsRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     START_POSITION_FIELD_NUMBER: _builtins.int
     PRESIGN_FIELD_NUMBER: _builtins.int
+    MAX_SLICES_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`, sealed."""
     split: _messages_pb2.Split.ValueType
@@ -234,6 +235,8 @@ class PlanReadsRequest(_message.Message):
     """First position to return, for a reader that resumes."""
     presign: _builtins.bool
     """Adds presigned URLs."""
+    max_slices: _builtins.int
+    """Most slices to return from `start_position` on; 0 means all. A reader of a large dataset asks page by page."""
     def __init__(
         self,
         *,
@@ -245,10 +248,11 @@ class PlanReadsRequest(_message.Message):
         seed: _builtins.int = ...,
         start_position: _builtins.int = ...,
         presign: _builtins.bool = ...,
+        max_slices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "presign", b"presign", "rank", b"rank", "seed", b"seed", "split", b"split", "start_position", b"start_position", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "max_slices", b"max_slices", "presign", b"presign", "rank", b"rank", "seed", b"seed", "split", b"split", "start_position", b"start_position", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,8 +266,11 @@ class PlanReadsResponse(_message.Message):
 
     SLICES_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_SLICES_FIELD_NUMBER: _builtins.int
     num_tokens: _builtins.int
     """Tokens in the whole share, from position 0 on."""
+    num_slices: _builtins.int
+    """Slices in the whole share, from position 0 on."""
     @_builtins.property
     def slices(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.ReadSlice]:
         """In reading order."""
@@ -273,10 +280,11 @@ class PlanReadsResponse(_message.Message):
         *,
         slices: _abc.Iterable[_messages_pb2.ReadSlice] | None = ...,
         num_tokens: _builtins.int = ...,
+        num_slices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tokens", b"num_tokens", "slices", b"slices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_slices", b"num_slices", "num_tokens", b"num_tokens", "slices", b"slices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -161,7 +161,7 @@ class CacheServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """Deletes a dataset and its shards.
+        """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

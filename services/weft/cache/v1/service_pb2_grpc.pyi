@@ -53,7 +53,7 @@ class CacheServiceStub:
     VerifyDataset: _grpc.UnaryUnaryMultiCallable[_service_pb2.VerifyDatasetRequest, _service_pb2.VerifyDatasetResponse]
     """Reads every byte of a dataset and compares every checksum."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteDatasetRequest, _service_pb2.DeleteDatasetResponse]
-    """Deletes a dataset and its shards."""
+    """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetStatsRequest, _service_pb2.GetStatsResponse]
     """Sums up compression by layer and stream."""
 
@@ -81,7 +81,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
     VerifyDataset: _aio.UnaryUnaryMultiCallable[_service_pb2.VerifyDatasetRequest, _service_pb2.VerifyDatasetResponse]  # type: ignore[assignment]
     """Reads every byte of a dataset and compares every checksum."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteDatasetRequest, _service_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
-    """Deletes a dataset and its shards."""
+    """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset."""
     GetStats: _aio.UnaryUnaryMultiCallable[_service_pb2.GetStatsRequest, _service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Sums up compression by layer and stream."""
 
@@ -166,7 +166,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.DeleteDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.DeleteDatasetResponse, _abc.Awaitable[_service_pb2.DeleteDatasetResponse]]:
-        """Deletes a dataset and its shards."""
+        """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset."""
 
     @_abc_1.abstractmethod
     def GetStats(

@@ -1,0 +1,187 @@
+"""
+Datasets come, are read and go. The bucket is the database: every call reads what it needs and keeps nothing.
+
+`manifest.json` says alone which state a dataset is in, and changes only by compare-and-swap: open (the spec), sealed (the
+spec and every shard), deleting (nothing can use it any more). While a dataset is open, a shard is a small record of its
+own, created if absent, so that many writers never wait for each other.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from weft_cache.core import layout
+from weft_cache.core.ports import Clock
+from weft_cache.core.records import Dataset, DatasetSpec, ShardRecord, State
+from weft_common.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from weft_common.pages import paginate
+from weft_common.resource_names import check_id
+from weft_store import ObjectStore
+from weft_store.documents import create_json, list_ids, read_json, update_json
+
+_NEXT_DELETE = "repeat DeleteDataset to finish it"
+_NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class Catalog:
+    """Creates, finds and deletes datasets; commits.py and sealing.py fill them."""
+
+    def __init__(self, store: ObjectStore, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+
+    def create(self, dataset_id: str, spec: DatasetSpec) -> Dataset:
+        """
+        Create an open dataset; the same spec again is success.
+
+        Raises:
+            AlreadyExistsError: there is one of another spec.
+            FailedPreconditionError: one of that id is being deleted.
+        """
+        check_id(dataset_id, field="dataset_id")
+        spec.check()
+        created = self.clock().isoformat()
+        manifest = {"create_time": created, "spec": _spec_json(spec), "state": State.OPEN.value}
+        try:
+            create_json(self.store, layout.manifest_key(dataset_id), manifest)
+        except AlreadyExistsError:
+            return self._created_before(dataset_id, spec)
+        return self._dataset(dataset_id, manifest)
+
+    def _created_before(self, dataset_id: str, spec: DatasetSpec) -> Dataset:
+        manifest = self._read(dataset_id)
+        if manifest["state"] == State.DELETING:
+            raise FailedPreconditionError(f"datasets/{dataset_id} is being deleted; {_NEXT_DELETE}, then create it again")
+        there = DatasetSpec.from_json(manifest["spec"])
+        if there != spec:
+            asked, found = _spec_json(spec), _spec_json(there)
+            differing = ", ".join(f"{key} {found[key]!r}, not {asked[key]!r}" for key in asked if asked[key] != found[key])
+            raise AlreadyExistsError(
+                f"datasets/{dataset_id} exists with another spec ({differing}); choose another id or delete it first"
+            )
+        return self._dataset(dataset_id, manifest)
+
+    def get(self, dataset_id: str) -> Dataset:
+        """
+        Describe one dataset with its shards.
+
+        Raises:
+            NotFoundError: no such dataset, or it is being deleted.
+        """
+        return self._dataset(dataset_id, self.manifest(dataset_id))
+
+    def sealed(self, dataset_id: str) -> Dataset:
+        """
+        Describe one dataset that must be sealed.
+
+        Raises:
+            FailedPreconditionError: it is still open.
+        """
+        dataset = self.get(dataset_id)
+        if dataset.state is not State.SEALED:
+            raise FailedPreconditionError(
+                f"{dataset.name} is not sealed: it still takes shards and cannot be planned; wait until its harvest has "
+                "ended, or call SealDataset"
+            )
+        return dataset
+
+    def list(self, page_size: int, page_token: str) -> tuple[list[Dataset], str]:
+        """A page of datasets, newest first, and the token of the next page."""
+        manifests: dict[str, dict[str, Any]] = {}
+        for dataset_id in list_ids(self.store, layout.PREFIX, layout.MANIFEST):
+            try:
+                manifests[dataset_id] = self.manifest(dataset_id)
+            except NotFoundError:
+                continue  # Deleted since the listing.
+
+        def newest_first(each: str) -> str:
+            age_us = round((_NEVER - datetime.fromisoformat(manifests[each]["create_time"])).total_seconds() * 1e6)
+            return f"{age_us:020d}/{each}"
+
+        page, next_token = paginate(manifests, page_size, page_token, newest_first, default_size=100)
+        return [self._dataset(each, manifests[each]) for each in page], next_token
+
+    def delete(self, dataset_id: str) -> None:
+        """
+        Delete a dataset: first it stops being one, then its objects go, its manifest last.
+
+        A crash in between leaves a manifest that says `deleting`; the next call goes on from there.
+
+        Raises:
+            NotFoundError: no such dataset.
+        """
+        check_id(dataset_id, field="name")
+        key = layout.manifest_key(dataset_id)
+        try:
+            update_json(self.store, key, lambda manifest: {**manifest, "state": State.DELETING.value})
+        except NotFoundError as error:
+            raise _not_found(dataset_id) from error
+        for item in self.store.list(layout.dataset_prefix(dataset_id)):
+            if item.key != key:
+                self.store.delete(item.key)
+        self.store.delete(key)
+
+    def manifest(self, dataset_id: str) -> dict[str, Any]:
+        """
+        The manifest of a dataset that is not being deleted.
+
+        Raises:
+            NotFoundError: no such dataset.
+        """
+        check_id(dataset_id, field="name")
+        manifest = self._read(dataset_id)
+        if manifest["state"] == State.DELETING:
+            raise _not_found(dataset_id)
+        return manifest
+
+    def commits(self, dataset_id: str) -> Iterator[ShardRecord]:
+        """Shards of an open dataset, in no order."""
+        for item in self.store.list(layout.commits_prefix(dataset_id)):
+            if layout.commit_index(item.key) is not None:
+                record, _ = read_json(self.store, item.key)
+                yield ShardRecord.from_json(record)
+
+    def shard(self, dataset: Dataset, index: int) -> ShardRecord:
+        """
+        One shard of a dataset.
+
+        Raises:
+            NotFoundError: no such shard.
+        """
+        for shard in dataset.shards:
+            if shard.index == index:
+                return shard
+        if index < 0:
+            raise InvalidArgumentError(f"shard_index is {index}, expected 0 or more", field="shard_index")
+        raise NotFoundError(f"{dataset.name} has no shard {index}; it has {len(dataset.shards)} shards, see GetDataset")
+
+    def _read(self, dataset_id: str) -> dict[str, Any]:
+        try:
+            manifest, _ = read_json(self.store, layout.manifest_key(dataset_id))
+        except NotFoundError as error:
+            raise _not_found(dataset_id) from error
+        return manifest
+
+    def _dataset(self, dataset_id: str, manifest: dict[str, Any]) -> Dataset:
+        state = State(manifest["state"])
+        if state is State.SEALED:
+            shards = tuple(ShardRecord.from_json(each) for each in manifest["shards"])
+        else:
+            shards = tuple(sorted(self.commits(dataset_id), key=lambda shard: shard.index))
+        sealed = manifest.get("seal_time")
+        return Dataset(
+            id=dataset_id,
+            spec=DatasetSpec.from_json(manifest["spec"]),
+            state=state,
+            create_time=datetime.fromisoformat(manifest["create_time"]),
+            seal_time=datetime.fromisoformat(sealed) if sealed else None,
+            shards=shards,
+        )
+
+
+def _spec_json(spec: DatasetSpec) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in DatasetSpec.__slots__}
+
+
+def _not_found(dataset_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no datasets/{dataset_id}; `weft datasets list` shows what there is")

@@ -1,0 +1,133 @@
+"""weft.cache.v1.CacheService: from messages to the catalog and back; everything that blocks runs in a thread."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+
+from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_cache import converting
+from weft_cache.core.catalog import Catalog
+from weft_cache.core.commits import Commits
+from weft_cache.core.reading import Reading
+from weft_cache.core.records import Dataset
+from weft_cache.core.sealing import Sealing
+from weft_common.errors import InvalidArgumentError
+from weft_common.resource_names import parse_name
+from weft_common.tensors import chunk_tensor
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+def _id(name: str, field: str) -> str:
+    return parse_name(name, "datasets", field=field)
+
+
+class CacheServicer(service_pb2_grpc.CacheServiceServicer):
+    """Answers the catalog's RPCs."""
+
+    def __init__(
+        self, catalog: Catalog, commits: Commits, sealing: Sealing, reading: Reading, *, presign_s: int
+    ) -> None:
+        self._catalog = catalog
+        self._commits = commits
+        self._sealing = sealing
+        self._reading = reading
+        self._presign_s = presign_s
+
+    async def CreateDataset(self, request: service_pb2.CreateDatasetRequest, context: Context) -> messages_pb2.Dataset:
+        spec = converting.spec_from_proto(request.spec)
+        return self._described(await asyncio.to_thread(self._catalog.create, request.dataset_id, spec))
+
+    async def GetDataset(self, request: service_pb2.GetDatasetRequest, context: Context) -> messages_pb2.Dataset:
+        dataset_id = _id(request.name, "name")
+        return await asyncio.to_thread(lambda: self._described(self._catalog.get(dataset_id)))
+
+    async def ListDatasets(
+        self, request: service_pb2.ListDatasetsRequest, context: Context
+    ) -> service_pb2.ListDatasetsResponse:
+        datasets, token = await asyncio.to_thread(self._catalog.list, request.page_size, request.page_token)
+        return service_pb2.ListDatasetsResponse(
+            datasets=[converting.dataset_to_proto(each, [], shards=False) for each in datasets], next_page_token=token
+        )
+
+    async def BeginShard(self, request: service_pb2.BeginShardRequest, context: Context) -> messages_pb2.ShardUpload:
+        dataset_id = _id(request.dataset, "dataset")
+        upload = await asyncio.to_thread(self._commits.begin, dataset_id, request.shard_index)
+        committed = converting.shard_to_proto(upload.committed) if upload.committed else None
+        return messages_pb2.ShardUpload(key=upload.key, url=upload.url, committed=committed)
+
+    async def CommitShard(self, request: service_pb2.CommitShardRequest, context: Context) -> messages_pb2.Shard:
+        dataset_id = _id(request.dataset, "dataset")
+        shard = converting.shard_from_proto(request.shard)
+        statistics = converting.statistics_from_proto(request.shard)
+        return converting.shard_to_proto(
+            await asyncio.to_thread(self._commits.commit, dataset_id, shard, statistics)
+        )
+
+    async def SealDataset(self, request: service_pb2.SealDatasetRequest, context: Context) -> messages_pb2.Dataset:
+        dataset_id = _id(request.name, "name")
+        return await asyncio.to_thread(lambda: self._described(self._sealing.seal(dataset_id, request.num_shards)))
+
+    async def PlanReads(
+        self, request: service_pb2.PlanReadsRequest, context: Context
+    ) -> service_pb2.PlanReadsResponse:
+        return await asyncio.to_thread(self._plan, request)
+
+    def _plan(self, request: service_pb2.PlanReadsRequest) -> service_pb2.PlanReadsResponse:
+        plan = self._reading.plan(
+            _id(request.dataset, "dataset"),
+            converting.split_from_proto(request.split, field="split"),
+            rank=request.rank,
+            world_size=request.world_size,
+            epoch=request.epoch,
+            seed=request.seed,
+        )
+        if not 0 <= request.start_position <= len(plan.slices):
+            raise InvalidArgumentError(
+                f"start_position is {request.start_position}, expected 0 to {len(plan.slices)}, the slices of this share; "
+                "resume with the seed, epoch and world_size that the position came from",
+                field="start_position",
+            )
+        if request.max_slices < 0:
+            raise InvalidArgumentError(
+                f"max_slices is {request.max_slices}, expected 0 for all, or more", field="max_slices"
+            )
+        urls: dict[str, str] = {}
+        if request.presign:
+            for key in {piece.shard.key for piece in plan.slices[request.start_position :]}:
+                urls[key] = self._catalog.store.presign_get(key, self._presign_s)
+        return converting.plan_to_proto(plan, start=request.start_position, most=request.max_slices, urls=urls)
+
+    async def ReadShard(
+        self, request: service_pb2.ReadShardRequest, context: Context
+    ) -> AsyncIterator[service_pb2.ReadShardResponse]:
+        dataset_id = _id(request.dataset, "dataset")
+        shard, blocks = await asyncio.to_thread(
+            self._reading.blocks, dataset_id, request.shard_index, request.layer, list(request.row_groups)
+        )
+        for block in blocks:
+            rows = await asyncio.to_thread(self._reading.read, shard, request.layer, block)
+            for chunk in chunk_tensor(f"{block.stream}/{block.row_group}", rows):
+                yield service_pb2.ReadShardResponse(chunk=chunk)
+
+    async def VerifyDataset(
+        self, request: service_pb2.VerifyDatasetRequest, context: Context
+    ) -> service_pb2.VerifyDatasetResponse:
+        found = await asyncio.to_thread(self._reading.verify, _id(request.name, "name"))
+        return service_pb2.VerifyDatasetResponse(
+            num_shards=found.num_shards, size_bytes=found.size_bytes, problems=found.problems
+        )
+
+    async def DeleteDataset(
+        self, request: service_pb2.DeleteDatasetRequest, context: Context
+    ) -> service_pb2.DeleteDatasetResponse:
+        await asyncio.to_thread(self._catalog.delete, _id(request.name, "name"))
+        return service_pb2.DeleteDatasetResponse()
+
+    async def GetStats(self, request: service_pb2.GetStatsRequest, context: Context) -> service_pb2.GetStatsResponse:
+        compression = await asyncio.to_thread(self._reading.compression, _id(request.name, "name"))
+        return converting.compression_to_proto(compression)
+
+    def _described(self, dataset: Dataset) -> messages_pb2.Dataset:
+        return converting.dataset_to_proto(dataset, self._sealing.train_statistics(dataset), shards=True)
