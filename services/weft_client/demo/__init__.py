@@ -1,0 +1,1 @@
+"""`weft demo`: from text to three checked attribution graphs, through the public client only."""
