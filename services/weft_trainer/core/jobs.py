@@ -1,0 +1,179 @@
+"""Work on a checkpoint that ends with one document in the bucket: evaluation and export."""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weft_common.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from weft_common.logging import get_logger
+from weft_store import ObjectStore
+from weft_store.documents import read_json
+
+from weft_trainer.core.admission import check_new_id
+from weft_trainer.core.ports import BAD_CONFIGURATION, RankJob, RankLauncher
+from weft_trainer.core.records import RunRecord
+from weft_trainer.core.runs import RunRepository, checkpoint_prefix
+
+__all__ = ["CheckpointJobs", "CheckpointRef", "parse_checkpoint"]
+
+_log = get_logger(__name__)
+
+_NAME = re.compile(r"runs/(?P<run>[a-z0-9-]{1,63})(/checkpoints/(?P<step>[0-9]{1,18}))?")
+_STOP_GRACE_S = 3.0
+_MOST_STARTS = 2
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """
+    A complete checkpoint.
+
+    Args:
+        run: Id of its run.
+        step: Its step.
+    """
+
+    run: str
+    step: int
+
+
+def parse_checkpoint(name: str) -> tuple[str, int | None]:
+    """
+    Read `runs/{run}/checkpoints/{step}`, or `runs/{run}` for the newest.
+
+    >>> parse_checkpoint("runs/demo/checkpoints/60"), parse_checkpoint("runs/demo")
+    (('demo', 60), ('demo', None))
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise InvalidArgumentError(
+            f"checkpoint is {name[:120]!r}: give runs/{{run}}/checkpoints/{{step}}, or runs/{{run}} for the newest.",
+            field="checkpoint",
+        )
+    return match["run"], int(match["step"]) if match["step"] else None
+
+
+class CheckpointJobs:
+    """
+    Evaluates and exports checkpoints.
+
+    Args:
+        store: The bucket.
+        runs: The runs in it.
+        launcher: Starts ranks.
+        environment: Makes the settings of a run's ranks: of run, attempt.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        runs: RunRepository,
+        launcher: RankLauncher,
+        environment: Callable[[str, int], Mapping[str, str]],
+    ) -> None:
+        self._store = store
+        self._runs = runs
+        self._launcher = launcher
+        self._environment = environment
+        # Two evaluations of one checkpoint would write the same document.
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def find(self, name: str) -> CheckpointRef:
+        """
+        Find a checkpoint by its name, or a run's newest.
+
+        Raises:
+            NotFoundError: No such run, or the run has no such complete checkpoint.
+            FailedPreconditionError: The run has no checkpoint yet.
+        """
+        run, step = parse_checkpoint(name)
+        await self._runs.get(run)
+        steps = [found.step for found in await self._runs.checkpoints(run)]
+        if not steps:
+            raise FailedPreconditionError(f"runs/{run} has no complete checkpoint yet: pause it, or wait for its first.")
+        if step is None:
+            return CheckpointRef(run, steps[0])
+        if step not in steps:
+            there = ", ".join(str(found) for found in steps[:10])
+            raise NotFoundError(f"runs/{run} has no complete checkpoint {step}: there are {there}.", field="checkpoint")
+        return CheckpointRef(run, step)
+
+    async def check_export(self, transcoder: str) -> None:
+        """Refuse an id that is none or is taken."""
+        check_new_id(transcoder, "transcoder_id")
+        try:
+            await asyncio.to_thread(self._store.info, f"transcoders/{transcoder}/manifest.json")
+        except NotFoundError:
+            return
+        raise AlreadyExistsError(
+            f"there is a transcoders/{transcoder} already: choose another transcoder_id.", field="transcoder_id"
+        )
+
+    async def evaluate(self, checkpoint: CheckpointRef, num_tokens: int) -> dict[str, Any]:
+        """Evaluate a checkpoint on held-out tokens (0: all) and return the evaluation's fields."""
+        record = await self._runs.get(checkpoint.run)
+        prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
+        result = f"{prefix}evaluation.json"
+        job = RankJob(
+            key=f"{prefix}evaluation",
+            module="weft_trainer.worker",
+            num_ranks=record.num_ranks,
+            environment={
+                **self._environment(checkpoint.run, record.attempt),
+                "WEFT_WORKER_MODE": "evaluate",
+                "WEFT_WORKER_CHECKPOINT_STEP": str(checkpoint.step),
+                "WEFT_WORKER_EVALUATION_TOKENS": str(num_tokens),
+            },
+        )
+        async with self._locks.setdefault(job.key, asyncio.Lock()):
+            await asyncio.to_thread(self._store.delete, result)
+            return await self._run(job, result, record)
+
+    async def export(self, checkpoint: CheckpointRef, transcoder: str) -> dict[str, Any]:
+        """Write a checkpoint as a transcoder and return its manifest; one that is there is returned as it is."""
+        record = await self._runs.get(checkpoint.run)
+        result = f"transcoders/{transcoder}/manifest.json"
+        job = RankJob(
+            key=f"transcoders/{transcoder}/export",
+            module="weft_trainer.worker.export",
+            num_ranks=0,
+            environment={
+                **self._environment(checkpoint.run, record.attempt),
+                "WEFT_WORKER_CHECKPOINT_STEP": str(checkpoint.step),
+                "WEFT_WORKER_TRANSCODER": transcoder,
+            },
+        )
+        async with self._locks.setdefault(job.key, asyncio.Lock()):
+            try:
+                return (await asyncio.to_thread(read_json, self._store, result))[0]
+            except NotFoundError:
+                return await self._run(job, result, record)
+
+    async def _run(self, job: RankJob, result: str, record: RunRecord) -> dict[str, Any]:
+        detail = ""
+        for start in range(_MOST_STARTS):
+            await self._launcher.clear(job.key)
+            group = await self._launcher.start(job, _no_register)
+            try:
+                ended = await group.wait()
+            finally:
+                await group.stop(_STOP_GRACE_S)
+            _log.info("job_ended", job=job.key, exit_code=ended.code, start=start + 1)
+            if ended.code == 0:
+                return (await asyncio.to_thread(read_json, self._store, result))[0]
+            detail = ended.detail
+            if ended.code == BAD_CONFIGURATION:
+                raise FailedPreconditionError(f"{record.name} cannot be used for this: {detail}")
+        raise InternalError(f"work on {record.name} failed {_MOST_STARTS} times, the last time with: {detail}")
+
+
+async def _no_register(facts: Mapping[str, Any]) -> None:
+    """Keep no record: a controller that takes this work up again ends what is left of it and begins anew."""

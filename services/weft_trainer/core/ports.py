@@ -1,0 +1,108 @@
+"""What the core needs from outside: something that starts ranks, and the catalog of datasets."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["BAD_CONFIGURATION", "DatasetCatalog", "DatasetFacts", "RankExit", "RankGroup", "RankJob", "RankLauncher"]
+
+# Exit code of a rank that will fail in the same way however often it is started.
+BAD_CONFIGURATION = 42
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """
+    What a run must know of a dataset before it starts.
+
+    Args:
+        name: `datasets/{dataset}`.
+        sealed: Nothing will be added.
+        num_layers: Of the model.
+        d_model: Width of inputs and outputs.
+        num_train_tokens: To train on.
+        num_held_out_tokens: To evaluate on.
+    """
+
+    name: str
+    sealed: bool
+    num_layers: int
+    d_model: int
+    num_train_tokens: int
+    num_held_out_tokens: int
+
+
+class DatasetCatalog(Protocol):
+    """The cache service, as far as the controller needs it."""
+
+    async def describe(self, name: str) -> DatasetFacts:
+        """Describe a dataset. NotFoundError; UnavailableError where the cache does not answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """
+    A set of processes that works together.
+
+    Args:
+        key: Names it in the bucket: `runs/{run}/attempts/3`; at most one job of a key runs at a time.
+        module: Python module that each process runs.
+        num_ranks: Processes that find each other through torch.distributed; 0 for one process that needs none of it.
+        environment: Settings of the processes.
+    """
+
+    key: str
+    module: str
+    num_ranks: int
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """
+    How a job ended.
+
+    Args:
+        code: 0 where every process ended well, else the code of the one that failed first; None where the processes
+            are gone and nobody saw how.
+        detail: The end of what the failed process wrote, for a person.
+    """
+
+    code: int | None
+    detail: str
+
+
+class RankGroup(Protocol):
+    """The processes of one job, started by this controller or by the one before it."""
+
+    async def wait(self) -> RankExit:
+        """Wait until all of them have ended; may be called again."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask them to stop, wait, then end them; afterwards nothing of the job runs."""
+        ...
+
+
+class RankLauncher(Protocol):
+    """Starts ranks and finds them again."""
+
+    async def start(self, job: RankJob, register: Callable[[Mapping[str, Any]], Awaitable[None]]) -> RankGroup:
+        """
+        Start a job.
+
+        Args:
+            job: What to run.
+            register: Awaited with a JSON record that `find` takes, before the first instruction of the job runs: where
+                it fails, or this process dies in it, nothing of the job runs.
+        """
+        ...
+
+    async def find(self, key: str, record: Mapping[str, Any]) -> RankGroup:
+        """Find the job that a record stands for, running or not."""
+        ...
+
+    async def clear(self, key: str) -> None:
+        """End whatever still runs under a key, of this controller or another."""
+        ...

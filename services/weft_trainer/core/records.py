@@ -1,0 +1,174 @@
+"""
+What the bucket says of a run: `runs/{run}/run.json`, changed by compare-and-swap only.
+
+    PENDING ──first report──▶ RUNNING ──▶ SUCCEEDED
+       ▲                        │ ├─────▶ FAILED ────┐
+       │◀──ranks died, retried──┘ └─────▶ PAUSED ──┐ │
+       └────────────────────ResumeRun──────────────┴─┘      CANCELLED from every state that is not final
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from weft_common.errors import DataLossError, FailedPreconditionError
+
+__all__ = ["Measurement", "RunRecord", "RunState", "Transition", "check_transition", "now"]
+
+# Metrics of a step or an evaluation, by the names of their proto fields.
+Measurement = dict[str, Any]
+
+
+def now() -> str:
+    """Return the present moment as documents write it: RFC 3339, UTC."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+class RunState(StrEnum):
+    """Where a run stands; `RUN_STATE_` left out."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing goes on by itself; a failed run can be resumed by somebody."""
+        return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
+
+
+_ALLOWED: Mapping[RunState, frozenset[RunState]] = {
+    RunState.PENDING: frozenset(
+        {RunState.PENDING, RunState.RUNNING, RunState.PAUSED, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
+    ),
+    RunState.RUNNING: frozenset(
+        {RunState.PENDING, RunState.PAUSED, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
+    ),
+    RunState.PAUSED: frozenset({RunState.PENDING, RunState.CANCELLED}),
+    RunState.FAILED: frozenset({RunState.PENDING}),
+    RunState.SUCCEEDED: frozenset(),
+    RunState.CANCELLED: frozenset(),
+}
+
+
+def check_transition(old: RunState, new: RunState) -> None:
+    """Raise FailedPreconditionError where a run cannot go from one state to the other."""
+    if new not in _ALLOWED[old]:
+        raise FailedPreconditionError(f"a run that is {old} cannot become {new}: look at it with GetRun.")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """
+    A change of state.
+
+    Args:
+        state: The new one.
+        time: When, RFC 3339.
+        reason: Why, for a person.
+    """
+
+    state: RunState
+    time: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """
+    A run as the bucket has it.
+
+    Args:
+        run: Its id.
+        spec: The fields of TrainingSpec; what the ranks read.
+        create_time: When it was asked for.
+        request_id: Of the request that made it.
+        operation: Name of the operation that does the work.
+        operation_count: Operations so far; every resume of a failed run starts one.
+        state: Where it stands.
+        transitions: How it came there.
+        pause_wanted: Somebody asked for a pause that has not happened yet.
+        attempt: Starts of the ranks so far.
+        attempt_open: Its ranks may still run.
+        failures: Attempts in a row that ended badly without a new checkpoint.
+        failure_step: Newest checkpoint when the last of them ended.
+        step: Steps done, as far as they were reported.
+        metrics: The last reported ones.
+        evaluation: The last one.
+        error_message: Why it failed.
+        rank_error: What a rank of this attempt gave as its reason to give up.
+        peak_memory_bytes: Of all ranks together.
+    """
+
+    run: str
+    spec: Mapping[str, Any]
+    create_time: str
+    request_id: str = ""
+    operation: str = ""
+    operation_count: int = 0
+    state: RunState = RunState.PENDING
+    transitions: tuple[Transition, ...] = ()
+    pause_wanted: bool = False
+    attempt: int = 0
+    attempt_open: bool = False
+    failures: int = 0
+    failure_step: int = 0
+    step: int = 0
+    metrics: Measurement = field(default_factory=dict)
+    evaluation: Measurement = field(default_factory=dict)
+    error_message: str = ""
+    rank_error: str = ""
+    peak_memory_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"runs/{self.run}"
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.spec["num_steps"])
+
+    @property
+    def num_ranks(self) -> int:
+        return int(self.spec["feature_ranks"]) * int(self.spec["data_ranks"])
+
+    def moved(self, state: RunState, reason: str, **changes: Any) -> "RunRecord":
+        """
+        Return the run in another state, with the transition appended.
+
+        Raises:
+            FailedPreconditionError: There is no way from here to there.
+        """
+        check_transition(self.state, state)
+        transitions = (*self.transitions, Transition(state, now(), reason))
+        return replace(self, state=state, transitions=transitions, **changes)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "RunRecord":
+        """
+        Read the JSON form.
+
+        Raises:
+            DataLossError: It is not one.
+        """
+        try:
+            fields = dict(document)
+            fields["state"] = RunState(fields["state"])
+            fields["transitions"] = tuple(
+                Transition(RunState(entry["state"]), entry["time"], entry["reason"]) for entry in fields["transitions"]
+            )
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataLossError(
+                f"run.json of {document.get('run', 'a run')!s} is not what a trainer writes ({error}): "
+                "restore it from a backup, or start another run."
+            ) from error

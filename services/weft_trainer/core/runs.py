@@ -1,0 +1,117 @@
+"""Runs and their checkpoints in the bucket. Every call blocks on the bucket in a thread."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from weft_common.errors import NotFoundError
+from weft_store import ObjectStore
+from weft_store.documents import create_json, list_ids, read_json, update_json
+
+from weft_trainer.core.records import RunRecord
+
+__all__ = ["CheckpointFacts", "RunRepository", "checkpoint_prefix", "run_key"]
+
+
+def run_key(run: str) -> str:
+    """Return where a run's document lies."""
+    return f"runs/{run}/run.json"
+
+
+def checkpoint_prefix(run: str, step: int) -> str:
+    """Return the folder of a checkpoint, with a slash."""
+    return f"runs/{run}/checkpoints/{step:08d}/"
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """
+    A complete checkpoint.
+
+    Args:
+        step: After which it was saved.
+        attempt: That saved it.
+        size_bytes: Of all of its objects.
+        create_time: When it was complete, RFC 3339.
+    """
+
+    step: int
+    attempt: int
+    size_bytes: int
+    create_time: str
+
+
+class RunRepository:
+    """
+    The runs of a bucket.
+
+    Args:
+        store: The bucket.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def create(self, record: RunRecord) -> None:
+        """Write a run that is not there yet. AlreadyExistsError."""
+        await asyncio.to_thread(create_json, self._store, run_key(record.run), record.to_document())
+
+    async def get(self, run: str) -> RunRecord:
+        """Read a run. NotFoundError."""
+        return await asyncio.to_thread(self._get, run)
+
+    def _get(self, run: str) -> RunRecord:
+        try:
+            return RunRecord.from_document(read_json(self._store, run_key(run))[0])
+        except NotFoundError:
+            raise NotFoundError(f"there is no run 'runs/{run}': list them with ListRuns.", field="name") from None
+
+    async def change(self, run: str, change: Callable[[RunRecord], RunRecord]) -> RunRecord:
+        """Change a run by compare-and-swap; what `change` raises ends it. NotFoundError, ConflictError."""
+
+        def work() -> RunRecord:
+            self._get(run)
+            document = update_json(
+                self._store, run_key(run), lambda document: change(RunRecord.from_document(document)).to_document()
+            )
+            return RunRecord.from_document(document)
+
+        return await asyncio.to_thread(work)
+
+    async def list(self) -> list[RunRecord]:
+        """Read all runs."""
+        return await asyncio.to_thread(lambda: [self._get(run) for run in list_ids(self._store, "runs/", "/run.json")])
+
+    async def checkpoints(self, run: str) -> list[CheckpointFacts]:
+        """List the complete checkpoints of a run, newest first."""
+        return await asyncio.to_thread(self._checkpoints, run)
+
+    async def newest_step(self, run: str) -> int:
+        """Return the step of the newest complete checkpoint, 0 where there is none."""
+        steps = await asyncio.to_thread(self._complete_steps, run)
+        return max(steps, default=0)
+
+    def _complete_steps(self, run: str) -> list[int]:
+        folders = list_ids(self._store, f"runs/{run}/checkpoints/", "/manifest.json")
+        return sorted(int(folder) for folder in folders if folder.isdigit())
+
+    def _checkpoints(self, run: str) -> list[CheckpointFacts]:
+        found = []
+        for step in reversed(self._complete_steps(run)):
+            prefix = checkpoint_prefix(run, step)
+            try:
+                manifest, _ = read_json(self._store, f"{prefix}manifest.json")
+            except NotFoundError:
+                continue
+            objects = list(self._store.list(prefix))
+            written_s = max(entry.modified_s for entry in objects if entry.key.endswith("/manifest.json"))
+            found.append(
+                CheckpointFacts(
+                    step=step,
+                    attempt=int(manifest.get("attempt", 0)),
+                    size_bytes=sum(entry.size_bytes for entry in objects),
+                    create_time=datetime.fromtimestamp(written_s, UTC).isoformat().replace("+00:00", "Z"),
+                )
+            )
+        return found

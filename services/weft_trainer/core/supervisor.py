@@ -1,0 +1,249 @@
+"""
+Keeps one run's ranks going until the run is in a final state.
+
+An attempt is one start of all ranks. It is written down as open before anything starts, so that whoever takes the run up
+after this controller died knows where to look: either its ranks are found and adopted, or they never began, or how they
+ended is found, and in each case nothing runs twice.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from weft_common.errors import NotFoundError
+from weft_common.logging import get_logger
+from weft_store import ObjectStore
+from weft_store.documents import create_json, read_json, update_json
+
+from weft_trainer.core.gauges import Gauges
+from weft_trainer.core.ports import BAD_CONFIGURATION, RankExit, RankGroup, RankJob, RankLauncher
+from weft_trainer.core.records import RunRecord, RunState, now
+from weft_trainer.core.reports import ReportDesk
+from weft_trainer.core.runs import RunRepository
+from weft_trainer.core.signals import Signals
+
+__all__ = ["RunSupervisor", "SupervisorOptions"]
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class SupervisorOptions:
+    """
+    How patient a supervisor is.
+
+    Args:
+        max_failures: Attempts in a row that may end badly without a new checkpoint.
+        restart_backoff_s: Wait before the first retry; doubled for each further one in a row.
+        stop_grace_s: What ranks are given to stop before they are ended.
+        look_interval_s: How often a run's document is looked at where nothing rings.
+    """
+
+    max_failures: int = 3
+    restart_backoff_s: float = 1.0
+    stop_grace_s: float = 8.0
+    look_interval_s: float = 1.0
+
+
+class RunSupervisor:
+    """
+    Supervises runs.
+
+    Args:
+        store: The bucket.
+        runs: The runs in it.
+        launcher: Starts ranks.
+        desk: Takes their reports.
+        signals: Rung at every news.
+        gauges: Figures for the operators.
+        environment: Makes the settings of a run's ranks: of run, attempt.
+        options: Patience.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        runs: RunRepository,
+        launcher: RankLauncher,
+        desk: ReportDesk,
+        signals: Signals,
+        gauges: Gauges,
+        environment: Callable[[str, int], Mapping[str, str]],
+        options: SupervisorOptions,
+    ) -> None:
+        self._store = store
+        self._runs = runs
+        self._launcher = launcher
+        self._desk = desk
+        self._signals = signals
+        self._gauges = gauges
+        self._environment = environment
+        self._options = options
+
+    async def supervise(self, run: str, on_news: Callable[[RunRecord], Awaitable[None]]) -> RunRecord:
+        """
+        Keep a run going until it is in a final state, and return it.
+
+        Cancelled, it asks the ranks to stop and waits for their end; the run goes on from its newest checkpoint when it
+        is taken up again.
+        """
+        while True:
+            bell = self._signals.bell(run)
+            record = await self._runs.get(run)
+            if record.attempt_open:
+                await self._see_through(record, on_news)
+            elif record.state.is_final:
+                self._desk.forget(run)
+                return record
+            elif record.state is RunState.PAUSED:
+                await on_news(record)
+                await self._signals.wait(bell, self._options.look_interval_s)
+            else:
+                await self._back_off(record)
+                await self._open_attempt(run)
+
+    async def _back_off(self, record: RunRecord) -> None:
+        """Wait after failures, but not longer than until somebody changes the run."""
+        if record.failures:
+            bell = self._signals.bell(record.run)
+            await self._signals.wait(bell, self._options.restart_backoff_s * 2 ** (record.failures - 1))
+
+    async def _open_attempt(self, run: str) -> None:
+        def change(record: RunRecord) -> RunRecord:
+            if record.state is not RunState.PENDING or record.attempt_open:
+                return record
+            return replace(record, attempt=record.attempt + 1, attempt_open=True, rank_error="")
+
+        record = await self._runs.change(run, change)
+        if not record.attempt_open:
+            return
+        key = _attempt_key(run, record.attempt)
+        job = RankJob(
+            key=key,
+            module="weft_trainer.worker",
+            num_ranks=record.num_ranks,
+            environment=self._environment(run, record.attempt),
+        )
+
+        async def register(facts: Mapping[str, Any]) -> None:
+            document = {**facts, "attempt": record.attempt, "start_time_utc": now(), "num_ranks": record.num_ranks}
+            await asyncio.to_thread(create_json, self._store, f"{key}/attempt.json", document)
+
+        await self._launcher.clear(key)
+        if record.attempt > 1:
+            await self._launcher.clear(_attempt_key(run, record.attempt - 1))
+        await self._launcher.start(job, register)
+        _log.info("ranks_started", run=run, attempt=record.attempt, num_ranks=record.num_ranks)
+
+    async def _see_through(self, record: RunRecord, on_news: Callable[[RunRecord], Awaitable[None]]) -> None:
+        """Follow the open attempt to its end and write down what came of it."""
+        key = _attempt_key(record.run, record.attempt)
+        try:
+            facts, _ = await asyncio.to_thread(read_json, self._store, f"{key}/attempt.json")
+        except NotFoundError:
+            await self._launcher.clear(key)
+            await self._runs.change(record.run, lambda present: _closed(present, record.attempt))
+            return
+        group = await self._launcher.find(key, facts)
+        try:
+            ended = await self._follow(record, group, on_news)
+        except asyncio.CancelledError:
+            await group.stop(self._options.stop_grace_s)
+            raise
+        await group.stop(0)
+        await asyncio.to_thread(
+            update_json,
+            self._store,
+            f"{key}/attempt.json",
+            lambda document: {**document, "exit_code": ended.code, "end_time_utc": now()},
+        )
+        await self._conclude(record, ended)
+
+    async def _follow(
+        self, record: RunRecord, group: RankGroup, on_news: Callable[[RunRecord], Awaitable[None]]
+    ) -> RankExit:
+        waiting = asyncio.create_task(group.wait())
+        try:
+            while True:
+                bell = self._signals.bell(record.run)
+                record = await self._runs.get(record.run)
+                await on_news(record)
+                if record.state is RunState.CANCELLED:
+                    await group.stop(self._options.stop_grace_s)
+                    return await waiting
+                ringing = asyncio.create_task(self._signals.wait(bell, self._options.look_interval_s))
+                await asyncio.wait({waiting, ringing}, return_when=asyncio.FIRST_COMPLETED)
+                ringing.cancel()
+                if waiting.done():
+                    return waiting.result()
+        finally:
+            waiting.cancel()
+
+    async def _conclude(self, record: RunRecord, ended: RankExit) -> None:
+        await self._desk.flush(record.run)
+        newest = await self._runs.newest_step(record.run)
+        before = await self._runs.get(record.run)
+        after = await self._runs.change(
+            record.run, lambda present: _concluded(present, record.attempt, ended, newest, self._options.max_failures)
+        )
+        if after.state is RunState.PENDING:
+            reason = "disappeared" if ended.code is None else "stopped" if ended.code == 0 else "bad_exit"
+            self._gauges.restarted(reason)
+        _log.info(
+            "ranks_ended",
+            run=record.run,
+            attempt=record.attempt,
+            exit_code=ended.code,
+            checkpoint=newest,
+            old_state=before.state,
+            state=after.state,
+            error=after.error_message,
+        )
+        self._signals.ring(record.run)
+
+
+def _attempt_key(run: str, attempt: int) -> str:
+    return f"runs/{run}/attempts/{attempt}"
+
+
+def _closed(record: RunRecord, attempt: int) -> RunRecord:
+    return replace(record, attempt_open=False) if record.attempt == attempt else record
+
+
+def _concluded(record: RunRecord, attempt: int, ended: RankExit, newest: int, max_failures: int) -> RunRecord:
+    """Return what a run is once the ranks of an attempt have ended like this."""
+    if record.attempt != attempt or not record.attempt_open:
+        return record
+    record = replace(record, attempt_open=False)
+    if record.state is RunState.CANCELLED:
+        return record
+    if ended.code == 0 and newest >= record.num_steps:
+        return record.moved(
+            RunState.SUCCEEDED, f"all {record.num_steps} steps are done", step=record.num_steps, pause_wanted=False
+        )
+    said = record.rank_error or ended.detail or "nothing was said"
+    if ended.code == BAD_CONFIGURATION:
+        return record.moved(RunState.FAILED, "the ranks refuse the configuration", error_message=said, pause_wanted=False)
+    if record.pause_wanted:
+        how = "saved and stopped" if ended.code == 0 else f"the ranks ended while saving ({_how(ended)})"
+        return record.moved(RunState.PAUSED, f"{how}; ResumeRun goes on from step {newest}", pause_wanted=False)
+    if ended.code == 0:
+        return record.moved(RunState.PENDING, f"the ranks were stopped from outside; going on from step {newest}")
+    failures = 1 if newest > record.failure_step else record.failures + 1
+    record = replace(record, failures=failures, failure_step=newest)
+    if failures >= max_failures:
+        message = (
+            f"{failures} attempts in a row ended without a new checkpoint, the last with {_how(ended)}: {said}. "
+            f"ResumeRun tries again from step {newest}."
+        )
+        return record.moved(RunState.FAILED, "too many failures in a row", error_message=message)
+    return record.moved(RunState.PENDING, f"{_how(ended)}; going on from step {newest}: {said}"[:1000])
+
+
+def _how(ended: RankExit) -> str:
+    if ended.code is None:
+        return "ranks that disappeared"
+    if ended.code < 0:
+        return f"a rank killed by signal {-ended.code}"
+    return f"exit code {ended.code} of a rank"
