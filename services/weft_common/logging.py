@@ -55,7 +55,9 @@ def configure_logging(service: str, level: str = "info", format: LogFormat = "js
     if format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=True, default=str)]
     else:
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        last = [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -1,0 +1,298 @@
+"""
+The gRPC server of every service: health, reflection, TLS, admission, metrics, drain, and the exit codes of a process.
+
+    0 told to stop, and drained    1 failed    2 the settings are wrong    3 a port is taken
+"""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from weft_common.admission import Admission
+from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, WeftError
+from weft_common.interceptors import (
+    AdmissionInterceptor,
+    AuthInterceptor,
+    ErrorInterceptor,
+    MetricsInterceptor,
+    TraceInterceptor,
+)
+from weft_common.logging import configure_logging, get_logger
+from weft_common.metrics import MetricsServer, set_build_info
+from weft_common.settings import EXIT_BAD_SETTINGS, ServiceSettings, variable_name
+from weft_common.tracing import Tracing
+
+__all__ = ["EXIT_PORT_TAKEN", "PortTakenError", "Registration", "Server", "run_service", "serving"]
+
+EXIT_FAILED = 1
+EXIT_PORT_TAKEN = 3
+_HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_LOG = get_logger(__name__)
+
+
+class PortTakenError(FailedPreconditionError):
+    """An address that cannot be listened on; says which setting to change."""
+
+    reason = "PORT_TAKEN"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """One gRPC service of a server: its full name, and what adds its servicer."""
+
+    full_name: str
+    add: Callable[[grpc.aio.Server], None]
+
+
+class Server:
+    """
+    A server that listens at once and serves once its services are there.
+
+    Between `start` and `serve`, and again from `drain` on, health says NOT_SERVING; calls that come too early are
+    answered UNAVAILABLE, which clients retry.
+    """
+
+    def __init__(self, name: str, settings: ServiceSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.port = 0
+        self.metrics_port = 0
+        self.admission = Admission(settings.max_inflight_bytes, settings.max_concurrent_rpcs)
+        self.tracing = Tracing(name, settings.otlp_endpoint)
+        self._gate = AdmissionInterceptor(self.admission, settings.max_call_s)
+        self._health = HealthServicer()
+        self._metrics: MetricsServer | None = None
+        self._grpc = grpc.aio.server(
+            interceptors=[
+                TraceInterceptor(self.tracing),
+                MetricsInterceptor(),
+                AuthInterceptor(settings.token.get_secret_value() if settings.token else None),
+                ErrorInterceptor(),
+                self._gate,
+            ],
+            options=_options(settings),
+            # A hard stop above the admission's own limit, which leaves room for health checks.
+            maximum_concurrent_rpcs=settings.max_concurrent_rpcs + 64,
+        )
+
+    @property
+    def target(self) -> str:
+        """Where clients on this machine connect to."""
+        host = self.settings.host
+        return f"{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{self.port}"  # noqa: S104
+
+    async def start(self) -> None:
+        """
+        Listen.
+
+        Raises:
+            PortTakenError: One of the two ports cannot be had.
+        """
+        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        settings = self.settings
+        self.port = self._bind()
+        try:
+            self._metrics = MetricsServer(settings.host, settings.metrics_port, lambda: self._gate.ready)
+        except OSError as error:
+            raise self._taken("metrics_port", error) from None
+        self.metrics_port = self._metrics.port
+        set_build_info(self.name)
+        await self._grpc.start()
+        _LOG.info("listening", host=settings.host, port=self.port, metrics_port=self.metrics_port)
+        if settings.insecure_no_auth and settings.host not in ("127.0.0.1", "::1", "localhost"):
+            _LOG.warning("anybody who reaches this address may call", host=settings.host)
+
+    async def serve(self, registrations: Sequence[Registration]) -> None:
+        """Add the services and say SERVING."""
+        names = [registration.full_name for registration in registrations]
+        for registration in registrations:
+            registration.add(self._grpc)
+        reflection.enable_server_reflection([*names, _HEALTH_NAME, reflection.SERVICE_NAME], self._grpc)
+        self._gate.ready = True
+        for name in ("", *names):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        _LOG.info("serving", services=names)
+
+    async def drain(self, grace_s: float | None = None) -> None:
+        """Say NOT_SERVING, take no new calls, and give open ones `drain_s` to end; then cancel them."""
+        self._gate.ready = False
+        await self._health.enter_graceful_shutdown()
+        await self._grpc.stop(self.settings.drain_s if grace_s is None else grace_s)
+
+    async def close(self) -> None:
+        """Free the ports and send the last traces."""
+        await self.drain(0)
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
+            self._metrics = None
+        await asyncio.to_thread(self.tracing.close)
+
+    def _bind(self) -> int:
+        settings = self.settings
+        address = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
+        if settings.port:
+            # gRPC reports a failed bind without its reason; asking the system first gives it.
+            try:
+                family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+                with socket.socket(family) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind((settings.host, settings.port))
+            except OSError as error:
+                raise self._taken("port", error) from None
+        try:
+            if settings.tls_cert is None or settings.tls_key is None:
+                return self._grpc.add_insecure_port(address)
+            return self._grpc.add_secure_port(address, _credentials(settings))
+        except RuntimeError as error:
+            raise self._taken("port", error) from None
+
+    def _taken(self, field: str, error: Exception) -> PortTakenError:
+        settings = type(self.settings)
+        host, port = self.settings.host, getattr(self.settings, field)
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return PortTakenError(
+            f"{self.name} cannot listen on {host}:{port} ({reason}); set {variable_name(settings, field)} to a free "
+            f"port (0 finds one) or {variable_name(settings, 'host')} to an address of this machine, "
+            "or stop the process that has it"
+        )
+
+
+@asynccontextmanager
+async def serving(name: str, settings: ServiceSettings, registrations: Sequence[Registration]) -> AsyncIterator[Server]:
+    """Serve in this process for as long as the context lasts; for tests and for embedding."""
+    server = Server(name, settings)
+    try:
+        await server.start()
+        await server.serve(registrations)
+        yield server
+    finally:
+        await server.close()
+
+
+def run_service(
+    name: str,
+    settings: ServiceSettings,
+    build: Callable[[], AbstractAsyncContextManager[Sequence[Registration]]],
+) -> None:
+    """
+    Serve until SIGTERM or SIGINT, drain, and return; the whole of a service's `__main__` after its settings.
+
+    Args:
+        name: The service's: "cache".
+        settings: Read by `load_settings`.
+        build: Opens what the service needs and gives its registrations; closed after the drain. Until it is entered,
+            health says NOT_SERVING.
+
+    Raises:
+        SystemExit: With 1, 2 or 3, as the module says.
+    """
+    configure_logging(name, settings.log_level, settings.log_format)
+    code = asyncio.run(_run(name, settings, build))
+    if code:
+        raise SystemExit(code)
+
+
+async def _run(
+    name: str,
+    settings: ServiceSettings,
+    build: Callable[[], AbstractAsyncContextManager[Sequence[Registration]]],
+) -> int:
+    server = Server(name, settings)
+    server.tracing.make_global()
+    stop = _StopSignals(server)
+    try:
+        with stop:
+            await server.start()
+            async with build() as registrations:
+                await server.serve(registrations)
+                stop.interrupts_start = False
+                await stop.asked.wait()
+                _LOG.info("draining", drain_s=settings.drain_s)
+                await server.drain()
+        _LOG.info("stopped")
+        return 0
+    except asyncio.CancelledError:
+        if not stop.asked.is_set():
+            raise
+        _LOG.info("stopped before it had started")
+        return 0
+    except PortTakenError as error:
+        return _refused(name, error, EXIT_PORT_TAKEN)
+    except (FailedPreconditionError, InvalidArgumentError, NotFoundError) as error:
+        return _refused(name, error, EXIT_BAD_SETTINGS)
+    except WeftError as error:
+        return _refused(name, error, EXIT_FAILED)
+    finally:
+        await server.close()
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT: the first asks for a drain, or ends a start; the second ends the drain."""
+
+    def __init__(self, server: Server) -> None:
+        self.asked = asyncio.Event()
+        self.interrupts_start = True
+        self._server = server
+        self._hurry: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal)
+
+    def __exit__(self, *exc: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self.asked.is_set():
+            self._hurry = self._loop.create_task(self._server.drain(0))
+        elif self.interrupts_start and self._task is not None:
+            self.asked.set()
+            self._task.cancel()
+        else:
+            self.asked.set()
+
+
+def _refused(name: str, error: WeftError, code: int) -> int:
+    _LOG.error("cannot serve", message=error.message)
+    sys.stderr.write(f"{name}: {error.message}\n")
+    return code
+
+
+def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials:
+    assert settings.tls_cert is not None
+    assert settings.tls_key is not None
+    authority = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+    return grpc.ssl_server_credentials(
+        [(settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())],
+        root_certificates=authority,
+        require_client_auth=authority is not None,
+    )
+
+
+def _options(settings: ServiceSettings) -> list[tuple[str, Any]]:
+    return [
+        # Two servers on one port would each get half of the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
+        ("grpc.max_connection_age_grace_ms", 600_000),
+    ]
