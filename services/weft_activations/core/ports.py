@@ -1,0 +1,214 @@
+"""
+What the core needs from outside: a model that runs, and a catalog that takes shards.
+
+Legend: B sequences, P positions, L layers, D d_model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from weft_store.shard import LayerStatistics
+
+__all__ = [
+    "Array",
+    "CommittedShard",
+    "DatasetCatalog",
+    "DatasetSpec",
+    "DatasetState",
+    "Freeze",
+    "Intervention",
+    "InterventionKind",
+    "ModelBackend",
+    "ModelInfo",
+    "Split",
+    "UploadTarget",
+]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is; `revision` is the hex SHA-256 of its configuration, weights and tokenizer."""
+
+    model_id: str
+    architecture: str
+    num_layers: int
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    max_tokens: int
+    revision: str
+    data_type: str
+    bos_token_id: int | None
+
+
+class InterventionKind(Enum):
+    """What is done with the value at a hook."""
+
+    ADD = "add"
+    SET = "set"
+    SCALE = "scale"
+    ABLATE = "ablate"
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """
+    One change to a forward pass.
+
+    Attributes:
+        layer: From 0.
+        hook: One of `hooks.INTERVENTION_HOOKS`.
+        kind: What is done.
+        positions: Where, each once; empty means everywhere.
+        value: For ADD and SET, float32 [D] or [num_positions, D].
+        factor: For SCALE.
+    """
+
+    layer: int
+    hook: str
+    kind: InterventionKind
+    positions: tuple[int, ...] = ()
+    value: npt.NDArray[np.float32] | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """What is held at its value without interventions."""
+
+    attention_patterns: bool = False
+    norm_scales: bool = False
+    mlp_outputs: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether anything is held."""
+        return self.attention_patterns or self.norm_scales or self.mlp_outputs
+
+
+class ModelBackend(Protocol):
+    """
+    Base models by id. Calls block and come from one thread at a time; a model is loaded by the first that needs it.
+
+    Raises (every call with a model id): NotFoundError, no such model; FailedPreconditionError, it cannot be run here.
+    """
+
+    def model_ids(self) -> list[str]:
+        """List the models there are, in order."""
+        ...
+
+    def describe(self, model_id: str) -> ModelInfo:
+        """Describe a model without loading its weights into memory."""
+        ...
+
+    def tokenize(self, model_id: str, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Turn text into token ids, with what the model's tokenizer adds."""
+        ...
+
+    def token_texts(self, model_id: str, token_ids: Sequence[int]) -> list[str]:
+        """Turn each token id into text by itself."""
+        ...
+
+    def forward(
+        self,
+        model_id: str,
+        token_ids: Sequence[int],
+        hooks: Sequence[str],
+        interventions: Sequence[Intervention] = (),
+        freeze: Freeze | None = None,
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Run one prompt and return float32 captures by hook, in the shapes of `hooks.hook_shape`."""
+        ...
+
+    def streams(
+        self, model_id: str, tokens_BP: npt.NDArray[np.int64], input_hook: str, output_hook: str
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Run sequences of equal length and return every layer's inputs and outputs, float32 [L, B, P, D] each."""
+        ...
+
+
+class Split(Enum):
+    """Which part of a dataset."""
+
+    TRAIN = "train"
+    HELD_OUT = "held_out"
+
+
+class DatasetState(Enum):
+    """Whether a dataset still grows."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What a dataset is made of; the fields of weft.cache.v1.DatasetSpec."""
+
+    model: str
+    model_revision: str
+    num_layers: int
+    d_model: int
+    input_hook: str
+    output_hook: str
+    codec: str
+    target_fvu: float
+    corpus: str
+    corpus_digest: str
+
+
+@dataclass(frozen=True)
+class CommittedShard:
+    """A shard as its record says; the fields of weft.cache.v1.Shard."""
+
+    index: int
+    key: str
+    sha256: str
+    size_bytes: int
+    num_tokens: int
+    split: Split
+    row_group_tokens: int
+    statistics: Sequence[LayerStatistics]
+
+
+@dataclass(frozen=True)
+class UploadTarget:
+    """Where a shard goes; `committed` is the one that is there already, and then nothing has to be put."""
+
+    key: str
+    url: str
+    committed: CommittedShard | None
+
+
+class DatasetCatalog(Protocol):
+    """
+    The catalog of datasets.
+
+    Raises (every call): UnavailableError where the catalog cannot be reached; the same call may be sent again.
+    """
+
+    async def create_dataset(self, dataset_id: str, spec: DatasetSpec) -> DatasetState:
+        """Create a dataset, or find it there with the same spec. AlreadyExistsError where its spec is another."""
+        ...
+
+    async def find_dataset(self, dataset_id: str) -> tuple[DatasetSpec, DatasetState] | None:
+        """Describe a dataset; None where there is none."""
+        ...
+
+    async def begin_shard(self, dataset_id: str, index: int) -> UploadTarget:
+        """Tell where a shard goes."""
+        ...
+
+    async def commit_shard(self, dataset_id: str, shard: CommittedShard) -> CommittedShard:
+        """Add a shard; the first of an index wins and is returned ever after."""
+        ...
+
+    async def seal_dataset(self, dataset_id: str, num_shards: int) -> None:
+        """Make a dataset immutable; once sealed, the same call is success."""
+        ...
