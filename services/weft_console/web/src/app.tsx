@@ -1,0 +1,68 @@
+/** The frame around every page: navigation, theme, signing in. */
+import { useEffect, useState } from "preact/hooks";
+import { get, onSignedOut, remove } from "./api";
+import { DatasetPage } from "./pages/dataset";
+import { DatasetsPage } from "./pages/datasets";
+import { GraphPage } from "./graph/page";
+import { GraphsPage } from "./pages/graphs";
+import { RunPage } from "./pages/run";
+import { RunsPage } from "./pages/runs";
+import { SignIn } from "./pages/sign-in";
+import { useRoute, type Route } from "./routes";
+import { currentTheme, nextTheme } from "./theme";
+import { Empty } from "./ui/parts";
+
+const SECTIONS = [["graphs", "Graphs"], ["runs", "Runs"], ["datasets", "Datasets"]] as const;
+
+export function App() {
+  const route = useRoute();
+  const [session, setSession] = useState<"unknown" | "in" | "out">("unknown");
+  useEffect(() => {
+    get("/api/session").then(() => setSession("in"), () => setSession("out"));
+    return onSignedOut(() => setSession("out"));
+  }, []);
+  useEffect(() => {
+    document.title = route.id ? `${route.id} · weft` : `${route.section} · weft`;
+  }, [route.id, route.section]);
+  return (
+    <>
+      <a class="skip" href="#main">Skip to content</a>
+      <header class="top">
+        <a class="brand" href="/graphs" aria-label="weft, start page"><img src="/icon.svg" alt="" width="20" height="20" />weft</a>
+        <nav aria-label="Sections">
+          {SECTIONS.map(([section, name]) => (
+            <a key={section} href={`/${section}`} aria-current={route.section === section ? "page" : undefined}>{name}</a>
+          ))}
+        </nav>
+        <div class="top-end">
+          <ThemeButton />
+          {session === "in" ? (
+            <button type="button" class="button quiet" onClick={() => void remove("/api/session").finally(() => setSession("out"))}>Sign out</button>
+          ) : null}
+        </div>
+      </header>
+      <main id="main" tabIndex={-1} class={route.section === "graphs" && route.id ? "is-full" : ""}>
+        {session === "out" ? <SignIn onDone={() => setSession("in")} /> : session === "in" ? <Page route={route} /> : null}
+      </main>
+    </>
+  );
+}
+
+function Page({ route }: { route: Route }) {
+  const { section, id } = route;
+  if (section === "graphs") return id ? <GraphPage key={id} id={id} /> : <GraphsPage />;
+  if (section === "runs") return id ? <RunPage key={id} id={id} /> : <RunsPage />;
+  if (section === "datasets") return id ? <DatasetPage key={id} id={id} /> : <DatasetsPage />;
+  return <Empty title="There is no such page">Graphs, runs and datasets stand in the navigation above.</Empty>;
+}
+
+const THEME_ICONS = { system: "◐", light: "☀", dark: "☾" };
+
+function ThemeButton() {
+  const [theme, setTheme] = useState(currentTheme());
+  return (
+    <button type="button" class="button quiet" aria-label={`Theme: ${theme}. Change it.`} title={`Theme: ${theme}`} onClick={() => setTheme(nextTheme())}>
+      <span aria-hidden="true">{THEME_ICONS[theme]}</span>
+    </button>
+  );
+}

@@ -1,0 +1,110 @@
+/** The chosen node: what it is, what flows through it, what its feature writes, and what happens without it. */
+import { figure, percent, signed } from "../format";
+import { idOf, type Feature, type FeatureLogit, type Graph, type InterventionResult } from "../types";
+import { useLoad } from "../ui/load";
+import { Loading, Problem, Stat } from "../ui/parts";
+import { Intervene } from "./intervene";
+import { EdgeLists } from "./lists";
+import { showToken, type GraphModel, type GraphNode } from "./model";
+
+interface Props {
+  graph: Graph;
+  model: GraphModel;
+  node: GraphNode;
+  visible: Uint8Array;
+  isPinned: boolean;
+  onGo: (node: GraphNode) => void;
+  onPin: (node: GraphNode) => void;
+  onClose: () => void;
+  onMeasured: (result: InterventionResult) => void;
+}
+
+const KIND_NAMES = { feature: "Feature", error: "Reconstruction error", token: "Token", logit: "Logit", bias: "Bias" };
+
+export function NodePanel(props: Props) {
+  const { graph, model, node } = props;
+  return (
+    <>
+      <header class="panel-head">
+        <p class="eyebrow"><i class={`mark is-${node.kind}`} aria-hidden="true" />{KIND_NAMES[node.kind]}</p>
+        <div class="panel-actions">
+          <button type="button" class="button small" aria-pressed={props.isPinned} onClick={() => props.onPin(node)}>{props.isPinned ? "Unpin" : "Pin"}</button>
+          <button type="button" class="button small quiet" aria-label="Close the panel" onClick={props.onClose}>✕</button>
+        </div>
+        <h2 data-stat="node">{node.label}</h2>
+        <dl class="stats">
+          {node.layer >= 0 && node.kind !== "logit" ? <Stat label="layer" value={String(node.layer)} /> : null}
+          <Stat label="position" value={`${node.position} ${showToken(model.tokens[node.position] ?? "")}`} />
+          {node.kind === "logit" ? <Stat label="probability" value={percent(node.probability)} /> : <Stat label="influence" value={percent(node.influence, 2)} title="Influence on the explained logits, over the edges of this file" />}
+          {node.kind === "feature" && node.activation !== null ? <Stat label="activation" id="activation" value={figure(node.activation)} /> : null}
+        </dl>
+      </header>
+      {node.kind === "feature" ? <OnPrompt model={model} node={node} onGo={props.onGo} /> : null}
+      <EdgeLists model={model} node={node} visible={props.visible} onGo={props.onGo} />
+      {node.kind === "feature" ? <Intervene graph={graph} node={node} onMeasured={props.onMeasured} /> : null}
+      {node.kind === "feature" ? <FeatureDetails graph={graph} node={node} /> : null}
+    </>
+  );
+}
+
+/** The feature's activation over the prompt, as far as this graph's file holds it. */
+function OnPrompt({ model, node, onGo }: { model: GraphModel; node: GraphNode; onGo: (node: GraphNode) => void }) {
+  const same = model.nodes.filter((other) => other.kind === "feature" && other.layer === node.layer && other.feature === node.feature);
+  const at = new Map(same.map((other) => [other.position, other]));
+  const most = Math.max(...same.map((other) => other.activation ?? 0), 1e-12);
+  return (
+    <section aria-label="Activation on the prompt">
+      <h3>On the prompt <small>activation, where the graph keeps it</small></h3>
+      <div class="on-prompt" data-list="on-prompt">
+        {model.tokens.map((token, position) => {
+          const other = at.get(position);
+          if (!other) return <span key={position} class="cell">{showToken(token)}</span>;
+          const value = other.activation ?? 0;
+          return (
+            <button key={position} type="button" class="cell is-active" aria-current={other === node ? "true" : undefined} data-node={other.id}
+              title={`activation ${figure(value)}`} style={{ "--heat": String(Math.round((100 * value) / most)) }} onClick={() => onGo(other)}>
+              {showToken(token)}
+            </button>
+          );
+        })}
+      </div>
+    </section>
+  );
+}
+
+function FeatureDetails({ graph, node }: { graph: Graph; node: GraphNode }) {
+  const transcoder = idOf(graph.spec?.transcoder ?? "");
+  const { data, problem, reload } = useLoad<Feature>(`/api/transcoders/${encodeURIComponent(transcoder)}/features/${node.layer}-${node.feature}`);
+  if (problem) return <Problem problem={problem} onRetry={reload} />;
+  if (!data) return <Loading what="the feature" />;
+  const most = Math.max(...data.decoder_norms, 1e-12);
+  return (
+    <section aria-label="Feature" data-list="feature">
+      <h3>What it writes <small>direct effect of one unit of activation</small></h3>
+      <div class="logit-columns">
+        <LogitList name="Raises" logits={data.top_logits} />
+        <LogitList name="Lowers" logits={data.bottom_logits} />
+      </div>
+      <h3>Where it writes <small>decoder norm by target layer</small></h3>
+      <div class="norms" role="img" aria-label={`Decoder norms from layer ${data.layer} on: ${data.decoder_norms.map(figure).join(", ")}`}>
+        {data.decoder_norms.map((norm, i) => <i key={i} title={`layer ${data.layer + i}: ${figure(norm)}`} style={{ height: `${(100 * norm) / most}%` }} />)}
+      </div>
+      <p class="axis"><span>L{data.layer}</span><span>L{data.layer + data.decoder_norms.length - 1}</span></p>
+      <dl class="stats">
+        <Stat label="encoder bias" value={figure(data.encoder_bias)} />
+        {data.threshold === null ? null : <Stat label="threshold" value={figure(data.threshold)} />}
+      </dl>
+    </section>
+  );
+}
+
+function LogitList({ name, logits }: { name: string; logits: FeatureLogit[] }) {
+  return (
+    <table class="compact">
+      <caption>{name}</caption>
+      <tbody>
+        {logits.map((logit) => <tr key={logit.token_id}><th scope="row" class="mono">{showToken(logit.text)}</th><td>{signed(logit.weight)}</td></tr>)}
+      </tbody>
+    </table>
+  );
+}

@@ -1,0 +1,8 @@
+import { render } from "preact";
+import { App } from "./app";
+import "./styles/base.css";
+import "./styles/parts.css";
+import "./styles/graph.css";
+import "./styles/panel.css";
+
+render(<App />, document.getElementById("app")!);

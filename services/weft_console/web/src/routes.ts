@@ -1,0 +1,43 @@
+/** The address bar as state: pages are plain paths, so that every one can be shared and reloaded. */
+import { useEffect, useState } from "preact/hooks";
+
+export interface Route {
+  section: "graphs" | "runs" | "datasets" | "unknown";
+  id: string | null;
+}
+
+export function parseRoute(path: string): Route {
+  const [section = "", id = "", ...rest] = path.split("/").filter(Boolean);
+  if (rest.length > 0) return { section: "unknown", id: null };
+  if (section === "") return { section: "graphs", id: null };
+  if (section === "graphs" || section === "runs" || section === "datasets") return { section, id: id ? decodeURIComponent(id) : null };
+  return { section: "unknown", id: null };
+}
+
+export function navigate(path: string): void {
+  history.pushState(null, "", path);
+  window.dispatchEvent(new PopStateEvent("popstate"));
+  window.scrollTo(0, 0);
+}
+
+/** The current route; clicks on plain links of this page change it without a reload. */
+export function useRoute(): Route {
+  const [path, setPath] = useState(location.pathname);
+  useEffect(() => {
+    const onPop = () => setPath(location.pathname);
+    const onClick = (event: MouseEvent) => {
+      const link = (event.target as Element).closest?.("a");
+      if (!link || link.origin !== location.origin || link.target || link.hasAttribute("download") || link.hash) return;
+      if (event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+      event.preventDefault();
+      navigate(link.pathname);
+    };
+    window.addEventListener("popstate", onPop);
+    document.addEventListener("click", onClick);
+    return () => {
+      window.removeEventListener("popstate", onPop);
+      document.removeEventListener("click", onClick);
+    };
+  }, []);
+  return parseRoute(path);
+}

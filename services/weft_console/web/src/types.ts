@@ -1,0 +1,189 @@
+// What the console's backend sends: the protobuf messages with their own field names, enums in lower case, times in ISO 8601.
+
+export type GraphState = "running" | "succeeded" | "failed" | "cancelled" | "unspecified";
+export type RunState = "pending" | "running" | "paused" | "succeeded" | "failed" | "cancelled" | "unspecified";
+
+export interface Progress {
+  stage: string;
+  completed: number;
+  total: number;
+  unit: string;
+  create_time: string | null;
+  update_time: string | null;
+}
+
+export interface GraphSpec {
+  model: string;
+  transcoder: string;
+  prompt: string;
+  max_logits: number;
+  node_threshold: number;
+  edge_threshold: number;
+}
+
+export interface GraphStatistics {
+  num_features: number;
+  num_nodes: number;
+  num_edges: number;
+  num_nodes_kept: number;
+  num_edges_kept: number;
+  replacement_score: number;
+  completeness_score: number;
+  conservation_error: number;
+  seconds: number;
+  stage_seconds: { stage: string; seconds: number }[];
+}
+
+export interface FeatureIntervention {
+  node_id: string;
+  factor?: number;
+  value?: number;
+}
+
+export interface LogitEffect {
+  token_id: number;
+  text: string;
+  predicted: number;
+  predicted_total: number;
+  measured_frozen: number;
+  measured: number;
+  probability_before: number;
+  probability_after: number;
+}
+
+export interface InterventionResult {
+  interventions: FeatureIntervention[];
+  effects: LogitEffect[];
+  create_time: string | null;
+}
+
+export interface Graph {
+  name: string;
+  spec: GraphSpec | null;
+  state: GraphState;
+  prompt_tokens: string[];
+  statistics: GraphStatistics | null;
+  create_time: string | null;
+  error_message: string;
+  interventions: InterventionResult[];
+}
+
+export interface Metrics {
+  step: number;
+  tokens: number;
+  loss: number;
+  reconstruction_loss: number;
+  sparsity_loss: number;
+  preact_loss: number;
+  l0: number;
+  explained_variance: number;
+  dead_share: number;
+  gradient_norm: number;
+  learning_rate: number;
+  tokens_per_s: number;
+  data_wait_share: number;
+  sent_bytes_per_token: number;
+}
+
+export interface Evaluation {
+  step: number;
+  tokens: number;
+  explained_variance: number;
+  explained_variance_by_layer: number[];
+  l0_by_layer: number[];
+  silent_share: number;
+  reconstruction_loss: number;
+}
+
+export interface TrainingSpec {
+  dataset: string;
+  num_features: number;
+  activation: string;
+  top_k: number;
+  num_steps: number;
+  step_tokens: number;
+  feature_ranks: number;
+  data_ranks: number;
+  learning_rate: number;
+}
+
+export interface Run {
+  name: string;
+  spec: TrainingSpec | null;
+  state: RunState;
+  transitions: { state: RunState; time: string | null; reason: string }[];
+  step: number;
+  attempt: number;
+  metrics: Metrics | null;
+  evaluation: Evaluation | null;
+  create_time: string | null;
+  error_message: string;
+  peak_memory_bytes: number;
+}
+
+export interface Transcoder {
+  name: string;
+  model: string;
+  num_layers: number;
+  num_features: number;
+  activation: string;
+  evaluation: Evaluation | null;
+}
+
+export interface Dataset {
+  name: string;
+  spec: {
+    model: string;
+    num_layers: number;
+    d_model: number;
+    input_hook: string;
+    output_hook: string;
+    codec: string;
+    target_fvu: number;
+    corpus: string;
+  } | null;
+  state: "open" | "sealed" | "unspecified";
+  num_shards: number;
+  num_train_tokens: number;
+  num_held_out_tokens: number;
+  size_bytes: number;
+  create_time: string | null;
+  seal_time: string | null;
+}
+
+export interface CompressionStats {
+  layer: number;
+  stream: "input" | "output";
+  bits_per_value: number;
+  entropy_bits: number;
+  fvu: number;
+}
+
+export interface DatasetStats {
+  stats: CompressionStats[];
+  bits_per_value: number;
+  bytes_per_token: number;
+  fvu_max: number;
+}
+
+export interface FeatureLogit {
+  token_id: number;
+  text: string;
+  weight: number;
+}
+
+export interface Feature {
+  name: string;
+  layer: number;
+  index: number;
+  decoder_norms: number[];
+  encoder_bias: number;
+  threshold: number | null;
+  top_logits: FeatureLogit[];
+  bottom_logits: FeatureLogit[];
+}
+
+/** The last part of a resource name: `graphs/x` gives `x`. */
+export function idOf(name: string): string {
+  return name.slice(name.lastIndexOf("/") + 1);
+}
