@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
+
 from weft.activations.v1 import messages_pb2 as activations
 from weft.attribution.v1 import messages_pb2 as attribution
 from weft.training.v1 import messages_pb2 as training
