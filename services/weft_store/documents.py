@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from weft_common.errors import ConflictError, DataLossError, NotFoundError
-
 from weft_store.port import ObjectInfo, ObjectStore
 
 Document = dict[str, Any]
@@ -43,6 +42,7 @@ def update_json(store: ObjectStore, key: str, change: Callable[[Document], Docum
         change: Given the present document, makes the new one; called again whenever another writer was faster. What it
             raises ends the update. Returning an equal document writes nothing.
         attempts: How often to try before giving up.
+
     Raises:
         NotFoundError: No such document.
         ConflictError: Other writers won every attempt.

@@ -4,7 +4,6 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from weft_common.errors import InvalidArgumentError
-
 from weft_store.port import ObjectStore
 
 _FORMS = (
@@ -21,6 +20,7 @@ def open_store(url: str, access_key: str | None = None, secret_key: str | None =
             and, if wanted, a prefix before every key and `?region=NAME`.
         access_key: For S3; without keys, requests are anonymous.
         secret_key: Goes with the access key.
+
     Raises:
         InvalidArgumentError: The URL is none of these, or one key is missing.
     """

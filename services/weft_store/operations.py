@@ -1,7 +1,6 @@
 """Where the state of long-running operations lies: one document each under `operations/{service}/`."""
 
 from weft_common.errors import AlreadyExistsError, ConflictError, InvalidArgumentError
-
 from weft_store.documents import list_ids
 from weft_store.port import ObjectStore
 

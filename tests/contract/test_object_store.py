@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from weft_common.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -15,7 +16,6 @@ from weft_common.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-
 from weft_store import ObjectInfo, ObjectStore, open_store
 from weft_store.documents import create_json, list_ids, read_json, update_json
 

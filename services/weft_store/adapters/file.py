@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO
 
 from weft_common.errors import AlreadyExistsError, ConflictError, FailedPreconditionError, NotFoundError, WeftError
-
 from weft_store.adapters.local_files import (
     flush_file,
     flush_folder,

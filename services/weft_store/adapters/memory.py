@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from weft_common.errors import AlreadyExistsError, ConflictError, FailedPreconditionError, NotFoundError
-
 from weft_store.adapters.local_files import write_file_atomically
 from weft_store.port import ObjectInfo, check_condition, check_key, check_prefix, check_range
 

@@ -1,0 +1,24 @@
+"""
+Compressed activations as immutable objects: header, then blocks that are decoded one by one.
+
+A block is one stream of one layer over one row group. The bytes are specified in `docs/reference/shard-format.md`.
+"""
+
+from weft_store.shard.encoding import EncodedShard, encode_shard
+from weft_store.shard.layout import STREAMS, CodecSpec, ShardHeader, Stream
+from weft_store.shard.reading import ShardReader, verify
+from weft_store.shard.statistics import LayerStatistics, StreamStatistics, merge_statistics
+
+__all__ = [
+    "STREAMS",
+    "CodecSpec",
+    "EncodedShard",
+    "LayerStatistics",
+    "ShardHeader",
+    "ShardReader",
+    "Stream",
+    "StreamStatistics",
+    "encode_shard",
+    "merge_statistics",
+    "verify",
+]

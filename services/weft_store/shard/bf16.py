@@ -1,0 +1,40 @@
+"""
+The codec `bf16`: bfloat16 kept exactly, exponents and the rest in a plane each.
+
+Exponents of activations take few values and compress well; sign and mantissa hardly do.
+Shapes: T tokens of a block, D d_model.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weft_store.shard.planes import PlaneReader, pack_plane
+
+
+def round_to_bf16(values_TD: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round finite float32 to the nearest bfloat16, ties to even; values beyond its range become infinite."""
+    bits = values_TD.view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def widen_bf16(bits_TD: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Give the float32 of the same value."""
+    return (bits_TD.astype(np.uint32) << 16).view(np.float32)
+
+
+def encode_bf16(bits_TD: NDArray[np.uint16]) -> bytes:
+    """Write a block: the plane of exponents, then the plane of signs (highest bit) and mantissas."""
+    exponents = (bits_TD >> 7).astype(np.uint8)
+    rest = ((bits_TD >> 8) & 0x80 | bits_TD & 0x7F).astype(np.uint8)
+    return pack_plane(exponents) + pack_plane(rest)
+
+
+def decode_bf16(payload: bytes | memoryview, num_tokens: int, d_model: int, key: str) -> NDArray[np.float32]:
+    """Read a block. DataLossError."""
+    reader = PlaneReader(payload, key)
+    exponents = reader.plane(num_tokens * d_model).astype(np.uint16)
+    rest = reader.plane(num_tokens * d_model).astype(np.uint16)
+    reader.end()
+    if (exponents == 0xFF).any():
+        raise reader.fault("it holds values that are not finite")
+    return widen_bf16((rest & 0x80) << 8 | exponents << 7 | rest & 0x7F).reshape(num_tokens, d_model)

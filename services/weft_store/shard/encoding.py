@@ -1,0 +1,193 @@
+"""
+From activations to the bytes of a shard.
+
+Shapes: L layers, T tokens, D d_model.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weft_common.errors import InvalidArgumentError
+from weft_store.shard.bf16 import encode_bf16, round_to_bf16, widen_bf16
+from weft_store.shard.layout import STREAMS, CodecSpec, ShardHeader, UniformParameters, write_index
+from weft_store.shard.statistics import LayerStatistics, StreamStatistics
+from weft_store.shard.uniform import encode_uniform, entropy_bits, quantise
+
+# About the symbols that an entropy code of zstd needs to pay for its table.
+_GROUP_SYMBOLS = 16384
+# Far above any activation, and far enough below float32's range that differences stay in it.
+_LARGEST = 2.0**120
+_CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedShard:
+    """
+    A shard as it goes into the bucket.
+
+    Attributes:
+        data: The object.
+        sha256: Its hex SHA-256.
+        statistics: Moments and codec figures by layer.
+    """
+
+    data: bytes
+    sha256: str
+    statistics: list[LayerStatistics]
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    mean_D: NDArray[np.float64]
+    squared_deviation_D: NDArray[np.float64]
+    mean_norm: float
+
+
+def encode_shard(
+    streams: Mapping[str, NDArray[np.float32]],
+    codec: CodecSpec,
+    *,
+    row_group_tokens: int = 256,
+    attributes: Mapping[str, str],
+) -> EncodedShard:
+    """
+    Encode both streams of all layers.
+
+    Args:
+        streams: `input` and `output`, float32 of one shape [L, T, D]; T may be 0.
+        codec: How.
+        row_group_tokens: Tokens that are decoded together.
+        attributes: Text to keep with the shard.
+
+    Raises:
+        InvalidArgumentError: Wrong streams, shapes or types; values that are not finite; an FVU out of reach.
+    """
+    num_layers, num_tokens, d_model = _check_streams(streams)
+    header = ShardHeader(
+        num_layers=num_layers,
+        num_tokens=num_tokens,
+        d_model=d_model,
+        row_group_tokens=row_group_tokens,
+        codec=codec.kind,
+        target_fvu=float(codec.target_fvu) if codec.kind == "uniform" else 0.0,
+        group_channels=_group_channels(row_group_tokens, d_model) if codec.kind == "uniform" else 0,
+        attributes=_check_attributes(attributes),
+    )
+    fault = header.fault()
+    if fault is not None:
+        raise InvalidArgumentError(f"this shard cannot be written: {fault}.", field="row_group_tokens")
+    parameters = None
+    if codec.kind == "uniform":
+        parameters = UniformParameters(
+            np.zeros((len(STREAMS), num_layers), np.float32),
+            np.zeros((len(STREAMS), num_layers, d_model), np.float32),
+            np.zeros((len(STREAMS), num_layers, d_model), np.uint16),
+        )
+    statistics: dict[str, list[StreamStatistics]] = {stream: [] for stream in STREAMS}
+    blocks: dict[tuple[int, int, int], bytes] = {}
+    for at, stream in enumerate(STREAMS):
+        for layer in range(num_layers):
+            what = f"stream {stream!r} of layer {layer}"
+            values_TD = np.ascontiguousarray(streams[stream][layer])
+            encoded, figures = _encode_stream(values_TD, header, parameters, (at, layer), what)
+            statistics[stream].append(figures)
+            blocks.update({(group, at, layer): block for group, block in enumerate(encoded)})
+    in_order = [blocks[place] for place in sorted(blocks)]
+    data = b"".join([write_index(header, parameters, in_order), *in_order])
+    return EncodedShard(
+        data,
+        hashlib.sha256(data).hexdigest(),
+        [
+            LayerStatistics(layer, statistics["input"][layer], statistics["output"][layer])
+            for layer in range(num_layers)
+        ],
+    )
+
+
+def _encode_stream(
+    values_TD: NDArray[np.float32],
+    header: ShardHeader,
+    parameters: UniformParameters | None,
+    place: tuple[int, int],
+    what: str,
+) -> tuple[list[bytes], StreamStatistics]:
+    moments = _moments(values_TD, what)
+    rows = [
+        slice(start, start + header.row_group_tokens) for start in range(0, header.num_tokens, header.row_group_tokens)
+    ]
+    if parameters is None:
+        bits = round_to_bf16(values_TD)
+        difference = np.subtract(widen_bf16(bits), values_TD, dtype=np.float64).ravel()
+        error, entropy = float(difference @ difference), 0.0
+        blocks = [encode_bf16(bits[part]) for part in rows]
+    else:
+        coded = quantise(values_TD, moments.mean_D, moments.squared_deviation_D, header.target_fvu, what)
+        parameters.steps_SL[place] = coded.step
+        parameters.means_SLD[place] = coded.mean_D
+        parameters.orders_SLD[place] = coded.order_D
+        error, entropy = coded.sum_squared_error, entropy_bits(coded.codes_TD)
+        blocks = [encode_uniform(coded.codes_TD[part], header.group_channels) for part in rows]
+    return blocks, StreamStatistics(
+        num_tokens=header.num_tokens,
+        mean_norm=moments.mean_norm,
+        mean=tuple(moments.mean_D.tolist()),
+        sum_squared_deviation=float(moments.squared_deviation_D.sum()),
+        sum_squared_error=error,
+        size_bytes=sum(map(len, blocks)),
+        entropy_bits=entropy,
+    )
+
+
+def _moments(values_TD: NDArray[np.float32], what: str) -> _Moments:
+    num_tokens, d_model = values_TD.shape
+    if num_tokens == 0:
+        return _Moments(np.zeros(d_model), np.zeros(d_model), 0.0)
+    largest = max(float(values_TD.max()), -float(values_TD.min()))  # not a number wherever one value is none
+    if not largest <= _LARGEST:
+        raise InvalidArgumentError(
+            f"{what} holds values that are not finite, or beyond 2**120: leave those tokens out.", field="streams"
+        )
+    mean = values_TD.sum(axis=0, dtype=np.float64) / num_tokens
+    squared = np.zeros(d_model)
+    norms = 0.0
+    for start in range(0, num_tokens, _CHUNK_TOKENS):
+        chunk = values_TD[start : start + _CHUNK_TOKENS].astype(np.float64)
+        norms += float(np.sqrt(np.einsum("td,td->t", chunk, chunk)).sum())
+        chunk -= mean
+        squared += np.einsum("td,td->d", chunk, chunk)
+    return _Moments(mean, squared, norms / num_tokens)
+
+
+def _group_channels(row_group_tokens: int, d_model: int) -> int:
+    return min(d_model, max(1, round(_GROUP_SYMBOLS / max(1, row_group_tokens))))
+
+
+def _check_streams(streams: Mapping[str, NDArray[Any]]) -> tuple[int, int, int]:
+    if set(streams) != set(STREAMS):
+        raise InvalidArgumentError(
+            f"a shard has the streams {', '.join(STREAMS)}; got {', '.join(sorted(streams)) or 'none'}.",
+            field="streams",
+        )
+    for stream in STREAMS:
+        array = streams[stream]
+        if array.dtype != np.float32 or array.ndim != 3 or array.shape != streams[STREAMS[0]].shape:
+            raise InvalidArgumentError(
+                f"stream {stream!r} is {array.dtype} of shape {list(array.shape)}: expected float32 of one shape "
+                "[layers, tokens, d_model] for both streams.",
+                field="streams",
+            )
+    num_layers, num_tokens, d_model = streams[STREAMS[0]].shape
+    return num_layers, num_tokens, d_model
+
+
+def _check_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
+    if not all(isinstance(name, str) and isinstance(value, str) for name, value in attributes.items()):
+        raise InvalidArgumentError(
+            "attributes of a shard are text: expected a mapping from str to str.", field="attributes"
+        )
+    return dict(attributes)

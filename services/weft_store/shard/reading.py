@@ -1,0 +1,154 @@
+"""
+From a bucket to activations: ranged reads of checked blocks.
+
+Shapes: L layers, T tokens of a row group, D d_model.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weft_common.errors import DataLossError, InvalidArgumentError
+from weft_store.port import ObjectStore
+from weft_store.shard.bf16 import decode_bf16
+from weft_store.shard.layout import (
+    PRELUDE_BYTES,
+    STREAMS,
+    ShardHeader,
+    ShardIndex,
+    Stream,
+    block_digest,
+    read_index,
+    read_prelude,
+)
+from weft_store.shard.uniform import decode_uniform
+
+# Enough for the index of a small model's shard in one request.
+_FIRST_BYTES = 256 << 10
+_VERIFY_BYTES = 8 << 20
+
+
+class ShardReader:
+    """
+    Reads one shard; every block is checked against its digest before it is decoded.
+
+    Attributes:
+        header: What the shard holds.
+
+    Raises:
+        NotFoundError: There is no such object.
+        DataLossError: It is damaged; also from every read of a damaged block.
+    """
+
+    def __init__(self, store: ObjectStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._index: ShardIndex = _load_index(store, key)
+        self.header: ShardHeader = self._index.header
+
+    def read(self, stream: Stream, layer: int, row_group: int) -> NDArray[np.float32]:
+        """Read one block, [T, D]."""
+        if stream not in STREAMS:
+            raise InvalidArgumentError(f"unknown stream {stream!r}: expected {' or '.join(STREAMS)}.", field="stream")
+        if not 0 <= layer < self.header.num_layers:
+            raise InvalidArgumentError(
+                f"layer {layer} is out of range: shard {self._key!r} has {self.header.num_layers}.", field="layer"
+            )
+        self._check_row_group(row_group)
+        at = STREAMS.index(stream)
+        row = self._index.table_GSL[row_group, at, layer]
+        payload = self._fetch(int(row["offset"]), int(row["length"]))
+        self._check_block(memoryview(payload), row_group, at, layer)
+        return self._decode(memoryview(payload), row_group, at, layer)
+
+    def read_row_group(self, row_group: int) -> dict[Stream, NDArray[np.float32]]:
+        """Read all blocks of a row group with one request: `input` and `output`, [L, T, D] each."""
+        self._check_row_group(row_group)
+        rows = self._index.table_GSL[row_group]
+        start = int(rows["offset"].flat[0])
+        payload = memoryview(self._fetch(start, int(rows["length"].sum())))
+        places = [(at, layer) for at in range(len(STREAMS)) for layer in range(self.header.num_layers)]
+        blocks = {}
+        for place in places:
+            begin = int(rows[place]["offset"]) - start
+            blocks[place] = payload[begin : begin + int(rows[place]["length"])]
+            self._check_block(blocks[place], row_group, *place)
+        shape = (self.header.num_layers, self.header.rows(row_group), self.header.d_model)
+        decoded = {stream: np.empty(shape, np.float32) for stream in STREAMS}
+        for at, layer in places:
+            decoded[STREAMS[at]][layer] = self._decode(blocks[at, layer], row_group, at, layer)
+        return decoded
+
+    def _check_row_group(self, row_group: int) -> None:
+        if not 0 <= row_group < self.header.num_row_groups:
+            raise InvalidArgumentError(
+                f"row group {row_group} is out of range: shard {self._key!r} has {self.header.num_row_groups}.",
+                field="row_group",
+            )
+
+    def _fetch(self, offset: int, length: int) -> bytes:
+        payload = self._store.get(self._key, offset=offset, length=length)
+        if len(payload) != length:
+            raise DataLossError(
+                f"shard {self._key!r} ends before byte {offset + length}: restore it from a backup or harvest it again."
+            )
+        return payload
+
+    def _check_block(self, payload: memoryview, row_group: int, at: int, layer: int) -> None:
+        if block_digest(payload) != self._index.table_GSL[row_group, at, layer]["digest"].tobytes():
+            raise DataLossError(
+                f"shard {self._key!r} is damaged: the block of stream {STREAMS[at]!r}, layer {layer}, row group "
+                f"{row_group} does not have its digest. Restore it from a backup or harvest it again."
+            )
+
+    def _decode(self, payload: memoryview, row_group: int, at: int, layer: int) -> NDArray[np.float32]:
+        rows = self.header.rows(row_group)
+        parameters = self._index.parameters
+        if parameters is None:
+            return decode_bf16(payload, rows, self.header.d_model, self._key)
+        return decode_uniform(
+            payload,
+            rows,
+            parameters.steps_SL[at, layer],
+            parameters.means_SLD[at, layer],
+            parameters.orders_SLD[at, layer],
+            self.header.group_channels,
+            self._key,
+        )
+
+
+def verify(store: ObjectStore, key: str, sha256: str) -> ShardHeader:
+    """
+    Read a whole shard, compare its hash with the one of the manifest, and give its header.
+
+    Raises:
+        NotFoundError: There is no such object.
+        DataLossError: Its bytes are not those that were committed.
+    """
+    digest = hashlib.sha256()
+    offset = 0
+    while part := store.get(key, offset=offset, length=_VERIFY_BYTES):
+        digest.update(part)
+        offset += len(part)
+        if len(part) < _VERIFY_BYTES:
+            break
+    if digest.hexdigest() != sha256:
+        raise DataLossError(
+            f"shard {key!r} has SHA-256 {digest.hexdigest()}, its manifest says {sha256}: restore it from a backup or "
+            "harvest it again."
+        )
+    index = _load_index(store, key)
+    if index.object_bytes != offset:
+        raise DataLossError(
+            f"shard {key!r} has {offset} bytes, its header says {index.object_bytes}: harvest it again."
+        )
+    return index.header
+
+
+def _load_index(store: ObjectStore, key: str) -> ShardIndex:
+    data = store.get(key, length=_FIRST_BYTES)
+    _, index_bytes, _ = read_prelude(data, key)
+    if PRELUDE_BYTES + index_bytes > len(data) == _FIRST_BYTES:
+        data += store.get(key, offset=_FIRST_BYTES, length=PRELUDE_BYTES + index_bytes - _FIRST_BYTES)
+    return read_index(data, key)
