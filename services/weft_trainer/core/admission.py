@@ -6,7 +6,6 @@ from typing import Any
 
 from weft_clt.config import TrainingConfig
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
-
 from weft_trainer.core.ports import DatasetCatalog, DatasetFacts
 
 __all__ = ["check_new_id", "check_run"]
@@ -32,6 +31,7 @@ async def check_run(spec: Mapping[str, Any], catalog: DatasetCatalog, max_ranks:
         spec: The fields of TrainingSpec.
         catalog: Where datasets are described.
         max_ranks: Ranks that the launcher can start.
+
     Raises:
         InvalidArgumentError: The configuration makes no sense, alone or for a dataset of this shape.
         NotFoundError: No such dataset.
@@ -48,14 +48,14 @@ async def check_run(spec: Mapping[str, Any], catalog: DatasetCatalog, max_ranks:
     facts = await catalog.describe(config.batch.dataset)
     if not facts.sealed:
         raise FailedPreconditionError(
-            f"{facts.name} is not sealed, so it can still change: wait for its harvest or call SealDataset, then ask again.",
+            f"{facts.name} is not sealed, so it can still change: wait for its harvest, or call SealDataset.",
             field="spec.dataset",
         )
     config.check_shape(facts.num_layers, facts.d_model)
     if facts.num_train_tokens < config.batch.step_tokens:
         raise FailedPreconditionError(
-            f"{facts.name} has {facts.num_train_tokens} tokens to train on, fewer than the {config.batch.step_tokens} of "
-            "one step: harvest more, or lower step_tokens.",
+            f"{facts.name} has {facts.num_train_tokens} tokens to train on, fewer than the "
+            f"{config.batch.step_tokens} of one step: harvest more, or lower step_tokens.",
             field="spec.step_tokens",
         )
     if facts.num_held_out_tokens == 0:

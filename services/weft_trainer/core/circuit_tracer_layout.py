@@ -96,7 +96,9 @@ def inspect_layout(store: ObjectStore, prefix: str) -> LayoutFacts:
         _compare(f"{folder}W_dec_{layer}.safetensors", decoder, expected)
         files += [f"W_enc_{layer}.safetensors", f"W_dec_{layer}.safetensors"]
     if with_threshold not in (0, len(layers)):
-        raise DataLossError(f"{with_threshold} of {len(layers)} layers in {folder} have thresholds: expected all or none.")
+        raise DataLossError(
+            f"{with_threshold} of {len(layers)} layers in {folder} have thresholds: expected all or none."
+        )
     return LayoutFacts(
         num_layers=len(layers),
         num_features=num_features,
@@ -147,9 +149,7 @@ def _hook(config: Mapping[str, str], name: str, known: Mapping[str, str]) -> str
     return known[value]
 
 
-def _shapes(
-    store: ObjectStore, folder: str, name: str, found: Mapping[str, ObjectInfo]
-) -> dict[str, tuple[int, ...]]:
+def _shapes(store: ObjectStore, folder: str, name: str, found: Mapping[str, ObjectInfo]) -> dict[str, tuple[int, ...]]:
     """Read the header of a safetensors file: names and shapes; the data section must be exactly what it describes."""
     key = folder + name
     if name not in found:
@@ -174,7 +174,9 @@ def _shapes(
     end = 0
     for span in spans:
         if len(span) != 3 or span[0] != end or span[1] - span[0] != span[2]:
-            raise DataLossError(f"the header of {key!r} describes tensors that overlap, or of other sizes: copy it again.")
+            raise DataLossError(
+                f"the header of {key!r} describes tensors that overlap, or of other sizes: copy it again."
+            )
         end = span[1]
     if 8 + length + end != size:
         raise DataLossError(f"{key!r} has {size} bytes, its header describes {8 + length + end}: copy it again.")
@@ -196,7 +198,9 @@ def _num_bytes(entry: Mapping[str, Any]) -> int:
 def _first_shape(folder: str, encoder: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     shape = encoder.get("W_enc_0", ())
     if len(shape) != 2 or 0 in shape:
-        raise DataLossError(f"{folder}W_enc_0.safetensors has W_enc_0 of shape {list(shape)}: expected [features, d_model].")
+        raise DataLossError(
+            f"{folder}W_enc_0.safetensors has W_enc_0 of shape {list(shape)}: expected [features, d_model]."
+        )
     return shape[0], shape[1]
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
-
 from weft_trainer.core.admission import check_new_id, check_run
 from weft_trainer.core.ports import DatasetCatalog
 from weft_trainer.core.records import RunRecord, RunState, Transition, now
@@ -98,7 +97,7 @@ class RunCommands:
 
     async def start_unstarted(self) -> None:
         """Start what a controller wrote down and then died before it started."""
-        for record in await self._runs.list():
+        for record in await self._runs.all():
             if not record.state.is_final:
                 await self._started(record)
 

@@ -16,7 +16,6 @@ from weft_common.errors import (
 from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import read_json
-
 from weft_trainer.core.admission import check_new_id
 from weft_trainer.core.ports import BAD_CONFIGURATION, RankJob, RankLauncher
 from weft_trainer.core.records import RunRecord
@@ -69,7 +68,7 @@ class CheckpointJobs:
         store: The bucket.
         runs: The runs in it.
         launcher: Starts ranks.
-        environment: Makes the settings of a run's ranks: of run, attempt.
+        environment: Makes the settings of ranks, from run, attempt and number of ranks.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class CheckpointJobs:
         store: ObjectStore,
         runs: RunRepository,
         launcher: RankLauncher,
-        environment: Callable[[str, int], Mapping[str, str]],
+        environment: Callable[[str, int, int], Mapping[str, str]],
     ) -> None:
         self._store = store
         self._runs = runs
@@ -98,7 +97,9 @@ class CheckpointJobs:
         await self._runs.get(run)
         steps = [found.step for found in await self._runs.checkpoints(run)]
         if not steps:
-            raise FailedPreconditionError(f"runs/{run} has no complete checkpoint yet: pause it, or wait for its first.")
+            raise FailedPreconditionError(
+                f"runs/{run} has no complete checkpoint yet: pause it, or wait for its first."
+            )
         if step is None:
             return CheckpointRef(run, steps[0])
         if step not in steps:
@@ -127,7 +128,7 @@ class CheckpointJobs:
             module="weft_trainer.worker",
             num_ranks=record.num_ranks,
             environment={
-                **self._environment(checkpoint.run, record.attempt),
+                **self._environment(checkpoint.run, record.attempt, record.num_ranks),
                 "WEFT_WORKER_MODE": "evaluate",
                 "WEFT_WORKER_CHECKPOINT_STEP": str(checkpoint.step),
                 "WEFT_WORKER_EVALUATION_TOKENS": str(num_tokens),
@@ -146,16 +147,19 @@ class CheckpointJobs:
             module="weft_trainer.worker.export",
             num_ranks=0,
             environment={
-                **self._environment(checkpoint.run, record.attempt),
+                **self._environment(checkpoint.run, record.attempt, record.num_ranks),
                 "WEFT_WORKER_CHECKPOINT_STEP": str(checkpoint.step),
                 "WEFT_WORKER_TRANSCODER": transcoder,
             },
         )
         async with self._locks.setdefault(job.key, asyncio.Lock()):
             try:
-                return (await asyncio.to_thread(read_json, self._store, result))[0]
+                manifest, _ = await asyncio.to_thread(read_json, self._store, result)
             except NotFoundError:
                 return await self._run(job, result, record)
+            if manifest.get("run") != record.name:
+                raise AlreadyExistsError(f"there is another transcoders/{transcoder} already: choose another id.")
+            return manifest
 
     async def _run(self, job: RankJob, result: str, record: RunRecord) -> dict[str, Any]:
         detail = ""

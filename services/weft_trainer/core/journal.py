@@ -5,7 +5,7 @@ Three places hold them, and a reader takes each step from the first that has it:
     runs/{run}/attempts/{n}/metrics-*.jsonl   closed chunks, written by rank 0 itself
     runs/{run}/attempts/{n}/recent.json       the last reported steps, written here before a report is answered
     memory                                    the same, while this controller lives
-A run that resumes does the steps after its checkpoint again with the same outcome, so steps only ever rise for a reader.
+A run that resumes does the steps after its checkpoint again with the same outcome, so for a reader steps only rise.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from weft_common.errors import DataLossError, NotFoundError
 from weft_store import ObjectStore
 from weft_store.documents import encode_json, read_json
-
 from weft_trainer.core.records import Measurement
 
 __all__ = ["ChunkReader", "Journal"]
@@ -64,7 +63,9 @@ def _parse_lines(key: str, data: bytes) -> Iterator[Measurement]:
             metrics = json.loads(line)
             metrics["step"] = int(metrics["step"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DataLossError(f"line {number} of {key!r} is no metrics ({error}): restore it from a backup.") from error
+            raise DataLossError(
+                f"line {number} of {key!r} is no metrics ({error}): restore it from a backup."
+            ) from error
         yield metrics
 
 

@@ -9,7 +9,6 @@ from enum import Enum, auto
 from weft_common.errors import FailedPreconditionError
 from weft_store import ObjectStore
 from weft_store.documents import encode_json
-
 from weft_trainer.core.gauges import Gauges
 from weft_trainer.core.journal import Journal
 from weft_trainer.core.records import Measurement, RunRecord, RunState
@@ -120,7 +119,9 @@ class ReportDesk:
             self._gauges.checkpointed(time.time())
         if self._is_worth_writing(record, report, heard):
             heard.persisted_s = time.monotonic()
-            record = await self._runs.change(report.run, lambda present: _apply(present, report, sum(heard.peaks.values())))
+            record = await self._runs.change(
+                report.run, lambda present: _apply(present, report, sum(heard.peaks.values()))
+            )
         self._signals.ring(report.run)
         return _directive(record)
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from weft_common.errors import NotFoundError
 from weft_store import ObjectStore
 from weft_store.documents import create_json, list_ids, read_json, update_json
-
 from weft_trainer.core.records import RunRecord
 
 __all__ = ["CheckpointFacts", "RunRepository", "checkpoint_prefix", "run_key"]
@@ -79,7 +78,7 @@ class RunRepository:
 
         return await asyncio.to_thread(work)
 
-    async def list(self) -> list[RunRecord]:
+    async def all(self) -> list[RunRecord]:
         """Read all runs."""
         return await asyncio.to_thread(lambda: [self._get(run) for run in list_ids(self._store, "runs/", "/run.json")])
 

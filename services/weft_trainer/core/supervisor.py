@@ -1,9 +1,9 @@
 """
 Keeps one run's ranks going until the run is in a final state.
 
-An attempt is one start of all ranks. It is written down as open before anything starts, so that whoever takes the run up
-after this controller died knows where to look: either its ranks are found and adopted, or they never began, or how they
-ended is found, and in each case nothing runs twice.
+An attempt is one start of all ranks. It is written down as open before anything starts, so that whoever takes the
+run up after this controller died knows where to look: either its ranks are found and adopted, or they never began, or
+how they ended is found, and in each case nothing runs twice.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from weft_common.errors import NotFoundError
 from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import create_json, read_json, update_json
-
 from weft_trainer.core.gauges import Gauges
 from weft_trainer.core.ports import BAD_CONFIGURATION, RankExit, RankGroup, RankJob, RankLauncher
 from weft_trainer.core.records import RunRecord, RunState, now
@@ -38,12 +37,14 @@ class SupervisorOptions:
         restart_backoff_s: Wait before the first retry; doubled for each further one in a row.
         stop_grace_s: What ranks are given to stop before they are ended.
         look_interval_s: How often a run's document is looked at where nothing rings.
+        worker_module: What a rank runs.
     """
 
     max_failures: int = 3
     restart_backoff_s: float = 1.0
     stop_grace_s: float = 8.0
     look_interval_s: float = 1.0
+    worker_module: str = "weft_trainer.worker"
 
 
 class RunSupervisor:
@@ -57,7 +58,7 @@ class RunSupervisor:
         desk: Takes their reports.
         signals: Rung at every news.
         gauges: Figures for the operators.
-        environment: Makes the settings of a run's ranks: of run, attempt.
+        environment: Makes the settings of ranks, from run, attempt and number of ranks.
         options: Patience.
     """
 
@@ -69,7 +70,7 @@ class RunSupervisor:
         desk: ReportDesk,
         signals: Signals,
         gauges: Gauges,
-        environment: Callable[[str, int], Mapping[str, str]],
+        environment: Callable[[str, int, int], Mapping[str, str]],
         options: SupervisorOptions,
     ) -> None:
         self._store = store
@@ -103,6 +104,19 @@ class RunSupervisor:
                 await self._back_off(record)
                 await self._open_attempt(run)
 
+    async def end(self, run: str, state: RunState, reason: str, error_message: str = "") -> None:
+        """Stop whatever runs of a run and put it in a final state, where it is in none."""
+        record = await self._runs.get(run)
+        await self._launcher.clear(_attempt_key(run, record.attempt))
+
+        def change(present: RunRecord) -> RunRecord:
+            present = replace(present, attempt_open=False, pause_wanted=False)
+            return present if present.state.is_final else present.moved(state, reason, error_message=error_message)
+
+        await self._runs.change(run, change)
+        self._desk.forget(run)
+        self._signals.ring(run)
+
     async def _back_off(self, record: RunRecord) -> None:
         """Wait after failures, but not longer than until somebody changes the run."""
         if record.failures:
@@ -121,9 +135,9 @@ class RunSupervisor:
         key = _attempt_key(run, record.attempt)
         job = RankJob(
             key=key,
-            module="weft_trainer.worker",
+            module=self._options.worker_module,
             num_ranks=record.num_ranks,
-            environment=self._environment(run, record.attempt),
+            environment=self._environment(run, record.attempt, record.num_ranks),
         )
 
         async def register(facts: Mapping[str, Any]) -> None:
@@ -224,7 +238,9 @@ def _concluded(record: RunRecord, attempt: int, ended: RankExit, newest: int, ma
         )
     said = record.rank_error or ended.detail or "nothing was said"
     if ended.code == BAD_CONFIGURATION:
-        return record.moved(RunState.FAILED, "the ranks refuse the configuration", error_message=said, pause_wanted=False)
+        return record.moved(
+            RunState.FAILED, "the ranks refuse the configuration", error_message=said, pause_wanted=False
+        )
     if record.pause_wanted:
         how = "saved and stopped" if ended.code == 0 else f"the ranks ended while saving ({_how(ended)})"
         return record.moved(RunState.PAUSED, f"{how}; ResumeRun goes on from step {newest}", pause_wanted=False)

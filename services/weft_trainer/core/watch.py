@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from weft_common.errors import NotFoundError
 from weft_store import ObjectStore
 from weft_store.documents import list_ids, read_json
-
 from weft_trainer.core.journal import ChunkReader, Journal
 from weft_trainer.core.records import Measurement, RunRecord, RunState
 from weft_trainer.core.reports import evaluation_key
@@ -83,7 +82,9 @@ class Watcher:
         if complete or not recent or recent[-1]["step"] > last:
             found += await chunks.read_new(last)
             last = found[-1]["step"] if found else last
-            found += [metrics for metrics in recent if metrics["step"] > last] if complete else _contiguous(recent, last)
+            found += (
+                [metrics for metrics in recent if metrics["step"] > last] if complete else _contiguous(recent, last)
+            )
         return found
 
     def _evaluations(self, run: str, after_step: int, known: set[int]) -> dict[int, Measurement]:

@@ -1,0 +1,142 @@
+"""The trainer service: `python -m weft_trainer`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+from google.longrunning import operations_pb2, operations_pb2_grpc
+
+from weft.training.v1 import service_pb2, service_pb2_grpc
+from weft_common.client import aio_channel
+from weft_common.operation_store import read_record
+from weft_common.operations import OperationKind, OperationManager, RetryPolicy
+from weft_common.operations_servicer import OperationsServicer
+from weft_common.server import Registration, run_service
+from weft_common.settings import load_settings
+from weft_store import ObjectOperationStore, open_store
+from weft_trainer import converting
+from weft_trainer.adapters.grpc_catalog import GrpcCatalog
+from weft_trainer.adapters.local_launcher import LocalLauncher
+from weft_trainer.adapters.prometheus_gauges import PrometheusGauges
+from weft_trainer.adapters.report_server import ReportServer, RunReportServicer, RunTokens
+from weft_trainer.core.census import count_runs
+from weft_trainer.core.commands import RunCommands
+from weft_trainer.core.jobs import CheckpointJobs
+from weft_trainer.core.journal import Journal
+from weft_trainer.core.reports import ReportDesk
+from weft_trainer.core.runs import RunRepository
+from weft_trainer.core.signals import Signals
+from weft_trainer.core.supervisor import RunSupervisor, SupervisorOptions
+from weft_trainer.core.transcoders import Transcoders
+from weft_trainer.core.watch import Watcher
+from weft_trainer.operations import EVALUATE, EXPORT, TRAIN, Handlers
+from weft_trainer.servicer import TrainingServicer
+from weft_trainer.settings import TrainerSettings
+
+__all__ = ["build", "main"]
+
+_LEASE_S = 5.0
+# A run lives for weeks: neither a bucket that is away for a while nor many restarts end it.
+_RETRY = RetryPolicy(max_failures=100, max_claims=1000)
+
+
+def _secret(value: object) -> str:
+    return value.get_secret_value() if hasattr(value, "get_secret_value") else ""
+
+
+@asynccontextmanager
+async def build(
+    settings: TrainerSettings, worker_module: str = "weft_trainer.worker"
+) -> AsyncIterator[Sequence[Registration]]:
+    """Open all that the service needs, in the order in which it is closed again backwards."""
+    store = open_store(settings.bucket_url, _secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
+    work_dir = settings.resolved_work_dir()
+    runs, signals, gauges, journal = RunRepository(store), Signals(), PrometheusGauges(), Journal(store)
+    desk = ReportDesk(store, runs, journal, signals, gauges)
+    tokens = RunTokens(settings.token)
+    launcher = LocalLauncher(work_dir)
+    reports = ReportServer(RunReportServicer(desk, tokens), settings.report_port, work_dir / "report-port")
+
+    def environment(run: str, attempt: int, num_ranks: int) -> Mapping[str, str]:
+        threads = str(settings.threads_for(num_ranks))
+        return {
+            "WEFT_WORKER_RUN": run,
+            "WEFT_WORKER_ATTEMPT": str(attempt),
+            "WEFT_WORKER_BUCKET_URL": settings.bucket_url,
+            "WEFT_WORKER_BUCKET_ACCESS_KEY": _secret(settings.bucket_access_key),
+            "WEFT_WORKER_BUCKET_SECRET_KEY": _secret(settings.bucket_secret_key),
+            "WEFT_WORKER_CACHE_TARGET": settings.cache_target,
+            "WEFT_WORKER_CACHE_TOKEN": _secret(settings.cache_token),
+            "WEFT_WORKER_TRAINER_TARGET": reports.target,
+            "WEFT_WORKER_TRAINER_TOKEN": tokens.token(run),
+            "WEFT_WORKER_THREADS": threads,
+            "WEFT_WORKER_MODE": "train",
+            "OMP_NUM_THREADS": threads,
+        }
+
+    options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
+    supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, environment, options)
+    jobs = CheckpointJobs(store, runs, launcher, environment)
+    operation_store = ObjectOperationStore(store, "trainer")
+
+    async def is_cancelled(name: str) -> bool:
+        record, _ = await asyncio.to_thread(read_record, operation_store, name)
+        return record.cancel_requested
+
+    handlers = Handlers(runs, supervisor, jobs, is_cancelled)
+    manager = OperationManager(
+        "trainer",
+        operation_store,
+        {
+            TRAIN: OperationKind(handlers.train),
+            EVALUATE: OperationKind(handlers.evaluate),
+            EXPORT: OperationKind(handlers.export),
+        },
+        lease_s=_LEASE_S,
+        retry=_RETRY,
+    )
+
+    async def start_training(operation_id: str, run: str) -> str:
+        metadata = converting.metadata_to_proto(await runs.get(run))
+        request = service_pb2.GetRunRequest(name=f"runs/{run}")
+        return str((await manager.start(TRAIN, operation_id, request, metadata)).name)
+
+    async with AsyncExitStack() as stack:
+        cache = await stack.enter_async_context(aio_channel(settings.cache_target, token=settings.cache_token))
+        commands = RunCommands(runs, GrpcCatalog(cache), signals, start_training, settings.max_ranks)
+        await reports.start()
+        stack.push_async_callback(reports.stop)
+        await commands.start_unstarted()
+        await stack.enter_async_context(manager.run())
+        census = asyncio.create_task(count_runs(runs, gauges))
+        stack.push_async_callback(_cancelled, census)
+        watcher = Watcher(store, runs, journal, signals)
+        servicer = TrainingServicer(runs, commands, watcher, jobs, Transcoders(store), manager)
+        yield [
+            Registration(
+                service_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name,
+                lambda server: service_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, server),
+            ),
+            Registration(
+                operations_pb2.DESCRIPTOR.services_by_name["Operations"].full_name,
+                lambda server: operations_pb2_grpc.add_OperationsServicer_to_server(
+                    OperationsServicer(manager), server
+                ),
+            ),
+        ]
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    settings = load_settings(TrainerSettings)
+    run_service("trainer", settings, lambda: build(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The cache service as the core's catalog of datasets."""
+
+import grpc
+import grpc.aio
+
+from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_common.client import error_from_rpc
+from weft_trainer.core.ports import DatasetFacts
+
+__all__ = ["GrpcCatalog"]
+
+_TIMEOUT_S = 30.0
+
+
+class GrpcCatalog:
+    """
+    Asks the cache service.
+
+    Args:
+        channel: To it.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = service_pb2_grpc.CacheServiceStub(channel)
+
+    async def describe(self, name: str) -> DatasetFacts:
+        try:
+            dataset = await self._stub.GetDataset(service_pb2.GetDatasetRequest(name=name), timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+        return DatasetFacts(
+            name=dataset.name,
+            sealed=dataset.state == messages_pb2.DATASET_STATE_SEALED,
+            num_layers=dataset.spec.num_layers,
+            d_model=dataset.spec.d_model,
+            num_train_tokens=dataset.num_train_tokens,
+            num_held_out_tokens=dataset.num_held_out_tokens,
+        )

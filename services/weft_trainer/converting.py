@@ -1,0 +1,178 @@
+"""Between the messages of weft.training.v1 and what the core has; nothing else."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from weft.training.v1 import messages_pb2, service_pb2
+from weft_trainer.core.records import RunRecord
+from weft_trainer.core.reports import Directive, RankReport
+from weft_trainer.core.runs import CheckpointFacts
+
+__all__ = [
+    "checkpoint_to_proto",
+    "directive_to_proto",
+    "evaluation_to_proto",
+    "fields_of",
+    "metadata_to_proto",
+    "metrics_to_proto",
+    "report_from_proto",
+    "run_to_proto",
+    "spec_from_proto",
+    "timestamp",
+    "transcoder_to_proto",
+]
+
+M = TypeVar("M", bound=Message)
+
+
+def timestamp(text: str) -> Timestamp:
+    """Read RFC 3339."""
+    moment = Timestamp()
+    if text:
+        moment.FromDatetime(datetime.fromisoformat(text))
+    return moment
+
+
+def fields_of(message: Message) -> dict[str, Any]:
+    """Return a flat message as a document: every field under its name, numbers that JSON does not have as None."""
+    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int) else [_plain(item) for item in value]
+
+
+def _filled(message: M, document: Mapping[str, Any]) -> M:
+    """Fill the plain fields of a message from a document; what it does not know is left out."""
+    for field in message.DESCRIPTOR.fields:
+        if field.name not in document or field.message_type is not None:
+            continue
+        value = document[field.name]
+        if field.is_repeated:
+            getattr(message, field.name).extend(_number(item, field) for item in value)
+        else:
+            setattr(message, field.name, _number(value, field))
+    return message
+
+
+def _number(value: Any, field: Any) -> Any:
+    if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
+        return math.nan if value is None else float(value)
+    return value if isinstance(value, str) else int(value)
+
+
+def spec_from_proto(spec: messages_pb2.TrainingSpec) -> dict[str, Any]:
+    """Return the JSON form of a spec, as `weft_clt.config` reads it: every field, the enum by its name."""
+    document = fields_of(spec)
+    known = messages_pb2.Activation.values()
+    # A number that this version has no name for is refused like the one that means "not set".
+    value = spec.activation if spec.activation in known else messages_pb2.ACTIVATION_UNSPECIFIED
+    document["activation"] = messages_pb2.Activation.Name(value)
+    return document
+
+
+def _spec_to_proto(document: Mapping[str, Any]) -> messages_pb2.TrainingSpec:
+    plain = {name: value for name, value in document.items() if name != "activation"}
+    spec = _filled(messages_pb2.TrainingSpec(), plain)
+    spec.activation = messages_pb2.Activation.Value(document["activation"])
+    return spec
+
+
+def metrics_to_proto(document: Mapping[str, Any]) -> messages_pb2.Metrics:
+    """Return a step's metrics."""
+    return _filled(messages_pb2.Metrics(), document)
+
+
+def evaluation_to_proto(document: Mapping[str, Any]) -> messages_pb2.Evaluation:
+    """Return an evaluation."""
+    return _filled(messages_pb2.Evaluation(), document)
+
+
+def run_to_proto(record: RunRecord) -> messages_pb2.Run:
+    """Return a run."""
+    return messages_pb2.Run(
+        name=record.name,
+        spec=_spec_to_proto(record.spec),
+        state=messages_pb2.RunState.Value(f"RUN_STATE_{record.state}"),
+        transitions=[
+            messages_pb2.StateTransition(
+                state=messages_pb2.RunState.Value(f"RUN_STATE_{entry.state}"),
+                time=timestamp(entry.time),
+                reason=entry.reason,
+            )
+            for entry in record.transitions
+        ],
+        step=record.step,
+        attempt=record.attempt,
+        metrics=metrics_to_proto(record.metrics) if record.metrics else None,
+        evaluation=evaluation_to_proto(record.evaluation) if record.evaluation else None,
+        create_time=timestamp(record.create_time),
+        error_message=record.error_message,
+        operation=record.operation,
+        peak_memory_bytes=record.peak_memory_bytes,
+    )
+
+
+def metadata_to_proto(record: RunRecord, stage: str = "") -> messages_pb2.RunMetadata:
+    """Return the metadata of an operation on a run."""
+    metadata = messages_pb2.RunMetadata(run=record.name)
+    if record.metrics:
+        metadata.metrics.CopyFrom(metrics_to_proto(record.metrics))
+    progress = metadata.progress
+    progress.stage = stage or {"PENDING": "starting ranks", "RUNNING": "training"}.get(
+        record.state, record.state.lower()
+    )
+    if not stage:
+        progress.completed, progress.total, progress.unit = record.step, record.num_steps, "steps"
+    progress.create_time.CopyFrom(timestamp(record.create_time))
+    progress.update_time.GetCurrentTime()
+    return metadata
+
+
+def checkpoint_to_proto(run: str, facts: CheckpointFacts) -> messages_pb2.Checkpoint:
+    """Return a checkpoint."""
+    return messages_pb2.Checkpoint(
+        name=f"runs/{run}/checkpoints/{facts.step}",
+        step=facts.step,
+        attempt=facts.attempt,
+        size_bytes=facts.size_bytes,
+        create_time=timestamp(facts.create_time),
+    )
+
+
+def transcoder_to_proto(manifest: Mapping[str, Any]) -> messages_pb2.Transcoder:
+    """Return a transcoder."""
+    transcoder = _filled(messages_pb2.Transcoder(), manifest)
+    if manifest.get("evaluation"):
+        transcoder.evaluation.CopyFrom(evaluation_to_proto(manifest["evaluation"]))
+    transcoder.create_time.CopyFrom(timestamp(manifest.get("create_time", "")))
+    transcoder.prefix = transcoder.prefix or f"{transcoder.name}/"
+    return transcoder
+
+
+def report_from_proto(run: str, request: service_pb2.ReportRequest) -> RankReport:
+    """Return what a rank says."""
+    return RankReport(
+        run=run,
+        attempt=request.attempt,
+        rank=request.rank,
+        metrics=[fields_of(metrics) for metrics in request.metrics],
+        evaluation=fields_of(request.evaluation) if request.HasField("evaluation") else {},
+        checkpoint_step=request.checkpoint_step,
+        finished=request.finished,
+        error_message=request.error_message[:4000],
+        peak_memory_bytes=request.peak_memory_bytes,
+    )
+
+
+def directive_to_proto(directive: Directive) -> "service_pb2.Directive.ValueType":
+    """Return what a rank is told."""
+    return service_pb2.Directive.Value(f"DIRECTIVE_{directive.name}")

@@ -1,0 +1,108 @@
+"""The long work of the trainer, as operations that survive a restart."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+
+from google.protobuf.message import Message
+
+from weft.training.v1 import messages_pb2, service_pb2
+from weft_common.errors import CancelledError, FailedPreconditionError
+from weft_common.interceptors import as_weft_error
+from weft_common.operations import OperationContext
+from weft_trainer import converting
+from weft_trainer.core.jobs import CheckpointJobs, CheckpointRef, parse_checkpoint
+from weft_trainer.core.records import RunRecord, RunState
+from weft_trainer.core.runs import RunRepository
+from weft_trainer.core.supervisor import RunSupervisor
+
+__all__ = ["EVALUATE", "EXPORT", "TRAIN", "Handlers", "evaluation_operation", "export_operation"]
+
+TRAIN = "train"
+EVALUATE = "evaluate"
+EXPORT = "export"
+
+
+def evaluation_operation() -> str:
+    """Return a new id."""
+    return f"evaluate-{uuid.uuid4().hex}"
+
+
+def export_operation() -> str:
+    """Return a new id."""
+    return f"export-{uuid.uuid4().hex}"
+
+
+class Handlers:
+    """
+    What does the work.
+
+    Args:
+        runs: The runs of the bucket.
+        supervisor: Keeps ranks going.
+        jobs: Evaluates and exports.
+        is_cancelled: Whether somebody asked for the end of this operation, by its name; work that stops for any other
+            reason goes on later, here or elsewhere.
+    """
+
+    def __init__(
+        self,
+        runs: RunRepository,
+        supervisor: RunSupervisor,
+        jobs: CheckpointJobs,
+        is_cancelled: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        self._runs = runs
+        self._supervisor = supervisor
+        self._jobs = jobs
+        self._is_cancelled = is_cancelled
+
+    async def train(self, context: OperationContext) -> Message:
+        """Keep a run going until it ends."""
+        request = context.request
+        assert isinstance(request, service_pb2.GetRunRequest)
+        run = request.name.removeprefix("runs/")
+
+        async def report(record: RunRecord) -> None:
+            await context.report(converting.metadata_to_proto(record))
+
+        try:
+            record = await self._supervisor.supervise(run, report)
+        except asyncio.CancelledError:
+            if await self._is_cancelled(context.name):
+                await self._supervisor.end(run, RunState.CANCELLED, "its operation was cancelled")
+            raise
+        except Exception as error:
+            told = as_weft_error(error)
+            if not told.retryable:
+                await self._supervisor.end(run, RunState.FAILED, "it could not be supervised", told.message)
+            raise
+        await report(record)
+        if record.state is RunState.FAILED:
+            raise FailedPreconditionError(f"{record.name} failed: {record.error_message}")
+        if record.state is RunState.CANCELLED:
+            raise CancelledError(f"{record.name} was cancelled.")
+        return converting.run_to_proto(record)
+
+    async def evaluate(self, context: OperationContext) -> Message:
+        """Evaluate a checkpoint."""
+        request = context.request
+        assert isinstance(request, service_pb2.EvaluateCheckpointRequest)
+        found = await self._jobs.evaluate(_checkpoint(request.checkpoint), request.num_tokens)
+        return converting.evaluation_to_proto(found)
+
+    async def export(self, context: OperationContext) -> Message:
+        """Export a checkpoint."""
+        request = context.request
+        assert isinstance(request, service_pb2.ExportTranscoderRequest)
+        manifest = await self._jobs.export(_checkpoint(request.checkpoint), request.transcoder_id)
+        transcoder: messages_pb2.Transcoder = converting.transcoder_to_proto(
+            {**manifest, "name": f"transcoders/{request.transcoder_id}"}
+        )
+        return transcoder
+
+
+def _checkpoint(name: str) -> CheckpointRef:
+    run, step = parse_checkpoint(name)
+    assert step is not None, "requests of operations name their step"
+    return CheckpointRef(run, step)
