@@ -1,0 +1,519 @@
+"""
+Long work that outlives its call, its process and its machine (AIP-151).
+
+Every manager of a service looks at the same store. Work of a plain kind is claimed by one of them, who beats for as
+long as it lives; when the beat stops, another claims it and runs the handler again. Work of a shared kind is run by
+all of them at once, who divide it among themselves. So handlers must be resumable: they find what was committed and go
+on from there. Cancelling is a mark in the store, which whoever runs the work sees.
+
+No clock is compared between machines: a claim is over when its beat was not seen to move for `lease_s` here.
+"""
+
+import asyncio
+import contextvars
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import structlog
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+
+from weft_common.errors import (
+    AlreadyExistsError,
+    CancelledError,
+    ConflictError,
+    DataLossError,
+    FailedPreconditionError,
+    InternalError,
+    NotFoundError,
+    WeftError,
+)
+from weft_common.interceptors import as_weft_error
+from weft_common.logging import current_request_id, get_logger
+from weft_common.metrics import OPERATION_AGE_SECONDS
+from weft_common.operation_kinds import OperationContext, OperationKind, RetryPolicy, packed_any
+from weft_common.operation_store import MemoryOperationStore, OperationStore, Record, change_record, read_record
+from weft_common.pages import paginate
+from weft_common.resource_names import check_id
+from weft_common.status import status_from_error
+
+__all__ = [
+    "MemoryOperationStore",
+    "OperationContext",
+    "OperationKind",
+    "OperationManager",
+    "OperationStore",
+    "RetryPolicy",
+]
+
+_LOG = get_logger(__name__)
+# A report is written at once when the one before is this old, and with the next look otherwise.
+_REPORT_EVERY_S = 0.5
+
+
+class _End(Enum):
+    """Why a running handler was cancelled."""
+
+    CANCELLED = "cancelled by request"
+    LOST = "another manager has it"
+    STOPPING = "this manager stops"
+
+
+@dataclass
+class _Run:
+    kind: str
+    shared: bool
+    task: "asyncio.Task[None]"
+    alive_s: float  # monotonic time of the last beat that was written
+    end: _End | None = None
+    unwritten: bytes | None = None
+    written_s: float = field(default=0.0)
+
+    def stop(self, end: _End) -> None:
+        if self.end is None:
+            self.end = end
+            self.task.cancel()
+
+
+class OperationManager:
+    """
+    Starts, runs, resumes and cancels the long work of one service.
+
+    Args:
+        service: Stands in the names: `operations/{service}-{id}`.
+        store: Where the state lies; called in threads.
+        kinds: What work there is, by name; a name stays as it is for as long as stored work has it.
+        lease_s: Seconds without a beat after which another manager takes work over.
+        poll_s: Seconds between looks at the store.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        store: OperationStore,
+        kinds: Mapping[str, OperationKind],
+        *,
+        lease_s: float = 10.0,
+        poll_s: float = 1.0,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self._prefix = f"operations/{service}-"
+        self._store = store
+        self._kinds = dict(kinds)
+        self._lease_s = lease_s
+        self._poll_s = poll_s
+        self._retry = retry or RetryPolicy()
+        self._owner = uuid.uuid4().hex
+        self._runs: dict[str, _Run] = {}
+        self._ended: set[str] = set()
+        # Owner, beat and the monotonic time at which they were first seen, of work that others do.
+        self._seen: dict[str, tuple[str, int, float]] = {}
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def name(self, operation_id: str) -> str:
+        """Return the name of an operation of this service."""
+        return f"{self._prefix}{operation_id}"
+
+    def operation_id(self, name: str) -> str:
+        """Return the id within a name. NotFoundError where it is no name of this service's."""
+        if not name.startswith(self._prefix):
+            raise NotFoundError(f"{name!r:.120} is no operation of this service; its names are {self._prefix}ID")
+        return check_id(name.removeprefix(self._prefix), field="name")
+
+    async def start(
+        self, kind: str, operation_id: str, request: Message, metadata: Message
+    ) -> operations_pb2.Operation:
+        """
+        Write the work down and have it done; the same id and request again give the same operation.
+
+        Raises:
+            AlreadyExistsError: The id stands for other work.
+        """
+        if kind not in self._kinds:
+            raise InternalError(f"there is no kind of work named {kind!r}; known are {sorted(self._kinds)}")
+        name = self.name(check_id(operation_id, field="operation_id"))
+        now = time.time()
+        record = Record(
+            kind=kind,
+            request=packed_any(request),
+            metadata=packed_any(metadata),
+            create_s=now,
+            update_s=now,
+            request_id=current_request_id() or "",
+        )
+        try:
+            await asyncio.to_thread(self._store.put, name, record.encode(), etag=None, create=True)
+        except (AlreadyExistsError, ConflictError):
+            there, _ = await asyncio.to_thread(read_record, self._store, name)
+            if (there.kind, there.request) != (record.kind, record.request):
+                raise AlreadyExistsError(
+                    f"{name} is another request's work ({there.kind}); give this one an id of its own"
+                ) from None
+            record = there
+        self._ended.discard(name)
+        self._wake.set()
+        return record.to_operation(name)
+
+    async def get(self, name: str) -> operations_pb2.Operation:
+        """Return an operation as it is now. NotFoundError."""
+        self.operation_id(name)
+        record, _ = await asyncio.to_thread(read_record, self._store, name)
+        run = self._runs.get(name)
+        if run is not None and run.unwritten is not None and not record.done:
+            record = replace(record, metadata=run.unwritten)
+        return record.to_operation(name)
+
+    async def list(self, page_size: int, page_token: str) -> tuple[list[operations_pb2.Operation], str]:
+        """Return one page of operations, by name, and the next page's token."""
+        names = await asyncio.to_thread(self._store.list)
+        page, next_token = paginate(names, page_size, page_token)
+        found = []
+        for name in page:
+            try:
+                found.append(await self.get(name))
+            except NotFoundError:
+                continue
+        return found, next_token
+
+    async def wait(self, name: str, timeout_s: float) -> operations_pb2.Operation:
+        """Return the operation once it is done, or as it is after `timeout_s`."""
+        until = time.monotonic() + timeout_s
+        while True:
+            changed = self._changed
+            operation = await self.get(name)
+            left = until - time.monotonic()
+            if operation.done or left <= 0:
+                return operation
+            await _wait_for(changed, min(left, self._poll_s))
+
+    async def cancel(self, name: str) -> None:
+        """Ask for the work to stop; work that is done stays as it is. NotFoundError."""
+        self.operation_id(name)
+        await asyncio.to_thread(
+            change_record,
+            self._store,
+            name,
+            lambda record: None if record.done else replace(record, cancel_requested=True),
+        )
+        self._wake.set()
+
+    async def delete(self, name: str) -> None:
+        """
+        Forget an operation that is done.
+
+        Raises:
+            NotFoundError: There is none.
+            FailedPreconditionError: It is not done.
+        """
+        self.operation_id(name)
+        record, _ = await asyncio.to_thread(read_record, self._store, name)
+        if not record.done:
+            raise FailedPreconditionError(f"{name} is not done; cancel it and wait for its end first")
+        await asyncio.to_thread(self._store.delete, name)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """
+        Do the work for as long as the context lasts.
+
+        At its end unfinished work is let go of at once, for the next manager.
+        """
+        looking = asyncio.create_task(self._look_forever(), context=contextvars.Context())
+        beating = asyncio.create_task(self._beat_forever(), context=contextvars.Context())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            beating.cancel()
+            await asyncio.gather(looking, beating, return_exceptions=True)
+            await self._let_go()
+
+    # ---- looking at the store ----
+
+    async def _look_forever(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._look()
+            except Exception as error:
+                _LOG.warning("operations could not be looked at", error=str(error))
+            await _wait_for(self._wake, self._poll_s)
+
+    async def _look(self) -> None:
+        for name in list(self._runs):
+            await self._write_report(name)
+        records = await asyncio.to_thread(self._read_unfinished)
+        ages = dict.fromkeys(self._kinds, 0.0)
+        for name, record in records.items():
+            if not record.done and record.kind in ages:
+                ages[record.kind] = max(ages[record.kind], time.time() - record.create_s)
+            await self._consider(name, record)
+        self._seen = {name: seen for name, seen in self._seen.items() if name in records}
+        for kind, age in ages.items():
+            OPERATION_AGE_SECONDS.labels(kind).set(age)
+
+    def _read_unfinished(self) -> dict[str, Record]:
+        names = set(self._store.list())
+        self._ended &= names
+        records = {}
+        for name in sorted(names - self._ended):
+            try:
+                records[name], _ = read_record(self._store, name)
+            except NotFoundError:
+                continue
+            except DataLossError as error:
+                self._ended.add(name)
+                _LOG.error("an operation is unreadable", operation=name, error=error.message)
+        return records
+
+    async def _consider(self, name: str, record: Record) -> None:
+        run = self._runs.get(name)
+        kind = self._kinds.get(record.kind)
+        if record.done:
+            self._ended.add(name)
+            if run is not None:
+                run.stop(_End.LOST)
+        elif run is not None:
+            if not run.shared and record.owner != self._owner:
+                run.stop(_End.LOST)
+            elif record.cancel_requested:
+                run.stop(_End.CANCELLED)
+        elif kind is None:
+            self._ended.add(name)
+            _LOG.error("an operation is of an unknown kind", operation=name, kind=record.kind)
+        elif kind.shared or self._is_free(name, record):
+            await self._take_up(name, kind, record)
+
+    def _is_free(self, name: str, record: Record) -> bool:
+        if not record.owner:
+            return True
+        now = time.monotonic()
+        owner, beat, first_s = self._seen.get(name, ("", 0, 0.0))
+        if (owner, beat) != (record.owner, record.beat):
+            self._seen[name] = (record.owner, record.beat, now)
+            return False
+        return now - first_s >= self._lease_s
+
+    async def _take_up(self, name: str, kind: OperationKind, record: Record) -> None:
+        if record.cancel_requested:
+            await self._finish(name, self._is_still(record), error=_cancelled(name))
+            return
+        running = sum(1 for run in self._runs.values() if run.kind == record.kind)
+        if kind.max_running is not None and running >= kind.max_running:
+            return
+        begun = time.monotonic()
+        if not kind.shared:
+            if record.claims >= self._retry.max_claims:
+                error = InternalError(f"{name} was taken up {record.claims} times and never ended; it is given up")
+                await self._finish(name, self._is_still(record), error=error)
+                return
+            mine = replace(record, owner=self._owner, beat=record.beat + 1, claims=record.claims + 1)
+            was = self._is_still(record)
+            stored = await asyncio.to_thread(
+                change_record, self._store, name, lambda there: mine if was(there) and there == record else None
+            )
+            if stored.owner != self._owner:
+                return
+            record = stored
+        else:
+            # What was read before may have been done here since.
+            record, _ = await asyncio.to_thread(read_record, self._store, name)
+            if record.done:
+                return
+        task = asyncio.create_task(self._work(name, kind, record), name=name, context=contextvars.Context())
+        self._runs[name] = _Run(record.kind, kind.shared, task, begun)
+        task.add_done_callback(lambda _: self._forget(name))
+
+    def _forget(self, name: str) -> None:
+        self._runs.pop(name, None)
+        self._wake.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    # ---- doing the work ----
+
+    async def _work(self, name: str, kind: OperationKind, record: Record) -> None:
+        structlog.contextvars.bind_contextvars(operation=name)
+        if record.request_id:
+            structlog.contextvars.bind_contextvars(request_id=record.request_id)
+        _LOG.info("operation begins", kind=record.kind, claims=record.claims)
+        failures = record.failures
+        mine = self._is_mine(kind.shared)
+        try:
+            while True:
+                begun = time.monotonic()
+                try:
+                    response = await kind.handler(OperationContext(name, self.operation_id(name), record, self._report))
+                    await self._finish(name, mine, response=packed_any(response))
+                    return
+                except Exception as raised:
+                    error = as_weft_error(raised)
+                failures = 1 if time.monotonic() - begun > self._retry.reset_after_s else failures + 1
+                if not error.retryable or failures >= self._retry.max_failures:
+                    await self._finish(name, mine, error=error)
+                    return
+                delay_s = self._retry.delay_s(failures, error.retry_after_s)
+                _LOG.warning("operation failed and is tried again", error=error.message, delay_s=delay_s)
+                await self._note_failures(name, kind.shared, failures)
+                await asyncio.sleep(delay_s)
+                record, _ = await asyncio.to_thread(read_record, self._store, name)
+        except asyncio.CancelledError:
+            run = self._runs.get(name)
+            end = run.end if run is not None else None
+            _LOG.info("operation stops", why=end.value if end else "unknown")
+            if end is not _End.CANCELLED:
+                raise
+            await self._finish(name, mine, error=_cancelled(name))
+        except Exception as error:
+            # The store fails: the claim runs out, or the next look takes the work up again.
+            _LOG.error("operation cannot go on", exc_info=error)
+
+    async def _finish(
+        self,
+        name: str,
+        still: Callable[[Record], bool],
+        *,
+        response: bytes = b"",
+        error: WeftError | None = None,
+    ) -> None:
+        """Write the end down, for as long as it takes, if the work still is as `still` says."""
+        failure = b"" if error is None else status_from_error(error).SerializeToString()
+        run = self._runs.get(name)
+        unwritten = run.unwritten if run is not None else None
+
+        def end(record: Record) -> Record | None:
+            if record.done or not still(record):
+                return None
+            metadata = record.metadata if unwritten is None else unwritten
+            return replace(record, done=True, owner="", response=response, error=failure, metadata=metadata)
+
+        delay_s = 0.1
+        while True:
+            try:
+                await asyncio.to_thread(change_record, self._store, name, end)
+                break
+            except NotFoundError:
+                break
+            except Exception as raised:
+                _LOG.warning("the end of an operation could not be written yet", error=str(raised))
+            await asyncio.sleep(delay_s)
+            delay_s = min(5.0, delay_s * 2)
+        self._notify()
+        _LOG.info("operation ends", operation=name, error=error.message if error else None)
+
+    async def _note_failures(self, name: str, shared: bool, failures: int) -> None:
+        # Replicas of shared work each count their own.
+        if not shared:
+            await asyncio.to_thread(
+                change_record,
+                self._store,
+                name,
+                lambda record: replace(record, failures=failures) if record.owner == self._owner else None,
+            )
+
+    async def _report(self, name: str, metadata: Message) -> None:
+        run = self._runs.get(name)
+        if run is None:
+            return
+        run.unwritten = packed_any(metadata)
+        if time.monotonic() - run.written_s >= _REPORT_EVERY_S:
+            await self._write_report(name)
+
+    async def _write_report(self, name: str) -> None:
+        run = self._runs.get(name)
+        if run is None or run.unwritten is None:
+            return
+        unwritten = run.unwritten
+        mine = self._is_mine(run.shared)
+        try:
+            await asyncio.to_thread(
+                change_record,
+                self._store,
+                name,
+                lambda record: replace(record, metadata=unwritten) if mine(record) and not record.done else None,
+            )
+        except WeftError as error:
+            _LOG.warning("progress could not be written", operation=name, error=error.message)
+            return
+        run.written_s = time.monotonic()
+        if run.unwritten is unwritten:
+            run.unwritten = None
+        self._notify()
+
+    def _is_mine(self, shared: bool) -> Callable[[Record], bool]:
+        return lambda record: shared or record.owner == self._owner
+
+    def _is_still(self, seen: Record) -> Callable[[Record], bool]:
+        return lambda record: (record.owner, record.beat) == (seen.owner, seen.beat)
+
+    # ---- staying the owner ----
+
+    async def _beat_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 4)
+            for name, run in list(self._runs.items()):
+                if not run.shared:
+                    await self._beat(name, run)
+
+    async def _beat(self, name: str, run: _Run) -> None:
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(self._lease_s / 4):
+                record = await asyncio.to_thread(
+                    change_record,
+                    self._store,
+                    name,
+                    lambda there: (
+                        replace(there, beat=there.beat + 1) if there.owner == self._owner and not there.done else None
+                    ),
+                )
+            if record.owner == self._owner:
+                run.alive_s = begun
+            elif not record.done:
+                run.stop(_End.LOST)
+        except Exception as error:
+            _LOG.warning("a beat could not be written", operation=name, error=str(error))
+        if time.monotonic() - run.alive_s > self._lease_s:
+            # Others may think this manager dead and do the work: stop before both do.
+            run.stop(_End.LOST)
+
+    async def _let_go(self) -> None:
+        runs = dict(self._runs)
+        for run in runs.values():
+            run.stop(_End.STOPPING)
+        await asyncio.gather(*(run.task for run in runs.values()), return_exceptions=True)
+        for name, run in runs.items():
+            unwritten, mine = run.unwritten, self._is_mine(run.shared)
+
+            def let_go(
+                record: Record, unwritten: bytes | None = unwritten, mine: Callable[[Record], bool] = mine
+            ) -> Record | None:
+                if record.done or not mine(record):
+                    return None
+                metadata = record.metadata if unwritten is None else unwritten
+                return replace(record, owner="", claims=max(0, record.claims - 1), metadata=metadata)
+
+            try:
+                await asyncio.to_thread(change_record, self._store, name, let_go)
+            except WeftError as error:
+                _LOG.warning("an operation could not be let go of", operation=name, error=error.message)
+
+
+def _cancelled(name: str) -> CancelledError:
+    return CancelledError(f"{name} was cancelled, as was asked")
+
+
+async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
