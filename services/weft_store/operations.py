@@ -23,7 +23,7 @@ class ObjectOperationStore:
         return data, info.etag
 
     def put(self, name: str, data: bytes, *, etag: str | None, create: bool) -> str:
-        """Write an operation: only a new one (`create`), only over the version `etag`, or in any case. ConflictError."""
+        """Write an operation: only a new one (`create`), only over `etag`, or in any case. ConflictError."""
         try:
             return self._store.put(self._key(name), data, if_absent=create, if_match=etag).etag
         except AlreadyExistsError as error:

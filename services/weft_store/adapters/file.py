@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -104,10 +105,10 @@ class FileObjectStore:
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with _storage_errors(f"object {key!r}"), self._lock(key):
-            with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                path.unlink()
-                flush_folder(path.parent)
+        missing = suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        with _storage_errors(f"object {key!r}"), self._lock(key), missing:
+            path.unlink()
+            flush_folder(path.parent)
 
     def presign_get(self, key: str, expires_s: int) -> str:
         check_key(key)
@@ -125,10 +126,13 @@ class FileObjectStore:
         path = self._path(key)
         with _storage_errors(f"object {key!r}"):
             try:
-                file = open(path, "rb")
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
                 raise NotFoundError(f"there is no object {key!r} in the bucket.") from None
-            with file:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise NotFoundError(f"there is no object {key!r} in the bucket.")
+            with os.fdopen(descriptor, "rb") as file:
                 yield file
 
     @contextmanager

@@ -92,5 +92,6 @@ class MemoryObjectStore:
         taken = taken or next((name for name in self._objects if name.startswith(key + "/")), None)
         if taken is not None:
             raise FailedPreconditionError(
-                f"object {key!r} cannot stand beside {taken!r}: one of the two keys is a folder of the other. Choose another."
+                f"object {key!r} cannot stand beside {taken!r}: one of the two keys is a folder of the other. "
+                "Choose another."
             )
