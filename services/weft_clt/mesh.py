@@ -88,7 +88,7 @@ class GroupAxis:
         return out
 
     def gather_into(self, out: Tensor, own: Tensor) -> None:
-        dist.all_gather_into_tensor(out.view(-1), own.reshape(-1), group=self.group)
+        dist.all_gather_single(out.view(-1), own.reshape(-1), group=self.group)
         self.sent_bytes += own.nbytes * (self.size - 1)
 
     def exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> None:

@@ -1,8 +1,7 @@
 """
 The compiled loops of the CPU kernels.
 
-A decoder block [F, C] is walked in strips of columns that stay in the second-level cache together with the strip of the
-output; four features are added at a time, so that the output strip is loaded and stored once for the four.
+A decoder block [F, C] is walked in strips of columns that about fit the second-level cache; four features are added at a time, so that the output strip is loaded and stored once for the four.
 Sums may be reordered and fused; not-a-numbers and infinities keep their meaning.
 Shapes: see `weft_clt.kernels.port`.
 """
@@ -29,20 +28,22 @@ __all__ = [
 ]
 
 _compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
+_index = numba.uint64  # an index that cannot be negative lets the compiler use vector instructions
 _exact = numba.njit(cache=True, nogil=True)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def decode_loop(row_start: Any, row_active: Any, feature: Any, value: Any, weight: Any, out: Any, strip: int) -> None:
     """out[t] += sum of value[n] * weight[feature[n]] over the entries n of token t that are above 0."""
-    num_columns = out.shape[1]
-    for low in range(0, num_columns, strip):
-        high = min(low + strip, num_columns)
-        for token in range(out.shape[0]):
+    num_columns, width = _index(out.shape[1]), _index(strip)
+    for low in range(_index(0), num_columns, width):
+        high = min(low + width, num_columns)
+        for token in range(_index(out.shape[0])):
             entry = row_start[token]
             end = row_active[token]
             while entry + 4 <= end:
-                f0, f1, f2, f3 = feature[entry], feature[entry + 1], feature[entry + 2], feature[entry + 3]
+                f0, f1 = _index(feature[entry]), _index(feature[entry + 1])
+                f2, f3 = _index(feature[entry + 2]), _index(feature[entry + 3])
                 v0, v1, v2, v3 = value[entry], value[entry + 1], value[entry + 2], value[entry + 3]
                 for column in range(low, high):
                     out[token, column] += (
@@ -53,67 +54,67 @@ def decode_loop(row_start: Any, row_active: Any, feature: Any, value: Any, weigh
                     )
                 entry += 4
             while entry < end:
-                f0, v0 = feature[entry], value[entry]
+                f0, v0 = _index(feature[entry]), value[entry]
                 for column in range(low, high):
                     out[token, column] += v0 * weight[f0, column]
                 entry += 1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def value_grad_loop(row_start: Any, feature: Any, weight: Any, grad_out: Any, grad_value: Any, strip: int) -> None:
     """grad_value[n] += <grad_out[t], weight[feature[n]]> for every entry n of token t."""
-    num_columns = grad_out.shape[1]
+    num_columns, width = _index(grad_out.shape[1]), _index(strip)
     zero = weight[0, 0] * 0
-    for low in range(0, num_columns, strip):
-        high = min(low + strip, num_columns)
-        for token in range(grad_out.shape[0]):
+    for low in range(_index(0), num_columns, width):
+        high = min(low + width, num_columns)
+        for token in range(_index(grad_out.shape[0])):
             entry = row_start[token]
             end = row_start[token + 1]
-            while entry + 2 <= end:
-                f0, f1 = feature[entry], feature[entry + 1]
+            while entry + 4 <= end:
+                f0, f1 = _index(feature[entry]), _index(feature[entry + 1])
+                f2, f3 = _index(feature[entry + 2]), _index(feature[entry + 3])
                 s0 = zero
                 s1 = zero
+                s2 = zero
+                s3 = zero
                 for column in range(low, high):
                     g = grad_out[token, column]
                     s0 += g * weight[f0, column]
                     s1 += g * weight[f1, column]
+                    s2 += g * weight[f2, column]
+                    s3 += g * weight[f3, column]
                 grad_value[entry] += s0
                 grad_value[entry + 1] += s1
-                entry += 2
-            if entry < end:
-                f0 = feature[entry]
+                grad_value[entry + 2] += s2
+                grad_value[entry + 3] += s3
+                entry += 4
+            while entry < end:
+                f0 = _index(feature[entry])
                 s0 = zero
                 for column in range(low, high):
                     s0 += grad_out[token, column] * weight[f0, column]
                 grad_value[entry] += s0
+                entry += 1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def decode_grad_loop(
     column_start: Any, column_token: Any, column_value: Any, grad_out: Any, grad_weight: Any, strip: int
 ) -> None:
     """grad_weight[f] = sum of value * grad_out[token] over the entries of feature f that are above 0."""
-    num_columns = grad_out.shape[1]
-    for low in range(0, num_columns, strip):
-        high = min(low + strip, num_columns)
-        for feature in range(grad_weight.shape[0]):
+    num_columns, width = _index(grad_out.shape[1]), _index(strip)
+    for low in range(_index(0), num_columns, width):
+        high = min(low + width, num_columns)
+        for feature in range(_index(grad_weight.shape[0])):
             entry = column_start[feature]
             end = column_start[feature + 1]
             for column in range(low, high):
                 grad_weight[feature, column] = 0
             while entry + 4 <= end:
-                t0, t1, t2, t3 = (
-                    column_token[entry],
-                    column_token[entry + 1],
-                    column_token[entry + 2],
-                    column_token[entry + 3],
-                )
-                v0, v1, v2, v3 = (
-                    column_value[entry],
-                    column_value[entry + 1],
-                    column_value[entry + 2],
-                    column_value[entry + 3],
-                )
+                t0, t1 = _index(column_token[entry]), _index(column_token[entry + 1])
+                t2, t3 = _index(column_token[entry + 2]), _index(column_token[entry + 3])
+                v0, v1 = column_value[entry], column_value[entry + 1]
+                v2, v3 = column_value[entry + 2], column_value[entry + 3]
                 for column in range(low, high):
                     grad_weight[feature, column] += (
                         v0 * grad_out[t0, column]
@@ -123,26 +124,27 @@ def decode_grad_loop(
                     )
                 entry += 4
             while entry < end:
-                t0, v0 = column_token[entry], column_value[entry]
+                t0, v0 = _index(column_token[entry]), column_value[entry]
                 for column in range(low, high):
                     grad_weight[feature, column] += v0 * grad_out[t0, column]
                 entry += 1
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def encode_grad_loop(counts: Any, feature: Any, grad_preact: Any, inputs: Any, grad_weight: Any) -> None:
     """grad_weight[feature[n]] += grad_preact[n] * inputs[t] for every entry n of token t."""
     entry = 0
-    for token in range(inputs.shape[0]):
+    num_columns = _index(inputs.shape[1])
+    for token in range(_index(inputs.shape[0])):
         for _ in range(counts[token]):
-            f0, g0 = feature[entry], grad_preact[entry]
+            f0, g0 = _index(feature[entry]), grad_preact[entry]
             entry += 1
             if g0 != 0:
-                for column in range(inputs.shape[1]):
+                for column in range(num_columns):
                     grad_weight[f0, column] += g0 * inputs[token, column]
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def row_squares_loop(weight: Any, out: Any) -> None:
     """out[f] += |weight[f]|^2."""
     for row in range(weight.shape[0]):
@@ -152,7 +154,7 @@ def row_squares_loop(weight: Any, out: Any) -> None:
         out[row] = total
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def scaled_rows_loop(coeff: Any, weight: Any, out: Any) -> None:
     """out[f] += coeff[f] * weight[f]."""
     for row in range(weight.shape[0]):
@@ -161,7 +163,7 @@ def scaled_rows_loop(coeff: Any, weight: Any, out: Any) -> None:
             out[row, column] += c0 * weight[row, column]
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def sum_squares_loop(values: Any) -> float:
     """Sum of squares in float64."""
     total = 0.0
@@ -171,7 +173,7 @@ def sum_squares_loop(values: Any) -> float:
     return total
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def adam_loop(
     param: Any, grad: Any, first: Any, second: Any, scale: Any, beta1: Any, beta2: Any, rest1: Any, rest2: Any,
     rate: Any, root: Any, epsilon: Any,
@@ -186,7 +188,7 @@ def adam_loop(
         param[index] -= rate * m / (np.sqrt(v) * root + epsilon)
 
 
-@_compiled  # type: ignore[untyped-decorator]
+@_compiled
 def adam_without_first_loop(
     param: Any, grad: Any, second: Any, scale: Any, beta2: Any, rest2: Any, rate: Any, root: Any, epsilon: Any
 ) -> None:
@@ -198,7 +200,7 @@ def adam_without_first_loop(
         param[index] -= rate * g / (np.sqrt(v) * root + epsilon)
 
 
-@_exact  # type: ignore[untyped-decorator]
+@_exact
 def merge_entries(
     counts: Any, feature: Any, value: Any, starts: Any, top_k: int, row_start: Any, row_active: Any,
     out_feature: Any, out_value: Any, out_slot: Any,
@@ -257,7 +259,7 @@ def merge_entries(
     return kept
 
 
-@_exact  # type: ignore[untyped-decorator]
+@_exact
 def column_lists(
     row_start: Any, row_active: Any, feature: Any, value: Any, column_start: Any, column_token: Any, column_value: Any
 ) -> None:
