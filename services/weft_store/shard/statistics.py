@@ -1,8 +1,8 @@
 """
 Moments of a shard's streams, layer by layer, and their exact merge.
 
-Everything is float64. Two parts merge by Chan, Golub and LeVeque 1979: means weighted by tokens, squared deviations added
-with a term for the distance of the means.
+Everything is float64. Two parts merge by Chan, Golub and LeVeque 1979: means weighted by tokens, squared deviations
+added with a term for the distance of the means.
 """
 
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ def _merge_pair(left: StreamStatistics, right: StreamStatistics) -> StreamStatis
         return replace(right if left.num_tokens == 0 else left, size_bytes=size_bytes)
     if len(left.mean) != len(right.mean):
         raise InvalidArgumentError(
-            f"cannot merge statistics of {len(left.mean)} channels with those of {len(right.mean)}: expected one width.",
+            f"cannot merge {len(left.mean)} channels with those of {len(right.mean)}: expected one width.",
             field="statistics",
         )
     num_tokens = left.num_tokens + right.num_tokens

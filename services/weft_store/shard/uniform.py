@@ -1,7 +1,8 @@
 """
 The codec `uniform`: mean removed, one step a layer and stream, entropy coded.
 
-A uniform quantiser followed by an entropy coder is, at a given error, within a quarter of a bit of any other scalar code.
+A uniform quantiser followed by an entropy coder is, at a given error, within a quarter of a bit of any other code that
+takes values one by one.
 The step is found so that the error really made is the wanted fraction of the variance. Channels are stored in the order
 of their spread, in groups that have an entropy code each: channels of one spread have one distribution.
 Shapes: T tokens of a shard or of a block, D d_model.
@@ -25,7 +26,7 @@ _ATTEMPTS = 24
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """One stream of one layer in codes, zigzagged (0, -1, 1, -2, ... are 0, 1, 2, 3, ...), channels in the stored order."""
+    """One stream of one layer: codes in zigzag (0, -1, 1, -2 are 0, 1, 2, 3), channels in the stored order."""
 
     step: np.float32
     mean_D: NDArray[np.float32]
@@ -79,8 +80,8 @@ def quantise(
         codes, error = _apply(values, ordered_mean, step, what)
     if below is None:
         raise InvalidArgumentError(
-            f"{what} cannot be coded with a fraction of variance unexplained of {target_fvu}: its values vary too little "
-            "beside their mean, or too little at all, for float32. Use the codec 'bf16'.",
+            f"{what} cannot be coded with a fraction of variance unexplained of {target_fvu}: its values vary too "
+            "little beside their mean, or too little at all, for float32. Use the codec 'bf16'.",
             field="target_fvu",
         )
     return Quantised(below[0], mean, order.astype(np.uint16), below[1], below[2])
@@ -173,7 +174,7 @@ def _first_step(values: NDArray[np.float32], mean: NDArray[np.float32], total: f
         with np.errstate(over="ignore", invalid="ignore"):
             deviations = sample - mean
             scale = np.float32(max(step, _MIN_STEP))
-            errors = deviations - np.rint(deviations / scale) * scale
+            errors = (deviations - np.rint(deviations / scale) * scale).astype(np.float64)
         ratio = float(np.einsum("td,td->t", errors, errors) @ weights) / (target_fvu * total)
         if abs(ratio - 1) < _TOLERANCE / 5:
             break
@@ -203,7 +204,8 @@ def _apply(
         np.rint(scaled, out=scaled)
         if scaled.size and max(float(scaled.max()), -float(scaled.min())) >= 2.0**31 - 128:
             raise InvalidArgumentError(
-                f"{what} has values of more than 2**31 steps: ask for a larger target_fvu.", field="target_fvu"
+                f"{what} has values of more than 2**31 steps: ask for a larger target_fvu, or for 'bf16'.",
+                field="target_fvu",
             )
         codes[start : start + _CHUNK_TOKENS] = _zigzag(scaled.astype(np.int32))
         scaled *= step

@@ -1,0 +1,108 @@
+"""
+A real MinIO server for tests: a pytest plugin with the fixtures `minio_server` and `minio_store`.
+
+A conftest takes it in with `from minio_server import minio_server, minio_store`. The server is built by
+`python scripts/minio.py` (or `make minio`); where it is not there the tests fail and say so.
+"""
+
+import itertools
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from minio import Minio
+
+from weft_store import ObjectStore, open_store
+
+_ROOT = Path(__file__).resolve().parent.parent
+_START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class MinioServer:
+    """A running server: its address and the credentials of its root user."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket and give its URL for `open_store`."""
+        Minio(self.endpoint, self.access_key, self.secret_key, secure=False).make_bucket(name)
+        return f"s3+http://{self.endpoint}/{name}"
+
+
+def _executable() -> Path:
+    script = _ROOT / "scripts" / "minio.py"
+    path = Path(subprocess.check_output([sys.executable, script, "--path"], text=True).strip())
+    if not path.is_file():
+        pytest.fail(
+            f"no MinIO server at {path}: run `make minio`, which builds it once (Go and its module proxy needed)."
+        )
+    return path
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://{endpoint}/minio/health/cluster", timeout=1):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    pytest.fail(f"MinIO did not come up at {endpoint}: {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
+    """Run a server on a free loopback port for the session."""
+    folder = tmp_path_factory.mktemp("minio")
+    server = MinioServer(f"127.0.0.1:{_free_port()}", secrets.token_hex(8), secrets.token_hex(16))
+    environment = os.environ | {
+        "HOME": str(folder),
+        "MINIO_ROOT_USER": server.access_key,
+        "MINIO_ROOT_PASSWORD": server.secret_key,
+        "MINIO_BROWSER": "off",
+        "MINIO_UPDATE": "off",
+    }
+    log = folder / "log"
+    command = [_executable(), "server", "--quiet", "--address", server.endpoint, folder / "data"]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        _wait_until_ready(server.endpoint, process, log)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def minio_store(minio_server: MinioServer) -> Callable[[], ObjectStore]:
+    """Make a store over a new, empty bucket at each call."""
+    numbers = itertools.count()
+
+    def make() -> ObjectStore:
+        url = minio_server.make_bucket(f"bucket-{next(numbers)}")
+        return open_store(url, minio_server.access_key, minio_server.secret_key)
+
+    return make
