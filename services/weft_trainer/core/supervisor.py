@@ -164,6 +164,9 @@ class RunSupervisor:
             ended = await self._follow(record, group, on_news)
         except asyncio.CancelledError:
             await group.stop(self._options.stop_grace_s)
+            ended = await group.wait()
+            # Ranks that were ended with their controller have not failed.
+            await self._conclude(record, RankExit(0, ended.detail))
             raise
         await group.stop(0)
         await asyncio.to_thread(
@@ -245,7 +248,7 @@ def _concluded(record: RunRecord, attempt: int, ended: RankExit, newest: int, ma
         how = "saved and stopped" if ended.code == 0 else f"the ranks ended while saving ({_how(ended)})"
         return record.moved(RunState.PAUSED, f"{how}; ResumeRun goes on from step {newest}", pause_wanted=False)
     if ended.code == 0:
-        return record.moved(RunState.PENDING, f"the ranks were stopped from outside; going on from step {newest}")
+        return record.moved(RunState.PENDING, f"the ranks were stopped; going on from step {newest}")
     failures = 1 if newest > record.failure_step else record.failures + 1
     record = replace(record, failures=failures, failure_step=newest)
     if failures >= max_failures:

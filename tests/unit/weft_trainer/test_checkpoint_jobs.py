@@ -1,0 +1,110 @@
+"""Evaluation and export, with processes that are the test itself."""
+
+import asyncio
+import json
+
+import pytest
+from fake_ranks import Controller, FakeGroup
+
+from weft_common.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from weft_trainer.core.jobs import CheckpointRef
+
+EVALUATION = "runs/r/checkpoints/00000004/evaluation.json"
+
+
+async def _saved() -> Controller:
+    controller = Controller()
+    await controller.create()
+    controller.save(2)
+    controller.save(4)
+    return controller
+
+
+async def _group(controller: Controller, key: str, start: int = 1) -> FakeGroup:
+    async with asyncio.timeout(5):
+        while controller.launcher.num_starts < start:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    return controller.launcher.groups[key]
+
+
+async def test_evaluation_runs_on_the_runs_ranks_and_returns_their_document() -> None:
+    """The ranks are told the step and the tokens; an evaluation from before is not mistaken for theirs."""
+    controller = await _saved()
+    controller.store.put(EVALUATION, b'{"step": 4, "tokens": 1}')
+    evaluating = asyncio.create_task(controller.jobs.evaluate(CheckpointRef("r", 4), 32))
+    group = await _group(controller, "runs/r/checkpoints/00000004/evaluation")
+    assert group.job is not None
+    assert group.job.num_ranks == 2
+    told = {
+        name: group.job.environment[f"WEFT_WORKER_{name}"] for name in ("MODE", "CHECKPOINT_STEP", "EVALUATION_TOKENS")
+    }
+    assert told == {"MODE": "evaluate", "CHECKPOINT_STEP": "4", "EVALUATION_TOKENS": "32"}
+    controller.store.put(EVALUATION, json.dumps({"step": 4, "tokens": 32}).encode())
+    group.finish(0)
+    assert (await evaluating)["tokens"] == 32
+
+
+async def test_job_is_tried_twice_and_says_why_it_failed() -> None:
+    """A process that dies is started once more; the error has the end of its log."""
+    controller = await _saved()
+    key = "transcoders/t/export"
+    exporting = asyncio.create_task(controller.jobs.export(CheckpointRef("r", 4), "t"))
+    (await _group(controller, key, 1)).finish(1, "first")
+    (await _group(controller, key, 2)).finish(1, "no memory")
+    with pytest.raises(InternalError, match="no memory"):
+        await exporting
+
+
+async def test_job_with_bad_configuration_is_not_tried_again() -> None:
+    """Exit code 42 is an answer."""
+    controller = await _saved()
+    exporting = asyncio.create_task(controller.jobs.export(CheckpointRef("r", 4), "t"))
+    (await _group(controller, "transcoders/t/export")).finish(42, "not a checkpoint")
+    with pytest.raises(FailedPreconditionError, match="not a checkpoint"):
+        await exporting
+    assert controller.launcher.num_starts == 1
+
+
+async def test_export_that_was_done_before_is_returned() -> None:
+    """An export that is taken up again after it was complete does nothing; another run's is not given away."""
+    controller = await _saved()
+    controller.store.put("transcoders/t/manifest.json", b'{"run": "runs/r", "num_layers": 3}')
+    assert (await controller.jobs.export(CheckpointRef("r", 4), "t"))["num_layers"] == 3
+    controller.store.put("transcoders/u/manifest.json", b'{"run": "runs/other"}')
+    with pytest.raises(AlreadyExistsError):
+        await controller.jobs.export(CheckpointRef("r", 4), "u")
+    assert controller.launcher.num_starts == 0
+
+
+async def test_cancelled_job_leaves_no_process() -> None:
+    """Whoever cancels the operation ends the process with it."""
+    controller = await _saved()
+    exporting = asyncio.create_task(controller.jobs.export(CheckpointRef("r", 4), "t"))
+    group = await _group(controller, "transcoders/t/export")
+    exporting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await exporting
+    assert not group.runs
+
+
+async def test_checkpoints_are_found_by_name_or_as_the_newest() -> None:
+    """Names that stand for nothing say what there is."""
+    controller = await _saved()
+    assert await controller.jobs.find("runs/r") == CheckpointRef("r", 4)
+    assert await controller.jobs.find("runs/r/checkpoints/2") == CheckpointRef("r", 2)
+    with pytest.raises(NotFoundError, match="there are 4, 2"):
+        await controller.jobs.find("runs/r/checkpoints/3")
+    with pytest.raises(NotFoundError):
+        await controller.jobs.find("runs/x")
+    with pytest.raises(InvalidArgumentError):
+        await controller.jobs.find("checkpoints/3")
+    bare = Controller()
+    await bare.create()
+    with pytest.raises(FailedPreconditionError, match="no complete checkpoint yet"):
+        await bare.jobs.find("runs/r")
