@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
+
 from weft.activations.v1 import messages_pb2
 from weft.common.v1 import operation_pb2
 from weft_common.errors import (
@@ -51,7 +52,7 @@ async def done(owner: OperationManager, name: str = NAME) -> operations_pb2.Oper
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (conditions of several parties)
             await asyncio.sleep(0.005)
 
 
