@@ -76,7 +76,7 @@ async def build(
 
     options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
     supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, environment, options)
-    jobs = CheckpointJobs(store, runs, launcher, environment)
+    jobs = CheckpointJobs(store, runs, launcher, environment, worker_module)
     operation_store = ObjectOperationStore(store, "trainer")
 
     async def is_cancelled(name: str) -> bool:

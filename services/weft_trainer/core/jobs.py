@@ -69,6 +69,7 @@ class CheckpointJobs:
         runs: The runs in it.
         launcher: Starts ranks.
         environment: Makes the settings of ranks, from run, attempt and number of ranks.
+        worker_module: What a rank runs; its `export` is what an export runs.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class CheckpointJobs:
         runs: RunRepository,
         launcher: RankLauncher,
         environment: Callable[[str, int, int], Mapping[str, str]],
+        worker_module: str = "weft_trainer.worker",
     ) -> None:
         self._store = store
         self._runs = runs
         self._launcher = launcher
         self._environment = environment
+        self._worker_module = worker_module
         # Two evaluations of one checkpoint would write the same document.
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -125,7 +128,7 @@ class CheckpointJobs:
         result = f"{prefix}evaluation.json"
         job = RankJob(
             key=f"{prefix}evaluation",
-            module="weft_trainer.worker",
+            module=self._worker_module,
             num_ranks=record.num_ranks,
             environment={
                 **self._environment(checkpoint.run, record.attempt, record.num_ranks),
@@ -144,7 +147,7 @@ class CheckpointJobs:
         result = f"transcoders/{transcoder}/manifest.json"
         job = RankJob(
             key=f"transcoders/{transcoder}/export",
-            module="weft_trainer.worker.export",
+            module=f"{self._worker_module}.export",
             num_ranks=0,
             environment={
                 **self._environment(checkpoint.run, record.attempt, record.num_ranks),
