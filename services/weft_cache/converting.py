@@ -72,7 +72,9 @@ def dataset_to_proto(dataset: Dataset, statistics: list[LayerStatistics], *, sha
     """A dataset, with or without the list of its shards."""
     return messages_pb2.Dataset(
         name=dataset.name,
-        spec=messages_pb2.DatasetSpec(**{field.name: getattr(dataset.spec, field.name) for field in fields(DatasetSpec)}),
+        spec=messages_pb2.DatasetSpec(
+            **{field.name: getattr(dataset.spec, field.name) for field in fields(DatasetSpec)}
+        ),
         state=_STATES_OUT[dataset.state],
         shards=[shard_to_proto(shard) for shard in dataset.shards] if shards else (),
         num_train_tokens=dataset.num_tokens(Split.TRAIN),

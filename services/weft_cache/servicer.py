@@ -61,17 +61,13 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         dataset_id = _id(request.dataset, "dataset")
         shard = converting.shard_from_proto(request.shard)
         statistics = converting.statistics_from_proto(request.shard)
-        return converting.shard_to_proto(
-            await asyncio.to_thread(self._commits.commit, dataset_id, shard, statistics)
-        )
+        return converting.shard_to_proto(await asyncio.to_thread(self._commits.commit, dataset_id, shard, statistics))
 
     async def SealDataset(self, request: service_pb2.SealDatasetRequest, context: Context) -> messages_pb2.Dataset:
         dataset_id = _id(request.name, "name")
         return await asyncio.to_thread(lambda: self._described(self._sealing.seal(dataset_id, request.num_shards)))
 
-    async def PlanReads(
-        self, request: service_pb2.PlanReadsRequest, context: Context
-    ) -> service_pb2.PlanReadsResponse:
+    async def PlanReads(self, request: service_pb2.PlanReadsRequest, context: Context) -> service_pb2.PlanReadsResponse:
         return await asyncio.to_thread(self._plan, request)
 
     def _plan(self, request: service_pb2.PlanReadsRequest) -> service_pb2.PlanReadsResponse:

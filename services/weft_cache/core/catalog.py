@@ -51,11 +51,15 @@ class Catalog:
     def _created_before(self, dataset_id: str, spec: DatasetSpec) -> Dataset:
         manifest = self._read(dataset_id)
         if manifest["state"] == State.DELETING:
-            raise FailedPreconditionError(f"datasets/{dataset_id} is being deleted; {_NEXT_DELETE}, then create it again")
+            raise FailedPreconditionError(
+                f"datasets/{dataset_id} is being deleted; {_NEXT_DELETE}, then create it again"
+            )
         there = DatasetSpec.from_json(manifest["spec"])
         if there != spec:
             asked, found = _spec_json(spec), _spec_json(there)
-            differing = ", ".join(f"{key} {found[key]!r}, not {asked[key]!r}" for key in asked if asked[key] != found[key])
+            differing = ", ".join(
+                f"{key} {found[key]!r}, not {asked[key]!r}" for key in asked if asked[key] != found[key]
+            )
             raise AlreadyExistsError(
                 f"datasets/{dataset_id} exists with another spec ({differing}); choose another id or delete it first"
             )

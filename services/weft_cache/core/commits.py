@@ -145,7 +145,9 @@ class Commits:
             "tokens": (header.num_tokens, shard.num_tokens, "request"),
             "row_group_tokens": (header.row_group_tokens, shard.row_group_tokens, "request"),
         }
-        wrong = [f"{what} {has!r}, the {whose} says {want!r}" for what, (has, want, whose) in expected.items() if has != want]
+        wrong = [
+            f"{what} {has!r}, the {whose} says {want!r}" for what, (has, want, whose) in expected.items() if has != want
+        ]
         if wrong:
             self._counters.corrupt()
             raise DataLossError(f"{shard.key} is not what was announced: it has {'; '.join(wrong)}; write it again")

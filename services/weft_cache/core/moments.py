@@ -21,7 +21,8 @@ def check(statistics: Sequence[LayerStatistics], *, num_layers: int, d_model: in
     layers = [each.layer for each in statistics]
     if layers != list(range(num_layers)):
         raise InvalidArgumentError(
-            f"shard.statistics has layers {_short(layers)}, expected 0 to {num_layers - 1} in order", field="shard.statistics"
+            f"shard.statistics has layers {_short(layers)}, expected 0 to {num_layers - 1} in order",
+            field="shard.statistics",
         )
     for layer in statistics:
         for name in STREAMS:

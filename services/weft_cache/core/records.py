@@ -126,7 +126,10 @@ class ShardRecord:
     def from_json(cls, data: Mapping[str, Any]) -> "ShardRecord":
         """The inverse of `to_json`; a record that lacks a field has been damaged."""
         try:
-            return cls(**{field.name: data[field.name] for field in fields(cls) if field.name != "split"}, split=Split(data["split"]))
+            return cls(
+                **{field.name: data[field.name] for field in fields(cls) if field.name != "split"},
+                split=Split(data["split"]),
+            )
         except (KeyError, ValueError) as error:
             raise DataLossError(f"a shard's record in the bucket is damaged: {error!r}; delete the dataset") from error
 

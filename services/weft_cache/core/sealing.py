@@ -95,9 +95,7 @@ class Sealing:
         parts = []
         for shard in shards:
             if shard.num_tokens > 0:
-                document, _ = read_json(
-                    self._store, layout.shard_statistics_key(dataset.id, shard.index, shard.sha256)
-                )
+                document, _ = read_json(self._store, layout.shard_statistics_key(dataset.id, shard.index, shard.sha256))
                 parts.append(moments.from_json(document["layers"]))
         return merge_statistics(parts) if parts else []
 

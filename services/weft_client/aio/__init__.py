@@ -1,0 +1,1 @@
+"""The asyncio client; `weft_client.sync` is made from these files by `scripts/client_sync.py`."""

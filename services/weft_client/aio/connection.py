@@ -1,0 +1,33 @@
+"""Channels to the services, opened when they are first needed."""
+
+import grpc
+
+from weft_client.endpoints import Endpoints
+from weft_common.client import aio_channel
+
+
+class AsyncConnection:
+    """One channel a service."""
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self.endpoints = endpoints
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def channel(self, service: str) -> grpc.aio.Channel:
+        """The channel to one service; FailedPreconditionError where the client was not told about it."""
+        if service not in self._channels:
+            endpoint = self.endpoints[service]
+            self._channels[service] = aio_channel(
+                endpoint.target,
+                token=endpoint.token,
+                tls_ca=endpoint.tls_ca,
+                tls_cert=endpoint.tls_cert,
+                tls_key=endpoint.tls_key,
+            )
+        return self._channels[service]
+
+    async def close(self) -> None:
+        """Close every channel; calls in progress end."""
+        while self._channels:
+            _, channel = self._channels.popitem()
+            await channel.close()

@@ -1,0 +1,115 @@
+"""Models: what they are, what one forward pass does."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_client.aio.calls import pages, stream, unary
+from weft_client.aio.connection import AsyncConnection
+from weft_client.capture import Capture
+from weft_client.names import full_name
+from weft_common.tensors import TensorAssembler
+
+Prompt = str | Sequence[int]
+"""Text, or token ids that are taken as they are."""
+MAX_CAPTURE_BYTES = 8 << 30
+
+
+class AsyncModels:
+    """Models that the activations service runs."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @property
+    def _stub(self) -> "service_pb2_grpc.ActivationServiceAsyncStub":
+        return service_pb2_grpc.ActivationServiceStub(self._connection.channel("activations"))
+
+    async def get(self, name: str) -> messages_pb2.Model:
+        """Describe one model."""
+        return await unary(self._stub.GetModel, service_pb2.GetModelRequest(name=full_name("models", name)))
+
+    def list(self) -> AsyncIterator[messages_pb2.Model]:
+        """All models, in order of name."""
+        return pages(self._stub.ListModels, service_pb2.ListModelsRequest(), lambda page: page.models)
+
+    async def tokenize(
+        self, model: str, text: str, *, without_special_tokens: bool = False
+    ) -> Sequence[messages_pb2.Token]:
+        """Turn text into tokens."""
+        request = service_pb2.TokenizeRequest(
+            model=full_name("models", model), text=text, without_special_tokens=without_special_tokens
+        )
+        return (await unary(self._stub.Tokenize, request)).tokens
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> Sequence[messages_pb2.Token]:
+        """Turn token ids into text, one by one."""
+        request = service_pb2.DetokenizeRequest(model=full_name("models", model), token_ids=token_ids)
+        return (await unary(self._stub.Detokenize, request)).tokens
+
+    async def capture(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        hooks: Sequence[str],
+        interventions: Sequence[messages_pb2.Intervention] = (),
+        freeze: messages_pb2.Freeze | None = None,
+        max_bytes: int = MAX_CAPTURE_BYTES,
+    ) -> Capture:
+        """
+        Run a prompt once and take what stands at hooks.
+
+        Args:
+            model: `models/{model}` or its id.
+            prompt: Text or token ids.
+            hooks: For example `layers.*.mlp_in`, `logits`.
+            interventions: Changes, see `weft_client.interventions`.
+            freeze: What is held at its value without the changes.
+            max_bytes: Most that is taken.
+        """
+        request = service_pb2.CaptureRequest(
+            model=full_name("models", model),
+            prompt=_prompt(prompt),
+            hooks=hooks,
+            interventions=interventions,
+            freeze=freeze,
+        )
+        header = service_pb2.CaptureHeader()
+        assembler = TensorAssembler(max_bytes)
+        arrays = {}
+        async for part in stream(self._stub.Capture, request, service_pb2.CaptureResponse):
+            if part.HasField("header"):
+                header = part.header
+            elif (done := assembler.add(part.chunk)) is not None:
+                arrays[done[0]] = done[1]
+        assembler.finish()
+        return Capture(header.model, header.tokens, arrays)
+
+    async def run(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        interventions: Sequence[messages_pb2.Intervention] = (),
+        freeze: messages_pb2.Freeze | None = None,
+        num_top_tokens: int = 10,
+        logit_token_ids: Sequence[int] = (),
+        return_logits: bool = False,
+    ) -> service_pb2.RunResponse:
+        """Run a prompt with interventions; the next token's probabilities come back."""
+        request = service_pb2.RunRequest(
+            model=full_name("models", model),
+            prompt=_prompt(prompt),
+            interventions=interventions,
+            freeze=freeze,
+            num_top_tokens=num_top_tokens,
+            logit_token_ids=logit_token_ids,
+            return_logits=return_logits,
+        )
+        return await unary(self._stub.Run, request)
+
+
+def _prompt(prompt: Prompt) -> messages_pb2.Prompt:
+    if isinstance(prompt, str):
+        return messages_pb2.Prompt(text=prompt)
+    return messages_pb2.Prompt(token_ids=messages_pb2.TokenIds(ids=prompt))

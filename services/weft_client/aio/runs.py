@@ -1,0 +1,110 @@
+"""Training runs: started, followed, paused, evaluated."""
+
+import uuid
+from collections.abc import AsyncIterator
+
+from google.longrunning import operations_pb2
+
+from weft.training.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_client.aio.calls import Patience, pages, stream, unary
+from weft_client.aio.connection import AsyncConnection
+from weft_client.names import full_name
+from weft_common.errors import WeftError
+
+FINAL_STATES = frozenset(
+    (messages_pb2.RUN_STATE_SUCCEEDED, messages_pb2.RUN_STATE_FAILED, messages_pb2.RUN_STATE_CANCELLED)
+)
+
+
+class AsyncRuns:
+    """Runs of the trainer."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @property
+    def _stub(self) -> "service_pb2_grpc.TrainingServiceAsyncStub":
+        return service_pb2_grpc.TrainingServiceStub(self._connection.channel("trainer"))
+
+    async def create(
+        self, run_id: str, *, spec: messages_pb2.TrainingSpec, validate_only: bool = False, request_id: str = ""
+    ) -> operations_pb2.Operation:
+        """
+        Start a run; follow it with `watch`, wait for it with `operations.wait`.
+
+        Args:
+            run_id: Lower-case letters, digits and `-`.
+            spec: How to train; `weft_client.specs.training_spec` fills in what is left out.
+            validate_only: Check everything and change nothing.
+            request_id: A UUID of your own, to repeat this very request; one is made where there is none.
+        """
+        request = service_pb2.CreateRunRequest(
+            run_id=run_id, spec=spec, validate_only=validate_only, request_id=request_id or str(uuid.uuid4())
+        )
+        return await unary(self._stub.CreateRun, request)
+
+    async def get(self, name: str) -> messages_pb2.Run:
+        """Describe one run."""
+        return await unary(self._stub.GetRun, service_pb2.GetRunRequest(name=full_name("runs", name)))
+
+    def list(self) -> AsyncIterator[messages_pb2.Run]:
+        """All runs, newest first."""
+        return pages(self._stub.ListRuns, service_pb2.ListRunsRequest(), lambda page: page.runs)
+
+    async def watch(self, name: str, *, after_step: int = 0) -> AsyncIterator[service_pb2.WatchRunResponse]:
+        """
+        Metrics, evaluations and changes of state, until the run ends; a trainer that starts again is waited for.
+
+        Args:
+            name: `runs/{run}` or its id.
+            after_step: Metrics after this step are sent; 0 sends all.
+        """
+        patience = Patience(None)
+        while True:
+            request = service_pb2.WatchRunRequest(name=full_name("runs", name), after_step=after_step)
+            try:
+                async for event in stream(self._stub.WatchRun, request, service_pb2.WatchRunResponse):
+                    patience.heard()
+                    if event.HasField("metrics"):
+                        after_step = max(after_step, event.metrics.step)
+                    yield event
+                    if event.run.state in FINAL_STATES:
+                        return
+                return
+            except WeftError as error:
+                await patience.bear(error)
+
+    async def pause(self, name: str) -> messages_pb2.Run:
+        """Save and stop."""
+        return await unary(self._stub.PauseRun, service_pb2.PauseRunRequest(name=full_name("runs", name)))
+
+    async def resume(self, name: str) -> messages_pb2.Run:
+        """Go on from the newest complete checkpoint."""
+        return await unary(self._stub.ResumeRun, service_pb2.ResumeRunRequest(name=full_name("runs", name)))
+
+    async def cancel(self, name: str) -> messages_pb2.Run:
+        """Stop for good."""
+        return await unary(self._stub.CancelRun, service_pb2.CancelRunRequest(name=full_name("runs", name)))
+
+    def checkpoints(self, run: str) -> AsyncIterator[messages_pb2.Checkpoint]:
+        """A run's complete checkpoints, newest first."""
+        request = service_pb2.ListCheckpointsRequest(run=full_name("runs", run))
+        return pages(self._stub.ListCheckpoints, request, lambda page: page.checkpoints)
+
+    async def evaluate(self, checkpoint: str, *, num_tokens: int = 0) -> operations_pb2.Operation:
+        """
+        Evaluate a checkpoint on held-out data; `operations.wait` gives the Evaluation.
+
+        Args:
+            checkpoint: `runs/{run}/checkpoints/{step}`; a run means its newest.
+            num_tokens: Held-out tokens to use; 0 means all.
+        """
+        request = service_pb2.EvaluateCheckpointRequest(checkpoint=full_name("runs", checkpoint), num_tokens=num_tokens)
+        return await unary(self._stub.EvaluateCheckpoint, request)
+
+    async def export(self, checkpoint: str, *, transcoder_id: str) -> operations_pb2.Operation:
+        """Write a checkpoint as a transcoder; `operations.wait` gives the Transcoder."""
+        request = service_pb2.ExportTranscoderRequest(
+            checkpoint=full_name("runs", checkpoint), transcoder_id=transcoder_id
+        )
+        return await unary(self._stub.ExportTranscoder, request)

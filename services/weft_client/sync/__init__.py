@@ -1,0 +1,2 @@
+# Generated from `weft_client/aio` by `scripts/client_sync.py`; edit that.
+"""The synchronous client."""

@@ -1,0 +1,45 @@
+# Generated from `weft_client/aio` by `scripts/client_sync.py`; edit that.
+"""Corpora: text on its way into the bucket."""
+
+from collections.abc import Iterable, Iterator
+
+import grpc
+
+from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_client.sync.connection import Connection
+from weft_common.client import error_from_rpc
+
+PIECE_BYTES = 1 << 20
+Documents = Iterable[tuple[str, str | bytes]]
+"""(name, UTF-8 text) of each document, in order."""
+
+
+class Corpora:
+    """Corpora that harvests read."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def _stub(self) -> "service_pb2_grpc.ActivationServiceStub":
+        return service_pb2_grpc.ActivationServiceStub(self._connection.channel("activations"))
+
+    def upload(self, corpus_id: str, documents: Documents, *, timeout_s: float | None = None) -> messages_pb2.Corpus:
+        """
+        Store documents as `corpora/{corpus_id}`; the same documents again are success.
+
+        Raises:
+            AlreadyExistsError: other documents have that name.
+        """
+        try:
+            return self._stub.UploadCorpus(_pieces(corpus_id, documents), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+
+
+def _pieces(corpus_id: str, documents: Documents) -> Iterator[service_pb2.UploadCorpusRequest]:
+    yield service_pb2.UploadCorpusRequest(corpus_id=corpus_id)
+    for document, text in documents:
+        data = text.encode() if isinstance(text, str) else text
+        for start in range(0, max(len(data), 1), PIECE_BYTES):
+            yield service_pb2.UploadCorpusRequest(document=document, text=data[start : start + PIECE_BYTES])

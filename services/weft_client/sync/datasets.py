@@ -1,0 +1,89 @@
+# Generated from `weft_client/aio` by `scripts/client_sync.py`; edit that.
+"""Datasets: what was harvested, how it is compressed, its rows."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_client.names import full_name
+from weft_client.sync.calls import pages, stream, unary
+from weft_client.sync.connection import Connection
+from weft_common.tensors import TensorAssembler
+
+MAX_BLOCK_BYTES = 1 << 30
+
+
+class Datasets:
+    """Datasets in the cache's catalog; a harvest makes them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def _stub(self) -> "service_pb2_grpc.CacheServiceStub":
+        return service_pb2_grpc.CacheServiceStub(self._connection.channel("cache"))
+
+    def get(self, name: str) -> messages_pb2.Dataset:
+        """Describe one dataset with its shards and, once sealed, its statistics."""
+        return unary(self._stub.GetDataset, service_pb2.GetDatasetRequest(name=full_name("datasets", name)))
+
+    def list(self) -> Iterator[messages_pb2.Dataset]:
+        """All datasets, newest first, without shards and statistics."""
+        return pages(self._stub.ListDatasets, service_pb2.ListDatasetsRequest(), lambda page: page.datasets)
+
+    def stats(self, name: str) -> service_pb2.GetStatsResponse:
+        """Sum up compression by layer and stream."""
+        return unary(self._stub.GetStats, service_pb2.GetStatsRequest(name=full_name("datasets", name)))
+
+    def verify(self, name: str, *, timeout_s: float | None = None) -> service_pb2.VerifyDatasetResponse:
+        """Read every byte in the bucket and compare it with the catalog; look at `problems`."""
+        request = service_pb2.VerifyDatasetRequest(name=full_name("datasets", name))
+        return unary(self._stub.VerifyDataset, request, timeout_s=timeout_s)
+
+    def delete(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Delete a dataset and its shards."""
+        request = service_pb2.DeleteDatasetRequest(name=full_name("datasets", name))
+        unary(self._stub.DeleteDataset, request, timeout_s=timeout_s)
+
+    def plan(
+        self,
+        dataset: str,
+        split: messages_pb2.Split.ValueType,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch: int = 0,
+        seed: int = 0,
+        start_position: int = 0,
+        max_slices: int = 0,
+        presign: bool = False,
+    ) -> service_pb2.PlanReadsResponse:
+        """One reader's share of a split in one epoch, in reading order."""
+        request = service_pb2.PlanReadsRequest(
+            dataset=full_name("datasets", dataset),
+            split=split,
+            rank=rank,
+            world_size=world_size,
+            epoch=epoch,
+            seed=seed,
+            start_position=start_position,
+            max_slices=max_slices,
+            presign=presign,
+        )
+        return unary(self._stub.PlanReads, request)
+
+    def read(
+        self, dataset: str, *, shard_index: int, layer: int, row_groups: Sequence[int] = ()
+    ) -> Iterator[tuple[str, int, npt.NDArray[Any]]]:
+        """Decoded rows of one layer of a shard: (`input` or `output`, row group, float32 [num_tokens, d_model])."""
+        request = service_pb2.ReadShardRequest(
+            dataset=full_name("datasets", dataset), shard_index=shard_index, layer=layer, row_groups=row_groups
+        )
+        assembler = TensorAssembler(MAX_BLOCK_BYTES)
+        for part in stream(self._stub.ReadShard, request, service_pb2.ReadShardResponse):
+            if (done := assembler.add(part.chunk)) is not None:
+                name, _, row_group = done[0].partition("/")
+                yield name, int(row_group), done[1]
+        assembler.finish()

@@ -1,0 +1,86 @@
+# Generated from `weft_client/aio` by `scripts/client_sync.py`; edit that.
+"""Attribution graphs: made, read, pruned, tested by interventions."""
+
+import uuid
+from collections.abc import Iterator, Sequence
+
+from google.longrunning import operations_pb2
+
+from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_client.names import full_name
+from weft_client.sync.calls import Patience, pages, stream, unary
+from weft_client.sync.connection import Connection
+from weft_common.errors import WeftError
+
+INTERVENE_S = 600.0
+
+
+class Graphs:
+    """Graphs of the attribution service."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def _stub(self) -> "service_pb2_grpc.AttributionServiceStub":
+        return service_pb2_grpc.AttributionServiceStub(self._connection.channel("attribution"))
+
+    def create(
+        self, graph_id: str, *, spec: messages_pb2.GraphSpec, validate_only: bool = False, request_id: str = ""
+    ) -> operations_pb2.Operation:
+        """
+        Start a graph; wait for it with `operations.wait`, then `get` it with its JSON.
+
+        Args:
+            graph_id: Lower-case letters, digits and `-`.
+            spec: Model, transcoder, prompt and settings; 0 means the service's default.
+            validate_only: Check everything and change nothing.
+            request_id: A UUID of your own, to repeat this very request; one is made where there is none.
+        """
+        request = service_pb2.CreateGraphRequest(
+            graph_id=graph_id, spec=spec, validate_only=validate_only, request_id=request_id or str(uuid.uuid4())
+        )
+        return unary(self._stub.CreateGraph, request)
+
+    def get(self, name: str) -> messages_pb2.Graph:
+        """Describe one graph, JSON included."""
+        return unary(self._stub.GetGraph, service_pb2.GetGraphRequest(name=full_name("graphs", name)))
+
+    def list(self) -> Iterator[messages_pb2.Graph]:
+        """All graphs, newest first, without JSON."""
+        return pages(self._stub.ListGraphs, service_pb2.ListGraphsRequest(), lambda page: page.graphs)
+
+    def watch(self, name: str) -> Iterator[service_pb2.WatchGraphResponse]:
+        """Progress of a graph until it is complete; a service that starts again is waited for."""
+        patience = Patience(None)
+        request = service_pb2.WatchGraphRequest(name=full_name("graphs", name))
+        while True:
+            try:
+                for news in stream(self._stub.WatchGraph, request, service_pb2.WatchGraphResponse):
+                    patience.heard()
+                    yield news
+                return
+            except WeftError as error:
+                patience.bear(error)
+
+    def prune(self, name: str, *, node_threshold: float, edge_threshold: float) -> messages_pb2.Graph:
+        """The stored graph pruned to other thresholds; changes nothing that is stored."""
+        request = service_pb2.PruneGraphRequest(
+            name=full_name("graphs", name), node_threshold=node_threshold, edge_threshold=edge_threshold
+        )
+        return unary(self._stub.PruneGraph, request)
+
+    def intervene(
+        self,
+        name: str,
+        *,
+        interventions: Sequence[messages_pb2.FeatureIntervention],
+        timeout_s: float | None = INTERVENE_S,
+    ) -> messages_pb2.InterventionResult:
+        """Change features of a graph in the model and compare the logits with what the graph says."""
+        request = service_pb2.InterveneRequest(name=full_name("graphs", name), interventions=interventions)
+        return unary(self._stub.Intervene, request, timeout_s=timeout_s)
+
+    def delete(self, name: str) -> None:
+        """Delete a graph."""
+        unary(self._stub.DeleteGraph, service_pb2.DeleteGraphRequest(name=full_name("graphs", name)))

@@ -1,0 +1,44 @@
+"""Results and metadata of operations, out of their envelopes."""
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError, Message
+
+from weft.activations.v1 import messages_pb2 as activations
+from weft.attribution.v1 import messages_pb2 as attribution
+from weft.training.v1 import messages_pb2 as training
+from weft_common.errors import DataLossError
+
+KINDS: dict[str, type[Message]] = {
+    kind.DESCRIPTOR.full_name: kind
+    for kind in (
+        activations.Harvest,
+        activations.HarvestMetadata,
+        attribution.Graph,
+        attribution.GraphMetadata,
+        training.Evaluation,
+        training.Run,
+        training.RunMetadata,
+        training.Transcoder,
+    )
+}
+
+
+def unpack(envelope: AnyMessage) -> Message:
+    """
+    The message inside.
+
+    Raises:
+        DataLossError: it is of a kind that this client does not know, or does not decode.
+    """
+    kind = KINDS.get(envelope.TypeName())
+    if kind is None:
+        raise DataLossError(
+            f"the service sent a {envelope.TypeName() or 'message without a type'}, which this client does not know; "
+            "bring client and service to the same version"
+        )
+    message = kind()
+    try:
+        message.ParseFromString(envelope.value)
+    except DecodeError as error:
+        raise DataLossError(f"the service sent a {envelope.TypeName()} that does not decode; ask again") from error
+    return message
