@@ -185,12 +185,11 @@ def norm_scale(norm: Any, x_BPD: Tensor) -> Tensor:
 def normalize(norm: Any, x_BPD: Tensor, scale_BP: Tensor | None) -> Tensor:
     """Apply a norm, with its own scale or with one that is held."""
     if scale_BP is None:
-        out_BPD: Tensor = norm(x_BPD)
-        return out_BPD
+        own_BPD: Tensor = norm(x_BPD)
+        return own_BPD
     wide_BPD = x_BPD.to(scale_BP.dtype)
     if isinstance(norm, nn.LayerNorm):
-        out_BPD = (wide_BPD - wide_BPD.mean(-1, keepdim=True)) / scale_BP[..., None] * norm.weight
-        if norm.bias is not None:
-            out_BPD = out_BPD + norm.bias
-        return out_BPD.to(x_BPD.dtype)
-    return (wide_BPD / scale_BP[..., None] * norm.weight).to(x_BPD.dtype)
+        wide_BPD = wide_BPD - wide_BPD.mean(-1, keepdim=True)
+    out_BPD: Tensor = wide_BPD / scale_BP[..., None] * norm.weight
+    bias = getattr(norm, "bias", None)
+    return (out_BPD if bias is None else out_BPD + bias).to(x_BPD.dtype)

@@ -1,0 +1,43 @@
+"""Starts the activations service: reads the settings, wires, serves."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from weft_activations.adapters.grpc_catalog import GrpcCatalog
+from weft_activations.adapters.transformers_backend import TransformersBackend
+from weft_activations.settings import ActivationsSettings
+from weft_activations.wiring import SERVICE, registrations
+from weft_common.client import aio_channel
+from weft_common.server import Registration, run_service
+from weft_common.settings import load_settings
+from weft_store import open_store
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    settings = load_settings(ActivationsSettings)
+
+    @asynccontextmanager
+    async def build() -> AsyncIterator[Sequence[Registration]]:
+        access_key, secret_key = settings.bucket_access_key, settings.bucket_secret_key
+        store = open_store(
+            settings.bucket_url,
+            access_key.get_secret_value() if access_key else None,
+            secret_key.get_secret_value() if secret_key else None,
+        )
+        backend = TransformersBackend(
+            settings.models_dir,
+            dtype=settings.dtype,
+            max_prompt_tokens=settings.max_prompt_tokens,
+            device=settings.device,
+            threads=settings.threads,
+        )
+        channel = aio_channel(settings.cache_target, token=settings.cache_token, tls_ca=settings.cache_tls_ca)
+        async with channel, registrations(settings, backend, store, GrpcCatalog(channel)) as served:
+            yield served
+
+    run_service(SERVICE, settings, build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""
+What is written down of a harvest.
+
+    harvests/{id}/harvest.json       the request, what it was planned to be, and how it ended
+    claims/datasets/{id}.json        which harvest may write a dataset
+
+The record is created once and changes only by compare-and-swap.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from weft_activations.core.leases import DoneLease
+from weft_activations.core.ports import DatasetSpec, ModelInfo, Split
+from weft_common.errors import AlreadyExistsError, NotFoundError
+from weft_store.documents import create_json, list_ids, read_json, update_json
+from weft_store.port import ObjectStore
+
+__all__ = ["HarvestProgress", "HarvestRecord", "HarvestRecords", "HarvestSpec"]
+
+
+@dataclass(frozen=True)
+class HarvestSpec:
+    """What a harvest reads and how; ids without their collection."""
+
+    model: str
+    dataset: str
+    corpus: str
+    num_tokens: int
+    held_out_share: float
+    sequence_tokens: int
+    input_hook: str
+    output_hook: str
+    codec: str
+    target_fvu: float
+    max_norm_ratio: float
+    lease_sequences: int
+
+    def dataset_spec(self, info: ModelInfo, corpus_digest: str) -> DatasetSpec:
+        """Return what the dataset is created as."""
+        return DatasetSpec(
+            model=f"models/{self.model}",
+            model_revision=info.revision,
+            num_layers=info.num_layers,
+            d_model=info.d_model,
+            input_hook=self.input_hook,
+            output_hook=self.output_hook,
+            codec=self.codec,
+            target_fvu=self.target_fvu,
+            corpus=f"corpora/{self.corpus}",
+            corpus_digest=corpus_digest,
+        )
+
+
+@dataclass(frozen=True)
+class HarvestRecord:
+    """
+    A harvest as it is stored.
+
+    Attributes:
+        attempt: From 1; grows when a harvest that failed or was cancelled is asked for again.
+        plan_digest: What every replica's plan must come to.
+        mean_norms: Mean output norm by layer that `max_norm_ratio` is relative to; None until one replica has measured.
+    """
+
+    harvest_id: str
+    spec: HarvestSpec
+    request_id: str
+    create_s: float
+    attempt: int
+    model_revision: str
+    corpus_digest: str
+    plan_digest: str
+    num_leases: int
+    num_tokens: int
+    sealed: bool = False
+    mean_norms: tuple[float, ...] | None = None
+
+    @property
+    def operation_id(self) -> str:
+        """Id of the operation that does the work of this attempt."""
+        return self.harvest_id if self.attempt == 1 else f"{self.harvest_id[:50]}.{self.attempt}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stored form."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "HarvestRecord":
+        """Read the stored form."""
+        norms = document["mean_norms"]
+        return cls(
+            **{
+                **document,
+                "spec": HarvestSpec(**document["spec"]),
+                "mean_norms": None if norms is None else tuple(norms),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class HarvestProgress:
+    """How far a harvest is, all replicas together."""
+
+    record: HarvestRecord
+    tokens_committed: int
+    tokens_held_out: int
+    tokens_skipped: int
+    num_leases_done: int
+    tokens_per_s: float
+
+    @classmethod
+    def of(cls, record: HarvestRecord, done: list[DoneLease]) -> "HarvestProgress":
+        """Add up the leases that are done."""
+        tokens = sum(lease.num_tokens for lease in done)
+        seconds = max((lease.end_s for lease in done), default=0.0) - min(
+            (lease.start_s for lease in done), default=0.0
+        )
+        return cls(
+            record=record,
+            tokens_committed=tokens,
+            tokens_held_out=sum(lease.num_tokens for lease in done if lease.split == Split.HELD_OUT.value),
+            tokens_skipped=sum(lease.num_skipped for lease in done),
+            num_leases_done=len(done),
+            tokens_per_s=tokens / seconds if seconds > 0 else 0.0,
+        )
+
+
+class HarvestRecords:
+    """The harvests of a bucket. Calls block."""
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+
+    def find(self, harvest_id: str) -> HarvestRecord | None:
+        """Read a harvest; None where there is none."""
+        try:
+            return HarvestRecord.from_json(read_json(self._store, _key(harvest_id))[0])
+        except NotFoundError:
+            return None
+
+    def get(self, harvest_id: str) -> HarvestRecord:
+        """Read a harvest. NotFoundError."""
+        found = self.find(harvest_id)
+        if found is None:
+            raise NotFoundError(f"there is no harvest harvests/{harvest_id}; ListHarvests shows which there are")
+        return found
+
+    def ids(self) -> list[str]:
+        """List all harvests."""
+        return list(list_ids(self._store, "harvests/", "/harvest.json"))
+
+    def create(self, record: HarvestRecord) -> HarvestRecord:
+        """Write a new harvest, or find the one that another request wrote first."""
+        try:
+            create_json(self._store, _key(record.harvest_id), record.to_json())
+        except AlreadyExistsError:
+            return self.get(record.harvest_id)
+        return record
+
+    def change(self, harvest_id: str, change: Callable[[HarvestRecord], HarvestRecord]) -> HarvestRecord:
+        """Change a harvest by compare-and-swap."""
+        document = update_json(
+            self._store, _key(harvest_id), lambda there: change(HarvestRecord.from_json(there)).to_json()
+        )
+        return HarvestRecord.from_json(document)
+
+    def set_mean_norms(self, harvest_id: str, mean_norms: tuple[float, ...]) -> HarvestRecord:
+        """Write the mean norms unless another replica has; what is stored then holds for all."""
+        return self.change(
+            harvest_id,
+            lambda there: replace(there, mean_norms=mean_norms) if there.mean_norms is None else there,
+        )
+
+    def check_claim(self, dataset_id: str, harvest_id: str) -> None:
+        """
+        See that no harvest that still goes on, or can, writes a dataset.
+
+        Raises:
+            AlreadyExistsError: Another one does.
+        """
+        try:
+            document, _ = read_json(self._store, _claim_key(dataset_id))
+        except NotFoundError:
+            return
+        self._refuse_other(document, dataset_id, harvest_id)
+
+    def claim_dataset(self, dataset_id: str, harvest_id: str) -> None:
+        """
+        Make a dataset this harvest's own, so that two never mix their shards.
+
+        Raises:
+            AlreadyExistsError: It is another harvest's.
+        """
+        claim = {"harvest": harvest_id}
+        try:
+            create_json(self._store, _claim_key(dataset_id), claim)
+        except AlreadyExistsError:
+
+            def take(document: dict[str, Any]) -> dict[str, Any]:
+                self._refuse_other(document, dataset_id, harvest_id)
+                return claim
+
+            update_json(self._store, _claim_key(dataset_id), take)
+
+    def _refuse_other(self, document: dict[str, Any], dataset_id: str, harvest_id: str) -> None:
+        owner = str(document["harvest"])
+        if owner == harvest_id:
+            return
+        other = self.find(owner)
+        if other is not None and not other.sealed:
+            raise AlreadyExistsError(
+                f"datasets/{dataset_id} is being written by harvests/{owner}; choose another dataset id",
+                field="spec.dataset",
+            )
+
+
+def _claim_key(dataset_id: str) -> str:
+    return f"claims/datasets/{dataset_id}.json"
+
+
+def _key(harvest_id: str) -> str:
+    return f"harvests/{harvest_id}/harvest.json"

@@ -1,0 +1,180 @@
+"""Asks for harvests, and tells how they stand."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords, HarvestSpec
+from weft_activations.core.hooks import INPUT_HOOKS, OUTPUT_HOOKS
+from weft_activations.core.inference import Inference
+from weft_activations.core.leases import LeaseBoard
+from weft_activations.core.planning import HarvestPlanner, Planned
+from weft_activations.core.ports import DatasetCatalog, ModelInfo
+from weft_common.errors import AlreadyExistsError, InvalidArgumentError
+from weft_common.resource_names import check_id
+from weft_store.port import ObjectStore
+from weft_store.shard import CodecSpec
+
+__all__ = ["Harvests"]
+
+_MAX_HELD_OUT_SHARE = 0.5
+
+
+class Harvests:
+    """
+    Creates and describes harvests.
+
+    Args:
+        store: The bucket.
+        catalog: Where datasets are created.
+        inference: Describes models.
+        planner: Says what a harvest would read.
+        max_lease_bytes: Most memory that the activations of one lease may take.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        catalog: DatasetCatalog,
+        inference: Inference,
+        planner: HarvestPlanner,
+        *,
+        max_lease_bytes: int = 1 << 30,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._inference = inference
+        self._planner = planner
+        self._max_lease_bytes = max_lease_bytes
+        self._clock = clock
+        self._records = HarvestRecords(store, clock)
+        self._boards: dict[str, LeaseBoard] = {}
+
+    async def check(self, harvest_id: str, spec: HarvestSpec) -> Planned:
+        """
+        Check everything about a request and change nothing.
+
+        Raises:
+            InvalidArgumentError: A value is out of range, or there is no such hook.
+            NotFoundError: No such model or corpus.
+            AlreadyExistsError: The harvest or the dataset is there, and is another one.
+            FailedPreconditionError: The corpus is too small.
+        """
+        check_id(harvest_id, field="harvest_id")
+        check_id(spec.dataset, field="spec.dataset")
+        info = await self._inference.describe(spec.model)
+        _check_spec(spec, info, self._max_lease_bytes)
+        planned = await self._planner.plan(spec)
+        there = await asyncio.to_thread(self._records.find, harvest_id)
+        if there is not None and there.spec != spec:
+            raise _other_harvest(harvest_id)
+        if there is None:
+            await asyncio.to_thread(self._records.check_claim, spec.dataset, harvest_id)
+            found = await self._catalog.find_dataset(spec.dataset)
+            if found is not None:
+                wanted = spec.dataset_spec(planned.info, planned.corpus_digest)
+                how = "is there already" if found[0] == wanted else "is there already with another spec"
+                raise AlreadyExistsError(
+                    f"datasets/{spec.dataset} {how}; choose another dataset id or delete it first", field="spec.dataset"
+                )
+        return planned
+
+    async def create(self, harvest_id: str, spec: HarvestSpec, request_id: str) -> HarvestRecord:
+        """
+        Write a harvest down; the same request again finds the one that is there.
+
+        Raises:
+            WeftError: As `check`.
+        """
+        planned = await self.check(harvest_id, spec)
+        record = HarvestRecord(
+            harvest_id=harvest_id,
+            spec=spec,
+            request_id=request_id,
+            create_s=self._clock(),
+            attempt=1,
+            model_revision=planned.info.revision,
+            corpus_digest=planned.corpus_digest,
+            plan_digest=planned.plan.digest,
+            num_leases=len(planned.plan.leases),
+            num_tokens=sum(lease.num_tokens for lease in planned.plan.leases),
+        )
+        there = await asyncio.to_thread(self._records.create, record)
+        if there.spec != spec:
+            raise _other_harvest(harvest_id)
+        return there
+
+    async def next_attempt(self, record: HarvestRecord) -> HarvestRecord:
+        """Begin another attempt at a harvest whose last one ended without success."""
+
+        def change(there: HarvestRecord) -> HarvestRecord:
+            return replace(there, attempt=record.attempt + 1) if there.attempt == record.attempt else there
+
+        return await asyncio.to_thread(self._records.change, record.harvest_id, change)
+
+    async def get(self, harvest_id: str) -> HarvestProgress:
+        """Tell how a harvest stands. NotFoundError."""
+        check_id(harvest_id, field="name")
+        return await asyncio.to_thread(self._progress, harvest_id)
+
+    async def list(self) -> list[HarvestRecord]:
+        """List all harvests."""
+        return await asyncio.to_thread(lambda: [self._records.get(harvest_id) for harvest_id in self._records.ids()])
+
+    def _progress(self, harvest_id: str) -> HarvestProgress:
+        record = self._records.get(harvest_id)
+        # Leases that are done stay so; a board remembers them, so that only the others are read again.
+        board = self._boards.setdefault(harvest_id, LeaseBoard(self._store, harvest_id, record.num_leases, ""))
+        return HarvestProgress.of(record, board.refresh())
+
+
+def _other_harvest(harvest_id: str) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"harvests/{harvest_id} is there and was asked for otherwise; choose another id", field="harvest_id"
+    )
+
+
+def _check_spec(spec: HarvestSpec, info: ModelInfo, max_lease_bytes: int) -> None:
+    CodecSpec(spec.codec, spec.target_fvu)
+    for field, hook, among in (
+        ("spec.streams.input_hook", spec.input_hook, INPUT_HOOKS),
+        ("spec.streams.output_hook", spec.output_hook, OUTPUT_HOOKS),
+    ):
+        if hook not in among:
+            raise InvalidArgumentError(f"there is no hook {hook!r} here; expected {' or '.join(among)}", field=field)
+    if spec.num_tokens < 1:
+        raise InvalidArgumentError(
+            f"num_tokens is {spec.num_tokens}; a harvest reads 1 token at least", field="spec.num_tokens"
+        )
+    if not 0 <= spec.held_out_share <= _MAX_HELD_OUT_SHARE:
+        raise InvalidArgumentError(
+            f"held_out_share is {spec.held_out_share}; give 0 to {_MAX_HELD_OUT_SHARE}", field="spec.held_out_share"
+        )
+    if not 2 <= spec.sequence_tokens <= info.max_tokens:
+        raise InvalidArgumentError(
+            f"sequence_tokens is {spec.sequence_tokens}; give 2 to {info.max_tokens}, "
+            f"the most that {info.model_id} takes",
+            field="spec.sequence_tokens",
+        )
+    if info.bos_token_id is not None and spec.sequence_tokens < 3:
+        raise InvalidArgumentError(
+            f"sequence_tokens is {spec.sequence_tokens}; {info.model_id} has a start token, so give 3 at least",
+            field="spec.sequence_tokens",
+        )
+    if not math.isfinite(spec.max_norm_ratio) or (spec.max_norm_ratio != 0 and spec.max_norm_ratio <= 1):
+        raise InvalidArgumentError(
+            f"max_norm_ratio is {spec.max_norm_ratio}; give more than 1, or 0 to keep every token",
+            field="spec.max_norm_ratio",
+        )
+    sequence_bytes = 2 * 4 * info.num_layers * info.d_model * (spec.sequence_tokens - 1)
+    most = max(1, max_lease_bytes // sequence_bytes)
+    if not 1 <= spec.lease_sequences <= most:
+        raise InvalidArgumentError(
+            f"lease_sequences is {spec.lease_sequences}; give 1 to {most}, so that one lease of {info.model_id} fits "
+            f"into {max_lease_bytes} bytes",
+            field="spec.lease_sequences",
+        )

@@ -1,0 +1,133 @@
+"""
+Which tokens a harvest reads, in which order, in which lease: a function of the corpus and the request alone.
+
+Every replica works the plan out for itself and compares its digest with the one in the harvest's record, so leases mean
+the same everywhere. Documents come in an order drawn from the corpus's digest. Each goes as a whole to one split: to
+the held-out one when that brings the share of held-out tokens closer to what was asked.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weft_activations.core.ports import Split
+from weft_common.errors import FailedPreconditionError
+
+__all__ = ["HarvestPlan", "Lease", "plan_harvest"]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """
+    Sequences that one replica reads in one go, into the shard of the same index.
+
+    Attributes:
+        sequences: Token ids; position 0 of each is read but not kept.
+    """
+
+    index: int
+    split: Split
+    sequences: Sequence[npt.NDArray[np.int64]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are kept, unless their norm is left out."""
+        return sum(len(sequence) - 1 for sequence in self.sequences)
+
+
+@dataclass(frozen=True)
+class HarvestPlan:
+    """All leases of a harvest; `digest` is the hex SHA-256 over them."""
+
+    leases: Sequence[Lease]
+    digest: str
+
+    def num_tokens(self, split: Split) -> int:
+        """Tokens of a split."""
+        return sum(lease.num_tokens for lease in self.leases if lease.split is split)
+
+
+def plan_harvest(
+    documents: Sequence[Sequence[int]],
+    *,
+    corpus_digest: str,
+    bos_token_id: int | None,
+    num_tokens: int,
+    held_out_share: float,
+    sequence_tokens: int,
+    lease_sequences: int,
+) -> HarvestPlan:
+    """
+    Cut documents into sequences and sequences into leases.
+
+    Args:
+        documents: Token ids of each document, without a start token.
+        corpus_digest: Seeds the order of the documents.
+        bos_token_id: Starts every sequence; None where the tokenizer adds none.
+        num_tokens: Tokens to keep, both splits together; exactly this many are planned.
+        held_out_share: Wanted share of these in the held-out split.
+        sequence_tokens: Tokens of a sequence, the start token included.
+        lease_sequences: Sequences of a lease.
+
+    Raises:
+        FailedPreconditionError: The corpus holds fewer tokens, or too few documents to hold any out.
+    """
+    order = sorted(range(len(documents)), key=lambda i: hashlib.sha256(f"{corpus_digest}/{i}".encode()).digest())
+    sequences: dict[Split, list[npt.NDArray[np.int64]]] = {Split.TRAIN: [], Split.HELD_OUT: []}
+    counts = {Split.TRAIN: 0, Split.HELD_OUT: 0}
+    for index in order:
+        remaining = num_tokens - sum(counts.values())
+        if remaining <= 0:
+            break
+        cut = _cut(documents[index], bos_token_id, sequence_tokens, remaining)
+        size = sum(len(sequence) - 1 for sequence in cut)
+        held = size > 0 and counts[Split.HELD_OUT] + size / 2 <= held_out_share * (sum(counts.values()) + size)
+        split = Split.HELD_OUT if held else Split.TRAIN
+        sequences[split] += cut
+        counts[split] += size
+    found = sum(counts.values())
+    if found < num_tokens:
+        raise FailedPreconditionError(
+            f"the corpus gives {found} tokens, position 0 of each sequence of {sequence_tokens} left out, but "
+            f"num_tokens is {num_tokens}; ask for {found} at most or upload more text",
+            field="spec.num_tokens",
+        )
+    if held_out_share > 0 and not counts[Split.HELD_OUT]:
+        raise FailedPreconditionError(
+            f"held_out_share is {held_out_share}, but none of the corpus's {len(documents)} documents can be held out "
+            f"within {num_tokens} tokens, since a document goes to one split as a whole; upload more and shorter "
+            "documents or set held_out_share to 0",
+            field="spec.held_out_share",
+        )
+    leases: list[Lease] = []
+    digest = hashlib.sha256()
+    for split in Split:
+        own = sequences[split]
+        for start in range(0, len(own), lease_sequences):
+            lease = Lease(len(leases), split, own[start : start + lease_sequences])
+            leases.append(lease)
+            digest.update(f"{lease.index} {split.value} {len(lease.sequences)}\n".encode())
+            for sequence in lease.sequences:
+                digest.update(b"%d\n" % len(sequence) + sequence.astype("<i8").tobytes())
+    return HarvestPlan(leases, digest.hexdigest())
+
+
+def _cut(
+    document: Sequence[int], bos_token_id: int | None, sequence_tokens: int, most: int
+) -> list[npt.NDArray[np.int64]]:
+    """Cut a document into sequences that keep `most` tokens at most; one of a single token keeps none."""
+    start = [] if bos_token_id is None else [bos_token_id]
+    step = sequence_tokens - len(start)
+    cut = []
+    for offset in range(0, len(document), step):
+        sequence = [*start, *document[offset : offset + step]][: most + 1]
+        if len(sequence) < 2:
+            break
+        cut.append(np.asarray(sequence, dtype=np.int64))
+        most -= len(sequence) - 1
+        if most == 0:
+            break
+    return cut

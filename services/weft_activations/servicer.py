@@ -1,0 +1,200 @@
+# ruff: noqa: N802 (RPCs are named as in the proto)
+"""weft.activations.v1.ActivationService: from messages to the core and back."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc.aio
+from google.longrunning import operations_pb2
+
+from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_activations import converting
+from weft_activations.core.corpus import CorpusUpload, store_corpus
+from weft_activations.core.harvest_records import HarvestProgress
+from weft_activations.core.harvest_worker import HarvestWorker
+from weft_activations.core.harvests import Harvests
+from weft_activations.core.inference import Inference
+from weft_common.errors import InvalidArgumentError, NotFoundError
+from weft_common.operations import OperationContext, OperationKind, OperationManager
+from weft_common.pages import paginate
+from weft_common.resource_names import check_id, parse_name
+from weft_common.tensors import chunk_tensor, tensor_to_proto
+from weft_store.port import ObjectStore
+
+__all__ = ["HARVEST_KIND", "ActivationServicer", "harvest_kind"]
+
+HARVEST_KIND = "harvest"
+_PAGE_SIZE = 100
+Context = grpc.aio.ServicerContext[object, object]
+
+
+def harvest_kind(worker: HarvestWorker, service: str) -> OperationKind:
+    """Return the work of a harvest, which every replica does its share of."""
+
+    async def work(context: OperationContext) -> messages_pb2.Harvest:
+        assert isinstance(context.request, service_pb2.GetHarvestRequest)
+        harvest_id = parse_name(context.request.name, "harvests")
+
+        async def report(progress: HarvestProgress) -> None:
+            await context.report(converting.harvest_metadata(progress, time.time()))
+
+        progress = await worker.run(harvest_id, report)
+        return converting.harvest_to_proto(progress, None, f"operations/{service}-{context.operation_id}")
+
+    return OperationKind(work, shared=True)
+
+
+class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
+    """Answers the RPCs."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        harvests: Harvests,
+        operations: OperationManager,
+        store: ObjectStore,
+        *,
+        max_corpus_bytes: int,
+    ) -> None:
+        self._inference = inference
+        self._harvests = harvests
+        self._operations = operations
+        self._store = store
+        self._max_corpus_bytes = max_corpus_bytes
+
+    async def GetModel(self, request: service_pb2.GetModelRequest, context: Context) -> messages_pb2.Model:
+        return converting.model_to_proto(await self._inference.describe(parse_name(request.name, "models")))
+
+    async def ListModels(
+        self, request: service_pb2.ListModelsRequest, context: Context
+    ) -> service_pb2.ListModelsResponse:
+        ids = await self._inference.runnable_ids()
+        page, token = paginate(ids, request.page_size, request.page_token, default_size=_PAGE_SIZE)
+        models = [converting.model_to_proto(await self._inference.describe(model_id)) for model_id in page]
+        return service_pb2.ListModelsResponse(models=models, next_page_token=token)
+
+    async def Tokenize(self, request: service_pb2.TokenizeRequest, context: Context) -> service_pb2.TokenizeResponse:
+        tokens = await self._inference.tokenize(
+            _model_id(request.model), request.text, special_tokens=not request.without_special_tokens
+        )
+        return service_pb2.TokenizeResponse(tokens=map(converting.token_to_proto, tokens))
+
+    async def Detokenize(
+        self, request: service_pb2.DetokenizeRequest, context: Context
+    ) -> service_pb2.DetokenizeResponse:
+        tokens = await self._inference.detokenize(_model_id(request.model), request.token_ids)
+        return service_pb2.DetokenizeResponse(tokens=map(converting.token_to_proto, tokens))
+
+    async def Capture(
+        self, request: service_pb2.CaptureRequest, context: Context
+    ) -> AsyncIterator[service_pb2.CaptureResponse]:
+        passed = await self._inference.capture(
+            _model_id(request.model),
+            converting.prompt_from_proto(request.prompt),
+            request.hooks,
+            converting.changes_from_proto(request.interventions),
+            converting.freeze_from_proto(request.freeze),
+        )
+        header = service_pb2.CaptureHeader(
+            model=converting.model_to_proto(passed.info),
+            tokens=map(converting.token_to_proto, passed.tokens),
+            tensor_names=passed.captures,
+        )
+        yield service_pb2.CaptureResponse(header=header)
+        for name, array in passed.captures.items():
+            for chunk in chunk_tensor(name, array):
+                yield service_pb2.CaptureResponse(chunk=chunk)
+
+    async def Run(self, request: service_pb2.RunRequest, context: Context) -> service_pb2.RunResponse:
+        predicted = await self._inference.run(
+            _model_id(request.model),
+            converting.prompt_from_proto(request.prompt),
+            converting.changes_from_proto(request.interventions),
+            converting.freeze_from_proto(request.freeze),
+            num_top_tokens=request.num_top_tokens,
+            asked_token_ids=request.logit_token_ids,
+        )
+        return service_pb2.RunResponse(
+            tokens=map(converting.token_to_proto, predicted.tokens),
+            top_tokens=map(converting.likely_to_proto, predicted.top),
+            asked_tokens=map(converting.likely_to_proto, predicted.asked),
+            logits=tensor_to_proto(predicted.logits) if request.return_logits else None,
+            mean_logit=predicted.mean_logit,
+        )
+
+    async def UploadCorpus(
+        self, request_iterator: AsyncIterator[service_pb2.UploadCorpusRequest], context: Context
+    ) -> service_pb2.Corpus:
+        upload = CorpusUpload(max_bytes=self._max_corpus_bytes)
+        corpus_id = ""
+        async for request in request_iterator:
+            if not corpus_id:
+                corpus_id = check_id(request.corpus_id, field="corpus_id")
+            elif request.corpus_id not in ("", corpus_id):
+                raise InvalidArgumentError(
+                    f"corpus_id changes from {corpus_id!r} to {request.corpus_id!r} within one upload; "
+                    "name it once, in the first message",
+                    field="corpus_id",
+                )
+            upload.add(request.document, request.text)
+        check_id(corpus_id, field="corpus_id")
+        corpus = await asyncio.to_thread(store_corpus, self._store, corpus_id, upload.finish())
+        return service_pb2.Corpus(
+            name=f"corpora/{corpus_id}",
+            num_documents=len(corpus.documents),
+            size_bytes=corpus.size_bytes,
+            digest=corpus.digest,
+        )
+
+    async def CreateHarvest(
+        self, request: service_pb2.CreateHarvestRequest, context: Context
+    ) -> operations_pb2.Operation:
+        spec = converting.spec_from_proto(request.spec)
+        if request.validate_only:
+            await self._harvests.check(request.harvest_id, spec)
+            return operations_pb2.Operation(done=True)
+        record = await self._harvests.create(request.harvest_id, spec, request.request_id)
+        if not record.sealed:
+            last = await self._operation(self._operations.name(record.operation_id))
+            if last is not None and last.done and last.HasField("error"):
+                record = await self._harvests.next_attempt(record)
+        progress = await self._harvests.get(record.harvest_id)
+        return await self._operations.start(
+            HARVEST_KIND,
+            progress.record.operation_id,
+            service_pb2.GetHarvestRequest(name=f"harvests/{record.harvest_id}"),
+            converting.harvest_metadata(progress, time.time()),
+        )
+
+    async def GetHarvest(self, request: service_pb2.GetHarvestRequest, context: Context) -> messages_pb2.Harvest:
+        return await self._described(parse_name(request.name, "harvests"))
+
+    async def ListHarvests(
+        self, request: service_pb2.ListHarvestsRequest, context: Context
+    ) -> service_pb2.ListHarvestsResponse:
+        records = await self._harvests.list()
+        page, token = paginate(
+            records,
+            request.page_size,
+            request.page_token,
+            lambda record: f"{10**13 - round(record.create_s * 1000):014d}/{record.harvest_id}",
+            default_size=_PAGE_SIZE,
+        )
+        harvests = [await self._described(record.harvest_id) for record in page]
+        return service_pb2.ListHarvestsResponse(harvests=harvests, next_page_token=token)
+
+    async def _described(self, harvest_id: str) -> messages_pb2.Harvest:
+        progress = await self._harvests.get(harvest_id)
+        name = self._operations.name(progress.record.operation_id)
+        return converting.harvest_to_proto(progress, await self._operation(name), name)
+
+    async def _operation(self, name: str) -> operations_pb2.Operation | None:
+        try:
+            return await self._operations.get(name)
+        except NotFoundError:
+            return None
+
+
+def _model_id(name: str) -> str:
+    return parse_name(name, "models", field="model")

@@ -1,0 +1,46 @@
+"""Settings of the activations service."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from weft_common.settings import BucketSettings, ServiceSettings
+
+__all__ = ["ActivationsSettings"]
+
+
+class ActivationsSettings(ServiceSettings, BucketSettings):
+    """What the service is told when it starts: WEFT_ACTIVATIONS_MODELS_DIR and so on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WEFT_ACTIVATIONS_", frozen=True, use_attribute_docstrings=True, extra="ignore"
+    )
+
+    models_dir: Path
+    """Folder that holds one Hugging Face folder a model; the folder's name is the model's id."""
+    cache_target: str
+    """host:port of the cache service."""
+    cache_token: SecretStr | None = None
+    """Token of the cache service."""
+    cache_tls_ca: Path | None = None
+    """PEM file of the authority that signed the cache's certificate; turns TLS to it on."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What models compute in; auto is bfloat16 on CUDA and float32 elsewhere."""
+    device: str = "auto"
+    """Torch device of the models; auto is CUDA where there is one."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """Threads of one forward pass; 0 leaves the choice to torch."""
+    max_prompt_tokens: int = Field(default=2048, ge=2)
+    """Longest prompt and sequence, where the model itself would take a longer one."""
+    max_capture_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """Most bytes that one capture may hold."""
+    max_corpus_bytes: int = Field(default=256 << 20, ge=1)
+    """Most bytes of text of one corpus."""
+    max_lease_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """Most bytes of activations that one lease may take in memory; two are there at once."""
+    lease_s: float = Field(default=20.0, gt=0)
+    """Seconds without a sign of life after which another replica reads a lease over."""
+    patience_s: float = Field(default=300.0, ge=0)
+    """Seconds that a harvest waits for a cache or bucket that cannot be reached before it fails."""

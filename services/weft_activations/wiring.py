@@ -1,0 +1,59 @@
+"""Puts the service together from its parts; `__main__` and the tests use the same one."""
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from weft.activations.v1 import service_pb2, service_pb2_grpc
+from weft_activations.core.harvest_worker import HarvestWorker
+from weft_activations.core.harvests import Harvests
+from weft_activations.core.inference import Inference
+from weft_activations.core.planning import HarvestPlanner
+from weft_activations.core.ports import DatasetCatalog, ModelBackend
+from weft_activations.servicer import HARVEST_KIND, ActivationServicer, harvest_kind
+from weft_activations.settings import ActivationsSettings
+from weft_common.operations import OperationManager
+from weft_common.operations_servicer import operations_registration
+from weft_common.server import Registration
+from weft_store.operations import ObjectOperationStore
+from weft_store.port import ObjectStore
+
+__all__ = ["registrations"]
+
+SERVICE = "activations"
+
+
+@asynccontextmanager
+async def registrations(
+    settings: ActivationsSettings, backend: ModelBackend, store: ObjectStore, catalog: DatasetCatalog
+) -> AsyncIterator[Sequence[Registration]]:
+    """Run the service's background work for as long as the context lasts."""
+    inference = Inference(backend, max_capture_bytes=settings.max_capture_bytes)
+    try:
+        planner = HarvestPlanner(store, inference)
+        worker = HarvestWorker(
+            store,
+            catalog,
+            inference,
+            planner,
+            owner=uuid.uuid4().hex,
+            lease_s=settings.lease_s,
+            patience_s=settings.patience_s,
+        )
+        harvests = Harvests(store, catalog, inference, planner, max_lease_bytes=settings.max_lease_bytes)
+        operations = OperationManager(
+            SERVICE, ObjectOperationStore(store, SERVICE), {HARVEST_KIND: harvest_kind(worker, SERVICE)}
+        )
+        servicer = ActivationServicer(
+            inference, harvests, operations, store, max_corpus_bytes=settings.max_corpus_bytes
+        )
+        async with operations.run():
+            yield [
+                Registration(
+                    service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name,
+                    lambda server: service_pb2_grpc.add_ActivationServiceServicer_to_server(servicer, server),
+                ),
+                operations_registration(operations),
+            ]
+    finally:
+        inference.close()
