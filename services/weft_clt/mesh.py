@@ -136,8 +136,11 @@ class Mesh:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
-        value = torch.tensor([int(flag)], dtype=torch.int32)
-        return bool(self.data.max_(self.feature.max_(value)).item())
+        return self.largest(int(flag)) > 0
+
+    def largest(self, value: int) -> int:
+        """Return the largest of all ranks' integers."""
+        return int(self.data.max_(self.feature.max_(torch.tensor([value], dtype=torch.int64))).item())
 
 
 def make_mesh(feature_ranks: int, data_ranks: int) -> Mesh:

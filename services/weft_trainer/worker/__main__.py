@@ -1,0 +1,81 @@
+"""One rank: reads its settings, joins the others, and trains or evaluates."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from weft_common.errors import FailedPreconditionError
+from weft_common.logging import configure_logging
+from weft_common.settings import load_settings
+from weft_trainer.worker.settings import RankSettings
+from weft_trainer.worker.starting import exit_code, prepare_process
+
+
+def main() -> int:
+    """Run one rank to its end and return its exit code."""
+    settings = load_settings(RankSettings)
+    configure_logging("trainer-worker", settings.log_level)
+    prepare_process(os.environ, settings.threads)
+
+    import torch
+    import torch.distributed as dist
+
+    from weft.cache.v1 import service_pb2_grpc as cache_grpc
+    from weft.training.v1 import service_pb2_grpc as training_grpc
+    from weft_clt.mesh import make_mesh
+    from weft_common.client import channel
+    from weft_store import open_store
+    from weft_trainer.worker.rank import Rank
+    from weft_trainer.worker.reads import get_dataset, normalization_of
+    from weft_trainer.worker.reports import Reporter
+    from weft_trainer.worker.signals import StopFlag
+    from weft_trainer.worker.starting import read_config
+
+    stop = StopFlag()
+    stop.install()
+    torch.set_num_threads(settings.threads)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    reports = settings.mode == "train" and settings.trainer_target
+    trainer = training_grpc.RunReportServiceStub(channel(settings.trainer_target, token=settings.trainer_token))
+    reporter = Reporter(trainer if reports else None, run=settings.run, attempt=settings.attempt, rank=rank)
+
+    def work() -> None:
+        secrets = (settings.bucket_access_key, settings.bucket_secret_key)
+        store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
+        config, _ = read_config(store, settings.run)
+        cache = cache_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token))
+        dataset = get_dataset(cache, config.batch.dataset)
+        config.check_shape(dataset.spec.num_layers, dataset.spec.d_model)
+        if config.mesh.world_size != world_size:
+            raise FailedPreconditionError(
+                f"The run wants {config.mesh.world_size} ranks, {world_size} were started; start as many as it wants."
+            )
+        if world_size > 1:
+            dist.init_process_group("gloo")
+        own = Rank(
+            store,
+            cache,
+            reporter,
+            make_mesh(config.mesh.feature_ranks, config.mesh.data_ranks),
+            config,
+            normalization_of(dataset),
+            stop,
+            run=settings.run,
+            attempt=settings.attempt,
+            pool_row_groups=settings.pool_row_groups,
+        )
+        if settings.mode == "evaluate":
+            own.evaluate(settings.checkpoint_step, settings.evaluation_tokens)
+        else:
+            own.train()
+
+    code = exit_code(work, reporter.failed)
+    reporter.close(60.0 if code == 0 else 15.0)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""One rank's life: resume, train, evaluate, save, report, stop when asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+from weft.cache.v1 import messages_pb2, service_pb2_grpc
+from weft_clt.config import TrainingConfig
+from weft_clt.data import TokenPool, held_out_batches
+from weft_clt.kernels import CpuKernels
+from weft_clt.mesh import Mesh
+from weft_clt.metrics import Evaluation, StepMetrics
+from weft_clt.normalization import Normalization
+from weft_clt.trainer import Trainer
+from weft_common.errors import FailedPreconditionError
+from weft_common.logging import get_logger
+from weft_store import ObjectStore
+from weft_store.documents import encode_json
+from weft_trainer.worker.checkpoints import RunCheckpoints
+from weft_trainer.worker.reads import CacheRowGroups
+from weft_trainer.worker.reports import CONTINUE, SAVE_AND_STOP, STOP, Reporter
+from weft_trainer.worker.signals import StopFlag
+
+__all__ = ["Rank"]
+
+_CHUNK_STEPS = 20
+
+_log = get_logger(__name__)
+
+
+class Rank:
+    """
+    One rank of a run.
+
+    Args:
+        attempt: Which start of the ranks this is.
+        pool_row_groups: Row groups that are mixed in memory.
+        stop: Set by SIGTERM.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        cache: service_pb2_grpc.CacheServiceStub,
+        reporter: Reporter,
+        mesh: Mesh,
+        config: TrainingConfig,
+        normalization: Normalization,
+        stop: StopFlag,
+        *,
+        run: str,
+        attempt: int,
+        pool_row_groups: int,
+    ) -> None:
+        self._store, self._cache, self._reporter, self._mesh = store, cache, reporter, mesh
+        self._config, self._normalization, self._stop = config, normalization, stop
+        self._run, self._attempt, self._pool_row_groups = run, attempt, pool_row_groups
+        num_layers, d_model = normalization.input_mean_LD.shape
+        self._trainer = Trainer(config, normalization, mesh, CpuKernels(), num_layers=num_layers, d_model=d_model)
+        self._checkpoints = RunCheckpoints(store, run, attempt)
+        self._chunk: list[StepMetrics] = []
+
+    def train(self) -> None:
+        """Do the steps that are left, or stop where a directive or a signal says so."""
+        trainer, config = self._trainer, self._config
+        pool = TokenPool(
+            self._source(messages_pb2.SPLIT_TRAIN),
+            self._normalization,
+            batch_tokens=trainer.rank_tokens,
+            seed=config.batch.seed,
+            rank=self._mesh.rank,
+            num_row_groups=self._pool_row_groups,
+        )
+        self._resume(pool)
+        saved_step, order = trainer.step, CONTINUE
+        while not trainer.finished:
+            order = self._order()
+            if order != CONTINUE:
+                break
+            start_s = time.perf_counter()
+            batch = pool.draw()
+            metrics = trainer.train_step(batch, data_wait_s=time.perf_counter() - start_s)
+            self._record(metrics)
+            records, step = config.records, trainer.step
+            if not trainer.finished:
+                if records.evaluation_steps and step % records.evaluation_steps == 0:
+                    self._evaluate_and_report()
+                if records.checkpoint_steps and step % records.checkpoint_steps == 0:
+                    self._save(pool.state())
+                    saved_step = step
+        self._close_chunk()
+        if order == STOP:
+            return
+        if trainer.step > saved_step:
+            self._save(pool.state())
+        if trainer.finished:
+            self._evaluate_and_report()
+            self._reporter.finished()
+
+    def evaluate(self, checkpoint_step: int, most_tokens: int) -> None:
+        """Evaluate a checkpoint and write `evaluation.json` beside it."""
+        trainer, axis = self._trainer, self._mesh.feature
+        self._checkpoints.load(checkpoint_step, axis.rank, axis.size, trainer.params.named())
+        trainer.step = checkpoint_step
+        evaluation = self._evaluation(most_tokens)
+        if self._mesh.rank == 0:
+            key = f"{self._checkpoints.folder(checkpoint_step)}evaluation.json"
+            self._store.put(key, encode_json(asdict(evaluation)))
+
+    def _source(self, split: messages_pb2.Split) -> CacheRowGroups:
+        return CacheRowGroups(
+            self._cache,
+            self._store,
+            self._config.batch.dataset,
+            split,
+            rank=self._mesh.rank,
+            world_size=self._mesh.world_size,
+            seed=self._config.batch.seed,
+        )
+
+    def _resume(self, pool: TokenPool) -> None:
+        step = self._checkpoints.newest_step()
+        if not step:
+            return
+        axis, mesh = self._mesh.feature, self._config.mesh
+        self._checkpoints.manifest(step).check_run(self._config.digest(), mesh.feature_ranks, mesh.data_ranks)
+        final = step >= self._config.batch.num_steps
+        state = self._trainer.params.named() if final else self._trainer.state()
+        manifest = self._checkpoints.load(step, axis.rank, axis.size, state)
+        self._trainer.step = manifest.step
+        if not final:
+            pool.restore(manifest.data[self._mesh.rank])
+        _log.info("resumed", step=step, attempt=self._attempt)
+
+    def _order(self) -> int:
+        """What all ranks do next: the most urgent of what each has heard."""
+        own = max(self._reporter.directive, SAVE_AND_STOP if self._stop.is_set else CONTINUE)
+        for order in (STOP, SAVE_AND_STOP):
+            if self._mesh.any(own >= order):
+                return order
+        return CONTINUE
+
+    def _record(self, metrics: StepMetrics) -> None:
+        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
+            raise FailedPreconditionError(
+                f"Training diverged: the loss of step {metrics.step} is {metrics.loss}, its gradient's norm "
+                f"{metrics.gradient_norm}. Start a run with a lower learning rate or a longer warm-up."
+            )
+        if self._mesh.rank != 0:
+            return
+        self._reporter.step(metrics)
+        self._chunk.append(metrics)
+        if len(self._chunk) >= _CHUNK_STEPS:
+            self._close_chunk()
+
+    def _close_chunk(self) -> None:
+        if self._chunk:
+            lines = [json.dumps(asdict(metrics), sort_keys=True) for metrics in self._chunk]
+            key = f"runs/{self._run}/attempts/{self._attempt}/metrics-{self._chunk[0].step:08d}.jsonl"
+            self._store.put(key, ("\n".join(lines) + "\n").encode())
+            self._chunk = []
+
+    def _evaluation(self, most_tokens: int) -> Evaluation:
+        source = self._source(messages_pb2.SPLIT_HELD_OUT)
+        world, rank = self._mesh.world_size, self._mesh.rank
+        own_most = most_tokens // world + (rank < most_tokens % world) if most_tokens else 0
+        own_tokens = source.num_tokens()
+        if most_tokens:
+            own_tokens = min(own_tokens, own_most)
+        batch_tokens = self._trainer.rank_tokens
+        num_batches = self._mesh.largest(-(-own_tokens // batch_tokens))
+        batches = held_out_batches(source, self._normalization, batch_tokens=batch_tokens, most_tokens=own_tokens)
+        return self._trainer.evaluate(batches, num_batches)
+
+    def _evaluate_and_report(self) -> None:
+        evaluation = self._evaluation(self._config.records.evaluation_tokens)
+        if self._mesh.rank == 0:
+            self._reporter.evaluation(evaluation)
+
+    def _save(self, data: dict[str, Any]) -> None:
+        """Save; after the last step without moments and clocks, which nothing will need again."""
+        self._close_chunk()
+        trainer = self._trainer
+        state = trainer.params.named() if trainer.finished else trainer.state()
+        self._checkpoints.save(trainer.step, state, data, self._config, self._mesh)
+        if self._mesh.rank == 0:
+            self._reporter.checkpoint(trainer.step)
