@@ -62,7 +62,7 @@ class ObjectStore(Protocol):
         Write an object as a whole: readers see the old bytes or the new ones, also after a crash.
 
         Args:
-            key: Where; no key may be a folder of another (`a` and `a/b`).
+            key: Where; no key may be a folder of another (`a` and `a/b`); all but S3 refuse it.
             data: The object.
             if_absent: Write only where there is no object: AlreadyExistsError.
             if_match: Write only over this version: ConflictError, also where there is no object.

@@ -22,7 +22,7 @@ from typing import TypeVar
 import urllib3
 from minio import Minio
 from minio.error import InvalidResponseError, S3Error, ServerError
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 from weft_common.errors import (
     AlreadyExistsError,
@@ -59,8 +59,6 @@ _REFUSALS: dict[str, type[WeftError]] = {
     "SignatureDoesNotMatch": UnauthenticatedError,
     "RequestTimeTooSkewed": UnauthenticatedError,
     "NoSuchBucket": FailedPreconditionError,
-    "XMinioParentIsObject": FailedPreconditionError,
-    "XMinioObjectExistsAsDirectory": FailedPreconditionError,
     "XMinioStorageFull": StorageFullError,
     "QuotaExceeded": StorageFullError,
     "XMinioAdminBucketQuotaExceeded": StorageFullError,
@@ -326,8 +324,6 @@ class MinioObjectStore:
         }.get(kind, "see the server's own log")
         if code == "NoSuchBucket":
             advice = "create the bucket"
-        if code in ("XMinioParentIsObject", "XMinioObjectExistsAsDirectory"):
-            advice = "one of two keys is a folder of the other; choose another key"
         return kind(f"bucket {self._bucket!r} at {self._endpoint} refused {key!r}: {code}, {why}; {advice}.")
 
 
@@ -339,6 +335,8 @@ def _retried(call: Callable[[], _T]) -> _T:
     for attempt in range(1, _ATTEMPTS):
         try:
             return call()
+        except MaxRetryError:
+            raise  # the pool has tried often enough
         except HTTPError:
             time.sleep(_BACKOFF_S * attempt)
     return call()

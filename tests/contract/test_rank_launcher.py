@@ -1,0 +1,171 @@
+"""What every launcher of ranks does, the fake one of the unit tests included."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fake_ranks import FakeLauncher
+
+from weft_trainer.adapters.local_launcher import LocalLauncher
+from weft_trainer.core.ports import RankGroup, RankJob, RankLauncher
+
+KEY = "runs/r/attempts/1"
+
+
+class FakeWorld:
+    """Fake ranks, ended by the test."""
+
+    def __init__(self) -> None:
+        self.launcher: RankLauncher = FakeLauncher()
+
+    def job(self, key: str = KEY) -> RankJob:
+        return RankJob(key, "waiting_job", 0, {})
+
+    async def end(self, code: int) -> None:
+        assert isinstance(self.launcher, FakeLauncher)
+        self.launcher.groups[KEY].finish(code)
+
+    def anew(self) -> RankLauncher:
+        """Return the launcher of a controller that was started again."""
+        return self.launcher
+
+
+class LocalWorld:
+    """Real processes, that end with the code that a file holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "waiting_job.py").write_text(
+            "import pathlib, sys, time\n"
+            f"path = pathlib.Path({str(folder / 'code')!r})\n"
+            "while not path.exists():\n    time.sleep(0.02)\n"
+            "sys.exit(int(path.read_text()))\n"
+        )
+        self.launcher: RankLauncher = LocalLauncher(folder / "work")
+
+    def job(self, key: str = KEY) -> RankJob:
+        return RankJob(key, "waiting_job", 0, {"PYTHONPATH": str(self.folder)})
+
+    async def end(self, code: int) -> None:
+        temporary = self.folder / "code.tmp"
+        temporary.write_text(str(code))
+        temporary.replace(self.folder / "code")
+
+    def anew(self) -> RankLauncher:
+        return LocalLauncher(self.folder / "work")
+
+
+World = FakeWorld | LocalWorld
+
+
+@pytest.fixture(params=["fake", pytest.param("local", marks=pytest.mark.distributed)])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A launcher, and how its jobs are made to end."""
+    made = FakeWorld() if request.param == "fake" else LocalWorld(tmp_path)
+    yield made
+    await made.launcher.clear(KEY)
+
+
+async def _ignore(facts: Mapping[str, Any]) -> None: ...
+
+
+async def _ended(group: RankGroup) -> int | None:
+    async with asyncio.timeout(30):
+        return (await group.wait()).code
+
+
+@pytest.mark.parametrize("code", [0, 42, 1])
+async def test_launcher_tells_how_a_job_ended(world: World, code: int) -> None:
+    """The code comes back, as often as it is asked for."""
+    group = await world.launcher.start(world.job(), _ignore)
+    await world.end(code)
+    assert await _ended(group) == code
+    assert await _ended(group) == code
+
+
+async def test_launcher_registers_before_anything_runs(world: World) -> None:
+    """Where the record cannot be written, nothing runs."""
+    kept: list[Mapping[str, Any]] = []
+
+    async def fail(facts: Mapping[str, Any]) -> None:
+        kept.append(facts)
+        raise OSError("the bucket is away")
+
+    with pytest.raises(OSError, match="bucket is away"):
+        await world.launcher.start(world.job(), fail)
+    found = await world.anew().find(KEY, kept[0])
+    assert await _ended(found) is None
+
+
+async def test_launcher_finds_a_job_of_the_controller_before(world: World) -> None:
+    """A job that runs is found by its record, and can be stopped."""
+    kept: list[Mapping[str, Any]] = []
+
+    async def keep(facts: Mapping[str, Any]) -> None:
+        kept.append(facts)
+
+    own = await world.launcher.start(world.job(), keep)
+    found = await world.anew().find(KEY, kept[0])
+    waiting = asyncio.create_task(found.wait())
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    await found.stop(0.2)
+    assert (await waiting).code != 0
+    assert await _ended(own) != 0
+
+
+async def test_launcher_clears_what_runs_under_a_key(world: World) -> None:
+    """Clearing ends the job; clearing where nothing runs does nothing."""
+    await world.launcher.clear("runs/other/attempts/1")
+    group = await world.launcher.start(world.job(), _ignore)
+    await world.anew().clear(KEY)
+    assert await _ended(group) != 0
+
+
+@pytest.mark.distributed
+async def test_local_launcher_gives_the_code_of_the_rank_that_failed(tmp_path: Path) -> None:
+    """Through torchrun, also for a controller that is not its parent; the other rank is ended with it."""
+    (tmp_path / "failing_job.py").write_text(
+        "import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(42)\ntime.sleep(600)\n"
+    )
+    kept: list[Mapping[str, Any]] = []
+
+    async def keep(facts: Mapping[str, Any]) -> None:
+        kept.append(facts)
+
+    launcher = LocalLauncher(tmp_path / "work")
+    own = await launcher.start(RankJob(KEY, "failing_job", 2, {"PYTHONPATH": str(tmp_path)}), keep)
+    found = await LocalLauncher(tmp_path / "work").find(KEY, kept[0])
+    assert await _ended(found) == 42
+    assert await _ended(own) == 42
+    await own.stop(0)
+
+
+@pytest.mark.distributed
+async def test_local_launcher_ends_ranks_whose_torchrun_was_killed(tmp_path: Path) -> None:
+    """torchrun gives ranks sessions of their own; they are found all the same."""
+    (tmp_path / "endless_job.py").write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'rank' + os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    launcher = LocalLauncher(tmp_path / "work")
+    kept: list[Mapping[str, Any]] = []
+
+    async def keep(facts: Mapping[str, Any]) -> None:
+        kept.append(facts)
+
+    group = await launcher.start(RankJob(KEY, "endless_job", 2, {"PYTHONPATH": str(tmp_path)}), keep)
+    async with asyncio.timeout(60):
+        while not ((tmp_path / "rank0").exists() and (tmp_path / "rank1").exists()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)
+    ranks = [int((tmp_path / name).read_text()) for name in ("rank0", "rank1")]
+    psutil.Process(kept[0]["pid"]).kill()
+    assert await _ended(group) == -9
+    assert all(psutil.pid_exists(pid) for pid in ranks)
+    await group.stop(0)
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in ranks)
