@@ -1,0 +1,99 @@
+"""`weft demo`: starts what is not running, drives it, prints what came out, and stays until Ctrl-C."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from weft_client.aio.client import AsyncClient
+from weft_client.demo.memory import PeakMemory
+from weft_client.demo.plan import PROMPTS, DemoPlan
+from weft_client.demo.progress import Steps
+from weft_client.demo.steps import Demo
+from weft_client.demo.summary import DemoSummary
+from weft_client.local.commands import DEFAULT_FOLDER, FolderOption
+from weft_client.local.control import running
+from weft_client.local.layout import Endpoint, Layout
+
+_INTERRUPTED = 130
+
+
+def demo(
+    folder: FolderOption = DEFAULT_FOLDER,
+    leave: Annotated[bool, typer.Option("--exit", help="Stop everything when done; so does CI=true.")] = False,
+    tokens: Annotated[int, typer.Option(help="Tokens to harvest.")] = DemoPlan.num_tokens,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = DemoPlan.num_steps,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt to explain; may be given again.")] = None,
+) -> None:
+    """Harvest, train, explain and show, on a real model."""
+    started = time.monotonic()
+    plan = DemoPlan(num_tokens=tokens, num_steps=steps, prompts=tuple(prompt or PROMPTS))
+    layout = Layout(folder.resolve())
+    console = Console()
+    # A closed terminal or a kill ends the demo the way Ctrl-C does: nothing is left running.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with _services(layout, console) as endpoints:
+            summary = asyncio.run(_drive(layout, endpoints, plan, console, started))
+            _invite(console, summary)
+            if not leave and os.environ.get("CI", "").lower() not in ("1", "true"):
+                _stay(console)
+    except KeyboardInterrupt:
+        console.print("Stopped. What was committed is kept; the next run goes on from there.")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+@contextmanager
+def _services(layout: Layout, console: Console) -> Iterator[dict[str, Endpoint]]:
+    with console.status("Starting the services") as status:
+        services = running(layout, on_wait=lambda waiting: status.update(f"Waiting for {', '.join(waiting)}"))
+        endpoints, were_running = services.__enter__()
+    try:
+        if were_running:
+            console.print("The services run already; they stay up afterwards.")
+        yield endpoints
+    finally:
+        services.__exit__(None, None, None)
+
+
+async def _drive(
+    layout: Layout, endpoints: dict[str, Endpoint], plan: DemoPlan, console: Console, started: float
+) -> DemoSummary:
+    page = endpoints["console"]
+    summary = DemoSummary(console_url=f"http://{page.target}/?token={page.token}")
+    memory = PeakMemory(layout)
+    steps = Steps(console)
+    folder = layout.root / "demo"
+    async with memory.sampled(), AsyncClient.connect(layout.endpoints_path) as client:
+        with steps.shown():
+            await Demo(client, plan, folder, steps, summary).run()
+    summary.seconds = round(time.monotonic() - started, 1)
+    summary.peak_rss_bytes = memory.peak_bytes
+    summary.write(folder / "summary.json")
+    return summary
+
+
+def _invite(console: Console, summary: DemoSummary) -> None:
+    summary.show(console)
+    console.print(f"The page: {summary.console_url}", soft_wrap=True)
+    console.print("Next, in another terminal:")
+    transcoder = summary.transcoder.removeprefix("transcoders/")
+    console.print(
+        f"  .venv/bin/weft graphs create --model {summary.model.removeprefix('models/')} "
+        f'--transcoder {transcoder} --prompt "Two plus two is" --open',
+        soft_wrap=True,
+    )
+    console.print("  .venv/bin/weft runs list", soft_wrap=True)
+
+
+def _stay(console: Console) -> None:
+    console.print("Ctrl-C stops.")
+    with suppress(KeyboardInterrupt):
+        signal.pause()
