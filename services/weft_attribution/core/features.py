@@ -1,0 +1,166 @@
+"""
+Which features are active on a prompt, what they write, and what they leave unexplained.
+
+Source: Ameisen et al. 2025, methods; circuit-tracer for the order of nodes. Deviations: none.
+Features and errors at position 0 do not exist: its MLP outputs are constants of the graph.
+
+Legend: P positions, D d_model, L layers, N active (layer, position, feature) triples, U distinct features that write
+to one layer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.core.weights import LinearWeights
+from weft_common.errors import ResourceExhaustedError
+
+__all__ = ["ActiveFeatures", "find_features"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ActiveFeatures:
+    """
+    The features of one prompt, sorted by (layer, position, index), and the rest of the MLP outputs.
+
+    Args:
+        layer_N: Layer that each reads.
+        position_N: Where each is active.
+        index_N: Index within its layer.
+        value_N: Pre-activation.
+        activation_N: Activation.
+        reader_ND: Encoder rows folded through the norm, not yet divided by its scale.
+        offset_N: What the encoder row sees whatever the stream is: its bias, and the norm's.
+        scale_N: The frozen scale that each divides by; 1 where the transcoder reads the residual stream.
+        writers_UD: For each target layer the decoders of the distinct features at or below it.
+        writer_N: Row of each triple in `writers_UD`, the same for every target layer.
+        error_LPD: MLP output less reconstruction; zero at position 0.
+        constant_LPD: What is nobody's: decoder biases, and the whole MLP output at position 0.
+    """
+
+    layer_N: Array
+    position_N: Array
+    index_N: Array
+    value_N: Tensor
+    activation_N: Tensor
+    reader_ND: Tensor
+    offset_N: Tensor
+    scale_N: Tensor
+    writers_UD: tuple[Tensor, ...]
+    writer_N: Tensor
+    error_LPD: Tensor
+    constant_LPD: Tensor
+
+    def __len__(self) -> int:
+        return len(self.layer_N)
+
+    def reconstruction(self, layer: int, activation_N: Tensor) -> Tensor:
+        """
+        What features with these activations write at `layer`, without biases: [P, D].
+        """
+        below = torch.from_numpy(self.layer_N <= layer)
+        position = torch.from_numpy(self.position_N)[below]
+        acts_PU = torch.zeros(self.error_LPD.shape[1], self.writers_UD[layer].shape[0], dtype=activation_N.dtype)
+        acts_PU[position, self.writer_N[below]] = activation_N[below]
+        return acts_PU @ self.writers_UD[layer]
+
+
+def find_features(
+    weights: LinearWeights,
+    transcoder: TranscoderReader,
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    *,
+    num_positions: int,
+    max_features: int,
+) -> ActiveFeatures:
+    """
+    Encode a prompt's streams and gather the decoders of what is active.
+
+    Raises:
+        ResourceExhaustedError: More triples are active than `max_features`.
+    """
+    num_layers, d_model, dtype = weights.num_layers, weights.d_model, weights.dtype
+    reads_norm = transcoder.manifest.input_hook == "mlp_in"
+    layers, positions, indices = [], [], []
+    values, activations, readers, offsets, scales = [], [], [], [], []
+    biases = []
+    found = 0
+    for layer in range(num_layers):
+        encoder = transcoder.encoder(layer)
+        w_enc_FD = torch.from_numpy(np.array(encoder.w_enc_FD)).to(dtype)
+        b_enc_F = torch.from_numpy(np.array(encoder.b_enc_F)).to(dtype)
+        stream_PD = torch.tensor(tensors[f"layers.{layer}.{transcoder.manifest.input_hook}"], dtype=dtype)
+        pre_PF = torch.addmm(b_enc_F, stream_PD, w_enc_FD.T)
+        zero_F = np.zeros(1, np.float32) if encoder.threshold_F is None else encoder.threshold_F
+        threshold_F = torch.tensor(zero_F, dtype=dtype)
+        active_PF = pre_PF > threshold_F
+        active_PF[0] = False
+        position, index = active_PF.nonzero(as_tuple=True)
+        found += len(position)
+        if found > max_features:
+            raise ResourceExhaustedError(
+                f"more than {max_features} features are active on this prompt by layer {layer}; "
+                "use a shorter prompt or a sparser transcoder, or raise WEFT_ATTRIBUTION_MAX_FEATURES"
+            )
+        norm = weights.layers[layer].mlp_norm
+        rows_ND = w_enc_FD[index]
+        layers.append(np.full(len(position), layer, dtype=np.int64))
+        positions.append(position.numpy())
+        indices.append(index.numpy())
+        values.append(pre_PF[position, index])
+        activations.append(pre_PF[position, index])
+        readers.append(norm.fold(rows_ND) if reads_norm else rows_ND)
+        offsets.append(b_enc_F[index] + (norm.offset(rows_ND) if reads_norm else 0))
+        scale_P = torch.tensor(tensors[f"layers.{layer}.ln2.scale"], dtype=dtype)
+        scales.append(scale_P[position] if reads_norm else torch.ones(len(position), dtype=dtype))
+        biases.append(torch.tensor(encoder.b_dec_D, dtype=dtype))
+    writers_UD, writer_N = _gather_writers(transcoder, layers, indices, d_model, dtype)
+    error_LPD = torch.stack([torch.tensor(tensors[f"layers.{i}.mlp_out"], dtype=dtype) for i in range(num_layers)])
+    constant_LPD = torch.stack(biases)[:, None, :].repeat(1, num_positions, 1)
+    constant_LPD[:, 0] = error_LPD[:, 0]
+    features = ActiveFeatures(
+        layer_N=np.concatenate(layers),
+        position_N=np.concatenate(positions),
+        index_N=np.concatenate(indices),
+        value_N=torch.cat(values),
+        activation_N=torch.cat(activations),
+        reader_ND=torch.cat(readers),
+        offset_N=torch.cat(offsets),
+        scale_N=torch.cat(scales),
+        writers_UD=writers_UD,
+        writer_N=writer_N,
+        error_LPD=error_LPD,
+        constant_LPD=constant_LPD,
+    )
+    for layer in range(num_layers):
+        error_LPD[layer] -= features.reconstruction(layer, features.activation_N) + constant_LPD[layer]
+    error_LPD[:, 0] = 0
+    return features
+
+
+def _gather_writers(
+    transcoder: TranscoderReader, layers: list[Array], indices: list[Array], d_model: int, dtype: torch.dtype
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """
+    Read each distinct feature's decoders once, sorted by the layer they write to.
+    """
+    num_layers = len(layers)
+    unique = [np.unique(index, return_inverse=True) for index in indices]
+    first = np.concatenate([[0], np.cumsum([len(features) for features, _ in unique])])
+    writers = [torch.empty(int(first[target + 1]), d_model, dtype=dtype) for target in range(num_layers)]
+    for layer, (features, _) in enumerate(unique):
+        for start, rows in transcoder.decoders(layer, features):
+            block = torch.from_numpy(np.ascontiguousarray(rows)).to(dtype)
+            low = int(first[layer]) + start
+            for target in range(layer, num_layers):
+                writers[target][low : low + len(block)] = block[:, target - layer]
+    writer = np.concatenate([first[layer] + inverse for layer, (_, inverse) in enumerate(unique)])
+    return tuple(writers), torch.from_numpy(writer.astype(np.int64))

@@ -1,0 +1,129 @@
+"""
+The local replacement model: a base model on one prompt with patterns and scales frozen, hence linear.
+
+Source: Ameisen et al. 2025, methods, "local replacement model". Deviations: none.
+Forward it says what the stream is for given MLP outputs and embeddings; transposed it takes gradients down one layer.
+
+Legend: B rows swept at once, P positions, D d_model, H query heads, K key-value heads times head size,
+Z query heads times head size, N readers.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weft_attribution.core.weights import LinearWeights
+from weft_common.errors import ShapeError
+
+__all__ = ["FrozenOperator"]
+
+
+class FrozenOperator:
+    """
+    One model on one prompt, linear in the embeddings and the MLP outputs.
+
+    Args:
+        weights: The model's frozen weights.
+        tensors: Captured `layers.{l}.ln1.scale`, `layers.{l}.ln2.scale`, `layers.{l}.attn.pattern`, `ln_final.scale`.
+        num_positions: P.
+    Raises:
+        ShapeError: A stream has not the shape that the model's configuration asks for.
+    """
+
+    def __init__(
+        self, weights: LinearWeights, tensors: Mapping[str, npt.NDArray[np.float32]], *, num_positions: int
+    ) -> None:
+        self.weights = weights
+        self.num_positions = num_positions
+        heads, positions, dtype = weights.num_heads, num_positions, weights.dtype
+
+        def stream(name: str, shape: tuple[int, ...]) -> Tensor:
+            value = tensors[name]
+            if value.shape != shape:
+                raise ShapeError(
+                    f"stream {name} has shape {list(value.shape)}, expected {list(shape)}: the activations service runs another model"
+                )
+            return torch.tensor(value, dtype=dtype)
+
+        layers = range(weights.num_layers)
+        self.pattern_HPP = [stream(f"layers.{i}.attn.pattern", (heads, positions, positions)) for i in layers]
+        self.attention_scale_P = [stream(f"layers.{i}.ln1.scale", (positions,)) for i in layers]
+        self.mlp_scale_P = [stream(f"layers.{i}.ln2.scale", (positions,)) for i in layers]
+        self.final_scale_P = stream("ln_final.scale", (positions,))
+
+    def attention(self, layer: int, resid_PD: Tensor, *, biases: bool) -> Tensor:
+        """
+        What the frozen attention of `layer` writes for a given residual stream before it.
+        """
+        weights = self.weights.layers[layer]
+        heads, kv_heads = self.weights.num_heads, self.weights.num_kv_heads
+        value_PK = (resid_PD / self.attention_scale_P[layer][:, None]) @ weights.value_KD.T
+        if biases:
+            value_PK = value_PK + weights.value_bias_K
+        value_HPE = value_PK.view(self.num_positions, kv_heads, -1).transpose(0, 1)
+        value_HPE = value_HPE.repeat_interleave(heads // kv_heads, dim=0)
+        mixed_PZ = (self.pattern_HPP[layer] @ value_HPE).transpose(0, 1).reshape(self.num_positions, -1)
+        out_PD = mixed_PZ @ weights.output_ZD
+        return out_PD + weights.output_bias_D if biases else out_PD
+
+    def forward(self, embed_PD: Tensor, mlp_out_LPD: Tensor, *, biases: bool) -> tuple[list[Tensor], Tensor]:
+        """
+        Run the linear model for given sources.
+
+        Args:
+            embed_PD: What enters the residual stream at the bottom.
+            mlp_out_LPD: What every layer's MLP adds.
+            biases: Whether the model's own biases take part; without them the map is strictly linear.
+        Returns:
+            The residual stream before every MLP, and before the final norm.
+        """
+        resid_PD = embed_PD
+        mids = []
+        for layer in range(self.weights.num_layers):
+            resid_PD = resid_PD + self.attention(layer, resid_PD, biases=biases)
+            mids.append(resid_PD)
+            resid_PD = resid_PD + mlp_out_LPD[layer]
+        return mids, resid_PD
+
+    def position_embedding(self) -> Tensor:
+        """
+        The part of the embedding that is no token's: a constant.
+        """
+        table = self.weights.position_embedding_PD
+        if table is None:
+            return torch.zeros(self.num_positions, self.weights.d_model, dtype=self.weights.dtype)
+        return table[: self.num_positions]
+
+    def transposed_patterns(self, layer: int, num_positions: int) -> Tensor:
+        """
+        The pattern of `layer` among the first positions, ready for `sweep_attention`: [kv heads, P, group * P].
+        """
+        kv_heads = self.weights.num_kv_heads
+        group = self.weights.num_heads // kv_heads
+        pattern_HPP = self.pattern_HPP[layer][:, :num_positions, :num_positions]
+        grouped = pattern_HPP.view(kv_heads, group, num_positions, num_positions).permute(0, 3, 1, 2)
+        return grouped.reshape(kv_heads, num_positions, group * num_positions)
+
+    def sweep_attention(self, layer: int, grad_PBD: Tensor, pattern: Tensor) -> None:
+        """
+        Take gradients from after the attention of `layer` to before it, in place.
+
+        Args:
+            layer: Which attention.
+            grad_PBD: Gradients with respect to the residual stream after it; contiguous.
+            pattern: From `transposed_patterns` for the same number of positions.
+        """
+        weights = self.weights.layers[layer]
+        kv_heads = self.weights.num_kv_heads
+        group = self.weights.num_heads // kv_heads
+        positions, rows, d_model = grad_PBD.shape
+        flat_ND = grad_PBD.view(positions * rows, d_model)
+        heads = (flat_ND @ weights.output_ZD.T).view(positions, rows, kv_heads, group, -1)
+        size = heads.shape[-1]
+        by_head = heads.permute(2, 3, 0, 1, 4).reshape(kv_heads, group * positions, rows * size)
+        mixed = torch.bmm(pattern, by_head).view(kv_heads, positions, rows, size)
+        mixed = mixed / self.attention_scale_P[layer][:positions].view(1, positions, 1, 1)
+        flat_ND.addmm_(mixed.permute(1, 2, 0, 3).reshape(positions * rows, kv_heads * size), weights.value_KD)

@@ -1,0 +1,111 @@
+"""
+What attribution needs from the outside: a base model that runs somewhere else.
+
+Legend: P positions of the prompt, D d_model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Addition", "Capture", "ModelInfo", "ModelRunner", "ProgressFn", "SteeredLogits", "Token"]
+
+ProgressFn = Callable[[str, int, int], None]
+"""Called with a stage, the units done and the units in all; may raise to stop the work."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """
+    A base model as the activations service describes it.
+    """
+
+    name: str
+    architecture: str
+    num_layers: int
+    d_model: int
+    vocab_size: int
+    max_tokens: int
+    revision: str
+
+
+@dataclass(frozen=True)
+class Token:
+    """
+    One token: its index into the vocabulary and its text.
+    """
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Capture:
+    """
+    Streams of one forward pass, float32 by hook name.
+    """
+
+    model: ModelInfo
+    tokens: tuple[Token, ...]
+    tensors: Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """
+    Vectors that are added to the MLP output of one layer, one a position.
+    """
+
+    layer: int
+    positions: tuple[int, ...]
+    value_PD: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SteeredLogits:
+    """
+    The last position of a run: asked logits and probabilities in the order asked, and the mean logit of the vocabulary.
+    """
+
+    logits: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    mean_logit: float
+
+
+class ModelRunner(Protocol):
+    """
+    A base model that captures streams and runs prompts with additions to its MLP outputs.
+    """
+
+    async def model(self, name: str) -> ModelInfo:
+        """
+        Describe the model `models/{model}`.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+
+    async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
+        """
+        Turn text into tokens, the model's own start token included.
+        """
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """
+        Give the text of each token id.
+        """
+
+    async def capture(self, model: str, token_ids: Sequence[int], hooks: Sequence[str]) -> Capture:
+        """
+        Run a prompt once and return the asked streams; `layers.*.X` asks for every layer.
+        """
+
+    async def run(
+        self, model: str, token_ids: Sequence[int], additions: Sequence[Addition], *, frozen: bool, logits_of: Sequence[int]
+    ) -> SteeredLogits:
+        """
+        Run a prompt with additions; `frozen` holds attention patterns, norm scales and MLP outputs at their clean values.
+        """
