@@ -59,7 +59,7 @@ async def build(
 
     def environment(run: str, attempt: int, num_ranks: int) -> Mapping[str, str]:
         threads = str(settings.threads_for(num_ranks))
-        return {
+        told = {
             "WEFT_WORKER_RUN": run,
             "WEFT_WORKER_ATTEMPT": str(attempt),
             "WEFT_WORKER_BUCKET_URL": settings.bucket_url,
@@ -73,6 +73,8 @@ async def build(
             "WEFT_WORKER_MODE": "train",
             "OMP_NUM_THREADS": threads,
         }
+        # An unset secret is not there, rather than empty.
+        return {name: value for name, value in told.items() if value}
 
     options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
     supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, environment, options)
