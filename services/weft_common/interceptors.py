@@ -11,7 +11,7 @@ import hmac
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, nullcontext
 from typing import Any, TypeAlias
 
@@ -205,22 +205,26 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
         def decoded(raw: bytes) -> Any:
             return raw if decode is None else decode_request(decode, raw)
 
-        async def decoded_stream(raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async def decoded_stream(raws: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
             async for raw in raws:
                 with self._admission.hold(len(raw)):
                     yield decoded(raw)
 
+        async def answered(request: Any, context: Context) -> Any:
+            if response_streaming:
+                return await _write_all(inner(request, context), context)
+            if remaining_s() is not None:
+                return await inner(request, context)
+            return await self._bounded(inner(request, context))
+
         async def admitted(raw: Any, context: Context) -> Any:
-            with (
-                nullcontext() if exempt else self._admission.call(),
-                nullcontext() if exempt or request_streaming else self._admission.hold(len(raw)),
-            ):
-                request = decoded_stream(raw) if request_streaming else decoded(raw)
-                if response_streaming:
-                    return await _write_all(inner(request, context), context)
-                if remaining_s() is not None:
-                    return await inner(request, context)
-                return await self._bounded(inner(request, context))
+            with nullcontext() if exempt else self._admission.call():
+                if request_streaming:
+                    # A handler that stops reading leaves its last message held: closing lets go of it.
+                    async with aclosing(decoded_stream(raw)) as requests:
+                        return await answered(requests, context)
+                with nullcontext() if exempt else self._admission.hold(len(raw)):
+                    return await answered(decoded(raw), context)
 
         return _rebuilt(handler, admitted, None)
 

@@ -8,15 +8,14 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from weft_common.admission import Admission
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, WeftError
@@ -54,6 +53,27 @@ class Registration:
     add: Callable[[grpc.aio.Server], None]
 
 
+class _Services(grpc.GenericRpcHandler):
+    """The handlers of a server that is running already, which takes none itself."""
+
+    def __init__(self) -> None:
+        self._handlers: list[grpc.GenericRpcHandler] = []
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        found = (handler.service(handler_call_details) for handler in self._handlers)
+        return next((handler for handler in found if handler is not None), None)
+
+    def as_server(self) -> grpc.aio.Server:
+        """Return what generated code adds its handlers to."""
+        return cast(grpc.aio.Server, self)
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._handlers.extend(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """Generated code names every method a second time; the generic handlers have them."""
+
+
 class Server:
     """
     A server that listens at once and serves once its services are there.
@@ -70,20 +90,10 @@ class Server:
         self.admission = Admission(settings.max_inflight_bytes, settings.max_concurrent_rpcs)
         self.tracing = Tracing(name, settings.otlp_endpoint)
         self._gate = AdmissionInterceptor(self.admission, settings.max_call_s)
-        self._health = HealthServicer()
+        self._health = health.aio.HealthServicer()
         self._metrics: MetricsServer | None = None
-        self._grpc = grpc.aio.server(
-            interceptors=[
-                TraceInterceptor(self.tracing),
-                MetricsInterceptor(),
-                AuthInterceptor(settings.token.get_secret_value() if settings.token else None),
-                ErrorInterceptor(),
-                self._gate,
-            ],
-            options=_options(settings),
-            # A hard stop above the admission's own limit, which leaves room for health checks.
-            maximum_concurrent_rpcs=settings.max_concurrent_rpcs + 64,
-        )
+        self._services = _Services()
+        self._grpc: grpc.aio.Server | None = None
 
     @property
     def target(self) -> str:
@@ -98,17 +108,31 @@ class Server:
         Raises:
             PortTakenError: One of the two ports cannot be had.
         """
-        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         settings = self.settings
-        self.port = self._bind()
         try:
             self._metrics = MetricsServer(settings.host, settings.metrics_port, lambda: self._gate.ready)
         except OSError as error:
             raise self._taken("metrics_port", error) from None
         self.metrics_port = self._metrics.port
-        set_build_info(self.name)
+        self._probe_port()
+        self._grpc = grpc.aio.server(
+            handlers=[self._services],
+            interceptors=[
+                TraceInterceptor(self.tracing),
+                MetricsInterceptor(),
+                AuthInterceptor(settings.token.get_secret_value() if settings.token else None),
+                ErrorInterceptor(),
+                self._gate,
+            ],
+            options=_options(settings),
+            # A hard stop above the admission's own limit, which leaves room for health checks.
+            maximum_concurrent_rpcs=settings.max_concurrent_rpcs + 64,
+        )
+        self.port = self._bind(self._grpc)
+        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._services.as_server())
         await self._grpc.start()
+        set_build_info(self.name)
         _LOG.info("listening", host=settings.host, port=self.port, metrics_port=self.metrics_port)
         if settings.insecure_no_auth and settings.host not in ("127.0.0.1", "::1", "localhost"):
             _LOG.warning("anybody who reaches this address may call", host=settings.host)
@@ -117,8 +141,8 @@ class Server:
         """Add the services and say SERVING."""
         names = [registration.full_name for registration in registrations]
         for registration in registrations:
-            registration.add(self._grpc)
-        reflection.enable_server_reflection([*names, _HEALTH_NAME, reflection.SERVICE_NAME], self._grpc)
+            registration.add(self._services.as_server())
+        reflection.enable_server_reflection([*names, _HEALTH_NAME, reflection.SERVICE_NAME], self._services.as_server())
         self._gate.ready = True
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -128,7 +152,8 @@ class Server:
         """Say NOT_SERVING, take no new calls, and give open ones `drain_s` to end; then cancel them."""
         self._gate.ready = False
         await self._health.enter_graceful_shutdown()
-        await self._grpc.stop(self.settings.drain_s if grace_s is None else grace_s)
+        if self._grpc is not None:
+            await self._grpc.stop(self.settings.drain_s if grace_s is None else grace_s)
 
     async def close(self) -> None:
         """Free the ports and send the last traces."""
@@ -138,22 +163,26 @@ class Server:
             self._metrics = None
         await asyncio.to_thread(self.tracing.close)
 
-    def _bind(self) -> int:
+    def _probe_port(self) -> None:
+        """Ask the system for the port first: gRPC reports a failed bind without its reason."""
+        settings = self.settings
+        if not settings.port:
+            return
+        try:
+            family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise self._taken("port", error) from None
+
+    def _bind(self, server: grpc.aio.Server) -> int:
         settings = self.settings
         address = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
-        if settings.port:
-            # gRPC reports a failed bind without its reason; asking the system first gives it.
-            try:
-                family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-                with socket.socket(family) as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind((settings.host, settings.port))
-            except OSError as error:
-                raise self._taken("port", error) from None
         try:
             if settings.tls_cert is None or settings.tls_key is None:
-                return self._grpc.add_insecure_port(address)
-            return self._grpc.add_secure_port(address, _credentials(settings))
+                return server.add_insecure_port(address)
+            return server.add_secure_port(address, _credentials(settings))
         except RuntimeError as error:
             raise self._taken("port", error) from None
 
