@@ -1,0 +1,243 @@
+"""A harvest, killed at every step and shared by replicas, reads every planned token once and none twice."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from harvest_fakes import NUM_LAYERS, FakeBackend, FakeCatalog, Fate, KilledError, Mortal, expected_row
+
+from weft_activations.core.corpus import store_corpus
+from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords, HarvestSpec
+from weft_activations.core.harvest_worker import HarvestWorker
+from weft_activations.core.harvests import Harvests
+from weft_activations.core.inference import Inference
+from weft_activations.core.planning import HarvestPlanner
+from weft_common.errors import AlreadyExistsError, FailedPreconditionError, UnavailableError
+from weft_store.adapters.memory import MemoryObjectStore
+from weft_store.shard import ShardReader
+
+SPEC = HarvestSpec(
+    model="fake",
+    dataset="d",
+    corpus="c",
+    num_tokens=60,
+    held_out_share=0.25,
+    sequence_tokens=8,
+    input_hook="mlp_in",
+    output_hook="mlp_out",
+    codec="bf16",
+    target_fvu=0.0,
+    max_norm_ratio=0.0,
+    lease_sequences=3,
+)
+DOCUMENTS = {f"doc{index}": f"document {index} says {'abc'[index % 3] * (index + 3)}".encode() for index in range(8)}
+
+
+class World:
+    """A bucket, a catalog and a clock that outlive the processes working on them."""
+
+    def __init__(self) -> None:
+        self.store = MemoryObjectStore()
+        self.catalog = FakeCatalog(self.store)
+        self.now = 1000.0
+        store_corpus(self.store, "c", DOCUMENTS)
+
+    def run(self, fate: Fate | None = None, owner: str = "a", backend: FakeBackend | None = None) -> HarvestProgress:
+        """Create the harvest and work on it, as a fresh process would."""
+        fate = fate or Fate(None, after=False)
+        return asyncio.run(self._run(fate, owner, backend or FakeBackend(), SPEC))
+
+    async def _run(self, fate: Fate, owner: str, backend: FakeBackend, spec: HarvestSpec) -> HarvestProgress:
+        store: Any = Mortal(self.store, fate)
+        catalog: Any = Mortal(self.catalog, fate)
+        inference = Inference(backend)
+        try:
+            planner = HarvestPlanner(store, inference)
+            await Harvests(store, catalog, inference, planner, clock=lambda: self.now).create("h", spec, "")
+            worker = HarvestWorker(
+                store, catalog, inference, planner, owner=owner, poll_s=0.001, patience_s=5, clock=lambda: self.now
+            )
+            return await worker.run("h", _ignore)
+        finally:
+            inference.close()
+
+    def rows(self) -> Counter[tuple[Any, ...]]:
+        """Read everything committed: (split, inputs, outputs) of each token."""
+        found: Counter[tuple[Any, ...]] = Counter()
+        for shard in self.catalog.datasets["d"].shards.values():
+            reader = ShardReader(self.store, shard.key)
+            for group in range(reader.header.num_row_groups):
+                block = reader.read_row_group(group)
+                for token in range(reader.header.rows(group)):
+                    row = tuple(block[stream][:, token].tobytes() for stream in ("input", "output"))
+                    found[(shard.split.value, *row)] += 1
+        return found
+
+
+async def _ignore(progress: HarvestProgress) -> None:
+    return
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> World:
+    world = World()
+    world.run()
+    return world
+
+
+def test_harvest_commits_exactly_the_planned_tokens(undisturbed: World) -> None:
+    """Every row is what the model gives for its token and position; position 0 and nothing else is missing."""
+    rows = undisturbed.rows()
+    assert sum(rows.values()) == SPEC.num_tokens
+    assert undisturbed.catalog.datasets["d"].sealed
+    letters = {letter for text in DOCUMENTS.values() for letter in text}
+
+    possible = {
+        tuple(np.array(part, np.float32).tobytes() for part in expected_row(letter, position))
+        for letter in letters
+        for position in range(1, SPEC.sequence_tokens)
+    }
+    assert {row[1:] for row in rows} <= possible
+    assert NUM_LAYERS == 2
+
+
+def test_harvest_splits_by_document(undisturbed: World) -> None:
+    """Both splits have tokens, near the share that was asked for."""
+    rows = undisturbed.rows()
+    held_out = sum(count for row, count in rows.items() if row[0] == "held_out")
+    assert 0.1 * SPEC.num_tokens <= held_out <= 0.5 * SPEC.num_tokens
+
+
+def test_harvest_progress_counts_what_is_committed(undisturbed: World) -> None:
+    """Progress is the sum over leases, and asking again changes nothing."""
+    before = undisturbed.rows()
+    progress = undisturbed.run()
+    assert undisturbed.rows() == before
+    assert progress.tokens_committed == SPEC.num_tokens
+    assert progress.tokens_held_out == sum(count for row, count in before.items() if row[0] == "held_out")
+    assert progress.num_leases_done == progress.record.num_leases >= 4
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_harvest_killed_at_any_step_loses_and_doubles_nothing(undisturbed: World, after: bool) -> None:
+    """A process that dies at its n-th step, for every n, leaves what a second one completes to the same rows."""
+    expected = undisturbed.rows()
+    deaths = 0
+    for step in range(10_000):
+        world = World()
+        try:
+            world.run(Fate(step, after=after))
+        except KilledError:
+            deaths += 1
+        else:
+            break
+        world.now += 60
+        world.run(owner="b")
+        assert world.rows() == expected, f"killed at step {step}"
+        assert world.catalog.datasets["d"].sealed
+    assert deaths > 40
+
+
+def test_harvest_killed_again_and_again_ends_the_same(undisturbed: World) -> None:
+    """A process that dies every few steps still ends with the same rows."""
+    world = World()
+    for life in range(1000):
+        try:
+            world.run(Fate(25 + life % 7, after=life % 2 == 0), owner=f"life{life}")
+        except KilledError:
+            world.now += 60
+            continue
+        break
+    assert life > 2
+    assert world.rows() == undisturbed.rows()
+
+
+async def test_harvest_is_shared_by_two_replicas() -> None:
+    """Two replicas at once read each token about once, and commit it exactly once."""
+    world = World()
+    backends = [FakeBackend(), FakeBackend()]
+    fates = [Fate(None, after=False) for _ in backends]
+    await asyncio.gather(*(world._run(fate, f"r{index}", backends[index], SPEC) for index, fate in enumerate(fates)))
+    assert sum(world.rows().values()) == SPEC.num_tokens
+    assert all(backend.tokens_run > 0 for backend in backends)
+    lengths = sum(len(text) for text in DOCUMENTS.values())
+    assert sum(backend.tokens_run for backend in backends) <= lengths
+
+
+def test_harvest_leaves_out_tokens_of_large_norm() -> None:
+    """Tokens at or above the ratio are skipped, counted, and the means that decide are stored once."""
+    world = World()
+    spec = replace(SPEC, max_norm_ratio=1.05)
+    progress = asyncio.run(world._run(Fate(None, after=False), "a", FakeBackend(), spec))
+    means = progress.record.mean_norms
+    assert means is not None
+    kept = world.rows()
+    assert progress.tokens_skipped > 0
+    assert sum(kept.values()) == progress.tokens_committed == SPEC.num_tokens - progress.tokens_skipped
+
+    for row in kept:
+        outputs = np.frombuffer(row[2], np.float32).reshape(NUM_LAYERS, -1)
+        assert (np.linalg.norm(outputs, axis=1) < 1.05 * np.array(means)).all()
+    records = HarvestRecords(world.store)
+    assert records.set_mean_norms("h", (1.0, 1.0)).mean_norms == means
+
+
+def test_harvest_refuses_a_replica_with_another_model() -> None:
+    """A model that changed under a harvest is a failed precondition that names both revisions."""
+    world = World()
+    with pytest.raises(KilledError):
+        world.run(Fate(30, after=False))
+    record = HarvestRecords(world.store).get("h")
+    world.now += 60
+
+    async def other() -> None:
+        inference = Inference(FakeBackend(revision="0ddba11" * 9))
+        try:
+            planner = HarvestPlanner(world.store, inference)
+            worker = HarvestWorker(world.store, world.catalog, inference, planner, owner="b", patience_s=1)
+            await worker.run("h", _ignore)
+        finally:
+            inference.close()
+
+    with pytest.raises(FailedPreconditionError, match=r"model 5eed5eed.*0ddba11"):
+        asyncio.run(other())
+    assert HarvestRecords(world.store).get("h") == record
+
+
+def test_harvest_waits_for_a_catalog_that_restarts() -> None:
+    """Unavailable answers are asked again and cost nothing."""
+    world = World()
+    left = iter(range(3))
+    commit = world.catalog.commit_shard
+
+    async def flaky(*args: Any) -> Any:
+        if next(left, None) is not None:
+            raise UnavailableError("the cache restarts")
+        return await commit(*args)
+
+    world.catalog.commit_shard = flaky  # type: ignore[method-assign]
+    assert world.run().tokens_committed == SPEC.num_tokens
+
+
+def test_harvests_of_one_dataset_exclude_each_other() -> None:
+    """A dataset that another harvest writes is refused, when asked for and again when the work begins."""
+    world = World()
+    with pytest.raises(KilledError):
+        world.run(Fate(30, after=False))
+    records = HarvestRecords(world.store)
+    with pytest.raises(AlreadyExistsError, match="being written by harvests/h"):
+        records.check_claim("d", "other")
+    records.create(_record("other"))
+    with pytest.raises(AlreadyExistsError, match="being written by harvests/h"):
+        records.claim_dataset("d", "other")
+    records.change("h", lambda there: replace(there, sealed=True))
+    records.claim_dataset("d", "other")
+    with pytest.raises(AlreadyExistsError, match="being written by harvests/other"):
+        records.check_claim("d", "h")
+
+
+def _record(harvest_id: str) -> HarvestRecord:
+    return HarvestRecord(harvest_id, SPEC, "", 0.0, 1, "rev", "digest", "plan", 1, 1)
