@@ -2,10 +2,12 @@
 
 import multiprocessing
 import pickle
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
 import pytest
 from minio_server import MinioServer
@@ -24,24 +26,34 @@ from weft_store import ObjectStore, open_store
 pytestmark = pytest.mark.s3
 
 
+def _message(stream: BinaryIO, *, with_body: bool = True) -> bytes:
+    """Read one HTTP message; empty where the other side has closed."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        line = stream.readline()
+        if not line:
+            return b""
+        head += line
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return head + (stream.read(int(length[1])) if length and with_body else b"")
+
+
 @contextmanager
 def _proxy_that_loses_answers(endpoint: str, method: bytes) -> Iterator[str]:
-    """Pass connections on, but close the first that asks with `method` once the server has answered."""
+    """Pass requests on, but close instead of giving the answer to the first one with `method`."""
     host, port = endpoint.split(":")
     lost = threading.Event()
 
     def pass_on(client: socket.socket) -> None:
-        with client, socket.create_connection((host, int(port))) as server, suppress(OSError):
-            client.settimeout(20)
-            while request := client.recv(1 << 16):
+        with client, socket.create_connection((host, int(port)), timeout=30) as server, suppress(OSError):
+            requests, answers = client.makefile("rb"), server.makefile("rb")
+            while request := _message(requests):
                 server.sendall(request)
-                server.settimeout(0.5)
-                answer = b""
-                with suppress(TimeoutError):
-                    while chunk := server.recv(1 << 16):
-                        answer += chunk
-                if answer and request.startswith(method) and not lost.is_set():
+                answer = _message(answers, with_body=not request.startswith(b"HEAD"))
+                if request.startswith(method) and not lost.is_set():
                     lost.set()
+                    # Not only `close`: the file made from the socket would keep the connection.
+                    client.shutdown(socket.SHUT_RDWR)
                     return
                 client.sendall(answer)
 
