@@ -76,6 +76,7 @@ class Rank:
             num_row_groups=self._pool_row_groups,
         )
         self._resume(pool)
+        _log.info("ready", step=trainer.step, tokens_per_step=config.batch.step_tokens)
         saved_step, order = trainer.step, CONTINUE
         while not trainer.finished:
             order = self._order()
