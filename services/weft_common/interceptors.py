@@ -54,6 +54,8 @@ Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 REQUEST_ID = "x-request-id"
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEALTH = "/grpc.health.v1.Health/"
+# A caller whose deadline expires cancels the call, which may be known here just before the deadline is.
+_DEADLINE_SLACK_S = 0.05
 _LOG = get_logger(__name__)
 
 
@@ -117,7 +119,8 @@ class MetricsInterceptor(_Wrapping):
                 code = _code(context)
                 return answer
             except asyncio.CancelledError:
-                code = Code.DEADLINE_EXCEEDED if remaining_s() == 0.0 else Code.CANCELLED
+                left = remaining_s()
+                code = Code.CANCELLED if left is None or left > _DEADLINE_SLACK_S else Code.DEADLINE_EXCEEDED
                 raise
             finally:
                 seconds = time.perf_counter() - begun

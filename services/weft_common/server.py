@@ -142,7 +142,8 @@ class Server:
         names = [registration.full_name for registration in registrations]
         for registration in registrations:
             registration.add(self._services.as_server())
-        reflection.enable_server_reflection([*names, _HEALTH_NAME, reflection.SERVICE_NAME], self._services.as_server())
+        reflected = reflection.aio.ReflectionServicer([*names, _HEALTH_NAME, reflection.SERVICE_NAME])
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._services.as_server())
         self._gate.ready = True
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
