@@ -165,8 +165,7 @@ class RunSupervisor:
         except asyncio.CancelledError:
             await group.stop(self._options.stop_grace_s)
             ended = await group.wait()
-            # Ranks that were ended with their controller have not failed.
-            await self._conclude(record, RankExit(0, ended.detail))
+            await self._conclude(record, ended, with_controller=True)
             raise
         await group.stop(0)
         await asyncio.to_thread(
@@ -197,16 +196,19 @@ class RunSupervisor:
         finally:
             waiting.cancel()
 
-    async def _conclude(self, record: RunRecord, ended: RankExit) -> None:
+    async def _conclude(self, record: RunRecord, ended: RankExit, *, with_controller: bool = False) -> None:
         await self._desk.flush(record.run)
         newest = await self._runs.newest_step(record.run)
         before = await self._runs.get(record.run)
         after = await self._runs.change(
-            record.run, lambda present: _concluded(present, record.attempt, ended, newest, self._options.max_failures)
+            record.run,
+            lambda present: _concluded(
+                present, record.attempt, ended, newest, self._options.max_failures, with_controller=with_controller
+            ),
         )
         if after.state is RunState.PENDING:
             reason = "disappeared" if ended.code is None else "stopped" if ended.code == 0 else "bad_exit"
-            self._gauges.restarted(reason)
+            self._gauges.restarted("stopped" if with_controller else reason)
         _log.info(
             "ranks_ended",
             run=record.run,
@@ -228,8 +230,10 @@ def _closed(record: RunRecord, attempt: int) -> RunRecord:
     return replace(record, attempt_open=False) if record.attempt == attempt else record
 
 
-def _concluded(record: RunRecord, attempt: int, ended: RankExit, newest: int, max_failures: int) -> RunRecord:
-    """Return what a run is once the ranks of an attempt have ended like this."""
+def _concluded(
+    record: RunRecord, attempt: int, ended: RankExit, newest: int, max_failures: int, *, with_controller: bool
+) -> RunRecord:
+    """Return what a run is once the ranks of an attempt have ended like this, by themselves or with their controller."""
     if record.attempt != attempt or not record.attempt_open:
         return record
     record = replace(record, attempt_open=False)
@@ -247,7 +251,7 @@ def _concluded(record: RunRecord, attempt: int, ended: RankExit, newest: int, ma
     if record.pause_wanted:
         how = "saved and stopped" if ended.code == 0 else f"the ranks ended while saving ({_how(ended)})"
         return record.moved(RunState.PAUSED, f"{how}; ResumeRun goes on from step {newest}", pause_wanted=False)
-    if ended.code == 0:
+    if ended.code == 0 or with_controller:
         return record.moved(RunState.PENDING, f"the ranks were stopped; going on from step {newest}")
     failures = 1 if newest > record.failure_step else record.failures + 1
     record = replace(record, failures=failures, failure_step=newest)
