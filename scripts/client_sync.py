@@ -53,7 +53,9 @@ def generate(target: Path) -> None:
     for path in sorted(SOURCE.glob("*.py")):
         (target / path.name).write_text(NOTE + translate(path.read_text()))
     config = ["--config", str(ROOT / "pyproject.toml"), "--quiet"]
-    subprocess.run([BIN / "ruff", "check", *config, "--select", "F401,I", "--fix", target], check=True)
+    subprocess.run(
+        [BIN / "ruff", "check", *config, "--select", "F401,I,UP028", "--fix", "--unsafe-fixes", target], check=True
+    )
     subprocess.run([BIN / "ruff", "format", *config, target], check=True)
 
 

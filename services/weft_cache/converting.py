@@ -52,7 +52,7 @@ def statistics_from_proto(shard: messages_pb2.Shard) -> list[LayerStatistics]:
 
 def _stream_from_proto(stream: messages_pb2.StreamStatistics) -> StreamStatistics:
     values = {field.name: getattr(stream, field.name) for field in fields(StreamStatistics)}
-    return StreamStatistics(**{**values, "mean": list(stream.mean)})
+    return StreamStatistics(**{**values, "mean": tuple(stream.mean)})
 
 
 def shard_to_proto(shard: ShardRecord) -> messages_pb2.Shard:

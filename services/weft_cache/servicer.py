@@ -1,7 +1,9 @@
+# ruff: noqa: N802  gRPC names the methods
 """weft.cache.v1.CacheService: from messages to the catalog and back; everything that blocks runs in a thread."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import ParamSpec, TypeVar
 
 import grpc.aio
 
@@ -12,10 +14,12 @@ from weft_cache.core.commits import Commits
 from weft_cache.core.reading import Reading
 from weft_cache.core.records import Dataset
 from weft_cache.core.sealing import Sealing
-from weft_common.errors import InvalidArgumentError
+from weft_common.errors import InvalidArgumentError, WeftError
 from weft_common.resource_names import parse_name
 from weft_common.tensors import chunk_tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -27,33 +31,41 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
     """Answers the catalog's RPCs."""
 
     def __init__(
-        self, catalog: Catalog, commits: Commits, sealing: Sealing, reading: Reading, *, presign_s: int
+        self,
+        catalog: Catalog,
+        commits: Commits,
+        sealing: Sealing,
+        reading: Reading,
+        *,
+        presign_s: int,
+        answered: Callable[[str], None],
     ) -> None:
         self._catalog = catalog
         self._commits = commits
         self._sealing = sealing
         self._reading = reading
         self._presign_s = presign_s
+        self._answered = answered
 
     async def CreateDataset(self, request: service_pb2.CreateDatasetRequest, context: Context) -> messages_pb2.Dataset:
         spec = converting.spec_from_proto(request.spec)
-        return self._described(await asyncio.to_thread(self._catalog.create, request.dataset_id, spec))
+        return await self._answer(lambda: self._described(self._catalog.create(request.dataset_id, spec)))
 
     async def GetDataset(self, request: service_pb2.GetDatasetRequest, context: Context) -> messages_pb2.Dataset:
         dataset_id = _id(request.name, "name")
-        return await asyncio.to_thread(lambda: self._described(self._catalog.get(dataset_id)))
+        return await self._answer(lambda: self._described(self._catalog.get(dataset_id)))
 
     async def ListDatasets(
         self, request: service_pb2.ListDatasetsRequest, context: Context
     ) -> service_pb2.ListDatasetsResponse:
-        datasets, token = await asyncio.to_thread(self._catalog.list, request.page_size, request.page_token)
+        datasets, token = await self._answer(self._catalog.list, request.page_size, request.page_token)
         return service_pb2.ListDatasetsResponse(
             datasets=[converting.dataset_to_proto(each, [], shards=False) for each in datasets], next_page_token=token
         )
 
     async def BeginShard(self, request: service_pb2.BeginShardRequest, context: Context) -> messages_pb2.ShardUpload:
         dataset_id = _id(request.dataset, "dataset")
-        upload = await asyncio.to_thread(self._commits.begin, dataset_id, request.shard_index)
+        upload = await self._answer(self._commits.begin, dataset_id, request.shard_index)
         committed = converting.shard_to_proto(upload.committed) if upload.committed else None
         return messages_pb2.ShardUpload(key=upload.key, url=upload.url, committed=committed)
 
@@ -61,14 +73,14 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         dataset_id = _id(request.dataset, "dataset")
         shard = converting.shard_from_proto(request.shard)
         statistics = converting.statistics_from_proto(request.shard)
-        return converting.shard_to_proto(await asyncio.to_thread(self._commits.commit, dataset_id, shard, statistics))
+        return converting.shard_to_proto(await self._answer(self._commits.commit, dataset_id, shard, statistics))
 
     async def SealDataset(self, request: service_pb2.SealDatasetRequest, context: Context) -> messages_pb2.Dataset:
         dataset_id = _id(request.name, "name")
-        return await asyncio.to_thread(lambda: self._described(self._sealing.seal(dataset_id, request.num_shards)))
+        return await self._answer(lambda: self._described(self._sealing.seal(dataset_id, request.num_shards)))
 
     async def PlanReads(self, request: service_pb2.PlanReadsRequest, context: Context) -> service_pb2.PlanReadsResponse:
-        return await asyncio.to_thread(self._plan, request)
+        return await self._answer(self._plan, request)
 
     def _plan(self, request: service_pb2.PlanReadsRequest) -> service_pb2.PlanReadsResponse:
         plan = self._reading.plan(
@@ -99,7 +111,7 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         self, request: service_pb2.ReadShardRequest, context: Context
     ) -> AsyncIterator[service_pb2.ReadShardResponse]:
         dataset_id = _id(request.dataset, "dataset")
-        shard, blocks = await asyncio.to_thread(
+        shard, blocks = await self._answer(
             self._reading.blocks, dataset_id, request.shard_index, request.layer, list(request.row_groups)
         )
         for block in blocks:
@@ -110,7 +122,7 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
     async def VerifyDataset(
         self, request: service_pb2.VerifyDatasetRequest, context: Context
     ) -> service_pb2.VerifyDatasetResponse:
-        found = await asyncio.to_thread(self._reading.verify, _id(request.name, "name"))
+        found = await self._answer(self._reading.verify, _id(request.name, "name"))
         return service_pb2.VerifyDatasetResponse(
             num_shards=found.num_shards, size_bytes=found.size_bytes, problems=found.problems
         )
@@ -118,12 +130,22 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
     async def DeleteDataset(
         self, request: service_pb2.DeleteDatasetRequest, context: Context
     ) -> service_pb2.DeleteDatasetResponse:
-        await asyncio.to_thread(self._catalog.delete, _id(request.name, "name"))
+        await self._answer(self._catalog.delete, _id(request.name, "name"))
         return service_pb2.DeleteDatasetResponse()
 
     async def GetStats(self, request: service_pb2.GetStatsRequest, context: Context) -> service_pb2.GetStatsResponse:
-        compression = await asyncio.to_thread(self._reading.compression, _id(request.name, "name"))
+        compression = await self._answer(self._reading.compression, _id(request.name, "name"))
         return converting.compression_to_proto(compression)
 
     def _described(self, dataset: Dataset) -> messages_pb2.Dataset:
         return converting.dataset_to_proto(dataset, self._sealing.train_statistics(dataset), shards=True)
+
+    async def _answer(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do the work in a thread, and count how it ended."""
+        try:
+            result = await asyncio.to_thread(work, *args, **kwargs)
+        except WeftError as error:
+            self._answered(error.code.name)
+            raise
+        self._answered("OK")
+        return result

@@ -133,8 +133,7 @@ class Commits:
     def _check_object(self, spec: DatasetSpec, shard: ShardRecord) -> None:
         self._counters.moved("in", "commit", shard.size_bytes)
         try:
-            self._shards.verify(shard.key, shard.sha256, shard.size_bytes)
-            header = self._shards.header(shard.key)
+            header = self._shards.verify(shard.key, shard.sha256, shard.size_bytes)
         except DataLossError:
             self._counters.corrupt()
             raise

@@ -6,9 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from weft_common.errors import DataLossError, InvalidArgumentError
-from weft_store.shard import LayerStatistics, StreamStatistics
-
-STREAMS = ("input", "output")
+from weft_store.shard import STREAMS, LayerStatistics, StreamStatistics
 
 
 def check(statistics: Sequence[LayerStatistics], *, num_layers: int, d_model: int, num_tokens: int) -> None:
@@ -52,7 +50,7 @@ def to_json(statistics: Sequence[LayerStatistics]) -> list[dict[str, Any]]:
     """Plain values; floats keep every bit."""
     layers = []
     for layer in statistics:
-        streams = {name: asdict(getattr(layer, name)) for name in STREAMS}
+        streams: dict[str, dict[str, Any]] = {name: asdict(getattr(layer, name)) for name in STREAMS}
         for stream in streams.values():
             stream["mean"] = [float(value) for value in stream["mean"]]
         layers.append({"layer": layer.layer, **streams})
@@ -67,12 +65,13 @@ def from_json(layers: Sequence[Mapping[str, Any]]) -> list[LayerStatistics]:
         DataLossError: these are not statistics.
     """
     try:
-        return [
-            LayerStatistics(layer=each["layer"], **{name: StreamStatistics(**each[name]) for name in STREAMS})
-            for each in layers
-        ]
+        return [LayerStatistics(each["layer"], _stream(each["input"]), _stream(each["output"])) for each in layers]
     except (TypeError, KeyError) as error:
         raise DataLossError(f"statistics in the bucket are damaged: {error!r}; delete the dataset") from error
+
+
+def _stream(data: Mapping[str, Any]) -> StreamStatistics:
+    return StreamStatistics(**{**data, "mean": tuple(data["mean"])})
 
 
 def _short(layers: Sequence[int]) -> str:

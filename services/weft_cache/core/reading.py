@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from weft_cache.core.catalog import Catalog
-from weft_cache.core.moments import STREAMS
 from weft_cache.core.planning import Plan, plan_reads
 from weft_cache.core.ports import Counters, Shards
 from weft_cache.core.records import Dataset, ShardRecord, Split
 from weft_cache.core.sealing import Sealing
 from weft_common.errors import DataLossError, InvalidArgumentError
+from weft_store.shard import STREAMS, Stream
 
 MAX_WORLD_SIZE = 1 << 16
 
@@ -21,7 +21,7 @@ MAX_WORLD_SIZE = 1 << 16
 class Block:
     """What ReadShard sends: one stream of one row group at one layer."""
 
-    stream: str
+    stream: Stream
     row_group: int
 
 
@@ -142,7 +142,7 @@ class Reading:
                 stream=name,
                 bits_per_value=8 * each.size_bytes / (each.num_tokens * dataset.spec.d_model),
                 entropy_bits=each.entropy_bits,
-                fvu=each.sum_squared_error / each.sum_squared_deviation if each.sum_squared_deviation else 0.0,
+                fvu=each.fvu,
             )
             for layer in self._sealing.all_statistics(dataset)
             for name, each in (("input", layer.input), ("output", layer.output))

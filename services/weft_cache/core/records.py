@@ -10,6 +10,7 @@ from typing import Any
 
 from weft_common.errors import DataLossError, InvalidArgumentError
 from weft_common.resource_names import parse_name
+from weft_store.shard.layout import MAX_TARGET_FVU, MIN_TARGET_FVU
 
 CODECS = ("bf16", "uniform")
 _HEX_SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -58,7 +59,7 @@ class DatasetSpec:
                 f"spec.model_revision is {self.model_revision!r}, expected 64 hex digits; take Model.revision of GetModel",
                 field="spec.model_revision",
             )
-        for name, most in (("num_layers", 1024), ("d_model", 1 << 17)):
+        for name, most in (("num_layers", 1024), ("d_model", 1 << 16)):
             if not 1 <= getattr(self, name) <= most:
                 raise InvalidArgumentError(
                     f"spec.{name} is {getattr(self, name)}, expected 1 to {most}; take it from GetModel",
@@ -73,9 +74,9 @@ class DatasetSpec:
             raise InvalidArgumentError(
                 f"spec.codec is {self.codec!r}, expected one of {', '.join(CODECS)}", field="spec.codec"
             )
-        if self.codec == "uniform" and not 0 < self.target_fvu < 1:
+        if self.codec == "uniform" and not MIN_TARGET_FVU <= self.target_fvu <= MAX_TARGET_FVU:
             raise InvalidArgumentError(
-                f"spec.target_fvu is {self.target_fvu}, expected more than 0 and less than 1 for the uniform codec; "
+                f"spec.target_fvu is {self.target_fvu}, expected {MIN_TARGET_FVU} to {MAX_TARGET_FVU} for the uniform codec; "
                 "0.001 is a good choice",
                 field="spec.target_fvu",
             )

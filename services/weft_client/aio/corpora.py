@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable
 
 import grpc
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import service_pb2, service_pb2_grpc
 from weft_client.aio.connection import AsyncConnection
 from weft_common.client import error_from_rpc
 
@@ -25,7 +25,7 @@ class AsyncCorpora:
 
     async def upload(
         self, corpus_id: str, documents: Documents, *, timeout_s: float | None = None
-    ) -> messages_pb2.Corpus:
+    ) -> service_pb2.Corpus:
         """
         Store documents as `corpora/{corpus_id}`; the same documents again are success.
 

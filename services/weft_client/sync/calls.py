@@ -32,8 +32,7 @@ def stream(method: Callable[..., Any], request: Any, kind: type[R], *, timeout_s
     """One request, many answers of one kind; leaving the loop early cancels the call."""
     call = method(request, timeout=timeout_s)
     try:
-        for message in call:
-            yield message
+        yield from call
     except grpc.RpcError as error:
         raise error_from_rpc(error) from error
     finally:
@@ -50,8 +49,7 @@ def pages(method: Callable[..., Any], request: Any, items: Callable[[Any], Seque
     """Everything that a list call has, page by page."""
     while True:
         page = unary(method, request)
-        for item in items(page):
-            yield item
+        yield from items(page)
         if not page.next_page_token:
             return
         request.page_token = page.next_page_token

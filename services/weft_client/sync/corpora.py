@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import service_pb2, service_pb2_grpc
 from weft_client.sync.connection import Connection
 from weft_common.client import error_from_rpc
 
@@ -24,7 +24,7 @@ class Corpora:
     def _stub(self) -> "service_pb2_grpc.ActivationServiceStub":
         return service_pb2_grpc.ActivationServiceStub(self._connection.channel("activations"))
 
-    def upload(self, corpus_id: str, documents: Documents, *, timeout_s: float | None = None) -> messages_pb2.Corpus:
+    def upload(self, corpus_id: str, documents: Documents, *, timeout_s: float | None = None) -> service_pb2.Corpus:
         """
         Store documents as `corpora/{corpus_id}`; the same documents again are success.
 

@@ -39,8 +39,7 @@ class Operations:
         request = operations_pb2.ListOperationsRequest(name="operations")
         while True:
             page = unary(self._stub(service).ListOperations, request)
-            for operation in page.operations:
-                yield operation
+            yield from page.operations
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
