@@ -233,7 +233,7 @@ def _closed(record: RunRecord, attempt: int) -> RunRecord:
 def _concluded(
     record: RunRecord, attempt: int, ended: RankExit, newest: int, max_failures: int, *, with_controller: bool
 ) -> RunRecord:
-    """Return what a run is once the ranks of an attempt have ended like this, by themselves or with their controller."""
+    """Return what a run is once the ranks of an attempt have ended, by themselves or with their controller."""
     if record.attempt != attempt or not record.attempt_open:
         return record
     record = replace(record, attempt_open=False)

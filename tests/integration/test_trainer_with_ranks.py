@@ -1,0 +1,305 @@
+"""Cache, trainer and real ranks as processes: from a small dataset to a transcoder that is exported and taken over."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf.message import Message
+from safetensors.numpy import load
+
+from weft.cache.v1 import messages_pb2 as cache_messages
+from weft.cache.v1 import service_pb2 as cache_service
+from weft.cache.v1 import service_pb2_grpc as cache_grpc
+from weft.training.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_common.client import aio_channel
+from weft_store import ObjectStore, open_store
+from weft_store.shard import CodecSpec, encode_shard
+
+pytestmark = [pytest.mark.e2e, pytest.mark.distributed, pytest.mark.timeout(600)]
+
+TOKEN = "token-of-the-test"
+LAYERS, D_MODEL, SHARD_TOKENS = 3, 8, 512
+WAIT_S = 240.0
+
+
+def _free_ports(count: int) -> list[int]:
+    listeners = [socket.socket() for _ in range(count)]
+    for listener in listeners:
+        listener.bind(("127.0.0.1", 0))
+    ports = [int(listener.getsockname()[1]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+class Services:
+    """The two services over one bucket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bucket_url = f"file://{folder / 'bucket'}"
+        self.cache_port, self.trainer_port = _free_ports(2)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("WEFT_")}
+        settings = {
+            "PORT": str(self.cache_port if name == "cache" else self.trainer_port),
+            "TOKEN": TOKEN,
+            "BUCKET_URL": self.bucket_url,
+            "WORK_DIR": str(self.folder / "work"),
+            "CACHE_TARGET": f"127.0.0.1:{self.cache_port}",
+            "CACHE_TOKEN": TOKEN,
+        }
+        environment |= {f"WEFT_{name.upper()}_{key}": value for key, value in settings.items()}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", f"weft_{name}"], env=environment, stdout=log, stderr=log
+            )
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def ranks(self) -> set[int]:
+        """Return the processes that work for this bucket's runs."""
+        found = set()
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("WEFT_WORKER_BUCKET_URL") == self.bucket_url:
+                    found.add(process.pid)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def logs(self) -> str:
+        paths = [*self.folder.glob("*.log"), *self.folder.glob("work/**/log.txt")]
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in paths)
+
+
+@contextmanager
+def _running(folder: Path) -> Iterator[Services]:
+    services = Services(folder)
+    try:
+        services.start("cache")
+        services.start("trainer")
+        yield services
+    finally:
+        for process in reversed(services.processes.values()):
+            process.terminate()
+        statuses = {name: process.wait(timeout=30) for name, process in services.processes.items()}
+        assert statuses == {"cache": 0, "trainer": 0}, services.logs()
+        assert services.ranks() == set()
+
+
+async def _make_dataset(services: Services, store: ObjectStore) -> None:
+    """Commit four shards, the last held out, of outputs that a transcoder can learn from the inputs."""
+    random = np.random.default_rng(0)
+    mixing_LDD = random.normal(size=(LAYERS, D_MODEL, D_MODEL)).astype(np.float32)
+    codec = CodecSpec(kind="uniform", target_fvu=1e-3)
+    async with aio_channel(f"127.0.0.1:{services.cache_port}", token=TOKEN) as connection:
+        stub = cache_grpc.CacheServiceStub(connection)
+        spec = cache_messages.DatasetSpec(
+            model="models/tiny",
+            model_revision="a" * 64,
+            num_layers=LAYERS,
+            d_model=D_MODEL,
+            input_hook="mlp_in",
+            output_hook="mlp_out",
+            codec="uniform",
+            target_fvu=1e-3,
+        )
+        create = cache_service.CreateDatasetRequest(dataset_id="d", spec=spec)
+        await stub.CreateDataset(create, wait_for_ready=True, timeout=WAIT_S)
+        for index in range(4):
+            inputs_LTD = random.normal(size=(LAYERS, SHARD_TOKENS, D_MODEL)).astype(np.float32)
+            outputs_LTD = np.maximum(inputs_LTD @ mixing_LDD, 0).astype(np.float32)
+            shard = encode_shard(
+                {"input": inputs_LTD, "output": outputs_LTD}, codec, row_group_tokens=128, attributes={}
+            )
+            upload = await stub.BeginShard(cache_service.BeginShardRequest(dataset="datasets/d", shard_index=index))
+            store.put(upload.key, shard.data)
+            statistics = [
+                cache_messages.LayerStatistics(
+                    layer=entry.layer,
+                    input=cache_messages.StreamStatistics(**asdict(entry.input)),
+                    output=cache_messages.StreamStatistics(**asdict(entry.output)),
+                )
+                for entry in shard.statistics
+            ]
+            committed = cache_messages.Shard(
+                index=index,
+                key=upload.key,
+                sha256=shard.sha256,
+                size_bytes=len(shard.data),
+                num_tokens=SHARD_TOKENS,
+                split=cache_messages.SPLIT_HELD_OUT if index == 3 else cache_messages.SPLIT_TRAIN,
+                row_group_tokens=128,
+                statistics=statistics,
+            )
+            await stub.CommitShard(cache_service.CommitShardRequest(dataset="datasets/d", shard=committed))
+        await stub.SealDataset(cache_service.SealDatasetRequest(name="datasets/d", num_shards=4))
+
+
+@pytest.fixture
+async def services(tmp_path: Path) -> AsyncIterator[Services]:
+    """Cache and trainer with a sealed dataset."""
+    with _running(tmp_path) as running:
+        await _make_dataset(running, open_store(running.bucket_url))
+        yield running
+
+
+SPEC = messages_pb2.TrainingSpec(
+    dataset="datasets/d",
+    num_features=32,
+    activation=messages_pb2.ACTIVATION_TOP_K,
+    top_k=8,
+    num_steps=400,
+    step_tokens=64,
+    feature_ranks=2,
+    data_ranks=1,
+    learning_rate=1e-2,
+    warmup_steps=5,
+    decay_share=0.2,
+    adam_beta1=0.9,
+    adam_beta2=0.99,
+    clip_norm=1.0,
+    dead_after_tokens=10_000,
+    checkpoint_steps=50,
+)
+
+
+class Client:
+    """The trainer over a channel."""
+
+    def __init__(self, services: Services, connection: grpc.aio.Channel) -> None:
+        self.services = services
+        self.stub = service_pb2_grpc.TrainingServiceStub(connection)
+        self.operations = operations_pb2_grpc.OperationsStub(connection)
+
+    async def create(self, run: str, **changes: Any) -> None:
+        spec = messages_pb2.TrainingSpec()
+        spec.CopyFrom(SPEC)
+        spec.MergeFrom(messages_pb2.TrainingSpec(**changes))
+        await self.stub.CreateRun(
+            service_pb2.CreateRunRequest(run_id=run, spec=spec), wait_for_ready=True, timeout=WAIT_S
+        )
+
+    async def watch(self, run: str) -> tuple[list[int], messages_pb2.Run]:
+        """Follow to the end over restarts of the trainer."""
+        steps: list[int] = []
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                request = service_pb2.WatchRunRequest(name=f"runs/{run}", after_step=steps[-1] if steps else 0)
+                try:
+                    async for news in self.stub.WatchRun(request, wait_for_ready=True):
+                        if news.HasField("metrics"):
+                            steps.append(news.metrics.step)
+                        elif news.HasField("run"):
+                            found = news.run
+                    return steps, found
+                except grpc.RpcError as error:
+                    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                        raise
+                    await asyncio.sleep(0.1)
+
+    async def until(self, run: str, step: int) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while (await self.stub.GetRun(service_pb2.GetRunRequest(name=f"runs/{run}"))).step < step:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    async def finish(self, operation: operations_pb2.Operation, into: Message) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not operation.done:
+                operation = await self.operations.WaitOperation(
+                    operations_pb2.WaitOperationRequest(name=operation.name), timeout=WAIT_S
+                )
+        assert operation.response.Unpack(into), f"{operation.error}\n{self.services.logs()}"
+
+
+@pytest.fixture
+async def client(services: Services) -> AsyncIterator[Client]:
+    """A client of the trainer."""
+    async with aio_channel(f"127.0.0.1:{services.trainer_port}", token=TOKEN) as connection:
+        yield Client(services, connection)
+
+
+def _weights(services: Services, run: str, step: int) -> dict[str, Any]:
+    store = open_store(services.bucket_url)
+    weights: dict[str, Any] = {}
+    for rank in range(2):
+        tensors = load(store.get(f"runs/{run}/checkpoints/{step:08d}/rank{rank}-of-2.safetensors"))
+        weights |= {f"{rank}/{name}": array for name, array in tensors.items()}
+    return weights
+
+
+async def test_run_is_paused_resumed_exported_and_taken_over(services: Services, client: Client) -> None:
+    """The whole way of a transcoder through the trainer."""
+    await client.create("whole")
+    watching = asyncio.create_task(client.watch("whole"))
+    await client.until("whole", 20)
+    paused = await client.stub.PauseRun(service_pb2.PauseRunRequest(name="runs/whole"), timeout=WAIT_S)
+    assert paused.state == messages_pb2.RUN_STATE_PAUSED, services.logs()
+    assert services.ranks() == set()
+    await client.stub.ResumeRun(service_pb2.ResumeRunRequest(name="runs/whole"), timeout=WAIT_S)
+    steps, run = await watching
+    assert run.state == messages_pb2.RUN_STATE_SUCCEEDED, services.logs()
+    assert steps == list(range(1, SPEC.num_steps + 1))
+    assert run.attempt == 2
+    assert run.peak_memory_bytes > 100 << 20
+    assert run.evaluation.explained_variance > 0.3
+
+    evaluated = messages_pb2.Evaluation()
+    request = service_pb2.EvaluateCheckpointRequest(checkpoint="runs/whole")
+    await client.finish(await client.stub.EvaluateCheckpoint(request, timeout=WAIT_S), evaluated)
+    assert evaluated == run.evaluation
+
+    exported = messages_pb2.Transcoder()
+    export = service_pb2.ExportTranscoderRequest(checkpoint="runs/whole", transcoder_id="t")
+    await client.finish(await client.stub.ExportTranscoder(export, timeout=WAIT_S), exported)
+    assert (exported.num_layers, exported.num_features, exported.d_model) == (LAYERS, 32, D_MODEL)
+    assert (exported.model, exported.run, exported.dataset) == ("models/tiny", "runs/whole", "datasets/d")
+    imported = await client.stub.ImportTranscoder(
+        service_pb2.ImportTranscoderRequest(
+            transcoder_id="mine", prefix=exported.prefix, model="models/tiny", model_revision="a" * 64
+        ),
+        timeout=WAIT_S,
+    )
+    assert (imported.num_features, imported.activation) == (32, exported.activation)
+    assert imported.size_bytes == exported.size_bytes
+    listed = await client.stub.ListTranscoders(service_pb2.ListTranscodersRequest(), timeout=WAIT_S)
+    assert [entry.name for entry in listed.transcoders] == ["transcoders/mine", "transcoders/t"]
+
+
+async def test_trainer_killed_in_the_middle_changes_no_bit_of_the_outcome(services: Services, client: Client) -> None:
+    """A run whose controller is killed and whose ranks are paused once ends with the weights of one left alone."""
+    await client.create("alone")
+    _, alone = await client.watch("alone")
+    assert alone.state == messages_pb2.RUN_STATE_SUCCEEDED, services.logs()
+    await client.create("killed")
+    watching = asyncio.create_task(client.watch("killed"))
+    await client.until("killed", 20)
+    before = services.ranks()
+    services.kill("trainer")
+    await asyncio.sleep(0.5)
+    assert services.ranks() <= before
+    services.start("trainer")
+    steps, run = await watching
+    assert (run.state, run.attempt) == (messages_pb2.RUN_STATE_SUCCEEDED, 1), services.logs()
+    assert steps == list(range(1, SPEC.num_steps + 1))
+    expected, found = (_weights(services, name, SPEC.num_steps) for name in ("alone", "killed"))
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
