@@ -263,6 +263,9 @@ async def _run(
         return _refused(name, error, EXIT_BAD_SETTINGS)
     except WeftError as error:
         return _refused(name, error, EXIT_FAILED)
+    except Exception as error:
+        _LOG.critical("the service fails", exc_info=error)
+        return EXIT_FAILED
     finally:
         await server.close()
 

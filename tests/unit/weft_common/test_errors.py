@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 import weft_common.errors
 from weft_common.errors import Code, InternalError, InvalidArgumentError, StorageFullError, WeftError, error_class
+from weft_common.server import PortTakenError
 from weft_common.status import error_from_status, status_from_error
 
 
@@ -112,3 +114,11 @@ def test_undecodable_detail_is_passed_over() -> None:
     back = error_from_status(status)
     assert isinstance(back, InvalidArgumentError)
     assert back.field is None
+
+
+def test_reference_lists_every_error() -> None:
+    """The table for operators has each reason with its code and whether a retry helps."""
+    page = Path(__file__).parents[3] / "docs" / "reference" / "errors.md"
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([A-Z_]+) \| (yes|no) \|", page.read_text(), flags=re.MULTILINE)
+    wanted = {(cls.reason, cls.code.name, "yes" if cls.retryable else "no") for cls in (*CLASSES, PortTakenError)}
+    assert set(rows) == wanted
