@@ -1,0 +1,52 @@
+"""
+The `weft` command: nouns with verbs, and the commands of the embedded run.
+
+A module of commands is imported here and registered below; `failures` says how commands fail.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weft_client.cli import datasets, graphs, harvests, models, runs, transcoders
+from weft_client.cli.failures import FailingWell
+from weft_client.cli.session import session
+from weft_client.demo.command import demo
+from weft_client.local import commands
+
+app = typer.Typer(
+    name="weft",
+    cls=FailingWell,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train cross-layer transcoders and explain predictions as attribution graphs.",
+)
+
+
+@app.callback()
+def main(
+    endpoints: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="WEFT_ENDPOINTS",
+            help="endpoints.json of the weft to talk to; default: .weft/endpoints.json here or above.",
+        ),
+    ] = None,
+) -> None:
+    """Take the options that stand before the command."""
+    session().endpoints = endpoints
+
+
+app.command()(commands.up)
+app.command()(commands.down)
+app.command()(commands.status)
+app.command()(demo)
+app.add_typer(models.app, name="models")
+app.add_typer(harvests.app, name="harvests")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(runs.app, name="runs")
+app.add_typer(transcoders.app, name="transcoders")
+app.add_typer(graphs.app, name="graphs")
+
+__all__ = ["app"]

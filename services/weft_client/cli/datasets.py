@@ -1,0 +1,123 @@
+"""`weft datasets`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from weft.cache.v1 import messages_pb2
+from weft_client.cli import harvests
+from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, state, time
+from weft_client.cli.session import JsonFlag, NoWait, connected
+from weft_client.names import short_id
+
+app = typer.Typer(no_args_is_help=True, help="Compressed activations in the bucket.")
+DatasetArgument = Annotated[str, typer.Argument(help="Id of the dataset.")]
+
+
+def _state(dataset: messages_pb2.Dataset) -> str:
+    return state(messages_pb2.DatasetState.Name(dataset.state))
+
+
+@app.command("list")
+def list_datasets(as_json: JsonFlag = False) -> None:
+    """List datasets, newest first."""
+    with connected() as client:
+        print_list(
+            "datasets",
+            client.datasets.list(),
+            {
+                "id": lambda each: short_id(each.name),
+                "state": _state,
+                "model": lambda each: short_id(each.spec.model),
+                "train tokens": lambda each: f"{each.num_train_tokens:,}",
+                "held out": lambda each: f"{each.num_held_out_tokens:,}",
+                "size": lambda each: size(each.size_bytes),
+                "created": lambda each: time(each.create_time),
+            },
+            as_json=as_json,
+        )
+
+
+@app.command("get")
+def get_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
+    """Describe one dataset and its compression."""
+    with connected() as client:
+        found = client.datasets.get(dataset)
+        stats = client.datasets.stats(dataset)
+    if as_json:
+        print_json({**as_dict(found), "stats": as_dict(stats)})
+        return
+    spec = found.spec
+    fields = [
+        ("name", found.name),
+        ("state", _state(found)),
+        ("model", f"{spec.model}, revision {spec.model_revision}"),
+        ("streams", f"{spec.input_hook} and {spec.output_hook}, {spec.num_layers} layers of {spec.d_model}"),
+        ("codec", spec.codec + (f", wanted FVU {spec.target_fvu:g}" if spec.codec == "uniform" else "")),
+        ("corpus", spec.corpus),
+        ("tokens", f"{found.num_train_tokens:,} to train on, {found.num_held_out_tokens:,} held out"),
+        ("shards", f"{len(found.shards)}, {size(found.size_bytes)}"),
+        ("compression", f"{stats.bits_per_value:.2f} bits a value, largest FVU {stats.fvu_max:.2e}"),
+        ("created", time(found.create_time)),
+        ("sealed", time(found.seal_time)),
+    ]
+    print_one(found, fields, as_json=False)
+
+
+@app.command("create")
+def create_dataset(
+    dataset: Annotated[str, typer.Argument(help="Id of the new dataset; its harvest gets the same.")],
+    model: harvests.ModelOption,
+    corpus: harvests.CorpusOption = None,
+    text: harvests.TextOption = None,
+    num_tokens: harvests.NumTokensOption = 40_000,
+    held_out_share: harvests.HeldOutOption = 0.1,
+    codec: harvests.CodecOption = "uniform",
+    target_fvu: harvests.TargetFvuOption = 1e-3,
+    no_wait: NoWait = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a dataset: the same as `weft harvests create`, with one name for both."""
+    harvests.create(
+        dataset,
+        dataset=dataset,
+        model=model,
+        corpus=corpus,
+        text=[Path(each) for each in text or ()],
+        num_tokens=num_tokens,
+        held_out_share=held_out_share,
+        codec=codec,
+        target_fvu=target_fvu,
+        no_wait=no_wait,
+        validate_only=False,
+        as_json=as_json,
+    )
+
+
+@app.command("verify")
+def verify_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
+    """Read every byte and compare every checksum; exit 1 where something is wrong."""
+    with connected() as client:
+        found = client.datasets.verify(dataset)
+    if as_json:
+        print_json(as_dict(found))
+    else:
+        for problem in found.problems:
+            Console().print(problem, highlight=False, soft_wrap=True)
+        if not found.problems:
+            Console().print(f"{found.num_shards} shards, {size(found.size_bytes)}: all well", highlight=False)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command("delete")
+def delete_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
+    """Delete a dataset and its shards."""
+    with connected() as client:
+        client.datasets.delete(dataset)
+    if as_json:
+        print_json({"deleted": dataset})
+    else:
+        Console().print(f"{dataset} is deleted", highlight=False)

@@ -1,0 +1,167 @@
+"""`weft harvests`."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weft.activations.v1 import messages_pb2
+from weft_client.cli.output import print_list, print_one, state, time
+from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
+from weft_client.cli.waiting import print_result, print_started, wait
+from weft_client.names import full_name, short_id
+from weft_client.specs import harvest_spec
+from weft_client.sync.client import Client
+from weft_common.errors import InvalidArgumentError, NotFoundError
+
+app = typer.Typer(no_args_is_help=True, help="Corpora read through a model into datasets.")
+ModelOption = Annotated[str, typer.Option(help="Id of the model.")]
+CorpusOption = Annotated[str | None, typer.Option(help="Id of a corpus that is in the bucket.")]
+TextOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="UTF-8 file, or folder of .txt files, to upload as the corpus; may be repeated."),
+]
+NumTokensOption = Annotated[int, typer.Option(help="Tokens to harvest, held-out ones included.")]
+HeldOutOption = Annotated[float, typer.Option(help="Share of documents kept for evaluation, 0 to 0.5.")]
+CodecOption = Annotated[str, typer.Option(help="bf16 (lossless) or uniform.")]
+TargetFvuOption = Annotated[float, typer.Option(help="For uniform: wanted fraction of variance unexplained.")]
+
+
+def _state(harvest: messages_pb2.Harvest) -> str:
+    return state(messages_pb2.HarvestState.Name(harvest.state))
+
+
+@app.command("list")
+def list_harvests(as_json: JsonFlag = False) -> None:
+    """List harvests, newest first."""
+    with connected() as client:
+        print_list(
+            "harvests",
+            client.harvests.list(),
+            {
+                "id": lambda each: short_id(each.name),
+                "state": _state,
+                "dataset": lambda each: short_id(each.spec.dataset),
+                "tokens": lambda each: f"{each.tokens_committed:,} of {each.spec.num_tokens:,}",
+                "tokens/s": lambda each: f"{each.tokens_per_s:.0f}",
+                "created": lambda each: time(each.create_time),
+            },
+            as_json=as_json,
+        )
+
+
+@app.command("get")
+def get_harvest(harvest: Annotated[str, typer.Argument(help="Id of the harvest.")], as_json: JsonFlag = False) -> None:
+    """Describe one harvest."""
+    with connected() as client:
+        found = client.harvests.get(harvest)
+    fields = [
+        ("name", found.name),
+        ("state", f"{_state(found)} {found.error_message}".strip()),
+        ("dataset", found.spec.dataset),
+        ("model", found.spec.model),
+        ("corpus", found.spec.corpus),
+        ("tokens", f"{found.tokens_committed:,} of {found.spec.num_tokens:,}, {found.tokens_held_out:,} held out"),
+        ("left out", f"{found.tokens_skipped:,} tokens for their norm"),
+        ("leases", f"{found.num_leases_done} of {found.num_leases}"),
+        ("speed", f"{found.tokens_per_s:.0f} tokens/s"),
+        ("created", time(found.create_time)),
+    ]
+    print_one(found, fields, as_json=as_json)
+
+
+@app.command("create")
+def create_harvest(
+    harvest: Annotated[str, typer.Argument(help="Id of the new harvest.")],
+    model: ModelOption,
+    dataset: Annotated[str, typer.Option(help="Id of the dataset that is written; default: the harvest's.")] = "",
+    corpus: CorpusOption = None,
+    text: TextOption = None,
+    num_tokens: NumTokensOption = 40_000,
+    held_out_share: HeldOutOption = 0.1,
+    codec: CodecOption = "uniform",
+    target_fvu: TargetFvuOption = 1e-3,
+    no_wait: NoWait = False,
+    validate_only: ValidateOnly = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read a corpus, or text files, through a model into a new dataset."""
+    create(
+        harvest,
+        dataset=dataset or harvest,
+        model=model,
+        corpus=corpus,
+        text=list(text or ()),
+        num_tokens=num_tokens,
+        held_out_share=held_out_share,
+        codec=codec,
+        target_fvu=target_fvu,
+        no_wait=no_wait,
+        validate_only=validate_only,
+        as_json=as_json,
+    )
+
+
+@app.command("cancel")
+def cancel_harvest(
+    harvest: Annotated[str, typer.Argument(help="Id of the harvest.")], as_json: JsonFlag = False
+) -> None:
+    """Stop a harvest; what is committed stays in its open dataset."""
+    with connected() as client:
+        client.operations.cancel(client.harvests.get(harvest).operation)
+        found = client.harvests.get(harvest)
+    print_one(found, [("name", found.name), ("state", _state(found))], as_json=as_json)
+
+
+def create(
+    harvest: str,
+    *,
+    dataset: str,
+    model: str,
+    corpus: str | None,
+    text: list[Path],
+    num_tokens: int,
+    held_out_share: float,
+    codec: str,
+    target_fvu: float,
+    no_wait: bool,
+    validate_only: bool,
+    as_json: bool,
+) -> None:
+    """Upload the text if there is any, then start the harvest and wait for it."""
+    if (corpus is None) == (not text):
+        raise InvalidArgumentError(
+            "a harvest reads one corpus: give either --corpus with an id or --text with files", field="corpus"
+        )
+    with connected() as client:
+        spec = harvest_spec(
+            model=full_name("models", model),
+            dataset=full_name("datasets", dataset),
+            corpus=full_name("corpora", corpus) if corpus else _upload(client, text),
+            num_tokens=num_tokens,
+            held_out_share=held_out_share,
+            codec=messages_pb2.Codec(kind=codec, target_fvu=target_fvu if codec == "uniform" else 0),
+        )
+        operation = client.harvests.create(harvest, spec=spec, validate_only=validate_only)
+        if no_wait or validate_only:
+            print_started(operation, f"harvests/{harvest}", validated=validate_only, as_json=as_json)
+            return
+        wait(client, operation, "harvesting", quiet=as_json)
+        found = client.harvests.get(harvest)
+    line = f"{found.tokens_committed:,} tokens are in {found.spec.dataset}; train on it with `weft runs create`"
+    print_result(found, line, as_json=as_json)
+
+
+def _upload(client: Client, paths: list[Path]) -> str:
+    files = [file for path in paths for file in (sorted(path.rglob("*.txt")) if path.is_dir() else [path])]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing or not files:
+        raise NotFoundError(
+            f"there is no file {missing[0]}" if missing else f"there is no .txt file in {', '.join(map(str, paths))}"
+        )
+    documents = [(file.name, file.read_bytes()) for file in files]
+    digest = hashlib.sha256()
+    for name, data in documents:
+        digest.update(f"{len(name)} {name} {len(data)} ".encode() + data)
+    return client.corpora.upload(f"text-{digest.hexdigest()[:12]}", documents).name

@@ -1,0 +1,255 @@
+"""`weft runs`."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from weft.training.v1 import messages_pb2, service_pb2
+from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, state, time
+from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
+from weft_client.cli.waiting import print_result, print_started, wait
+from weft_client.names import full_name, short_id
+from weft_client.specs import training_spec
+from weft_common.errors import InternalError, InvalidArgumentError
+
+app = typer.Typer(no_args_is_help=True, help="Training runs.")
+RunArgument = Annotated[str, typer.Argument(help="Id of the run.")]
+ACTIVATIONS = {"top-k": messages_pb2.ACTIVATION_TOP_K, "jump-relu": messages_pb2.ACTIVATION_JUMP_RELU}
+
+
+def _state(run: messages_pb2.Run) -> str:
+    return state(messages_pb2.RunState.Name(run.state))
+
+
+def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:
+    spec = run.spec
+    fields = [
+        ("name", run.name),
+        ("state", f"{_state(run)} {run.error_message}".strip()),
+        ("dataset", spec.dataset),
+        ("features", f"{spec.num_features} a layer, {messages_pb2.Activation.Name(spec.activation)[11:].lower()}"),
+        ("ranks", f"{spec.feature_ranks} on the feature axis, {spec.data_ranks} on the data axis"),
+        ("step", f"{run.step} of {spec.num_steps}, attempt {run.attempt}"),
+        ("memory", size(run.peak_memory_bytes)),
+        ("created", time(run.create_time)),
+    ]
+    if run.HasField("evaluation"):
+        fields.append(("explained variance", f"{run.evaluation.explained_variance:.3f} on held-out tokens"))
+    return fields
+
+
+@app.command("list")
+def list_runs(as_json: JsonFlag = False) -> None:
+    """List runs, newest first."""
+    with connected() as client:
+        print_list(
+            "runs",
+            client.runs.list(),
+            {
+                "id": lambda run: short_id(run.name),
+                "state": _state,
+                "dataset": lambda run: short_id(run.spec.dataset),
+                "step": lambda run: f"{run.step} of {run.spec.num_steps}",
+                "loss": lambda run: f"{run.metrics.loss:.4f}",
+                "explained": lambda run: f"{run.evaluation.explained_variance:.3f}",
+                "created": lambda run: time(run.create_time),
+            },
+            as_json=as_json,
+        )
+
+
+@app.command("get")
+def get_run(run: RunArgument, as_json: JsonFlag = False) -> None:
+    """Describe one run."""
+    with connected() as client:
+        found = client.runs.get(run)
+    print_one(found, _fields(found), as_json=as_json)
+
+
+@app.command("create")
+def create_run(
+    run: Annotated[str, typer.Argument(help="Id of the new run.")],
+    dataset: Annotated[str, typer.Option(help="Id of the sealed dataset to train on.")],
+    num_features: Annotated[int, typer.Option(help="Features a layer, over all ranks.")] = 512,
+    activation: Annotated[str, typer.Option(help="top-k or jump-relu.")] = "top-k",
+    top_k: Annotated[int, typer.Option(help="For top-k: features kept a token and layer.")] = 32,
+    num_steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 60,
+    step_tokens: Annotated[int, typer.Option(help="Tokens of one step, over all ranks.")] = 1_024,
+    feature_ranks: Annotated[int, typer.Option(help="Ranks on the feature axis.")] = 1,
+    data_ranks: Annotated[int, typer.Option(help="Ranks on the data axis.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 2e-3,
+    sparsity_coeff: Annotated[float | None, typer.Option(help="For jump-relu: final weight of its loss.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 1,
+    no_wait: NoWait = False,
+    validate_only: ValidateOnly = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a cross-layer transcoder, and show how it goes; Ctrl-C leaves it running."""
+    if activation not in ACTIVATIONS:
+        raise InvalidArgumentError(
+            f"--activation is {activation!r}, expected {' or '.join(ACTIVATIONS)}", field="activation"
+        )
+    given: dict[str, Any] = {"top_k": top_k} if activation == "top-k" else {}
+    if sparsity_coeff is not None:
+        given["sparsity_coeff"] = sparsity_coeff
+    spec = training_spec(
+        dataset=full_name("datasets", dataset),
+        num_features=num_features,
+        activation=ACTIVATIONS[activation],
+        num_steps=num_steps,
+        step_tokens=step_tokens,
+        feature_ranks=feature_ranks,
+        data_ranks=data_ranks,
+        learning_rate=learning_rate,
+        seed=seed,
+        **given,
+    )
+    with connected() as client:
+        operation = client.runs.create(run, spec=spec, validate_only=validate_only)
+    if no_wait or validate_only:
+        print_started(operation, f"runs/{run}", validated=validate_only, as_json=as_json)
+        return
+    if not as_json:
+        watch_run(run)
+        return
+    with connected() as client:
+        print_json(as_dict(wait(client, operation, "training", quiet=True)))
+
+
+@app.command("watch")
+def watch_run(
+    run: RunArgument,
+    after_step: Annotated[int, typer.Option(help="Show metrics after this step.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Follow a run until it ends: a live table, or one JSON object a line; exit 1 where it fails."""
+    last: messages_pb2.Run | None = None
+    with connected() as client:
+        events = client.runs.watch(run, after_step=after_step)
+        if as_json:
+            for event in events:
+                typer.echo(json.dumps(as_dict_of(event), ensure_ascii=False))
+                last = event.run if event.HasField("run") else last
+        else:
+            board = Board(run)
+            with Live(board.render(), console=Console(), refresh_per_second=4) as live:
+                for event in events:
+                    board.add(event)
+                    live.update(board.render())
+            last = board.run
+    if last is not None and last.state == messages_pb2.RUN_STATE_FAILED:
+        raise InternalError(f"{last.name} failed: {last.error_message}; `weft runs resume {short_id(last.name)}`")
+
+
+def as_dict_of(event: service_pb2.WatchRunResponse) -> dict[str, Any]:
+    """The one part of an event that is set."""
+    kind = event.WhichOneof("event") or "run"
+    return {kind: as_dict(getattr(event, kind))}
+
+
+class Board:
+    """The last steps of a run as a table."""
+
+    rows = 15
+
+    def __init__(self, run: str) -> None:
+        self._name = run
+        self._metrics: list[messages_pb2.Metrics] = []
+        self._evaluation: messages_pb2.Evaluation | None = None
+        self.run: messages_pb2.Run | None = None
+
+    def add(self, event: service_pb2.WatchRunResponse) -> None:
+        """Take in what is new."""
+        if event.HasField("metrics"):
+            self._metrics = [*self._metrics, event.metrics][-self.rows :]
+        elif event.HasField("evaluation"):
+            self._evaluation = event.evaluation
+        elif event.HasField("run"):
+            self.run = event.run
+
+    def render(self) -> Group:
+        """The table, and a line under it."""
+        table = Table(
+            "step", "tokens", "loss", "explained", "L0", "dead", "gradient", "tokens/s", box=None, pad_edge=False
+        )
+        for each in self._metrics:
+            table.add_row(
+                str(each.step),
+                f"{each.tokens:,}",
+                f"{each.loss:.4f}",
+                f"{each.explained_variance:.3f}",
+                f"{each.l0:.1f}",
+                f"{each.dead_share:.1%}",
+                f"{each.gradient_norm:.3f}",
+                f"{each.tokens_per_s:,.0f}",
+            )
+        below = f"{short_id(self._name)}: {_state(self.run) if self.run else 'waiting for the trainer'}"
+        if self._evaluation is not None:
+            below += (
+                f"; held out after step {self._evaluation.step}: "
+                f"explained variance {self._evaluation.explained_variance:.3f}"
+            )
+        return Group(table, Text(below))
+
+
+@app.command("pause")
+def pause_run(run: RunArgument, as_json: JsonFlag = False) -> None:
+    """Save a checkpoint and stop; `resume` goes on from it."""
+    with connected() as client:
+        found = client.runs.pause(run)
+    print_one(found, _fields(found), as_json=as_json)
+
+
+@app.command("resume")
+def resume_run(run: RunArgument, as_json: JsonFlag = False) -> None:
+    """Go on from the newest complete checkpoint."""
+    with connected() as client:
+        found = client.runs.resume(run)
+    print_one(found, _fields(found), as_json=as_json)
+
+
+@app.command("cancel")
+def cancel_run(run: RunArgument, as_json: JsonFlag = False) -> None:
+    """Stop for good."""
+    with connected() as client:
+        found = client.runs.cancel(run)
+    print_one(found, _fields(found), as_json=as_json)
+
+
+@app.command("checkpoints")
+def list_checkpoints(run: RunArgument, as_json: JsonFlag = False) -> None:
+    """List a run's complete checkpoints, newest first."""
+    with connected() as client:
+        print_list(
+            "checkpoints",
+            client.runs.checkpoints(run),
+            {
+                "name": lambda each: each.name,
+                "step": lambda each: str(each.step),
+                "size": lambda each: size(each.size_bytes),
+                "created": lambda each: time(each.create_time),
+            },
+            as_json=as_json,
+        )
+
+
+@app.command("evaluate")
+def evaluate_run(
+    run: Annotated[str, typer.Argument(help="Id of the run, or runs/{run}/checkpoints/{step}.")],
+    num_tokens: Annotated[int, typer.Option(help="Held-out tokens to use; 0 means all.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Evaluate a checkpoint, the newest by default, on held-out data."""
+    with connected() as client:
+        operation = client.runs.evaluate(run, num_tokens=num_tokens)
+        result = wait(client, operation, "evaluating", quiet=as_json)
+    assert isinstance(result, messages_pb2.Evaluation)
+    line = (
+        f"explained variance {result.explained_variance:.3f} on {result.tokens:,} held-out tokens, step {result.step}"
+    )
+    print_result(result, line, as_json=as_json)
