@@ -37,11 +37,13 @@ async def get_dataset_stats(request: Request) -> Response:
 
 def _summary(dataset: messages_pb2.Dataset) -> dict[str, Any]:
     """A dataset without its shards and means, which are long and which the page does not show."""
-    summary = messages_pb2.Dataset()
-    summary.CopyFrom(dataset)
-    summary.ClearField("shards")
-    summary.ClearField("statistics")
-    return {**to_json(summary), "num_shards": len(dataset.shards)}
+    short = messages_pb2.Dataset()
+    short.CopyFrom(dataset)
+    short.ClearField("shards")
+    short.ClearField("statistics")
+    summary = to_json(short)
+    del summary["shards"], summary["statistics"]
+    return {**summary, "num_shards": len(dataset.shards)}
 
 
 ROUTES = [

@@ -61,7 +61,9 @@ function Explorer({ graph, model, limit }: { graph: Graph; model: GraphModel; li
   const view = useRef<GraphView | null>(null);
   const change = (part: Partial<PageState>) => setState((before) => ({ ...before, ...part }));
   useEffect(() => {
-    history.replaceState(null, "", location.pathname + writeState(state, limit));
+    // Browsers allow few changes of the address a second; a slider makes many.
+    const timer = window.setTimeout(() => history.replaceState(null, "", location.pathname + writeState(state, limit)), 200);
+    return () => window.clearTimeout(timer);
   }, [state, limit]);
 
   const selected = state.selected ? model.byId.get(state.selected) ?? null : null;
