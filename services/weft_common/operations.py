@@ -15,8 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 
 import structlog
 from google.longrunning import operations_pb2
@@ -36,6 +35,7 @@ from weft_common.interceptors import as_weft_error
 from weft_common.logging import current_request_id, get_logger
 from weft_common.metrics import OPERATION_AGE_SECONDS
 from weft_common.operation_kinds import OperationContext, OperationKind, RetryPolicy, packed_any
+from weft_common.operation_runs import End, Run
 from weft_common.operation_store import MemoryOperationStore, OperationStore, Record, change_record, read_record
 from weft_common.pages import paginate
 from weft_common.resource_names import check_id
@@ -53,30 +53,6 @@ __all__ = [
 _LOG = get_logger(__name__)
 # A report is written at once when the one before is this old, and with the next look otherwise.
 _REPORT_EVERY_S = 0.5
-
-
-class _End(Enum):
-    """Why a running handler was cancelled."""
-
-    CANCELLED = "cancelled by request"
-    LOST = "another manager has it"
-    STOPPING = "this manager stops"
-
-
-@dataclass
-class _Run:
-    kind: str
-    shared: bool
-    task: "asyncio.Task[None]"
-    alive_s: float  # monotonic time of the last beat that was written
-    end: _End | None = None
-    unwritten: bytes | None = None
-    written_s: float = field(default=0.0)
-
-    def stop(self, end: _End) -> None:
-        if self.end is None:
-            self.end = end
-            self.task.cancel()
 
 
 class OperationManager:
@@ -108,7 +84,7 @@ class OperationManager:
         self._poll_s = poll_s
         self._retry = retry or RetryPolicy()
         self._owner = uuid.uuid4().hex
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._ended: set[str] = set()
         # Owner, beat and the monotonic time at which they were first seen, of work that others do.
         self._seen: dict[str, tuple[str, int, float]] = {}
@@ -277,12 +253,12 @@ class OperationManager:
         if record.done:
             self._ended.add(name)
             if run is not None:
-                run.stop(_End.LOST)
+                run.stop(End.LOST)
         elif run is not None:
             if not run.shared and record.owner != self._owner:
-                run.stop(_End.LOST)
+                run.stop(End.LOST)
             elif record.cancel_requested:
-                run.stop(_End.CANCELLED)
+                run.stop(End.CANCELLED)
         elif kind is None:
             self._ended.add(name)
             _LOG.error("an operation is of an unknown kind", operation=name, kind=record.kind)
@@ -326,7 +302,7 @@ class OperationManager:
             if record.done:
                 return
         task = asyncio.create_task(self._work(name, kind, record), name=name, context=contextvars.Context())
-        self._runs[name] = _Run(record.kind, kind.shared, task, begun)
+        self._runs[name] = Run(record.kind, kind.shared, task, begun)
         task.add_done_callback(lambda _: self._forget(name))
 
     def _forget(self, name: str) -> None:
@@ -369,7 +345,7 @@ class OperationManager:
             run = self._runs.get(name)
             end = run.end if run is not None else None
             _LOG.info("operation stops", why=end.value if end else "unknown")
-            if end is not _End.CANCELLED:
+            if end is not End.CANCELLED:
                 raise
             await self._finish(name, mine, error=_cancelled(name))
         except Exception as error:
@@ -463,7 +439,7 @@ class OperationManager:
                 if not run.shared:
                     await self._beat(name, run)
 
-    async def _beat(self, name: str, run: _Run) -> None:
+    async def _beat(self, name: str, run: Run) -> None:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(self._lease_s / 4):
@@ -478,17 +454,17 @@ class OperationManager:
             if record.owner == self._owner:
                 run.alive_s = begun
             elif not record.done:
-                run.stop(_End.LOST)
+                run.stop(End.LOST)
         except Exception as error:
             _LOG.warning("a beat could not be written", operation=name, error=str(error))
         if time.monotonic() - run.alive_s > self._lease_s:
             # Others may think this manager dead and do the work: stop before both do.
-            run.stop(_End.LOST)
+            run.stop(End.LOST)
 
     async def _let_go(self) -> None:
         runs = dict(self._runs)
         for run in runs.values():
-            run.stop(_End.STOPPING)
+            run.stop(End.STOPPING)
         await asyncio.gather(*(run.task for run in runs.values()), return_exceptions=True)
         for name, run in runs.items():
             unwritten, mine = run.unwritten, self._is_mine(run.shared)

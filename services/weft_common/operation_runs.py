@@ -1,0 +1,34 @@
+"""What an OperationManager keeps of the work that runs in its process."""
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["End", "Run"]
+
+
+class End(Enum):
+    """Why a running handler was cancelled."""
+
+    CANCELLED = "cancelled by request"
+    LOST = "another manager has it"
+    STOPPING = "this manager stops"
+
+
+@dataclass
+class Run:
+    """One handler at work."""
+
+    kind: str
+    shared: bool
+    task: "asyncio.Task[None]"
+    alive_s: float  # monotonic time of the last beat that was written
+    end: End | None = None
+    unwritten: bytes | None = None
+    written_s: float = 0.0
+
+    def stop(self, end: End) -> None:
+        """Cancel the handler; the first reason counts."""
+        if self.end is None:
+            self.end = end
+            self.task.cancel()
