@@ -25,16 +25,14 @@ def streams() -> dict[str, np.ndarray]:
     model = AutoModelForCausalLM.from_pretrained(_MODEL, dtype=torch.float32, local_files_only=True)
     tokens = AutoTokenizer.from_pretrained(_MODEL, local_files_only=True)("\n".join(pydoc_data.topics.topics.values()))
     taken: dict[str, list[np.ndarray]] = {"mlp_in": [], "resid_mid": [], "mlp_out": []}
+
+    def keep(name: str, tensor: torch.Tensor) -> None:
+        taken[name].append(tensor[:, 1:].reshape(-1, tensor.shape[-1]).numpy())
+
     for layer in model.model.layers:
-        layer.post_attention_layernorm.register_forward_hook(
-            lambda module, given, out: taken["resid_mid"].append(given[0][:, 1:].reshape(-1, out.shape[-1]).numpy())
-        )
-        layer.mlp.register_forward_hook(
-            lambda module, given, out: (
-                taken["mlp_in"].append(given[0][:, 1:].reshape(-1, out.shape[-1]).numpy()),
-                taken["mlp_out"].append(out[:, 1:].reshape(-1, out.shape[-1]).numpy()),
-            )
-        )
+        layer.post_attention_layernorm.register_forward_hook(lambda _, given, out: keep("resid_mid", given[0]))
+        layer.mlp.register_forward_hook(lambda _, given, out: keep("mlp_in", given[0]))
+        layer.mlp.register_forward_hook(lambda _, given, out: keep("mlp_out", out))
     with torch.inference_mode():
         model(torch.tensor(tokens["input_ids"][: 4 * 256]).reshape(4, 256))
     return {name: np.stack(layers) for name, layers in taken.items()}
