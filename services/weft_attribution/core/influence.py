@@ -18,7 +18,16 @@ import numpy.typing as npt
 
 from weft_attribution.core.sweep import NodeTable
 
-__all__ = ["Edges", "Pruned", "Scores", "compute_influence", "cumulative_share", "graph_scores", "prune", "share_threshold"]
+__all__ = [
+    "Edges",
+    "Pruned",
+    "Scores",
+    "compute_influence",
+    "cumulative_share",
+    "graph_scores",
+    "prune",
+    "share_threshold",
+]
 
 Array = npt.NDArray[Any]
 _CHUNK = 1 << 22

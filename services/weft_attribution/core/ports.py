@@ -104,7 +104,13 @@ class ModelRunner(Protocol):
         """
 
     async def run(
-        self, model: str, token_ids: Sequence[int], additions: Sequence[Addition], *, frozen: bool, logits_of: Sequence[int]
+        self,
+        model: str,
+        token_ids: Sequence[int],
+        additions: Sequence[Addition],
+        *,
+        frozen: bool,
+        logits_of: Sequence[int],
     ) -> SteeredLogits:
         """
         Run a prompt with additions; `frozen` holds attention patterns, norm scales and MLP outputs at their clean values.

@@ -92,7 +92,9 @@ def make_targets(
     return Targets(
         layer_N=np.concatenate([features.layer_N, np.full(count, operator.weights.num_layers)]),
         position_N=np.concatenate([features.position_N, np.full(count, last)]),
-        reader_ND=torch.cat([features.reader_ND / features.scale_N[:, None], readers_ND / operator.final_scale_P[last]]),
+        reader_ND=torch.cat(
+            [features.reader_ND / features.scale_N[:, None], readers_ND / operator.final_scale_P[last]]
+        ),
         offset_N=torch.cat([features.offset_N, offset_N]),
         value_N=torch.cat([features.value_N, demeaned_logits.to(features.value_N.dtype)]),
     )

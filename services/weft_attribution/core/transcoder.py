@@ -174,16 +174,22 @@ class TranscoderReader:
     def _entry(self, file: str, name: str) -> _Entry:
         entry = self._header(file).get(name)
         if entry is None or entry.dtype not in _DTYPES:
-            raise DataLossError(f"{self._prefix}{file} holds no floating-point tensor {name}; export the transcoder again")
+            raise DataLossError(
+                f"{self._prefix}{file} holds no floating-point tensor {name}; export the transcoder again"
+            )
         if entry.size != int(np.prod(entry.shape)) * np.dtype(_DTYPES[entry.dtype]).itemsize:
-            raise DataLossError(f"{self._prefix}{file}: the size of {name} does not fit its shape; export the transcoder again")
+            raise DataLossError(
+                f"{self._prefix}{file}: the size of {name} does not fit its shape; export the transcoder again"
+            )
         return entry
 
     def _read(self, file: str, name: str, low: int = 0, high: int | None = None) -> Array:
         entry = self._entry(file, name)
         rows = entry.shape[0] if high is None else high
         row_bytes = entry.size // entry.shape[0]
-        raw = self._store.get(self._prefix + file, offset=entry.start + low * row_bytes, length=(rows - low) * row_bytes)
+        raw = self._store.get(
+            self._prefix + file, offset=entry.start + low * row_bytes, length=(rows - low) * row_bytes
+        )
         if len(raw) != (rows - low) * row_bytes:
             raise DataLossError(f"{self._prefix}{file} is cut short; export the transcoder again")
         array: Array = np.frombuffer(raw, dtype=_DTYPES[entry.dtype]).reshape(rows - low, *entry.shape[1:])

@@ -1,0 +1,148 @@
+"""
+The whole graph as one safetensors file: rows in compressed form, and what the features are.
+
+Rows leave the sweep in its own order; they go to scratch files and from there, in node order, into the file, so that
+memory holds one batch however large the graph is.
+
+Tensors of the file: `indptr` int64 [R + 1], `indices` int32 and `values` float32 [edges], by feature `layer`,
+`position`, `index` int32, `activation` float32, and by row `constant` and `value` float32.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from weft_common.errors import DataLossError
+
+__all__ = ["EdgeScratch", "read_arrays", "write_arrays"]
+
+Array = npt.NDArray[Any]
+_NAMES = {"<i4": "I32", "<i8": "I64", "<f4": "F32"}
+
+
+class EdgeScratch:
+    """
+    Rows on their way from the sweep to the file.
+
+    Args:
+        num_rows: R.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self._indices: IO[bytes] = tempfile.TemporaryFile()
+        self._values: IO[bytes] = tempfile.TemporaryFile()
+        self._start_R = np.zeros(num_rows, dtype=np.int64)
+        self._count_R = np.zeros(num_rows, dtype=np.int64)
+        self.num_edges = 0
+
+    def __enter__(self) -> "EdgeScratch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._indices.close()
+        self._values.close()
+
+    def add(self, rows: Array, dense_RN: Array) -> None:
+        """
+        Keep the edges of some rows that are not zero.
+        """
+        place, column = np.nonzero(dense_RN)
+        counts = np.bincount(place, minlength=len(rows))
+        self._start_R[rows] = self.num_edges + np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self._count_R[rows] = counts
+        self._indices.write(column.astype("<i4").tobytes())
+        self._values.write(dense_RN[place, column].astype("<f4").tobytes())
+        self.num_edges += len(column)
+
+    def write(self, path: Path, arrays: Mapping[str, Array]) -> None:
+        """
+        Write the file: `arrays`, and the edges in the order of rows.
+        """
+        indptr = np.concatenate([[0], np.cumsum(self._count_R)]).astype("<i8")
+        self._indices.flush()
+        self._values.flush()
+        edges = {"indices": self._ordered(self._indices, "<i4"), "values": self._ordered(self._values, "<f4")}
+        write_arrays(path, {**arrays, "indptr": indptr}, edges, self.num_edges)
+
+    def _ordered(self, file: IO[bytes], dtype: str) -> "_Ordered":
+        return _Ordered(file, dtype, self._start_R, self._count_R)
+
+
+class _Ordered:
+    """
+    One scratch file's elements in the order of rows.
+    """
+
+    def __init__(self, file: IO[bytes], dtype: str, start_R: Array, count_R: Array) -> None:
+        self.dtype = dtype
+        self._file, self._start_R, self._count_R = file, start_R, count_R
+
+    def write_to(self, out: IO[bytes]) -> None:
+        size = np.dtype(self.dtype).itemsize
+        for start, count in zip(self._start_R.tolist(), self._count_R.tolist(), strict=True):
+            self._file.seek(start * size)
+            out.write(self._file.read(count * size))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array], edges: Mapping[str, _Ordered], num_edges: int) -> None:
+    """
+    Write a safetensors file of arrays and streamed edges.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": _NAMES[array.dtype.str],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    for name, ordered in edges.items():
+        size = num_edges * np.dtype(ordered.dtype).itemsize
+        header[name] = {"dtype": _NAMES[ordered.dtype], "shape": [num_edges], "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little"))
+        out.write(text)
+        for array in arrays.values():
+            out.write(array.tobytes())
+        for ordered in edges.values():
+            ordered.write_to(out)
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """
+    Map the arrays of such a file; nothing is read before it is used.
+
+    Raises:
+        DataLossError: The file is damaged.
+    """
+    dtypes = {name: dtype for dtype, name in _NAMES.items()}
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, 1 << 20)))
+        arrays: dict[str, Array] = {}
+        for name, entry in header.items():
+            dtype, shape = np.dtype(dtypes[entry["dtype"]]), tuple(entry["shape"])
+            low, high = entry["data_offsets"]
+            if high - low != int(np.prod(shape)) * dtype.itemsize or 8 + length + high > size or low < 0:
+                raise ValueError(name)
+            if high == low:
+                arrays[name] = np.zeros(shape, dtype)
+            else:
+                arrays[name] = np.memmap(path, dtype=dtype, mode="r", offset=8 + length + low, shape=shape)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataLossError("the stored edges of this graph are damaged; delete the graph and make it again") from error
+    return arrays

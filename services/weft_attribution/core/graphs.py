@@ -1,0 +1,443 @@
+"""
+Graphs as a whole: check a request, build, keep, list, delete, prune again, intervene.
+"""
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft_attribution.core.graph_json import graph_json, node_id, scan_name
+from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
+from weft_attribution.core.interventions import feature_additions, predict
+from weft_attribution.core.pipeline import (
+    Stages,
+    WholeGraph,
+    build_graph,
+    capture_hooks,
+    choose_logits,
+    open_graph,
+)
+from weft_attribution.core.ports import ModelInfo, ModelRunner, ProgressFn, Token
+from weft_attribution.core.records import (
+    GraphRequest,
+    GraphSettings,
+    check_threshold,
+    edges_key,
+    graph_key,
+    request_key,
+)
+from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.core.weights import LinearWeights, load_linear_weights
+from weft_common.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from weft_common.resource_names import check_id
+from weft_store.documents import create_json, list_ids, read_json, update_json
+from weft_store.port import ObjectStore
+
+__all__ = ["Change", "Graphs", "ModelFolder"]
+
+Json = dict[str, Any]
+_GENERATOR = {"name": "weft", "version": "0.1.0", "url": "", "email": ""}
+_OPEN_GRAPHS = 2
+
+
+@dataclass(frozen=True)
+class Change:
+    """
+    A change to one feature node: a factor on its activation, or a new value.
+    """
+
+    node_id: str
+    factor: float | None = None
+    value: float | None = None
+
+
+class ModelFolder:
+    """
+    Frozen weights by model, read once and kept while the same model is asked for.
+    """
+
+    def __init__(self, models_dir: Path) -> None:
+        self._models_dir = models_dir
+        self._lock = threading.Lock()
+        self._loaded: tuple[str, LinearWeights] | None = None
+
+    def weights(self, model: str) -> LinearWeights:
+        """
+        The frozen weights of a model; the last one asked for stays in memory.
+        """
+        with self._lock:
+            if self._loaded is None or self._loaded[0] != model:
+                self._loaded = None
+                self._loaded = (model, load_linear_weights(self._models_dir / check_id(model, field="model")))
+            return self._loaded[1]
+
+
+class Graphs:
+    """
+    The domain behind AttributionService.
+
+    Args:
+        store: The bucket.
+        runner: The base model.
+        models: Frozen weights.
+        max_prompt_tokens: Longest prompt accepted.
+        max_features: Most active features accepted.
+    """
+
+    def __init__(
+        self, store: ObjectStore, runner: ModelRunner, models: ModelFolder, *, max_prompt_tokens: int, max_features: int
+    ) -> None:
+        self._store = store
+        self._runner = runner
+        self._models = models
+        self._max_prompt_tokens = max_prompt_tokens
+        self._max_features = max_features
+        self._open: OrderedDict[tuple[str, str], tuple[tempfile.TemporaryDirectory[str], WholeGraph]] = OrderedDict()
+        self._open_lock = threading.Lock()
+
+    async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...]]:
+        """
+        Check a request against what there is.
+
+        Returns:
+            The model and the prompt's tokens.
+        Raises:
+            InvalidArgumentError, NotFoundError, FailedPreconditionError: What is wrong, and what to do.
+        """
+        settings.check()
+        info = await self._runner.model(settings.model)
+        transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
+        manifest = transcoder.manifest
+        if manifest.model != settings.model or (manifest.model_revision and manifest.model_revision != info.revision):
+            raise FailedPreconditionError(
+                f"transcoders/{settings.transcoder} was made for models/{manifest.model} at revision "
+                f"{manifest.model_revision or 'unknown'}, the request is for models/{settings.model} at {info.revision}; "
+                "use a transcoder of that very model",
+                field="spec.transcoder",
+            )
+        for token_id in settings.target_token_ids:
+            if not 0 <= token_id < info.vocab_size:
+                raise InvalidArgumentError(
+                    f"spec.target_token_ids has {token_id}; {settings.model} has ids 0 to {info.vocab_size - 1}",
+                    field="spec.target_token_ids",
+                )
+        tokens = await self._runner.tokenize(settings.model, settings.prompt)
+        longest = min(info.max_tokens, self._max_prompt_tokens)
+        if len(tokens) > longest:
+            raise InvalidArgumentError(
+                f"spec.prompt has {len(tokens)} tokens; at most {longest} are explained here, shorten it",
+                field="spec.prompt",
+            )
+        if len(tokens) < 2:
+            raise InvalidArgumentError(
+                "spec.prompt has one token; position 0 has no features, so give a prompt of two tokens or more",
+                field="spec.prompt",
+            )
+        return info, tokens
+
+    def begin(self, request: GraphRequest) -> GraphRequest:
+        """
+        Write a request down; the same one again gives the one that is there.
+
+        Raises:
+            AlreadyExistsError: The id stands for another graph.
+        """
+        try:
+            create_json(self._store, request_key(request.graph_id), request.to_json())
+        except AlreadyExistsError:
+            there = self.request(request.graph_id)
+            if there.request_id != request.request_id or not request.request_id or there.settings != request.settings:
+                raise AlreadyExistsError(
+                    f"graphs/{request.graph_id} is there already; choose another id or delete it", field="graph_id"
+                ) from None
+            return there
+        return request
+
+    def request(self, graph_id: str) -> GraphRequest:
+        """
+        How a graph was asked for.
+        """
+        try:
+            document, _ = read_json(self._store, request_key(graph_id))
+        except NotFoundError:
+            raise NotFoundError(f"no graph graphs/{graph_id}; list the graphs to see those that there are") from None
+        try:
+            return GraphRequest.from_json(document)
+        except (KeyError, TypeError) as error:
+            raise DataLossError(
+                f"the record of graphs/{graph_id} is damaged; delete the graph and make it again"
+            ) from error
+
+    def finished(self, graph_id: str) -> Json | None:
+        """
+        The finished graph's document, if it is finished.
+        """
+        try:
+            document, _ = read_json(self._store, graph_key(graph_id))
+        except NotFoundError:
+            return None
+        return document
+
+    def ids(self) -> list[str]:
+        """
+        Every graph there is.
+        """
+        return list(list_ids(self._store, "graphs/", "/request.json"))
+
+    def delete(self, graph_id: str) -> None:
+        """
+        Remove a graph: what makes it complete first, its record last.
+        """
+        self.request(graph_id)
+        for key in (graph_key(graph_id), edges_key(graph_id), request_key(graph_id)):
+            self._store.delete(key)
+
+    async def build(self, request: GraphRequest, progress: ProgressFn) -> Json:
+        """
+        Compute a graph and store it; what a dead process left behind is computed again.
+
+        Returns:
+            The finished graph's document.
+        """
+        there = await asyncio.to_thread(self.finished, request.graph_id)
+        if there is not None:
+            return there
+        stages, begun = Stages(), time.perf_counter()
+        settings = request.settings
+        progress("capture", 0, 0)
+        _, tokens = await self.check(settings)
+        transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
+        hooks = capture_hooks(transcoder.manifest.input_hook)
+        capture = await self._runner.capture(settings.model, [token.id for token in tokens], hooks)
+        logit_ids, probabilities = choose_logits(
+            capture.tensors["logits"],
+            max_logits=settings.max_logits,
+            probability=settings.logit_probability,
+            token_ids=settings.target_token_ids,
+        )
+        texts = await self._runner.detokenize(settings.model, logit_ids.tolist())
+        logits = tuple(Token(int(i), text) for i, text in zip(logit_ids, texts, strict=True))
+        weights = await asyncio.to_thread(self._models.weights, settings.model)
+        stages.add("capture", begun)
+
+        def compute() -> Json:
+            with tempfile.TemporaryDirectory(prefix="weft-graph-") as folder:
+                path = Path(folder) / "edges.safetensors"
+                error = build_graph(
+                    weights,
+                    transcoder,
+                    capture,
+                    logit_ids=logit_ids,
+                    batch_size=settings.batch_size,
+                    max_features=self._max_features,
+                    path=path,
+                    stages=stages,
+                    progress=progress,
+                )
+                progress("influence", 0, 0)
+                now = time.perf_counter()
+                graph = open_graph(path, weights.num_layers, capture.tokens, logits, tuple(probabilities.tolist()))
+                influence, sums = compute_influence(graph.edges, graph.logit_weights)
+                scores = graph_scores(graph.edges, influence, graph.logit_weights, sums)
+                content, kept = self._pruned(
+                    request, graph, influence, settings.node_threshold, settings.edge_threshold
+                )
+                now = stages.add("influence", now)
+                progress("store", 0, 0)
+                self._store.put_file(edges_key(request.graph_id), path)
+                stages.add("store", now)
+                document: Json = {
+                    "model_revision": capture.model.revision,
+                    "num_layers": weights.num_layers,
+                    "tokens": [[token.id, token.text] for token in capture.tokens],
+                    "logits": [[token.id, token.text] for token in logits],
+                    "probabilities": probabilities.tolist(),
+                    "statistics": {
+                        "num_features": graph.edges.table.num_features,
+                        "num_nodes": graph.edges.table.num_nodes,
+                        "num_edges": len(graph.edges.values),
+                        **kept,
+                        "replacement_score": scores.replacement,
+                        "completeness_score": scores.completeness,
+                        "conservation_error": error,
+                        "seconds": time.perf_counter() - begun,
+                        "stage_seconds": dict(stages.seconds),
+                    },
+                    "json": content,
+                    "interventions": [],
+                }
+                try:
+                    create_json(self._store, graph_key(request.graph_id), document)
+                except AlreadyExistsError:
+                    document = read_json(self._store, graph_key(request.graph_id))[0]
+                return document
+
+        return await _in_thread(compute)
+
+    def pruned(self, graph_id: str, node_threshold: float, edge_threshold: float) -> tuple[GraphRequest, Json]:
+        """
+        The finished graph's document with other thresholds; nothing stored changes.
+        """
+        check_threshold(node_threshold, "node_threshold")
+        check_threshold(edge_threshold, "edge_threshold")
+        request, document, graph = self._whole(graph_id)
+        influence, _ = compute_influence(graph.edges, graph.logit_weights)
+        content, kept = self._pruned(request, graph, influence, node_threshold, edge_threshold)
+        return request, {**document, "json": content, "statistics": {**document["statistics"], **kept}}
+
+    async def intervene(self, graph_id: str, changes: Sequence[Change]) -> Json:
+        """
+        Change features, in the graph and in the model, and keep the result with the graph.
+
+        Returns:
+            `interventions`, `effects` and `create_s`, as stored.
+        """
+        request, _, graph = await asyncio.to_thread(self._whole, graph_id)
+        delta = _deltas(graph, changes)
+        settings, nodes, edges = request.settings, graph.nodes, graph.edges
+        transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
+        moved = [
+            (int(nodes.layer_N[node]), int(nodes.index_N[node]), int(nodes.position_N[node]), amount)
+            for node, amount in delta.items()
+        ]
+        direct, total = await asyncio.to_thread(predict, edges, nodes.activation_N, delta)
+        additions = await asyncio.to_thread(feature_additions, transcoder, moved, edges.table.num_layers)
+        token_ids = [token.id for token in nodes.tokens]
+        logits_of = [token.id for token in nodes.logits]
+        before = await self._runner.run(settings.model, token_ids, (), frozen=False, logits_of=logits_of)
+        frozen = await self._runner.run(settings.model, token_ids, additions, frozen=True, logits_of=logits_of)
+        free = await self._runner.run(settings.model, token_ids, additions, frozen=False, logits_of=logits_of)
+        effects = [
+            {
+                "token_id": token.id,
+                "text": token.text,
+                "predicted": float(direct[k]),
+                "predicted_total": float(total[k]),
+                "measured_frozen": (frozen.logits[k] - frozen.mean_logit) - (before.logits[k] - before.mean_logit),
+                "measured": (free.logits[k] - free.mean_logit) - (before.logits[k] - before.mean_logit),
+                "probability_before": before.probabilities[k],
+                "probability_after": free.probabilities[k],
+            }
+            for k, token in enumerate(nodes.logits)
+        ]
+        result: Json = {
+            "interventions": [
+                {"node_id": change.node_id, "factor": change.factor, "value": change.value} for change in changes
+            ],
+            "effects": effects,
+            "create_s": time.time(),
+        }
+        await asyncio.to_thread(
+            update_json,
+            self._store,
+            graph_key(graph_id),
+            lambda document: {**document, "interventions": [*document["interventions"], result]},
+        )
+        return result
+
+    def _whole(self, graph_id: str) -> tuple[GraphRequest, Json, WholeGraph]:
+        request, document = self.request(graph_id), self.finished(graph_id)
+        if document is None:
+            raise FailedPreconditionError(f"graphs/{graph_id} is not complete; wait for its operation to succeed")
+        key = (graph_id, self._store.info(edges_key(graph_id)).etag)
+        with self._open_lock:
+            if key not in self._open:
+                folder = tempfile.TemporaryDirectory(prefix="weft-open-")
+                path = Path(folder.name) / "edges.safetensors"
+                self._store.get_to_file(edges_key(graph_id), path)
+                tokens = tuple(Token(i, text) for i, text in document["tokens"])
+                logits = tuple(Token(i, text) for i, text in document["logits"])
+                graph = open_graph(path, document["num_layers"], tokens, logits, tuple(document["probabilities"]))
+                self._open[key] = (folder, graph)
+                while len(self._open) > _OPEN_GRAPHS:
+                    self._open.popitem(last=False)[1][0].cleanup()
+            self._open.move_to_end(key)
+            return request, document, self._open[key][1]
+
+    def _pruned(
+        self, request: GraphRequest, graph: WholeGraph, influence: Any, node_threshold: float, edge_threshold: float
+    ) -> tuple[Json, Json]:
+        settings = request.settings
+        pruned = prune(
+            graph.edges, influence, graph.logit_weights, node_threshold=node_threshold, edge_threshold=edge_threshold
+        )
+        metadata = {
+            "slug": request.graph_id,
+            "scan": scan_name(settings.model),
+            "prompt": settings.prompt,
+            "prompt_tokens": [token.text for token in graph.nodes.tokens],
+            "transcoder_list": [settings.transcoder],
+            "schema_version": 1,
+            "node_threshold": node_threshold,
+            "feature_details": {"feature_json_base_url": "", "neuronpedia_source_set": ""},
+            "info": {
+                "description": "",
+                "creator_name": "weft",
+                "creator_url": "",
+                "source_urls": [],
+                "generator": _GENERATOR,
+                "create_time_ms": int(request.create_s * 1000),
+            },
+            "generation_settings": {
+                "max_n_logits": settings.max_logits,
+                "desired_logit_prob": settings.logit_probability,
+                "batch_size": settings.batch_size,
+                "max_feature_nodes": graph.edges.table.num_features,
+            },
+            "pruning_settings": {"node_threshold": node_threshold, "edge_threshold": edge_threshold},
+        }
+        content = graph_json(graph.nodes, pruned, cumulative_share(influence), metadata)
+        return content, {"num_nodes_kept": len(content["nodes"]), "num_edges_kept": len(content["links"])}
+
+
+def _deltas(graph: WholeGraph, changes: Sequence[Change]) -> Mapping[int, float]:
+    if not changes:
+        raise InvalidArgumentError("interventions is empty; name at least one feature node", field="interventions")
+    nodes = graph.nodes
+    by_id = {node_id(nodes, node): node for node in range(nodes.table.num_features)}
+    delta: dict[int, float] = {}
+    for change in changes:
+        if change.node_id not in by_id:
+            raise InvalidArgumentError(
+                f"{change.node_id[:100]!r} is no active feature of this graph; "
+                "give a node id such as 12_345_4: layer, feature, position",
+                field="interventions",
+            )
+        node = by_id[change.node_id]
+        if node in delta:
+            raise InvalidArgumentError(f"node {change.node_id} is named twice; name it once", field="interventions")
+        activation = float(nodes.activation_N[node])
+        wanted = change.value if change.value is not None else activation * (change.factor or 0.0)
+        if (change.value is None) == (change.factor is None) or not np.isfinite(wanted):
+            raise InvalidArgumentError(
+                f"the change of node {change.node_id} needs either a finite factor or a finite value",
+                field="interventions",
+            )
+        delta[node] = wanted - activation
+    return delta
+
+
+async def _in_thread(compute: Callable[[], Json]) -> Json:
+    """
+    Run in a thread; a cancelled caller still waits for the thread to notice.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(compute))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
