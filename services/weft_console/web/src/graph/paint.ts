@@ -154,11 +154,10 @@ function paintLogitName(ctx: CanvasRenderingContext2D, palette: Palette, node: G
   ctx.textBaseline = "alphabetic";
   ctx.fillStyle = palette.ink;
   ctx.font = `500 11px ${MONO}`;
-  ctx.fillText(shorten(ctx, node.label, 78), x, y - 10);
+  ctx.fillText(shorten(ctx, node.label, 78), x, y - 21);
   ctx.font = `500 10px ${SANS}`;
   ctx.fillStyle = palette.muted;
-  ctx.textBaseline = "top";
-  ctx.fillText(`${(100 * node.probability).toFixed(1)}%`, x, y + 8);
+  ctx.fillText(`${(100 * node.probability).toFixed(1)}%`, x, y - 9);
 }
 
 /** A ring around a node: solid for the selected one, broken for pins. */

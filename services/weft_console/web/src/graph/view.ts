@@ -203,6 +203,8 @@ export class GraphView {
   private clear(canvas: HTMLCanvasElement): CanvasRenderingContext2D {
     const ctx = canvas.getContext("2d")!;
     ctx.globalAlpha = 1;
+    // Without ligatures: a token is shown letter by letter.
+    ctx.textRendering = "optimizeSpeed";
     ctx.clearRect(0, 0, this.geometry.width, this.geometry.height);
     return ctx;
   }

@@ -99,8 +99,8 @@ export function RunPage({ id }: { id: string }) {
       </div>
       <dl class="stats tiles">
         <Stat label="loss" id="loss" value={last ? last.loss.toFixed(4) : "–"} />
-        <Stat label="explained variance, held out" id="held-out" value={evaluation ? evaluation.explained_variance.toFixed(4) : "–"} />
-        <Stat label="explained variance, this step" value={last ? last.explained_variance.toFixed(4) : "–"} />
+        <Stat label="EV, held out" title="Explained variance on tokens that it was not trained on, mean over layers" id="held-out" value={evaluation ? evaluation.explained_variance.toFixed(4) : "–"} />
+        <Stat label="EV, this step" title="Explained variance on this step's tokens, mean over layers" value={last ? last.explained_variance.toFixed(4) : "–"} />
         <Stat label="L0 a layer" id="l0" value={last ? last.l0.toFixed(1) : "–"} />
         <Stat label="dead features" value={last ? percent(last.dead_share) : "–"} />
         <Stat label="tokens/s" id="tokens-per-s" value={last ? count(last.tokens_per_s) : "–"} />

@@ -35,6 +35,8 @@ export function LineChart(props: { title: string; series: Series[]; log?: boolea
     low = isLog ? low / 2 : low - Math.max(Math.abs(low) * 0.5, 0.5);
     high = isLog ? high * 2 : high + Math.max(Math.abs(high) * 0.5, 0.5);
   }
+  const onLog = isLog ? logTicks(low, high) : [];
+  const marks = onLog.length > 1 ? onLog : ticks(low, high);
   const toX = (step: number) => LEFT + ((WIDTH - LEFT - RIGHT) * step) / lastStep;
   const toUnit = (value: number) => (isLog ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low));
   const toY = (value: number) => HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * toUnit(value);
@@ -59,7 +61,7 @@ export function LineChart(props: { title: string; series: Series[]; log?: boolea
             setAt((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (WIDTH - LEFT - RIGHT) * lastStep);
           }}
           onPointerLeave={() => setAt(null)}>
-          {(isLog ? logTicks(low, high) : ticks(low, high)).map((value) => (
+          {marks.map((value) => (
             <g key={value}><line class="grid" x1={LEFT} x2={WIDTH - RIGHT} y1={toY(value)} y2={toY(value)} /><text x={LEFT - 6} y={toY(value) + 3.5} text-anchor="end">{format(value)}</text></g>
           ))}
           {ticks(0, lastStep, 5).map((value) => <text key={value} x={toX(value)} y={HEIGHT - 6} text-anchor="middle">{count(value)}</text>)}

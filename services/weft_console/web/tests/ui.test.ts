@@ -1,0 +1,54 @@
+import { describe, expect, it } from "vitest";
+import { bytes, count, figure, seconds, signedPercent } from "../src/format";
+import { parseRoute } from "../src/routes";
+import { logTicks, thin, ticks } from "../src/ui/scale";
+
+describe("scale", () => {
+  it("marks an axis with round values inside it", () => {
+    expect(ticks(0, 100)).toEqual([0, 25, 50, 75, 100]);
+    expect(ticks(0, 120, 5)).toEqual([0, 25, 50, 75, 100]);
+    expect(ticks(0, 1).map((value) => Object.is(value, -0))).not.toContain(true);
+    expect(ticks(3, 3)).toEqual([3]);
+  });
+
+  it("marks a logarithmic axis with few values", () => {
+    expect(logTicks(0.01, 100)).toEqual([0.01, 0.1, 1, 10, 100]);
+    for (const value of logTicks(0.4, 1.1)) {
+      expect(value).toBeGreaterThanOrEqual(0.4 * 0.999);
+      expect(value).toBeLessThanOrEqual(1.1 * 1.001);
+    }
+  });
+
+  it("thins a long line without losing its spikes or its end", () => {
+    const points = Array.from({ length: 50_000 }, (_, i): [number, number] => [i, i === 31_337 ? 99 : Math.sin(i)]);
+    const kept = thin(points, 800);
+    expect(kept.length).toBeLessThanOrEqual(804);
+    expect(kept).toContainEqual([31_337, 99]);
+    expect(kept[kept.length - 1]).toEqual(points[points.length - 1]);
+    expect(kept.map(([x]) => x)).toEqual(kept.map(([x]) => x).sort((a, b) => a - b));
+  });
+});
+
+describe("format", () => {
+  it("writes numbers as people read them", () => {
+    expect(signedPercent(-0.0412)).toBe("−4.1%");
+    expect(signedPercent(0.5)).toBe("+50.0%");
+    expect(count(1204113)).toBe("1,204,113");
+    expect(bytes(912_000_000)).toBe("869.8 MiB");
+    expect(bytes(12)).toBe("12 B");
+    expect(figure(0.00012)).toBe("1.20e−4");
+    expect(figure(-0.31)).toBe("−0.31");
+    expect(seconds(0.2)).toBe("200 ms");
+    expect(seconds(125)).toBe("2 min 5 s");
+  });
+});
+
+describe("routes", () => {
+  it("knows every page and no other", () => {
+    expect(parseRoute("/")).toEqual({ section: "graphs", id: null });
+    expect(parseRoute("/graphs/the-capital-1a2b")).toEqual({ section: "graphs", id: "the-capital-1a2b" });
+    expect(parseRoute("/runs")).toEqual({ section: "runs", id: null });
+    expect(parseRoute("/graphs/a/b").section).toBe("unknown");
+    expect(parseRoute("/secrets").section).toBe("unknown");
+  });
+});
