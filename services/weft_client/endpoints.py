@@ -57,11 +57,11 @@ class Endpoints:
             ) from None
 
     def page(self, path: str) -> str:
-        """Address of one page of the console, token included."""
+        """Address of one page of the console, such as `graphs/g1`, token included."""
         if not self.console_url:
             raise FailedPreconditionError("there is no console among the endpoints; start one with `weft up`")
         base, token = self.console_url.rstrip("/"), self.console_token
-        return f"{base}/{f'?token={token}' if token else ''}{path}"
+        return f"{base}/{path}{f'?token={token}' if token else ''}"
 
 
 def find_endpoints(folder: Path) -> Path:

@@ -5,6 +5,9 @@ import grpc
 from weft_client.endpoints import Endpoints
 from weft_common.client import aio_channel
 
+MAX_MESSAGE_BYTES = 256 << 20
+"""The JSON of a large graph comes in one message."""
+
 
 class AsyncConnection:
     """One channel a service."""
@@ -23,6 +26,7 @@ class AsyncConnection:
                 tls_ca=endpoint.tls_ca,
                 tls_cert=endpoint.tls_cert,
                 tls_key=endpoint.tls_key,
+                max_message_bytes=MAX_MESSAGE_BYTES,
             )
         return self._channels[service]
 

@@ -71,9 +71,9 @@ def page_path(name: str) -> str:
     Where the console shows a graph.
 
     >>> page_path("graphs/g1")
-    '#/graphs/g1'
+    'graphs/g1'
     """
-    return f"#/graphs/{short_id(name)}"
+    return f"graphs/{short_id(name)}"
 
 
 def _fields(graph: messages_pb2.Graph) -> list[tuple[str, str]]:
