@@ -4,6 +4,7 @@ Where an embedded run keeps its things, and what it tells its clients.
     .weft/bucket/           the bucket, as a folder
     .weft/models/           base models, one folder each
     .weft/logs/             one file a service
+    .weft/trainer/          logs of the ranks
     .weft/endpoints.json    targets and tokens, readable by this user only
     .weft/up.lock           held while a supervisor runs
 """
@@ -155,6 +156,8 @@ def service_environment(name: str, layout: Layout, endpoints: Mapping[str, Endpo
         settings["BUCKET_URL"] = layout.bucket_url
     if name in ("activations", "attribution"):
         settings["MODELS_DIR"] = str(layout.models)
+    if name == "trainer":
+        settings["WORK_DIR"] = str(layout.root / "trainer")
     for peer in PEERS[name]:
         settings[f"{peer.upper()}_TARGET"] = endpoints[peer].target
         settings[f"{peer.upper()}_TOKEN"] = endpoints[peer].token
