@@ -1,4 +1,3 @@
-# ruff: noqa: N802 (RPCs are named as in the proto)
 """weft.activations.v1.ActivationService: from messages to the core and back."""
 
 import asyncio

@@ -1,9 +1,10 @@
 """
 Which tokens a harvest reads, in which order, in which lease: a function of the corpus and the request alone.
 
-Every replica works the plan out for itself and compares its digest with the one in the harvest's record, so leases mean
-the same everywhere. Documents come in an order drawn from the corpus's digest. Each goes as a whole to one split: to
-the held-out one when that brings the share of held-out tokens closer to what was asked.
+Every replica works the plan out for itself and compares its digest with the one in the harvest's record, so leases
+mean the same everywhere. Documents come in an order drawn from the corpus's digest: the first of them are held out,
+until the split has its tokens, and the training split begins with the next one. So no document is in both, and both splits have
+exactly the tokens that were asked for; of the last document of each, the rest is not read.
 """
 
 import hashlib
@@ -68,40 +69,32 @@ def plan_harvest(
         corpus_digest: Seeds the order of the documents.
         bos_token_id: Starts every sequence; None where the tokenizer adds none.
         num_tokens: Tokens to keep, both splits together; exactly this many are planned.
-        held_out_share: Wanted share of these in the held-out split.
+        held_out_share: Share of these in the held-out split.
         sequence_tokens: Tokens of a sequence, the start token included.
         lease_sequences: Sequences of a lease.
 
     Raises:
-        FailedPreconditionError: The corpus holds fewer tokens, or too few documents to hold any out.
+        FailedPreconditionError: The corpus holds fewer tokens; says how many.
     """
     order = sorted(range(len(documents)), key=lambda i: hashlib.sha256(f"{corpus_digest}/{i}".encode()).digest())
+    held_out = max(1, round(held_out_share * num_tokens)) if held_out_share > 0 else 0
+    wanted = {Split.HELD_OUT: held_out, Split.TRAIN: num_tokens - held_out}
     sequences: dict[Split, list[npt.NDArray[np.int64]]] = {Split.TRAIN: [], Split.HELD_OUT: []}
-    counts = {Split.TRAIN: 0, Split.HELD_OUT: 0}
-    for index in order:
-        remaining = num_tokens - sum(counts.values())
-        if remaining <= 0:
-            break
-        cut = _cut(documents[index], bos_token_id, sequence_tokens, remaining)
-        size = sum(len(sequence) - 1 for sequence in cut)
-        held = size > 0 and counts[Split.HELD_OUT] + size / 2 <= held_out_share * (sum(counts.values()) + size)
-        split = Split.HELD_OUT if held else Split.TRAIN
-        sequences[split] += cut
-        counts[split] += size
-    found = sum(counts.values())
-    if found < num_tokens:
-        raise FailedPreconditionError(
-            f"the corpus gives {found} tokens, position 0 of each sequence of {sequence_tokens} left out, but "
-            f"num_tokens is {num_tokens}; ask for {found} at most or upload more text",
-            field="spec.num_tokens",
-        )
-    if held_out_share > 0 and not counts[Split.HELD_OUT]:
-        raise FailedPreconditionError(
-            f"held_out_share is {held_out_share}, but none of the corpus's {len(documents)} documents can be held out "
-            f"within {num_tokens} tokens, since a document goes to one split as a whole; upload more and shorter "
-            "documents or set held_out_share to 0",
-            field="spec.held_out_share",
-        )
+    rest = iter(order)
+    for split, most in wanted.items():
+        while most > 0:
+            index = next(rest, None)
+            if index is None:
+                found = sum(len(sequence) - 1 for each in sequences.values() for sequence in each)
+                raise FailedPreconditionError(
+                    f"the corpus's {len(documents)} documents give {found} tokens, position 0 of each sequence left "
+                    f"out and no document in both splits, but num_tokens is {num_tokens}; ask for fewer or upload more "
+                    "text",
+                    field="spec.num_tokens",
+                )
+            cut = _cut(documents[index], bos_token_id, sequence_tokens, most)
+            sequences[split] += cut
+            most -= sum(len(sequence) - 1 for sequence in cut)
     leases: list[Lease] = []
     digest = hashlib.sha256()
     for split in Split:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from weft_store.shard import LayerStatistics
 
 __all__ = [

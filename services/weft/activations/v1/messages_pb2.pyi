@@ -417,7 +417,7 @@ class HarvestSpec(_message.Message):
     num_tokens: _builtins.int
     """Tokens to harvest, held-out ones included; position 0 of each sequence does not count, since it is left out."""
     held_out_share: _builtins.float
-    """Share of documents that go to the held-out split, 0 to 0.5."""
+    """Share of the tokens that make up the held-out split, 0 to 0.5; no document is in both splits."""
     sequence_tokens: _builtins.int
     """Tokens of one sequence, the start token included."""
     max_norm_ratio: _builtins.float
