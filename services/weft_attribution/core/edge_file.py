@@ -51,9 +51,7 @@ class EdgeScratch:
         self._values.close()
 
     def add(self, rows: Array, dense_RN: Array) -> None:
-        """
-        Keep the edges of some rows that are not zero.
-        """
+        """Keep the edges of some rows that are not zero."""
         place, column = np.nonzero(dense_RN)
         counts = np.bincount(place, minlength=len(rows))
         self._start_R[rows] = self.num_edges + np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -63,9 +61,7 @@ class EdgeScratch:
         self.num_edges += len(column)
 
     def write(self, path: Path, arrays: Mapping[str, Array]) -> None:
-        """
-        Write the file: `arrays`, and the edges in the order of rows.
-        """
+        """Write the file: `arrays`, and the edges in the order of rows."""
         indptr = np.concatenate([[0], np.cumsum(self._count_R)]).astype("<i8")
         self._indices.flush()
         self._values.flush()
@@ -77,9 +73,7 @@ class EdgeScratch:
 
 
 class _Ordered:
-    """
-    One scratch file's elements in the order of rows.
-    """
+    """One scratch file's elements in the order of rows."""
 
     def __init__(self, file: IO[bytes], dtype: str, start_R: Array, count_R: Array) -> None:
         self.dtype = dtype
@@ -93,9 +87,7 @@ class _Ordered:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array], edges: Mapping[str, _Ordered], num_edges: int) -> None:
-    """
-    Write a safetensors file of arrays and streamed edges.
-    """
+    """Write a safetensors file of arrays and streamed edges."""
     header: dict[str, Any] = {}
     offset = 0
     for name, array in arrays.items():

@@ -63,9 +63,7 @@ class ActiveFeatures:
         return len(self.layer_N)
 
     def reconstruction(self, layer: int, activation_N: Tensor) -> Tensor:
-        """
-        What features with these activations write at `layer`, without biases: [P, D].
-        """
+        """What features with these activations write at `layer`, without biases: [P, D]."""
         below = torch.from_numpy(self.layer_N <= layer)
         position = torch.from_numpy(self.position_N)[below]
         acts_PU = torch.zeros(self.error_LPD.shape[1], self.writers_UD[layer].shape[0], dtype=activation_N.dtype)
@@ -149,9 +147,7 @@ def find_features(
 def _gather_writers(
     transcoder: TranscoderReader, layers: list[Array], indices: list[Array], d_model: int, dtype: torch.dtype
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """
-    Read each distinct feature's decoders once, sorted by the layer they write to.
-    """
+    """Read each distinct feature's decoders once, sorted by the layer they write to."""
     num_layers = len(layers)
     unique = [np.unique(index, return_inverse=True) for index in indices]
     first = np.concatenate([[0], np.cumsum([len(features) for features, _ in unique])])

@@ -24,9 +24,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class GraphNodes:
-    """
-    What the nodes of a graph are, beside their numbers.
-    """
+    """What the nodes of a graph are, beside their numbers."""
 
     table: NodeTable
     layer_N: Array
@@ -59,9 +57,7 @@ def scan_name(model: str) -> str:
 
 
 def node_id(nodes: GraphNodes, node: int) -> str:
-    """
-    The id of a node; no two nodes of a graph share one.
-    """
+    """The id of a node; no two nodes of a graph share one."""
     table = nodes.table
     if node < table.error_start:
         return f"{nodes.layer_N[node]}_{nodes.index_N[node]}_{nodes.position_N[node]}"

@@ -1,6 +1,4 @@
-"""
-Graphs as a whole: check a request, build, keep, list, delete, prune again, intervene.
-"""
+"""Graphs as a whole: check a request, build, keep, list, delete, prune again, intervene."""
 
 import asyncio
 import tempfile
@@ -56,9 +54,7 @@ _OPEN_GRAPHS = 2
 
 @dataclass(frozen=True)
 class Change:
-    """
-    A change to one feature node: a factor on its activation, or a new value.
-    """
+    """A change to one feature node: a factor on its activation, or a new value."""
 
     node_id: str
     factor: float | None = None
@@ -66,9 +62,7 @@ class Change:
 
 
 class ModelFolder:
-    """
-    Frozen weights by model, read once and kept while the same model is asked for.
-    """
+    """Frozen weights by model, read once and kept while the same model is asked for."""
 
     def __init__(self, models_dir: Path) -> None:
         self._models_dir = models_dir
@@ -76,9 +70,7 @@ class ModelFolder:
         self._loaded: tuple[str, LinearWeights] | None = None
 
     def weights(self, model: str) -> LinearWeights:
-        """
-        The frozen weights of a model; the last one asked for stays in memory.
-        """
+        """The frozen weights of a model; the last one asked for stays in memory."""
         with self._lock:
             if self._loaded is None or self._loaded[0] != model:
                 self._loaded = None
@@ -115,6 +107,7 @@ class Graphs:
 
         Returns:
             The model and the prompt's tokens.
+
         Raises:
             InvalidArgumentError, NotFoundError, FailedPreconditionError: What is wrong, and what to do.
         """
@@ -168,9 +161,7 @@ class Graphs:
         return request
 
     def request(self, graph_id: str) -> GraphRequest:
-        """
-        How a graph was asked for.
-        """
+        """How a graph was asked for."""
         try:
             document, _ = read_json(self._store, request_key(graph_id))
         except NotFoundError:
@@ -183,9 +174,7 @@ class Graphs:
             ) from error
 
     def finished(self, graph_id: str) -> Json | None:
-        """
-        The finished graph's document, if it is finished.
-        """
+        """The finished graph's document, if it is finished."""
         try:
             document, _ = read_json(self._store, graph_key(graph_id))
         except NotFoundError:
@@ -193,15 +182,11 @@ class Graphs:
         return document
 
     def ids(self) -> list[str]:
-        """
-        Every graph there is.
-        """
+        """Every graph there is."""
         return list(list_ids(self._store, "graphs/", "/request.json"))
 
     def delete(self, graph_id: str) -> None:
-        """
-        Remove a graph: what makes it complete first, its record last.
-        """
+        """Remove a graph: what makes it complete first, its record last."""
         self.request(graph_id)
         for key in (graph_key(graph_id), edges_key(graph_id), request_key(graph_id)):
             self._store.delete(key)
@@ -289,9 +274,7 @@ class Graphs:
         return await _in_thread(compute)
 
     def pruned(self, graph_id: str, node_threshold: float, edge_threshold: float) -> tuple[GraphRequest, Json]:
-        """
-        The finished graph's document with other thresholds; nothing stored changes.
-        """
+        """The finished graph's document with other thresholds; nothing stored changes."""
         check_threshold(node_threshold, "node_threshold")
         check_threshold(edge_threshold, "edge_threshold")
         request, document, graph = self._whole(graph_id)
@@ -432,9 +415,7 @@ def _deltas(graph: WholeGraph, changes: Sequence[Change]) -> Mapping[int, float]
 
 
 async def _in_thread(compute: Callable[[], Json]) -> Json:
-    """
-    Run in a thread; a cancelled caller still waits for the thread to notice.
-    """
+    """Run in a thread; a cancelled caller still waits for the thread to notice."""
     task = asyncio.ensure_future(asyncio.to_thread(compute))
     try:
         return await asyncio.shield(task)

@@ -52,16 +52,12 @@ class Edges:
         return len(self.indptr) - 1
 
     def row_node(self, rows: Array) -> Array:
-        """
-        Nodes that rows stand for.
-        """
+        """Nodes that rows stand for."""
         features = self.table.num_features
         return np.where(rows < features, rows, rows - features + self.table.logit_start)
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """
-        Ranges of rows of one layer, top layer first, of bounded size.
-        """
+        """Ranges of rows of one layer, top layer first, of bounded size."""
         stop = self.num_rows
         while stop > 0:
             start = int(np.searchsorted(self.layer_R, self.layer_R[stop - 1], side="left"))
@@ -73,9 +69,7 @@ class Edges:
 
 @dataclass(frozen=True)
 class Scores:
-    """
-    Two scores of a graph, 0 to 1.
-    """
+    """Two scores of a graph, 0 to 1."""
 
     replacement: float
     completeness: float
@@ -83,9 +77,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Pruned:
-    """
-    What pruning keeps: a mask of nodes, and edges as (source, target, weight).
-    """
+    """What pruning keeps: a mask of nodes, and edges as (source, target, weight)."""
 
     node_mask: Array
     sources: Array
@@ -113,6 +105,7 @@ def compute_influence(edges: Edges, logit_weights: Array, keep: Array | None = N
         edges: The graph.
         logit_weights: One weight a logit node, for example its probability.
         keep: Mask of nodes; edges from and to others count as zero.
+
     Returns:
         Influence of each node without its own weight, and the row sums that edges were divided by (0 for empty rows).
     """
@@ -189,9 +182,7 @@ def share_threshold(scores: Array, share: float) -> float:
 
 
 def cumulative_share(influence: Array) -> Array:
-    """
-    For each node the share of influence held by it and all above it: low means important.
-    """
+    """For each node the share of influence held by it and all above it: low means important."""
     order = np.argsort(-influence, kind="stable")
     whole = influence.sum()
     shares = np.empty_like(influence)
@@ -202,9 +193,7 @@ def cumulative_share(influence: Array) -> Array:
 def prune(
     edges: Edges, influence: Array, logit_weights: Array, *, node_threshold: float, edge_threshold: float
 ) -> Pruned:
-    """
-    Keep the nodes, then the edges, that hold the given shares of influence; tokens and logits always stay.
-    """
+    """Keep the nodes, then the edges, that hold the given shares of influence; tokens and logits always stay."""
     table = edges.table
     node_mask = influence >= share_threshold(influence, node_threshold)
     node_mask[table.token_start :] = True

@@ -27,6 +27,7 @@ def predict(edges: Edges, activation_N: Array, delta: Mapping[int, float]) -> tu
         edges: The whole graph.
         activation_N: Activations of its features.
         delta: Change of activation by feature node.
+
     Returns:
         By direct edges alone, and over all paths through features.
     """

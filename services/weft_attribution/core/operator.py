@@ -29,6 +29,7 @@ class FrozenOperator:
         weights: The model's frozen weights.
         tensors: Captured `layers.{l}.ln1.scale`, `layers.{l}.ln2.scale`, `layers.{l}.attn.pattern`, `ln_final.scale`.
         num_positions: P.
+
     Raises:
         ShapeError: A stream has not the shape that the model's configuration asks for.
     """
@@ -55,9 +56,7 @@ class FrozenOperator:
         self.final_scale_P = stream("ln_final.scale", (positions,))
 
     def attention(self, layer: int, resid_PD: Tensor, *, biases: bool) -> Tensor:
-        """
-        What the frozen attention of `layer` writes for a given residual stream before it.
-        """
+        """What the frozen attention of `layer` writes for a given residual stream before it."""
         weights = self.weights.layers[layer]
         heads, kv_heads = self.weights.num_heads, self.weights.num_kv_heads
         value_PK = (resid_PD / self.attention_scale_P[layer][:, None]) @ weights.value_KD.T
@@ -77,6 +76,7 @@ class FrozenOperator:
             embed_PD: What enters the residual stream at the bottom.
             mlp_out_LPD: What every layer's MLP adds.
             biases: Whether the model's own biases take part; without them the map is strictly linear.
+
         Returns:
             The residual stream before every MLP, and before the final norm.
         """
@@ -89,18 +89,14 @@ class FrozenOperator:
         return mids, resid_PD
 
     def position_embedding(self) -> Tensor:
-        """
-        The part of the embedding that is no token's: a constant.
-        """
+        """The part of the embedding that is no token's: a constant."""
         table = self.weights.position_embedding_PD
         if table is None:
             return torch.zeros(self.num_positions, self.weights.d_model, dtype=self.weights.dtype)
         return table[: self.num_positions]
 
     def transposed_patterns(self, layer: int, num_positions: int) -> Tensor:
-        """
-        The pattern of `layer` among the first positions, ready for `sweep_attention`: [kv heads, P, group * P].
-        """
+        """The pattern of `layer` among the first positions, ready for `sweep_attention`: [kv heads, P, group * P]."""
         kv_heads = self.weights.num_kv_heads
         group = self.weights.num_heads // kv_heads
         pattern_HPP = self.pattern_HPP[layer][:, :num_positions, :num_positions]

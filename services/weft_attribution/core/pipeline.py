@@ -40,16 +40,12 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class Stages:
-    """
-    Wall time by stage.
-    """
+    """Wall time by stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, stage: str, since: float) -> float:
-        """
-        Book the time since `since` on a stage, and return now.
-        """
+        """Book the time since `since` on a stage, and return now."""
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
         return now
@@ -57,9 +53,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class WholeGraph:
-    """
-    A graph before pruning.
-    """
+    """A graph before pruning."""
 
     edges: Edges
     nodes: GraphNodes
@@ -72,9 +66,7 @@ class WholeGraph:
 
 
 def capture_hooks(input_hook: str) -> tuple[str, ...]:
-    """
-    Streams that a graph needs.
-    """
+    """Streams that a graph needs."""
     per_layer = ("ln1.scale", "attn.pattern", "ln2.scale", input_hook, "mlp_out")
     return (*(f"layers.*.{hook}" for hook in per_layer), "ln_final.scale", "logits")
 
@@ -125,8 +117,10 @@ def build_graph(
         path: File to write.
         stages: Times are added to it.
         progress: Told how many rows are done.
+
     Returns:
         The conservation error.
+
     Raises:
         FailedPreconditionError: Model, transcoder and streams do not fit.
     """
@@ -207,9 +201,7 @@ def _check_shapes(weights: LinearWeights, transcoder: TranscoderReader, capture:
 def open_graph(
     path: Path, num_layers: int, tokens: tuple[Token, ...], logits: tuple[Token, ...], probabilities: tuple[float, ...]
 ) -> WholeGraph:
-    """
-    Map a stored graph.
-    """
+    """Map a stored graph."""
     arrays = read_arrays(path)
     table = NodeTable(len(arrays["layer"]), num_layers, len(tokens), len(logits))
     layer_R = np.concatenate([arrays["layer"], np.full(table.num_logits, table.num_layers)])

@@ -19,9 +19,7 @@ ProgressFn = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """
-    A base model as the activations service describes it.
-    """
+    """A base model as the activations service describes it."""
 
     name: str
     architecture: str
@@ -34,9 +32,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Token:
-    """
-    One token: its index into the vocabulary and its text.
-    """
+    """One token: its index into the vocabulary and its text."""
 
     id: int
     text: str
@@ -44,9 +40,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Capture:
-    """
-    Streams of one forward pass, float32 by hook name.
-    """
+    """Streams of one forward pass, float32 by hook name."""
 
     model: ModelInfo
     tokens: tuple[Token, ...]
@@ -55,9 +49,7 @@ class Capture:
 
 @dataclass(frozen=True)
 class Addition:
-    """
-    Vectors that are added to the MLP output of one layer, one a position.
-    """
+    """Vectors that are added to the MLP output of one layer, one a position."""
 
     layer: int
     positions: tuple[int, ...]
@@ -66,9 +58,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class SteeredLogits:
-    """
-    The last position of a run: asked logits and probabilities in the order asked, and the mean logit of the vocabulary.
-    """
+    """The last position of a run: asked logits and probabilities in the order asked, and the mean logit of the vocabulary."""
 
     logits: tuple[float, ...]
     probabilities: tuple[float, ...]
@@ -76,9 +66,7 @@ class SteeredLogits:
 
 
 class ModelRunner(Protocol):
-    """
-    A base model that captures streams and runs prompts with additions to its MLP outputs.
-    """
+    """A base model that captures streams and runs prompts with additions to its MLP outputs."""
 
     async def model(self, name: str) -> ModelInfo:
         """
@@ -89,19 +77,13 @@ class ModelRunner(Protocol):
         """
 
     async def tokenize(self, model: str, text: str) -> tuple[Token, ...]:
-        """
-        Turn text into tokens, the model's own start token included.
-        """
+        """Turn text into tokens, the model's own start token included."""
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
-        """
-        Give the text of each token id.
-        """
+        """Give the text of each token id."""
 
     async def capture(self, model: str, token_ids: Sequence[int], hooks: Sequence[str]) -> Capture:
-        """
-        Run a prompt once and return the asked streams; `layers.*.X` asks for every layer.
-        """
+        """Run a prompt once and return the asked streams; `layers.*.X` asks for every layer."""
 
     async def run(
         self,
@@ -112,6 +94,4 @@ class ModelRunner(Protocol):
         frozen: bool,
         logits_of: Sequence[int],
     ) -> SteeredLogits:
-        """
-        Run a prompt with additions; `frozen` holds attention patterns, norm scales and MLP outputs at their clean values.
-        """
+        """Run a prompt with additions; `frozen` holds attention patterns, norm scales and MLP outputs at their clean values."""

@@ -30,9 +30,7 @@ MAX_BATCH = 4096
 
 @dataclass(frozen=True)
 class GraphSettings:
-    """
-    How a graph is made, defaults filled in.
-    """
+    """How a graph is made, defaults filled in."""
 
     model: str
     transcoder: str
@@ -75,24 +73,18 @@ class GraphSettings:
             )
 
     def to_json(self) -> Json:
-        """
-        As plain JSON values.
-        """
+        """As plain JSON values."""
         return {**asdict(self), "target_token_ids": list(self.target_token_ids)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "GraphSettings":
-        """
-        Read back what `to_json` wrote.
-        """
+        """Read back what `to_json` wrote."""
         return cls(**{**document, "target_token_ids": tuple(document["target_token_ids"])})
 
 
 @dataclass(frozen=True)
 class GraphRequest:
-    """
-    A graph as it was asked for.
-    """
+    """A graph as it was asked for."""
 
     graph_id: str
     settings: GraphSettings
@@ -132,30 +124,22 @@ def check_graph_id(graph_id: str, name: str = "graph_id") -> str:
 
 
 def check_threshold(value: float, name: str) -> float:
-    """
-    Return a share if it lies above 0 and at most at 1.
-    """
+    """Return a share if it lies above 0 and at most at 1."""
     if not 0 < value <= 1:
         raise InvalidArgumentError(f"{name} is {value}; give a share above 0 and at most 1", field=name)
     return value
 
 
 def request_key(graph_id: str) -> str:
-    """
-    Where the request of a graph lies.
-    """
+    """Where the request of a graph lies."""
     return f"graphs/{graph_id}/request.json"
 
 
 def edges_key(graph_id: str) -> str:
-    """
-    Where the edges of a graph lie.
-    """
+    """Where the edges of a graph lie."""
     return f"graphs/{graph_id}/edges.safetensors"
 
 
 def graph_key(graph_id: str) -> str:
-    """
-    Where the finished graph lies.
-    """
+    """Where the finished graph lies."""
     return f"graphs/{graph_id}.json"

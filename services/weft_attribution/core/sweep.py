@@ -84,9 +84,7 @@ class Targets:
 def make_targets(
     operator: FrozenOperator, features: ActiveFeatures, token_ids: Array, demeaned_logits: Tensor
 ) -> Targets:
-    """
-    The features and logits of a prompt as rows.
-    """
+    """The features and logits of a prompt as rows."""
     readers_ND, offset_N = operator.weights.logit_readers(torch.from_numpy(token_ids))
     count, last = len(token_ids), operator.num_positions - 1
     return Targets(
@@ -101,9 +99,7 @@ def make_targets(
 
 
 def target_constants(operator: FrozenOperator, targets: Targets, constant_LPD: Tensor) -> Tensor:
-    """
-    What every target reads with all sources at zero, by running the frozen model forward.
-    """
+    """What every target reads with all sources at zero, by running the frozen model forward."""
     mids, final_PD = operator.forward(operator.position_embedding(), constant_LPD, biases=True)
     streams_LPD = torch.stack([*mids, final_PD])
     seen_ND = streams_LPD[torch.from_numpy(targets.layer_N), torch.from_numpy(targets.position_N)]
@@ -131,6 +127,7 @@ def sweep(
         batch_size: Rows swept at once; the result does not depend on it.
         rows: Which targets, all by default; rows are independent.
         check: Called with the rows done before each batch; may raise to stop.
+
     Yields:
         Indices of targets, and their edges [B, nodes up to the logits].
     """
@@ -146,9 +143,7 @@ def sweep(
 
 
 class _Sources:
-    """
-    Sources grouped by position, so that what writes to a layer at a position is one slice.
-    """
+    """Sources grouped by position, so that what writes to a layer at a position is one slice."""
 
     def __init__(self, operator: FrozenOperator, features: ActiveFeatures, token_ids: Array) -> None:
         self.features = features
@@ -166,9 +161,7 @@ class _Sources:
         self.end_LP = np.searchsorted(key, ends, side="right")
 
     def writers(self, layer: int, position: int) -> tuple[slice, Tensor]:
-        """
-        Columns of the features that write to `layer` at `position`, and their decoders.
-        """
+        """Columns of the features that write to `layer` at `position`, and their decoders."""
         columns = slice(int(self.start_P[position]), int(self.end_LP[layer, position]))
         return columns, self.features.writers_UD[layer].index_select(0, self.writer_N[columns])
 
@@ -200,9 +193,7 @@ def _sweep_batch(operator: FrozenOperator, sources: _Sources, targets: Targets, 
 
 
 def _read_layer(sources: _Sources, layer: int, grad_PBD: Tensor, feature_BN: Tensor, error_BLP: Tensor) -> None:
-    """
-    Add what the MLP output of `layer` gives to each row: gradients are those after that layer.
-    """
+    """Add what the MLP output of `layer` gives to each row: gradients are those after that layer."""
     reach = grad_PBD.shape[0]
     for position in range(1, reach):
         columns, writers_WD = sources.writers(layer, position)

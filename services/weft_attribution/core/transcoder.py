@@ -27,9 +27,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class TranscoderManifest:
-    """
-    What a transcoder says of itself.
-    """
+    """What a transcoder says of itself."""
 
     transcoder: str
     model: str
@@ -40,9 +38,7 @@ class TranscoderManifest:
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """
-    One layer's encoder; `threshold_F` is there for JumpReLU, absent for ReLU.
-    """
+    """One layer's encoder; `threshold_F` is there for JumpReLU, absent for ReLU."""
 
     w_enc_FD: Array
     b_enc_F: Array
@@ -91,9 +87,7 @@ class TranscoderReader:
             )
 
     def has_layer(self, layer: int) -> bool:
-        """
-        Whether the transcoder reaches up to `layer`.
-        """
+        """Whether the transcoder reaches up to `layer`."""
         try:
             self._header(f"W_enc_{layer}.safetensors")
         except NotFoundError:
@@ -101,16 +95,12 @@ class TranscoderReader:
         return True
 
     def encoder_shape(self, layer: int) -> tuple[int, int]:
-        """
-        Features and d_model of one layer.
-        """
+        """Features and d_model of one layer."""
         num_features, d_model = self._entry(f"W_enc_{layer}.safetensors", f"W_enc_{layer}").shape
         return num_features, d_model
 
     def encoder(self, layer: int) -> EncoderLayer:
-        """
-        Read one layer's encoder whole.
-        """
+        """Read one layer's encoder whole."""
         file = f"W_enc_{layer}.safetensors"
         has_threshold = f"threshold_{layer}" in self._header(file)
         return EncoderLayer(
@@ -127,6 +117,7 @@ class TranscoderReader:
         Args:
             layer: The layer that the features read.
             features: Indices, ascending, without repeats.
+
         Yields:
             Where a run of these features starts in `features`, and their decoders [n, S, D]; 32 MiB a run at most,
             or one feature.

@@ -28,9 +28,7 @@ GPT2_TYPES = ("gpt2",)
 
 @dataclass(frozen=True)
 class Norm:
-    """
-    A norm's parameters: `y = (x - mean(x) if centred else x) / scale * weight + bias`.
-    """
+    """A norm's parameters: `y = (x - mean(x) if centred else x) / scale * weight + bias`."""
 
     weight_D: Tensor
     bias_D: Tensor | None
@@ -48,9 +46,7 @@ class Norm:
         return folded_ND - folded_ND.mean(dim=-1, keepdim=True) if self.centred else folded_ND
 
     def offset(self, readers_ND: Tensor) -> Tensor:
-        """
-        What vectors that read the norm's output see of its bias.
-        """
+        """What vectors that read the norm's output see of its bias."""
         if self.bias_D is None:
             return torch.zeros(readers_ND.shape[:-1], dtype=readers_ND.dtype)
         return readers_ND @ self.bias_D
@@ -78,9 +74,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class LinearWeights:
-    """
-    All the frozen weights of one model.
-    """
+    """All the frozen weights of one model."""
 
     num_heads: int
     num_kv_heads: int
@@ -104,9 +98,7 @@ class LinearWeights:
         return self.embedding_VD.dtype
 
     def logit_readers(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Folded vectors and offsets that read demeaned logits of `token_ids` from the final residual stream.
-        """
+        """Folded vectors and offsets that read demeaned logits of `token_ids` from the final residual stream."""
         readers_ND = self.unembedding_VD[token_ids] - self.unembedding_VD.mean(dim=0)
         offset_N = self.final_norm.offset(readers_ND)
         if self.unembedding_bias_V is not None:
@@ -115,9 +107,7 @@ class LinearWeights:
 
 
 class _Checkpoint:
-    """
-    Named tensors of the safetensors files in one folder, read one at a time.
-    """
+    """Named tensors of the safetensors files in one folder, read one at a time."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -154,6 +144,7 @@ def load_linear_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Lin
     Args:
         folder: A Hugging Face folder: `config.json` and `*.safetensors`.
         dtype: What the sweep computes in.
+
     Raises:
         NotFoundError: The folder or its configuration is missing.
         FailedPreconditionError: The architecture is not supported, or a tensor is missing.

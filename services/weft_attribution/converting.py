@@ -1,0 +1,108 @@
+"""Between protobuf messages and what the core works with."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from weft.attribution.v1 import messages_pb2
+from weft_attribution.core.graphs import Change
+from weft_attribution.core.records import GraphRequest, GraphSettings
+from weft_common.resource_names import parse_name
+
+__all__ = [
+    "changes_from_proto",
+    "finished_to_proto",
+    "graph_to_proto",
+    "result_to_proto",
+    "settings_from_proto",
+    "timestamp",
+]
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Seconds since 1970 as a Timestamp."""
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp
+
+
+def settings_from_proto(spec: messages_pb2.GraphSpec) -> GraphSettings:
+    """Read a spec and fill in defaults."""
+    defaults = GraphSettings("", "", "")
+    return GraphSettings(
+        model=parse_name(spec.model, "models", field="spec.model"),
+        transcoder=parse_name(spec.transcoder, "transcoders", field="spec.transcoder"),
+        prompt=spec.prompt,
+        max_logits=spec.max_logits or defaults.max_logits,
+        logit_probability=spec.logit_probability or defaults.logit_probability,
+        target_token_ids=tuple(spec.target_token_ids),
+        node_threshold=spec.node_threshold or defaults.node_threshold,
+        edge_threshold=spec.edge_threshold or defaults.edge_threshold,
+        batch_size=spec.batch_size or defaults.batch_size,
+    )
+
+
+def graph_to_proto(request: GraphRequest, operation: str) -> messages_pb2.Graph:
+    """A graph as far as it is known before it is complete."""
+    settings = request.settings
+    return messages_pb2.Graph(
+        name=f"graphs/{request.graph_id}",
+        spec=messages_pb2.GraphSpec(
+            model=f"models/{settings.model}",
+            transcoder=f"transcoders/{settings.transcoder}",
+            prompt=settings.prompt,
+            max_logits=settings.max_logits,
+            logit_probability=settings.logit_probability,
+            target_token_ids=settings.target_token_ids,
+            node_threshold=settings.node_threshold,
+            edge_threshold=settings.edge_threshold,
+            batch_size=settings.batch_size,
+        ),
+        state=messages_pb2.GRAPH_STATE_RUNNING,
+        create_time=timestamp(request.create_s),
+        operation=operation,
+    )
+
+
+def finished_to_proto(
+    request: GraphRequest, operation: str, document: Mapping[str, Any], *, with_json: bool
+) -> messages_pb2.Graph:
+    """A finished graph."""
+    graph = graph_to_proto(request, operation)
+    graph.state = messages_pb2.GRAPH_STATE_SUCCEEDED
+    graph.prompt_tokens.extend(text for _, text in document["tokens"])
+    statistics = dict(document["statistics"])
+    stages = statistics.pop("stage_seconds")
+    graph.statistics.CopyFrom(messages_pb2.GraphStatistics(**statistics))
+    for stage, seconds in stages.items():
+        graph.statistics.stage_seconds.add(stage=stage, seconds=seconds)
+    graph.interventions.extend(result_to_proto(result) for result in document["interventions"])
+    if with_json:
+        graph.json = json.dumps(document["json"], ensure_ascii=False, allow_nan=False).encode()
+    return graph
+
+
+def changes_from_proto(request: Any) -> list[Change]:
+    """The changes that an InterveneRequest asks for."""
+    return [
+        Change(
+            node_id=item.node_id,
+            factor=item.factor if item.WhichOneof("change") == "factor" else None,
+            value=item.value if item.WhichOneof("change") == "value" else None,
+        )
+        for item in request.interventions
+    ]
+
+
+def result_to_proto(result: Mapping[str, Any]) -> messages_pb2.InterventionResult:
+    """A stored result of an intervention."""
+    return messages_pb2.InterventionResult(
+        interventions=[
+            messages_pb2.FeatureIntervention(**{key: value for key, value in item.items() if value is not None})
+            for item in result["interventions"]
+        ],
+        effects=[messages_pb2.LogitEffect(**effect) for effect in result["effects"]],
+        create_time=timestamp(result["create_s"]),
+    )

@@ -1,0 +1,216 @@
+# ruff: noqa: N802  gRPC names the methods
+"""weft.attribution.v1.AttributionService: from messages to the graphs and back."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import grpc.aio
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2
+
+from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.common.v1 import operation_pb2
+from weft_attribution import converting
+from weft_attribution.core.graphs import Graphs
+from weft_attribution.core.records import GraphRequest, check_graph_id
+from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError
+from weft_common.operations import OperationContext, OperationKind, OperationManager
+from weft_common.pages import paginate
+from weft_common.resource_names import parse_name
+
+__all__ = ["AttributionServicer", "GraphWork"]
+
+Context = grpc.aio.ServicerContext[object, object]
+KIND = "graph"
+_WATCH_S = 0.3
+_DEFAULT_PAGE = 100
+
+
+def _graph_id(name: str) -> str:
+    return check_graph_id(parse_name(name, "graphs"), "name")
+
+
+def _metadata(graph_id: str, create_s: float, stage: str, done: int, total: int) -> messages_pb2.GraphMetadata:
+    return messages_pb2.GraphMetadata(
+        graph=f"graphs/{graph_id}",
+        progress=operation_pb2.Progress(
+            stage=stage,
+            completed=done,
+            total=total,
+            unit="rows",
+            create_time=converting.timestamp(create_s),
+            update_time=converting.timestamp(time.time()),
+        ),
+    )
+
+
+class GraphWork:
+    """
+    The long work behind CreateGraph.
+
+    Args:
+        graphs: The domain.
+        observe: Told the stage seconds of every graph that was computed.
+    """
+
+    def __init__(self, graphs: Graphs, observe: Callable[[Mapping[str, float]], None]) -> None:
+        self._graphs = graphs
+        self._observe = observe
+
+    def kind(self) -> OperationKind:
+        """One graph at a time in a process: memory is bounded by one."""
+        return OperationKind(self._build, shared=False, max_running=1)
+
+    async def _build(self, context: OperationContext) -> Message:
+        request = await asyncio.to_thread(self._graphs.request, context.resource)
+        latest = ("waiting", 0, 0)
+        stopped = False
+
+        def progress(stage: str, done: int, total: int) -> None:
+            nonlocal latest
+            if stopped:
+                raise CancelledError("the graph was cancelled")
+            latest = (stage, done, total)
+
+        task = asyncio.ensure_future(self._graphs.build(request, progress))
+        reported = latest
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_WATCH_S)
+                if latest != reported:
+                    reported = latest
+                    await context.report(_metadata(request.graph_id, request.create_s, *reported))
+        except asyncio.CancelledError:
+            stopped = True
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+        document = task.result()
+        self._observe(document["statistics"]["stage_seconds"])
+        return converting.finished_to_proto(request, context.name, document, with_json=False)
+
+
+class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
+    """Answers the RPCs on graphs."""
+
+    def __init__(self, graphs: Graphs, operations: OperationManager) -> None:
+        self._graphs = graphs
+        self._operations = operations
+
+    async def CreateGraph(self, request: service_pb2.CreateGraphRequest, context: Context) -> operations_pb2.Operation:
+        graph_id = check_graph_id(request.graph_id)
+        settings = converting.settings_from_proto(request.spec)
+        await self._graphs.check(settings)
+        wanted = GraphRequest(graph_id, settings, time.time(), request.request_id)
+        if request.validate_only:
+            return operations_pb2.Operation(name=self._operations.name(graph_id))
+        stored = await asyncio.to_thread(self._graphs.begin, wanted)
+        asked = service_pb2.CreateGraphRequest(
+            graph_id=graph_id, spec=converting.graph_to_proto(stored, "").spec, request_id=stored.request_id
+        )
+        return await self._operations.start(
+            KIND, graph_id, asked, _metadata(graph_id, stored.create_s, "waiting", 0, 0)
+        )
+
+    async def WatchGraph(
+        self, request: service_pb2.WatchGraphRequest, context: Context
+    ) -> AsyncIterator[service_pb2.WatchGraphResponse]:
+        graph_id = _graph_id(request.name)
+        name = self._operations.name(graph_id)
+        shown: bytes | None = None
+        while True:
+            graph = await self._described(graph_id, with_json=True)
+            metadata = messages_pb2.GraphMetadata(graph=graph.name)
+            try:
+                (await self._operations.get(name)).metadata.Unpack(metadata)
+            except NotFoundError:
+                # The record of the work may have been deleted; the graph itself says enough.
+                metadata.graph = graph.name
+            final = graph.state != messages_pb2.GRAPH_STATE_RUNNING
+            now = metadata.SerializeToString(deterministic=True)
+            if final or now != shown:
+                shown = now
+                yield service_pb2.WatchGraphResponse(metadata=metadata, graph=graph)
+            if final:
+                return
+            await asyncio.sleep(_WATCH_S)
+
+    async def GetGraph(self, request: service_pb2.GetGraphRequest, context: Context) -> messages_pb2.Graph:
+        return await self._described(_graph_id(request.name), with_json=True)
+
+    async def ListGraphs(
+        self, request: service_pb2.ListGraphsRequest, context: Context
+    ) -> service_pb2.ListGraphsResponse:
+        ids = await asyncio.to_thread(self._graphs.ids)
+        requests = await asyncio.to_thread(self._requests, ids)
+        page, next_token = paginate(
+            requests,
+            request.page_size,
+            request.page_token,
+            key=lambda item: f"{10**15 - int(item.create_s * 1000):016d} {item.graph_id}",
+            default_size=_DEFAULT_PAGE,
+        )
+        graphs = []
+        for item in page:
+            try:
+                graphs.append(await self._described(item.graph_id, with_json=False))
+            except NotFoundError:
+                continue
+        return service_pb2.ListGraphsResponse(graphs=graphs, next_page_token=next_token)
+
+    async def DeleteGraph(
+        self, request: service_pb2.DeleteGraphRequest, context: Context
+    ) -> service_pb2.DeleteGraphResponse:
+        graph_id = _graph_id(request.name)
+        graph = await self._described(graph_id, with_json=False)
+        if graph.state == messages_pb2.GRAPH_STATE_RUNNING:
+            raise FailedPreconditionError(f"{graph.name} is being computed; cancel {graph.operation} first")
+        await asyncio.to_thread(self._graphs.delete, graph_id)
+        try:
+            await self._operations.delete(graph.operation)
+        except NotFoundError:
+            return service_pb2.DeleteGraphResponse()
+        return service_pb2.DeleteGraphResponse()
+
+    async def PruneGraph(self, request: service_pb2.PruneGraphRequest, context: Context) -> messages_pb2.Graph:
+        graph_id = _graph_id(request.name)
+        record, document = await asyncio.to_thread(
+            self._graphs.pruned, graph_id, request.node_threshold, request.edge_threshold
+        )
+        return converting.finished_to_proto(record, self._operations.name(graph_id), document, with_json=True)
+
+    async def Intervene(
+        self, request: service_pb2.InterveneRequest, context: Context
+    ) -> messages_pb2.InterventionResult:
+        changes = converting.changes_from_proto(request)
+        return converting.result_to_proto(await self._graphs.intervene(_graph_id(request.name), changes))
+
+    def _requests(self, ids: list[str]) -> list[GraphRequest]:
+        found = []
+        for graph_id in ids:
+            try:
+                found.append(self._graphs.request(graph_id))
+            except NotFoundError:
+                continue
+        return found
+
+    async def _described(self, graph_id: str, *, with_json: bool) -> messages_pb2.Graph:
+        name = self._operations.name(graph_id)
+        record = await asyncio.to_thread(self._graphs.request, graph_id)
+        document = await asyncio.to_thread(self._graphs.finished, graph_id)
+        if document is not None:
+            return converting.finished_to_proto(record, name, document, with_json=with_json)
+        graph = converting.graph_to_proto(record, name)
+        try:
+            operation = await self._operations.get(name)
+        except NotFoundError:
+            graph.state = messages_pb2.GRAPH_STATE_FAILED
+            graph.error_message = "its work was never started; delete it and ask again"
+            return graph
+        if operation.done:
+            cancelled = operation.error.code == code_pb2.CANCELLED
+            graph.state = messages_pb2.GRAPH_STATE_CANCELLED if cancelled else messages_pb2.GRAPH_STATE_FAILED
+            graph.error_message = operation.error.message
+        return graph

@@ -1,0 +1,37 @@
+"""Settings of the attribution service."""
+
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from weft_common.settings import BucketSettings, ServiceSettings
+
+__all__ = ["AttributionSettings"]
+
+
+class AttributionSettings(ServiceSettings, BucketSettings):
+    """What attribution is told when it starts: WEFT_ATTRIBUTION_PORT, WEFT_ATTRIBUTION_BUCKET_URL and so on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="WEFT_ATTRIBUTION_", frozen=True, use_attribute_docstrings=True, extra="ignore"
+    )
+
+    models_dir: Path
+    """Folder of model folders; a model's id is its folder's name. The same models as the activations service's."""
+    activations_target: str
+    """Where the activations service listens, `host:port`."""
+    activations_token: SecretStr | None = None
+    """Bearer token of the activations service."""
+    activations_tls_ca: Path | None = None
+    """PEM file of the authority that signs the activations service's certificate; without it, no TLS."""
+    activations_timeout_s: float = 300.0
+    """Deadline of one call to the activations service, in seconds."""
+    max_prompt_tokens: int = 512
+    """Longest prompt explained, in tokens."""
+    max_features: int = 100_000
+    """Most active features of one graph; edges grow with their square."""
+    max_capture_bytes: int = 1 << 29
+    """Largest tensor accepted from a capture, in bytes."""
+    threads: int = 0
+    """Threads of one sweep; 0 leaves torch's own choice."""

@@ -1,0 +1,215 @@
+"""Edges against one autograd.grad a target, in float64, on random Llama and GPT-2 models."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attribution_rig import (
+    ReferenceModel,
+    ReferenceRunner,
+    load_transcoder,
+    make_reference_folder,
+    make_transcoder,
+    oracle_edges,
+)
+
+from weft_attribution.core.features import ActiveFeatures, find_features
+from weft_attribution.core.operator import FrozenOperator
+from weft_attribution.core.pipeline import capture_hooks, conservation_error
+from weft_attribution.core.ports import Capture
+from weft_attribution.core.sweep import Targets, make_targets, sweep, target_constants
+from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.core.weights import load_linear_weights
+from weft_store.opening import open_store
+
+IDS = [3, 17, 8, 29, 8, 11]
+LOGITS = np.array([5, 0, 31])
+
+
+@dataclass
+class Swept:
+    model: ReferenceModel
+    capture: Capture
+    operator: FrozenOperator
+    features: ActiveFeatures
+    targets: Targets
+    tensors: dict[str, torch.Tensor]
+    input_hook: str
+
+    def edges(self, batch_size: int = 7, rows: np.ndarray | None = None) -> np.ndarray:
+        ids = np.array([token.id for token in self.capture.tokens])
+        found = {}
+        for batch, dense in sweep(
+            self.operator, self.features, self.targets, ids, batch_size=batch_size, rows=rows
+        ):
+            found.update(dict(zip(batch.tolist(), dense, strict=True)))
+        return np.stack([found[row] for row in sorted(found)])
+
+
+def build(folder: Path, family: str, *, input_hook: str = "mlp_in", jump: bool = False, **transcoder: float) -> Swept:
+    model = ReferenceModel(make_reference_folder(folder / family, family))
+    store = open_store("memory://")
+    make_transcoder(store, "t", model, input_hook=input_hook, jump=jump, **transcoder)
+    capture = asyncio.run(ReferenceRunner(model).capture("tiny", IDS, capture_hooks(input_hook)))
+    weights = load_linear_weights(folder / family, torch.float64)
+    operator = FrozenOperator(weights, capture.tensors, num_positions=len(IDS))
+    reader = TranscoderReader(store, "t")
+    features = find_features(weights, reader, capture.tensors, num_positions=len(IDS), max_features=10_000)
+    logits = torch.from_numpy(capture.tensors["logits"])
+    targets = make_targets(operator, features, LOGITS, logits[LOGITS] - logits.mean())
+    tensors = load_transcoder(store, "t", model.num_layers)
+    return Swept(model, capture, operator, features, targets, tensors, input_hook)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def swept(request: pytest.FixtureRequest, tmp_path: Path) -> Swept:
+    return build(tmp_path, request.param)
+
+
+@pytest.mark.parametrize("jump", [False, True])
+@pytest.mark.parametrize("input_hook", ["mlp_in", "resid_mid"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_edges_equal_autograd(tmp_path: Path, family: str, input_hook: str, jump: bool) -> None:
+    """Every edge is what autograd gives, to 1e-8 of the largest edge of its row."""
+    swept = build(tmp_path, family, input_hook=input_hook, jump=jump)
+    active, expected, values = oracle_edges(swept.model, swept.tensors, IDS, LOGITS.tolist(), input_hook=input_hook)
+    found = list(
+        zip(
+            swept.features.layer_N.tolist(),
+            swept.features.position_N.tolist(),
+            swept.features.index_N.tolist(),
+            strict=True,
+        )
+    )
+    assert found == active
+    assert len(active) > 30
+    edges = swept.edges()
+    scale = np.abs(expected).max(axis=1, keepdims=True)
+    assert np.abs(edges - expected).max() <= 1e-8 * scale.min()
+    np.testing.assert_allclose(edges, expected, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(swept.targets.value_N.numpy(), values, rtol=1e-10, atol=1e-12)
+
+
+def test_conservation_holds(swept: Swept) -> None:
+    """A target's value is the sum of its edges and a constant that a forward pass gives by itself."""
+    constant = target_constants(swept.operator, swept.targets, swept.features.constant_LPD).numpy()
+    error = conservation_error(
+        swept.targets.value_N.numpy(), swept.edges().sum(axis=1), constant, num_logits=len(LOGITS)
+    )
+    assert error < 1e-12
+
+
+@pytest.mark.parametrize("other_input", [False, True])
+def test_doubled_source_moves_targets_by_its_column(swept: Swept, other_input: bool) -> None:
+    """With all parts held, one more of a feature's output moves every target by its edges, whatever the input is."""
+    edges = swept.edges()
+    clean = swept.model.streams(IDS)
+    tokens, positions = swept.model.embed([(i + 1) % 40 for i in IDS] if other_input else IDS)
+    before = swept.model.run(tokens + positions, held=clean)
+    for node in range(0, len(swept.features), 7):
+        layer, position, index = (
+            int(a[node]) for a in (swept.features.layer_N, swept.features.position_N, swept.features.index_N)
+        )
+        added = {}
+        for target in range(layer, swept.model.num_layers):
+            vector = torch.zeros(len(IDS), swept.model.d_model, dtype=torch.float64)
+            vector[position] = swept.features.activation_N[node] * swept.tensors[f"W_dec_{layer}"][index, target - layer]
+            added[target] = vector
+        after = swept.model.run(tokens + positions, held=clean, added=added)
+        moved = []
+        for at, where, which in zip(
+            swept.features.layer_N, swept.features.position_N, swept.features.index_N, strict=True
+        ):
+            stream = f"layers.{at}.mlp_in"
+            moved.append(float((after[stream] - before[stream])[where] @ swept.tensors[f"W_enc_{at}"][which]))
+        change = after["logits"] - before["logits"]
+        moved += (change - change.mean())[LOGITS].tolist()
+        np.testing.assert_allclose(edges[:, node], moved, rtol=1e-9, atol=1e-12)
+
+
+def test_replacement_model_has_the_models_logits(swept: Swept) -> None:
+    """With every source at its value the linear model gives the model's own logits."""
+    tokens, positions = swept.model.embed(IDS)
+    features = swept.features
+    outputs = [
+        features.reconstruction(layer, features.activation_N) + features.constant_LPD[layer] + features.error_LPD[layer]
+        for layer in range(swept.model.num_layers)
+    ]
+    _, final = swept.operator.forward(tokens + positions, torch.stack(outputs), biases=True)
+    readers, offset = swept.operator.weights.logit_readers(torch.arange(40))
+    logits = (final[-1] / swept.operator.final_scale_P[-1]) @ readers.T + offset
+    model = torch.from_numpy(swept.capture.tensors["logits"])
+    torch.testing.assert_close(logits, model - model.mean(), rtol=1e-10, atol=1e-10)
+
+
+def test_edges_are_causal(swept: Swept) -> None:
+    """No source of the same or a higher layer, or of a later position, has an edge; position 0 has no features."""
+    edges = swept.edges()
+    features, layers, count = len(swept.features), swept.model.num_layers, len(IDS)
+    source_layer = np.concatenate([swept.features.layer_N, np.repeat(np.arange(layers), count - 1), np.full(count, -1)])
+    source_position = np.concatenate(
+        [swept.features.position_N, np.tile(np.arange(1, count), layers), np.arange(count)]
+    )
+    before = (source_layer[None] < swept.targets.layer_N[:, None]) & (
+        source_position[None] <= swept.targets.position_N[:, None]
+    )
+    assert (edges[~before] == 0).all()
+    assert (edges[:, :features][before[:, :features]] != 0).mean() > 0.9
+    assert (swept.features.position_N > 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10_000])
+def test_result_does_not_depend_on_batches_or_shards(swept: Swept, batch_size: int) -> None:
+    """Any batch size, and rows computed apart, give the same edges."""
+    whole = swept.edges()
+    np.testing.assert_allclose(swept.edges(batch_size), whole, rtol=1e-10, atol=1e-13)
+    rows = np.arange(len(whole))
+    shards = np.empty_like(whole)
+    for shard in range(3):
+        shards[rows % 3 == shard] = swept.edges(5, rows[rows % 3 == shard][::-1].copy())
+    np.testing.assert_allclose(shards, whole, rtol=1e-10, atol=1e-13)
+
+
+def test_logit_difference_is_the_difference_of_rows(swept: Swept) -> None:
+    """The edges of logit(x) - logit(y) are row x less row y."""
+    edges = swept.edges()
+    readers = swept.targets.reader_ND.clone()
+    readers[-1] = readers[-3] - readers[-2]
+    swept.targets = Targets(
+        swept.targets.layer_N,
+        swept.targets.position_N,
+        readers,
+        swept.targets.offset_N,
+        swept.targets.value_N,
+    )
+    np.testing.assert_allclose(swept.edges()[-1], edges[-3] - edges[-2], rtol=1e-9, atol=1e-12)
+
+
+def test_own_layer_decoder_equals_a_per_layer_transcoder(tmp_path: Path) -> None:
+    """A CLT whose decoders write to their own layer alone has the edges of a per-layer transcoder."""
+    swept = build(tmp_path, "llama")
+    for writers, layer in zip(swept.features.writers_UD, range(swept.model.num_layers), strict=True):
+        below = len(swept.features.writers_UD[layer - 1]) if layer else 0
+        writers[:below] = 0
+    edges = swept.edges()
+    tensors = {
+        name: torch.cat([value[:, :1], torch.zeros_like(value[:, 1:])], dim=1) if name.startswith("W_dec") else value
+        for name, value in swept.tensors.items()
+    }
+    _, expected, _ = oracle_edges(swept.model, tensors, IDS, LOGITS.tolist())
+    features = len(swept.features)
+    np.testing.assert_allclose(edges[:, :features], expected[:, :features], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [-3.0, -100.0])
+def test_few_or_no_features_work(tmp_path: Path, bias: float) -> None:
+    """A last position, or a whole prompt, without active features still gives rows that add up."""
+    swept = build(tmp_path, "gpt2", bias=bias)
+    keep = swept.features.position_N < len(IDS) - 1
+    assert keep.all() if bias < -50 else len(keep) < 30
+    constant = target_constants(swept.operator, swept.targets, swept.features.constant_LPD).numpy()
+    total = swept.edges().sum(axis=1) + constant
+    np.testing.assert_allclose(total, swept.targets.value_N.numpy(), rtol=1e-10, atol=1e-10)
