@@ -124,9 +124,7 @@ class ReferenceModel:
         mixed, patterns = [], []
         for head in range(4):
             source = head // 2 if self.llama else head
-            qh, kh, vh = (
-                t[:, i * size : (i + 1) * size] for t, i in ((q, head), (k, source), (v, source))
-            )
+            qh, kh, vh = (t[:, i * size : (i + 1) * size] for t, i in ((q, head), (k, source), (v, source)))
             if pattern is None:
                 if self.llama:
                     qh, kh = self.rotate(qh), self.rotate(kh)
@@ -183,9 +181,7 @@ class ReferenceModel:
             ln1, ln2, final = self.names(layer)
             out[f"{key}ln1.scale"] = self.scale(x) if held is None else held[f"{key}ln1.scale"]
             pattern = None if held is None else held[f"{key}attn.pattern"]
-            wrote, out[f"{key}attn.pattern"] = self.attend(
-                layer, self.norm(x, out[f"{key}ln1.scale"], ln1), pattern
-            )
+            wrote, out[f"{key}attn.pattern"] = self.attend(layer, self.norm(x, out[f"{key}ln1.scale"], ln1), pattern)
             x = x + wrote
             out[f"{key}resid_mid"] = x
             out[f"{key}ln2.scale"] = self.scale(x) if held is None else held[f"{key}ln2.scale"]
@@ -234,15 +230,25 @@ class ReferenceRunner:
         streams = self.reference.streams(token_ids)
         tokens = tuple(Token(i, f"t{i}") for i in token_ids)
         wanted = {hook.replace("layers.*.", "") for hook in hooks}
-        kept = {name: value.numpy() for name, value in streams.items() if name.split(".", 2)[-1] in wanted or name in wanted}
+        kept = {
+            name: value.numpy() for name, value in streams.items() if name.split(".", 2)[-1] in wanted or name in wanted
+        }
         return Capture(self.info, tokens, kept)
 
     async def run(
-        self, model: str, token_ids: Sequence[int], additions: Sequence[Addition], *, frozen: bool, logits_of: Sequence[int]
+        self,
+        model: str,
+        token_ids: Sequence[int],
+        additions: Sequence[Addition],
+        *,
+        frozen: bool,
+        logits_of: Sequence[int],
     ) -> SteeredLogits:
         added: dict[int, Tensor] = {}
         for addition in additions:
-            value = added.setdefault(addition.layer, torch.zeros(len(token_ids), self.info.d_model, dtype=torch.float64))
+            value = added.setdefault(
+                addition.layer, torch.zeros(len(token_ids), self.info.d_model, dtype=torch.float64)
+            )
             value[list(addition.positions)] += torch.from_numpy(addition.value_PD).double()
         tokens, positions = self.reference.embed(token_ids)
         held = self.reference.streams(token_ids) if frozen else None
@@ -340,7 +346,8 @@ def oracle_edges(
     held = {name: value.detach() for name, value in clean.items()}
     out = model.run(tokens * token_leaf[:, None] + added, held=held, mlp_out=outputs)
     targets = [
-        out[f"layers.{layer}.{input_hook}"][position] @ tensors[f"W_enc_{layer}"][index] + tensors[f"b_enc_{layer}"][index]
+        out[f"layers.{layer}.{input_hook}"][position] @ tensors[f"W_enc_{layer}"][index]
+        + tensors[f"b_enc_{layer}"][index]
         for layer, position, index in active
     ]
     targets += [out["logits"][i] - out["logits"].mean() for i in logit_ids]

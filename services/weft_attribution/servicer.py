@@ -1,4 +1,3 @@
-# ruff: noqa: N802  gRPC names the methods
 """weft.attribution.v1.AttributionService: from messages to the graphs and back."""
 
 import asyncio

@@ -35,8 +35,8 @@ class EdgeScratch:
     """
 
     def __init__(self, num_rows: int) -> None:
-        self._indices: IO[bytes] = tempfile.TemporaryFile()
-        self._values: IO[bytes] = tempfile.TemporaryFile()
+        self._indices: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed in __exit__
+        self._values: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed in __exit__
         self._start_R = np.zeros(num_rows, dtype=np.int64)
         self._count_R = np.zeros(num_rows, dtype=np.int64)
         self.num_edges = 0

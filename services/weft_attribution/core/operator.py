@@ -45,7 +45,8 @@ class FrozenOperator:
             value = tensors[name]
             if value.shape != shape:
                 raise ShapeError(
-                    f"stream {name} has shape {list(value.shape)}, expected {list(shape)}: the activations service runs another model"
+                    f"stream {name} has shape {list(value.shape)}, expected {list(shape)}: "
+                    "the activations service runs another model"
                 )
             return torch.tensor(value, dtype=dtype)
 

@@ -186,8 +186,8 @@ def _check_shapes(weights: LinearWeights, transcoder: TranscoderReader, capture:
     info = capture.model
     if (info.num_layers, info.d_model) != (weights.num_layers, weights.d_model):
         raise FailedPreconditionError(
-            f"the activations service runs {info.name} with {info.num_layers} layers of width {info.d_model}, the model folder "
-            f"here has {weights.num_layers} of {weights.d_model}: give both services the same models"
+            f"the activations service runs {info.name} with {info.num_layers} layers of width {info.d_model}, "
+            f"the model folder here has {weights.num_layers} of {weights.d_model}: give both services the same models"
         )
     last = weights.num_layers - 1
     if not transcoder.has_layer(last) or transcoder.has_layer(last + 1):

@@ -123,7 +123,8 @@ class _Checkpoint:
     def read(self, name: str) -> Tensor:
         if name not in self._file_of:
             raise FailedPreconditionError(
-                f"the checkpoint in {self._folder} has no tensor {name!r}; give the folder of a complete safetensors checkpoint"
+                f"the checkpoint in {self._folder} has no tensor {name!r}; "
+                "give the folder of a complete safetensors checkpoint"
             )
         with safe_open(self._file_of[name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
@@ -152,7 +153,8 @@ def load_linear_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Lin
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise NotFoundError(
-            f"no model folder at {folder}: expected a config.json there; set WEFT_ATTRIBUTION_MODELS_DIR to the folder that holds it"
+            f"no model folder at {folder}: expected a config.json there; "
+            "set WEFT_ATTRIBUTION_MODELS_DIR to the folder that holds the models"
         )
     config = json.loads(config_path.read_text(encoding="utf-8"))
     kind = config.get("model_type")
@@ -162,7 +164,8 @@ def load_linear_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Lin
     if kind in GPT2_TYPES:
         return _load_gpt2(config, checkpoint)
     raise FailedPreconditionError(
-        f"model type {kind!r} in {config_path} is not supported: expected one of {', '.join((*LLAMA_TYPES, *GPT2_TYPES))}"
+        f"model type {kind!r} in {config_path} is not supported: "
+        f"expected one of {', '.join((*LLAMA_TYPES, *GPT2_TYPES))}"
     )
 
 

@@ -42,9 +42,7 @@ class Swept:
     def edges(self, batch_size: int = 7, rows: np.ndarray | None = None) -> np.ndarray:
         ids = np.array([token.id for token in self.capture.tokens])
         found = {}
-        for batch, dense in sweep(
-            self.operator, self.features, self.targets, ids, batch_size=batch_size, rows=rows
-        ):
+        for batch, dense in sweep(self.operator, self.features, self.targets, ids, batch_size=batch_size, rows=rows):
             found.update(dict(zip(batch.tolist(), dense, strict=True)))
         return np.stack([found[row] for row in sorted(found)])
 
@@ -116,7 +114,9 @@ def test_doubled_source_moves_targets_by_its_column(swept: Swept, other_input: b
         added = {}
         for target in range(layer, swept.model.num_layers):
             vector = torch.zeros(len(IDS), swept.model.d_model, dtype=torch.float64)
-            vector[position] = swept.features.activation_N[node] * swept.tensors[f"W_dec_{layer}"][index, target - layer]
+            vector[position] = (
+                swept.features.activation_N[node] * swept.tensors[f"W_dec_{layer}"][index, target - layer]
+            )
             added[target] = vector
         after = swept.model.run(tokens + positions, held=clean, added=added)
         moved = []
