@@ -1,0 +1,54 @@
+"""
+How the attribution service is put together from a bucket, a base model and a folder of models.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from weft.attribution.v1 import service_pb2, service_pb2_grpc
+from weft.features.v1 import service_pb2 as features_pb2
+from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
+from weft_attribution.core.graphs import Graphs, ModelFolder
+from weft_attribution.core.ports import ModelRunner
+from weft_attribution.features_servicer import FeatureServicer
+from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
+from weft_common.operations import OperationManager
+from weft_common.operations_servicer import operations_registration
+from weft_common.server import Registration
+from weft_store.operations import ObjectOperationStore
+from weft_store.port import ObjectStore
+
+__all__ = ["SERVICE", "registrations"]
+
+SERVICE = "attribution"
+
+
+@asynccontextmanager
+async def registrations(
+    store: ObjectStore,
+    runner: ModelRunner,
+    models_dir: Path,
+    *,
+    max_prompt_tokens: int,
+    max_features: int,
+    observe: Callable[[Mapping[str, float]], None],
+) -> AsyncIterator[Sequence[Registration]]:
+    """Give what a server needs to answer, and do the long work for as long as the context lasts."""
+    models = ModelFolder(models_dir)
+    graphs = Graphs(store, runner, models, max_prompt_tokens=max_prompt_tokens, max_features=max_features)
+    manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), {KIND: GraphWork(graphs, observe).kind()})
+    attribution = AttributionServicer(graphs, manager)
+    features = FeatureServicer(store, runner, models)
+    async with manager.run():
+        yield [
+            Registration(
+                service_pb2.DESCRIPTOR.services_by_name["AttributionService"].full_name,
+                lambda server: service_pb2_grpc.add_AttributionServiceServicer_to_server(attribution, server),
+            ),
+            Registration(
+                features_pb2.DESCRIPTOR.services_by_name["FeatureService"].full_name,
+                lambda server: features_pb2_grpc.add_FeatureServiceServicer_to_server(features, server),
+            ),
+            operations_registration(manager),
+        ]
