@@ -38,8 +38,10 @@ class Corpora:
 
 
 def _pieces(corpus_id: str, documents: Documents) -> Iterator[service_pb2.UploadCorpusRequest]:
-    yield service_pb2.UploadCorpusRequest(corpus_id=corpus_id)
+    first = True
     for document, text in documents:
         data = text.encode() if isinstance(text, str) else text
         for start in range(0, max(len(data), 1), PIECE_BYTES):
-            yield service_pb2.UploadCorpusRequest(document=document, text=data[start : start + PIECE_BYTES])
+            piece = data[start : start + PIECE_BYTES]
+            yield service_pb2.UploadCorpusRequest(corpus_id=corpus_id if first else "", document=document, text=piece)
+            first = False
