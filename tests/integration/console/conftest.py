@@ -386,6 +386,13 @@ def graph_json() -> dict[str, Any]:
 
 
 @pytest.fixture
+def large_graph_json() -> dict[str, Any]:
+    """A graph of 5,000 nodes and 100,000 edges over 64 positions."""
+    tokens = ["<|im_start|>", *(f" word{i}" for i in range(63))]
+    return make_graph_json(num_features=4_917, num_edges=100_000, tokens=tokens)
+
+
+@pytest.fixture
 async def world(graph_json: dict[str, Any]) -> World:
     world = World(json=json.dumps(graph_json).encode())
     spec = graph_pb2.GraphSpec(

@@ -1,6 +1,7 @@
 """The page in real Chromium: what a person sees, does and reads, against the numbers of the graph's file."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -364,3 +365,43 @@ def test_pages_own_tests_pass() -> None:
 def test_settings_serve_the_built_page() -> None:
     """The folder that the script writes is the one that the service serves unless told otherwise."""
     assert ConsoleSettings.model_fields["static_dir"].default == ROOT / "services" / "weft_console" / "static"
+
+
+async def test_large_graph_stays_quick(watched: Watched, world: Any, large_graph_json: dict[str, Any]) -> None:
+    """With 5,000 nodes and 100,000 edges, drawing a new hover takes a few frames and pruning not much more."""
+    world.json = json.dumps(large_graph_json).encode()
+    page = await open_graph(watched)
+    await expect(stat(page, "all-nodes")).to_have_text("5,000")
+    await page.screenshot(path=ARTIFACTS / "large.png")
+    seconds = await page.evaluate(
+        """async () => {
+            const host = document.querySelector(".drawing-host");
+            const box = host.getBoundingClientRect();
+            const frame = () => new Promise(requestAnimationFrame);
+            const measure = async (act) => {
+                const times = [];
+                for (let i = 0; i < 20; i++) {
+                    const began = performance.now();
+                    act(i);
+                    await frame();
+                    await frame();
+                    times.push(performance.now() - began);
+                }
+                return times.sort((a, b) => a - b)[10] / 1000;
+            };
+            const hover = await measure((i) => host.dispatchEvent(new PointerEvent("pointermove", {
+                bubbles: true,
+                clientX: box.left + 80 + i * 37 % (box.width - 100),
+                clientY: box.top + 60 + i * 53 % (box.height - 120),
+            })));
+            const slider = document.querySelector("input[type=range]");
+            const prune = await measure((i) => {
+                slider.value = String(1000 - 40 * i);
+                slider.dispatchEvent(new Event("input", { bubbles: true }));
+            });
+            return { hover, prune };
+        }"""
+    )
+    (ARTIFACTS / "large.json").write_text(json.dumps(seconds))
+    assert seconds["hover"] < 0.25
+    assert seconds["prune"] < 0.5
