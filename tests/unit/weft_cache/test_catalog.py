@@ -152,8 +152,7 @@ def test_verify_finds_every_flipped_byte(house, spec) -> None:
     house.store.put(record.key, data[:-1] + bytes([data[-1] ^ 1]))
     shard, blocks = house.reading.blocks("a", 0, 1, [])
     with pytest.raises(DataLossError):
-        for block in blocks:
-            house.reading.read(shard, 1, block)
+        house.reading.read(shard, 1, blocks[-1])
     house.store.delete(good.key)
     assert "shard 1:" in house.reading.verify("a").problems[1]
 

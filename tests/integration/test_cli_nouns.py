@@ -1,0 +1,319 @@
+# ruff: noqa: N802  gRPC names the methods
+"""The `weft` command against services that serve in this process; what is not the cache answers from a script."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
+
+from weft.activations.v1 import messages_pb2 as activations
+from weft.activations.v1 import service_pb2 as activations_rpc
+from weft.activations.v1 import service_pb2_grpc as activations_grpc
+from weft.attribution.v1 import messages_pb2 as attribution
+from weft.attribution.v1 import service_pb2 as attribution_rpc
+from weft.attribution.v1 import service_pb2_grpc as attribution_grpc
+from weft.cache.v1 import messages_pb2 as cache
+from weft.cache.v1 import service_pb2 as cache_rpc
+from weft.training.v1 import messages_pb2 as training
+from weft.training.v1 import service_pb2 as training_rpc
+from weft.training.v1 import service_pb2_grpc as training_grpc
+from weft_cache.wiring import registration
+from weft_client import AsyncClient, Endpoint
+from weft_client.aio.calls import unary
+from weft_client.cli import app
+from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from weft_common.server import Registration, serving
+from weft_common.settings import ServiceSettings
+from weft_store import open_store
+
+TOKEN = "integration"
+RUN = training.Run(
+    name="runs/r1",
+    spec=training.TrainingSpec(dataset="datasets/d", num_steps=2),
+    state=training.RUN_STATE_SUCCEEDED,
+    step=2,
+)
+
+
+class Models(activations_grpc.ActivationServiceServicer):
+    """One model, and whatever corpus comes."""
+
+    def __init__(self) -> None:
+        self.documents: dict[str, bytes] = {}
+        self.harvest: activations.HarvestSpec | None = None
+
+    async def ListModels(self, request: activations_rpc.ListModelsRequest, context: Any) -> Any:
+        last = request.page_token == "2"
+        name = "models/b" if last else "models/a"
+        return activations_rpc.ListModelsResponse(
+            models=[activations.Model(name=name, num_layers=2)], next_page_token="" if last else "2"
+        )
+
+    async def GetModel(self, request: activations_rpc.GetModelRequest, context: Any) -> Any:
+        if request.name != "models/a":
+            raise NotFoundError(f"there is no {request.name}; `weft models list` shows what there is")
+        return activations.Model(name=request.name, num_layers=2, architecture="LlamaForCausalLM")
+
+    async def Run(self, request: activations_rpc.RunRequest, context: Any) -> Any:
+        if not request.prompt.text:
+            raise InvalidArgumentError("the prompt is empty; give at least one character", field="prompt")
+        token = activations.Token(id=7, text=" Paris")
+        return activations_rpc.RunResponse(top_tokens=[activations.TokenProbability(token=token, probability=0.5)])
+
+    async def UploadCorpus(self, requests: AsyncIterator[activations_rpc.UploadCorpusRequest], context: Any) -> Any:
+        corpus_id = ""
+        async for piece in requests:
+            corpus_id = corpus_id or piece.corpus_id
+            if piece.document:
+                self.documents[piece.document] = self.documents.get(piece.document, b"") + piece.text
+        return activations_rpc.Corpus(name=f"corpora/{corpus_id}", num_documents=len(self.documents))
+
+    async def CreateHarvest(self, request: activations_rpc.CreateHarvestRequest, context: Any) -> Any:
+        self.harvest = request.spec
+        return operations_pb2.Operation(name=f"operations/activations-{request.harvest_id}")
+
+    async def GetHarvest(self, request: activations_rpc.GetHarvestRequest, context: Any) -> Any:
+        return activations.Harvest(name=request.name, spec=self.harvest, tokens_committed=123)
+
+
+class Trainer(training_grpc.TrainingServiceServicer):
+    """One run that has succeeded."""
+
+    async def WatchRun(self, request: training_rpc.WatchRunRequest, context: Any) -> Any:
+        for step in range(request.after_step + 1, 3):
+            yield training_rpc.WatchRunResponse(metrics=training.Metrics(step=step, loss=1 / step))
+        yield training_rpc.WatchRunResponse(run=RUN)
+
+    async def PauseRun(self, request: training_rpc.PauseRunRequest, context: Any) -> Any:
+        raise FailedPreconditionError(f"{request.name} has ended; start a new run")
+
+    async def GetTranscoder(self, request: training_rpc.GetTranscoderRequest, context: Any) -> Any:
+        return training.Transcoder(name=request.name, model="models/a")
+
+
+class Graphs(attribution_grpc.AttributionServiceServicer):
+    """Every graph succeeds."""
+
+    def __init__(self) -> None:
+        self.spec: attribution.GraphSpec | None = None
+
+    async def CreateGraph(self, request: attribution_rpc.CreateGraphRequest, context: Any) -> Any:
+        self.spec = request.spec
+        return operations_pb2.Operation(name=f"operations/attribution-{request.graph_id}")
+
+    async def GetGraph(self, request: attribution_rpc.GetGraphRequest, context: Any) -> Any:
+        return attribution.Graph(name=request.name, json=b'{"nodes": []}', state=attribution.GRAPH_STATE_SUCCEEDED)
+
+    async def Intervene(self, request: attribution_rpc.InterveneRequest, context: Any) -> Any:
+        effect = attribution.LogitEffect(text=" Paris", predicted=-0.5, measured=-0.25)
+        return attribution.InterventionResult(interventions=request.interventions, effects=[effect])
+
+
+class Operations(operations_pb2_grpc.OperationsServicer):
+    """Everything is done at once, with one result."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    async def GetOperation(self, request: operations_pb2.GetOperationRequest, context: Any) -> Any:
+        operation = operations_pb2.Operation(name=request.name, done=True)
+        operation.metadata.Pack(training.RunMetadata())
+        operation.response.Pack(self._result)
+        return operation
+
+
+def served(module: Any, service: str, servicer: Any) -> Registration:
+    add: Callable[..., None] = getattr(module, f"add_{service}Servicer_to_server")
+    package = {"Operations": "google.longrunning"}.get(service)
+    if package is None:
+        package = type(servicer).__mro__[1].__module__.removesuffix(".service_pb2_grpc")
+    return Registration(f"{package}.{service}", lambda server: add(servicer, server))
+
+
+class House:
+    """All services, and a command that finds them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.models, self.graphs = Models(), Graphs()
+        self.cache = Endpoint("")
+
+    async def weft(self, *arguments: str) -> Any:
+        """Run the command in a thread, as its calls block."""
+        return await asyncio.to_thread(
+            CliRunner().invoke, app, ["--endpoints", str(self.folder / "endpoints.json"), *arguments]
+        )
+
+    async def json(self, *arguments: str) -> Any:
+        """Run the command with --json; it must succeed."""
+        result = await self.weft(*arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """Services in this process and their endpoints file."""
+    house, settings = House(tmp_path), ServiceSettings(token=TOKEN)
+    graph = attribution.Graph(name="graphs/g1", state=attribution.GRAPH_STATE_SUCCEEDED)
+    parts = {
+        "activations": [
+            served(activations_grpc, "ActivationService", house.models),
+            served(operations_pb2_grpc, "Operations", Operations(activations.Harvest())),
+        ],
+        "cache": [registration(open_store("memory://"), registry=CollectorRegistry())],
+        "trainer": [served(training_grpc, "TrainingService", Trainer())],
+        "attribution": [
+            served(attribution_grpc, "AttributionService", house.graphs),
+            served(operations_pb2_grpc, "Operations", Operations(graph)),
+        ],
+    }
+    # Logs of services in this process would mix with what the command prints.
+    with capture_logs():
+        async with (
+            serving("activations", settings, parts["activations"]) as one,
+            serving("cache", settings, parts["cache"]) as two,
+            serving("trainer", settings, parts["trainer"]) as three,
+            serving("attribution", settings, parts["attribution"]) as four,
+        ):
+            services: dict[str, Any] = {
+                name: {"target": f"127.0.0.1:{server.port}", "token": TOKEN}
+                for name, server in zip(parts, (one, two, three, four), strict=True)
+            }
+            services["console"] = {"url": "http://127.0.0.1:1/", "token": "page"}
+            (tmp_path / "endpoints.json").write_text(json.dumps({"services": services}))
+            house.cache = Endpoint(services["cache"]["target"], TOKEN)
+            yield house
+
+
+async def test_models_are_listed_over_pages(house: House) -> None:
+    """A list follows its pages; as a table and as JSON."""
+    assert [each["name"] for each in (await house.json("models", "list"))["models"]] == ["models/a", "models/b"]
+    table = (await house.weft("models", "list")).stdout
+    assert table.splitlines()[0].split() == ["id", "architecture", "layers", "d_model", "vocabulary"]
+    assert (await house.json("models", "get", "a"))["architecture"] == "LlamaForCausalLM"
+    assert "' Paris'" in (await house.weft("models", "run", "a", "--prompt", "The capital of France is")).stdout
+
+
+async def test_errors_of_a_service_come_through(house: House) -> None:
+    """NOT_FOUND exits 1, INVALID_ARGUMENT exits 2 and names the field, FAILED_PRECONDITION exits 1; one line each."""
+    for arguments, code, exit_code in (
+        (["models", "get", "nope"], "NOT_FOUND", 1),
+        (["models", "run", "a", "--prompt", ""], "INVALID_ARGUMENT", 2),
+        (["runs", "pause", "r1"], "FAILED_PRECONDITION", 1),
+        (["datasets", "get", "nope"], "NOT_FOUND", 1),
+        (["datasets", "get", "a b"], "INVALID_ARGUMENT", 2),
+    ):
+        plain = await house.weft(*arguments)
+        assert (plain.exit_code, plain.stdout, plain.stderr.count("\n")) == (exit_code, "", 1)
+        as_json = await house.weft(*arguments, "--json")
+        assert json.loads(as_json.stderr)["error"]["code"] == code
+        assert as_json.exit_code == exit_code
+
+
+async def test_service_that_is_down_says_weft_up(house: House) -> None:
+    """A port that nobody listens on is one line with what to do."""
+    path = house.folder / "endpoints.json"
+    document = json.loads(path.read_text())
+    document["services"]["cache"]["target"] = "127.0.0.1:1"
+    path.write_text(json.dumps(document))
+    result = await house.weft("datasets", "list")
+    assert result.exit_code == 1
+    assert "weft up" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+async def test_wrong_token_is_said(house: House) -> None:
+    """An endpoints file of another run does not get in."""
+    path = house.folder / "endpoints.json"
+    document = json.loads(path.read_text())
+    document["services"]["cache"]["token"] = "other"
+    path.write_text(json.dumps(document))
+    result = await house.weft("datasets", "list", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stderr)["error"]["code"] == "UNAUTHENTICATED"
+
+
+async def test_datasets_are_read_and_deleted(house: House) -> None:
+    """The cache's datasets through list, get, verify and delete."""
+    assert (await house.json("datasets", "list")) == {"datasets": []}
+    async with AsyncClient.to(cache=house.cache) as client:
+        spec = cache.DatasetSpec(
+            model="models/a",
+            model_revision="ab" * 32,
+            num_layers=2,
+            d_model=8,
+            input_hook="mlp_in",
+            output_hook="mlp_out",
+            codec="bf16",
+        )
+        request = cache_rpc.CreateDatasetRequest(dataset_id="d", spec=spec)
+        await unary(client.datasets._stub.CreateDataset, request)
+    document = await house.json("datasets", "get", "d")
+    assert (document["name"], document["state"]) == ("datasets/d", "DATASET_STATE_OPEN")
+    assert document["stats"]["bits_per_value"] == 0
+    assert "mlp_in and mlp_out" in (await house.weft("datasets", "get", "d")).stdout
+    assert (await house.json("datasets", "verify", "d"))["problems"] == []
+    assert (await house.json("datasets", "delete", "d")) == {"deleted": "d"}
+    assert (await house.json("datasets", "list")) == {"datasets": []}
+
+
+async def test_harvest_uploads_its_text(house: House) -> None:
+    """Files of a folder go up in order of their names; the harvest reads that corpus into the dataset of its name."""
+    text = house.folder / "text"
+    text.mkdir()
+    (text / "b.txt").write_text("é" * 700_000)
+    (text / "a.txt").write_text("one")
+    found = await house.json("harvests", "create", "h1", "--model", "a", "--text", str(text))
+    assert found["tokens_committed"] == "123"
+    assert house.models.documents == {"a.txt": b"one", "b.txt": ("é" * 700_000).encode()}
+    assert list(house.models.documents) == ["a.txt", "b.txt"]
+    assert house.models.harvest is not None
+    assert house.models.harvest.dataset == "datasets/h1"
+    assert house.models.harvest.corpus.startswith("corpora/text-")
+
+
+async def test_runs_watch_prints_a_line_an_event(house: House) -> None:
+    """With --json one object a line, from the step asked for; without, a table."""
+    result = await house.weft("runs", "watch", "r1", "--after-step", "1", "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [list(event) for event in events] == [["metrics"], ["run"]]
+    assert events[0]["metrics"]["step"] == "2"
+    table = (await house.weft("runs", "watch", "r1")).stdout
+    assert "r1: succeeded" in table
+
+
+async def test_graph_is_made_for_its_transcoders_model(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is looked up; --open shows the page of the graph that was made."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    result = await house.weft("graphs", "create", "g1", "--prompt", "Hi", "--transcoder", "t", "--open")
+    assert result.exit_code == 0, result.stderr
+    assert opened == ["http://127.0.0.1:1/graphs/g1?token=page"]
+    assert house.graphs.spec == attribution.GraphSpec(model="models/a", transcoder="transcoders/t", prompt="Hi")
+
+
+async def test_graph_json_is_written_to_a_file(house: House) -> None:
+    """`get --output` writes what viewers read."""
+    path = house.folder / "graph.json"
+    document = await house.json("graphs", "get", "g1", "--output", str(path))
+    assert json.loads(path.read_text()) == {"nodes": []} == json.loads(document["json"])
+
+
+async def test_intervention_takes_nodes_and_numbers(house: House) -> None:
+    """Ablations, factors and values go out in one request."""
+    arguments = ["--ablate", "1_2_3", "--scale", "1_2_4=0.5", "--set", "1_2_5=-2"]
+    document = await house.json("graphs", "intervene", "g1", *arguments)
+    assert [(each["node_id"], each.get("factor"), each.get("value")) for each in document["interventions"]] == [
+        ("1_2_3", 0.0, None),
+        ("1_2_4", 0.5, None),
+        ("1_2_5", None, -2.0),
+    ]
+    assert "-0.5000" in (await house.weft("graphs", "intervene", "g1", "--ablate", "1_2_3")).stdout
