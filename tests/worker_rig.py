@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
 from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
@@ -122,9 +121,7 @@ def harvest(rig: Rig) -> None:
         model="models/small", model_revision="0" * 64, num_layers=NUM_LAYERS, d_model=D_MODEL, input_hook="mlp_in",
         output_hook="mlp_out", codec="bf16", corpus="noise", corpus_digest="0" * 64,
     )  # fmt: skip
-    stub.CreateDataset(
-        service_pb2.CreateDatasetRequest(dataset_id="small", spec=spec), timeout=30, wait_for_ready=True
-    )
+    stub.CreateDataset(service_pb2.CreateDatasetRequest(dataset_id="small", spec=spec), timeout=30, wait_for_ready=True)
     for index, num_tokens in enumerate((200, 150, 70)):
         inputs_LTD = random.standard_normal((NUM_LAYERS, num_tokens, D_MODEL)).astype(np.float32)
         outputs_LTD = np.maximum(inputs_LTD @ mixing_LDD, 0).astype(np.float32)
@@ -147,7 +144,10 @@ def harvest(rig: Rig) -> None:
 def _statistics(entry: Any) -> messages_pb2.LayerStatistics:
     streams = {
         name: messages_pb2.StreamStatistics(
-            **{each.name: getattr(getattr(entry, name), each.name) for each in messages_pb2.StreamStatistics.DESCRIPTOR.fields}
+            **{
+                each.name: getattr(getattr(entry, name), each.name)
+                for each in messages_pb2.StreamStatistics.DESCRIPTOR.fields
+            }
         )
         for name in ("input", "output")
     }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,14 +107,16 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> FileFact
     digest = hashlib.sha256()
     size_bytes = 0
     with path.open("wb") as file:
-        for part in (struct.pack("<Q", len(encoded)), encoded, *(_bytes(tensor) for _, tensor in listed)):
+        parts: list[bytes | memoryview] = [struct.pack("<Q", len(encoded)), encoded]
+        for part in parts + [_bytes(tensor) for _, tensor in listed]:
             digest.update(part)
             size_bytes += file.write(part)
     return FileFacts(digest.hexdigest(), size_bytes)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).numpy()).cast("B")
+    flat: Any = tensor.reshape(-1).numpy().view(np.uint8)
+    return memoryview(flat)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -155,5 +158,5 @@ def read_tensors(path: Path, into: Iterable[tuple[str, Tensor]], facts: FileFact
             if entry is None or {key: entry[key] for key in wanted} != wanted:
                 raise DataLossError(f"{path.name} has {name} as {entry}, expected {wanted}; resume from another one.")
             file.seek(start + entry["data_offsets"][0])
-            if file.readinto(_bytes(tensor)) != tensor.nbytes:  # type: ignore[attr-defined]
+            if file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise DataLossError(f"{path.name} ends within {name}; resume from another checkpoint.")

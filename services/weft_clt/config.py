@@ -1,8 +1,8 @@
 """
 How a cross-layer transcoder is trained: frozen, nested by concern, checked when it is made.
 
-Nothing here is ever filled in or rewritten; derive another one with `dataclasses.replace`. This module imports no torch,
-so that a controller can check a request with it.
+Nothing here is ever filled in or rewritten; derive another one with `dataclasses.replace`. Nothing here imports
+torch, so that a controller can check a request with it.
 """
 
 from __future__ import annotations

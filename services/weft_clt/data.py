@@ -3,8 +3,8 @@ From row groups in storage to shuffled batches, resumable at the very token.
 
     slices (planned elsewhere) -> a pool of row groups -> tokens drawn at random from all of them -> normalised batches
 
-A row group's rows leave the pool in an order fixed by its slice's seed, and how many of a draw come from which row group
-is a function of the seed, the rank and the number of draws so far. So the whole state is a few integers.
+A row group's rows leave the pool in an order fixed by its slice's seed, and how many of a draw come from which row
+group is a function of the seed, the rank and the number of draws so far. So the whole state is a few integers.
 Shapes: L layers, T tokens of a row group, O tokens of a batch, D d_model.
 """
 
@@ -109,7 +109,7 @@ class TokenPool:
             row_group = self._source.at(epoch, position)
             if row_group is None:
                 raise FailedPreconditionError(
-                    f"The checkpoint was reading row group {position} of epoch {epoch}, which this dataset's plan lacks; "
+                    f"The checkpoint was reading row group {position} of epoch {epoch}, which the plan lacks; "
                     "resume with the dataset and the number of ranks that the run was started with."
                 )
             slot = _Slot(row_group, *self._source.read(row_group))

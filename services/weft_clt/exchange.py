@@ -1,8 +1,8 @@
 """
 The one exchange of a forward pass: which features are active, and how strongly.
 
-Every rank lists the entries of its own features; all ranks of a group learn all lists. The same lists, walked back, take
-the gradient of every value to the rank that owns the feature. Neither activations nor outputs travel.
+Every rank lists the entries of its own features; all ranks of a group learn all lists. The same lists, walked back,
+take the gradient of every value to the rank that owns the feature. Neither activations nor outputs travel.
 On the wire an entry takes 2 bytes for its feature (4 beyond 65,536 features) and 4 (float64: 8) for its value.
 Shapes: L layers, T tokens, R ranks of the group, N entries of a layer over all ranks.
 """
@@ -51,6 +51,7 @@ class Exchanged:
 
         Args:
             grad_value_L: This rank's part, in the order of `layers`.
+
         Returns:
             One tensor a layer, in the order of the rank's own entries; 0 where an entry was not kept.
         """

@@ -6,7 +6,7 @@ A checkpoint as a transcoder that other tools read: circuit-tracer's layout.
     W_dec_{i}.safetensors       W_dec_{i} [F, L-i, D], axis 1 the targets i to L-1
 
 The normalisation is folded in: W_enc *= s_in[i]; W_dec to k /= s_out[k]; b_dec /= s_out; b_enc and thresholds stay.
-TopK becomes JumpReLU by a threshold a feature, set such that on calibration tokens each feature fires exactly as often as
+TopK becomes JumpReLU by a threshold a feature, set such that on calibration tokens a feature fires exactly as often as
 TopK selected it; so L0 is kept layer by layer and feature by feature.
 Shapes: L layers, F features, D d_model, N calibration tokens, P pairs of layers (`weft_clt.parameters`).
 """
@@ -99,4 +99,3 @@ def export_transcoder(params: Parameters, normalization: Normalization, folder: 
         ]
         save_file({f"W_dec_{layer}": torch.stack(decoders, 1).float()}, f"{folder}/W_dec_{layer}.safetensors")
         yield f"W_dec_{layer}.safetensors"
-

@@ -39,7 +39,8 @@ def initial_parameters(
     """
     Make one rank's share of the start.
 
-    TopK: the encoder uniform, the decoder 0, its bias the mean output, the encoder's bias such that the mean input gives 0.
+    TopK: the encoder uniform, the decoder 0, its bias the mean output, the encoder's bias such that the mean input
+    gives 0.
     JumpReLU: encoder U(+-1/sqrt(F)), decoder U(+-1/sqrt(L d)), the decoder's bias the mean output; the encoder's bias
     is left to `calibrate_biases`.
     """

@@ -29,7 +29,7 @@ class SparsityLoss:
 
 def sparsity_loss(acts_M: Tensor, feature_M: Tensor, norms_S: Tensor, *, scale: float, coeff: float) -> SparsityLoss:
     """
-    coeff * sum of tanh(scale * norm * activation), with its gradients.
+    Lambda times the sum of tanh(scale * norm * activation), with its gradients.
 
     Args:
         acts_M: Post-activation, >= 0; an entry of 0 adds nothing and still has a gradient.
@@ -82,7 +82,7 @@ class PreactLoss:
 
 def preact_loss(preact_TS: Tensor, threshold_S: Tensor, norms_S: Tensor, *, coeff: float) -> PreactLoss:
     """
-    coeff * sum of ReLU(threshold - preact) * norm, with its gradients; it revives features that never fire.
+    Lambda_P times the sum of ReLU(threshold - preact) * norm, with its gradients; it revives silent features.
 
     Args:
         coeff: Lambda_P over the number of tokens of the step.

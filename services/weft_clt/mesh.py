@@ -114,7 +114,7 @@ class GroupAxis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's two axes."""
+    """The two axes of one rank."""
 
     feature: Axis
     data: Axis
@@ -126,7 +126,7 @@ class Mesh:
 
     @property
     def rank(self) -> int:
-        """This rank's index in the world."""
+        """Index of this rank in the world."""
         return self.data.rank * self.feature.size + self.feature.rank
 
     @property

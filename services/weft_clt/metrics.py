@@ -121,7 +121,7 @@ class ReconstructionSums:
         out.fired_LF = mesh.data.max_(self.fired_LF)
         return out
 
-    def explained_variance_L(self) -> Tensor:
+    def explained_variance_by_layer(self) -> Tensor:
         """Return the explained variance, layer by layer, of reduced sums; 0 where nothing varies."""
         ratio_L = self.error_L / self.deviation_L
         return torch.where(self.deviation_L > 0, 1 - ratio_L, torch.zeros_like(ratio_L))
@@ -132,7 +132,7 @@ class ReconstructionSums:
 
     def evaluation(self, step: int) -> Evaluation:
         """Sum up reduced sums."""
-        explained_L = self.explained_variance_L()
+        explained_L = self.explained_variance_by_layer()
         return Evaluation(
             step=step,
             tokens=int(self.tokens),

@@ -1,8 +1,8 @@
 """
 Units of training: every layer's inputs and outputs are scaled so that their mean norm is sqrt(d).
 
-Source: Ameisen et al. 2025, methods. Deviations: one scale a layer for inputs and one for outputs, fixed beforehand from
-the dataset's statistics instead of estimated on the way.
+Source: Ameisen et al. 2025, methods. Deviations: one scale a layer for inputs and one for outputs, fixed beforehand
+from the dataset's statistics instead of estimated on the way.
 Shapes: L layers, D d_model.
 """
 

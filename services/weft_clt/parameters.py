@@ -70,12 +70,12 @@ class Share:
 
     @property
     def features(self) -> slice:
-        """This rank's features among all."""
+        """Features of this rank among all."""
         return slice(self.rank * self.num_features, (self.rank + 1) * self.num_features)
 
     @property
     def columns(self) -> slice:
-        """This rank's columns among all."""
+        """Columns of this rank among all."""
         return slice(self.rank * self.num_columns, (self.rank + 1) * self.num_columns)
 
 

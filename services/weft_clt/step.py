@@ -34,7 +34,7 @@ __all__ = ["Forward", "Losses", "StepEngine"]
 
 @dataclass(frozen=True)
 class Losses:
-    """This rank's part of the losses, already divided by the tokens of the step."""
+    """One rank's part of the losses, already divided by the tokens of the step."""
 
     sparsity: float
     preact: float

@@ -122,7 +122,7 @@ class Trainer:
             sparsity_loss=sparsity,
             preact_loss=preact,
             l0=float(reduced.active_L.mean()) / reduced.tokens,
-            explained_variance=float(reduced.explained_variance_L().mean()),
+            explained_variance=float(reduced.explained_variance_by_layer().mean()),
             dead_share=self.clock.advance(reduced.fired_LF, step_tokens),
             gradient_norm=norm,
             learning_rate=rate,

@@ -75,7 +75,10 @@ def test_worker_refuses_a_wrong_spec_with_its_own_exit_code(rig: Rig) -> None:
     document = spec_of(num_features=32, feature_ranks=1, top_k=64)
     rig.create_run("impossible", document)
     done = subprocess.run(
-        [sys.executable, "-m", "weft_trainer.worker"], env=rig.environment("impossible"), capture_output=True, timeout=60
+        [sys.executable, "-m", "weft_trainer.worker"],
+        env=rig.environment("impossible"),
+        capture_output=True,
+        timeout=60,
     )
     assert done.returncode == 42
     assert b"top_k" in done.stderr
@@ -97,7 +100,9 @@ def test_worker_evaluates_and_exports_a_checkpoint(alone: Rig) -> None:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     manifest, _ = read_json(store, "transcoders/small/manifest.json")
-    assert manifest["trained_evaluation"]["explained_variance"] == pytest.approx(evaluation["explained_variance"], abs=1e-5)
+    assert manifest["trained_evaluation"]["explained_variance"] == pytest.approx(
+        evaluation["explained_variance"], abs=1e-5
+    )
     assert manifest["evaluation"]["l0_by_layer"] == pytest.approx(evaluation["l0_by_layer"], rel=0.2)
     for layer in range(NUM_LAYERS):
         encoder = load(store.get(f"transcoders/small/W_enc_{layer}.safetensors"))

@@ -111,14 +111,14 @@ class CpuKernels:
         real = param.numpy().dtype.type
         rate = real(step.learning_rate / (1 - step.beta1**step.step))
         root = real((1 - step.beta2**step.step) ** -0.5)
-        flat = [tensor.view(-1).numpy() for tensor in (param, grad, second)]
+        flat_param, flat_grad, flat_second = (tensor.view(-1).numpy() for tensor in (param, grad, second))
         scale, beta2, rest2 = real(step.grad_scale), real(step.beta2), real(1 - step.beta2)
         epsilon = real(step.epsilon)
         if first is None:
-            loops.adam_without_first_loop(*flat, scale, beta2, rest2, rate, root, epsilon)
+            loops.adam_without_first_loop(flat_param, flat_grad, flat_second, scale, beta2, rest2, rate, root, epsilon)
             return
         loops.adam_loop(
-            flat[0], flat[1], first.view(-1).numpy(), flat[2],
+            flat_param, flat_grad, first.view(-1).numpy(), flat_second,
             scale, real(step.beta1), beta2, real(1 - step.beta1), rest2, rate, root, epsilon,
         )  # fmt: skip
 

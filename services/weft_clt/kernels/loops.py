@@ -1,7 +1,8 @@
 """
 The compiled loops of the CPU kernels.
 
-A decoder block [F, C] is walked in strips of columns that about fit the second-level cache; four features are added at a time, so that the output strip is loaded and stored once for the four.
+A decoder block [F, C] is walked in strips of columns that about fit the second-level cache; four features are added at
+a time, so that the output strip is loaded and stored once for the four.
 Sums may be reordered and fused; not-a-numbers and infinities keep their meaning.
 Shapes: see `weft_clt.kernels.port`.
 """

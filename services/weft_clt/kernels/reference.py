@@ -15,13 +15,13 @@ from weft_clt.kernels.port import AdamStep
 __all__ = ["ReferenceKernels"]
 
 
-def _tokens_N(counts_T: Tensor) -> Tensor:
+def _entry_tokens(counts_T: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(counts_T.shape[0]), counts_T.long())
 
 
-def _dense_TF(active: ActiveLayer) -> Tensor:
+def _dense(active: ActiveLayer) -> Tensor:
     dense_TF = active.value_N.new_zeros(active.num_tokens, active.num_features)
-    dense_TF[_tokens_N(active.row_start_T1.diff()), active.feature_N.long()] = active.value_N
+    dense_TF[_entry_tokens(active.row_start_T1.diff()), active.feature_N.long()] = active.value_N
     return dense_TF
 
 
@@ -43,7 +43,7 @@ class ReferenceKernels:
         listed_TF = torch.zeros(num_tokens, num_features, dtype=torch.bool)
         slot_TF = torch.zeros(num_tokens, num_features, dtype=torch.int32)
         for counts_T, feature_N, value_N, start in zip(counts_RT, features_R, values_R, slot_starts_R, strict=True):
-            token_N, column_N = _tokens_N(counts_T), feature_N.long()
+            token_N, column_N = _entry_tokens(counts_T), feature_N.long()
             dense_TF[token_N, column_N] = value_N
             listed_TF[token_N, column_N] = True
             slot_TF[token_N, column_N] = torch.arange(start, start + feature_N.shape[0], dtype=torch.int32)
@@ -54,25 +54,25 @@ class ReferenceKernels:
             listed_TF &= kept_TF
             dense_TF = dense_TF * kept_TF
         active = active_from_dense(dense_TF, listed_TF)
-        token_N = _tokens_N(active.row_start_T1.diff())
+        token_N = _entry_tokens(active.row_start_T1.diff())
         slot_N = slot_TF[token_N, active.feature_N.long()]
         return ActiveLayer(**{**active.__dict__, "slot_N": slot_N})
 
     def decode(self, active: ActiveLayer, w_dec_FC: Tensor, out_TC: Tensor) -> None:
-        out_TC += _dense_TF(active) @ w_dec_FC
+        out_TC += _dense(active) @ w_dec_FC
 
     def decode_backward(
         self, active: ActiveLayer, w_dec_FC: Tensor, grad_out_TC: Tensor, grad_value_N: Tensor, grad_w_dec_FC: Tensor
     ) -> None:
-        token_N = _tokens_N(active.row_start_T1.diff())
+        token_N = _entry_tokens(active.row_start_T1.diff())
         grad_value_N += (grad_out_TC @ w_dec_FC.T)[token_N, active.feature_N.long()]
-        grad_w_dec_FC.copy_(_dense_TF(active).T @ grad_out_TC)
+        grad_w_dec_FC.copy_(_dense(active).T @ grad_out_TC)
 
     def encode_backward(
         self, counts_T: Tensor, feature_M: Tensor, grad_preact_M: Tensor, inputs_TD: Tensor, grad_w_enc_SD: Tensor
     ) -> None:
         grad_preact_TS = inputs_TD.new_zeros(inputs_TD.shape[0], grad_w_enc_SD.shape[0])
-        grad_preact_TS[_tokens_N(counts_T), feature_M.long()] = grad_preact_M
+        grad_preact_TS[_entry_tokens(counts_T), feature_M.long()] = grad_preact_M
         grad_w_enc_SD += grad_preact_TS.T @ inputs_TD
 
     def add_row_squares(self, w_FC: Tensor, out_F: Tensor) -> None:

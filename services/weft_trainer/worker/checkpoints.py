@@ -108,8 +108,8 @@ class RunCheckpoints:
         present = int(read_json(self._store, f"runs/{self._run}/run.json")[0].get("attempt", self._attempt))
         if present != self._attempt:
             raise FailedPreconditionError(
-                f"Attempt {self._attempt} wants to save step {manifest.step}, but attempt {present} is the present one; "
-                "this one stops."
+                f"Attempt {self._attempt} wants to save step {manifest.step}, but attempt {present} is the "
+                "present one; this one stops."
             )
         try:
             create_json(self._store, key, manifest.to_document())

@@ -127,9 +127,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, config, params)
 
     def source(split: messages_pb2.Split.ValueType) -> CacheRowGroups:
-        return CacheRowGroups(
-            cache, store, dataset.name, split, rank=0, world_size=1, seed=config.batch.seed
-        )
+        return CacheRowGroups(cache, store, dataset.name, split, rank=0, world_size=1, seed=config.batch.seed)
 
     trained = evaluate(params, config, source(messages_pb2.SPLIT_HELD_OUT), normalization, step) if is_top_k else None
     if is_top_k:

@@ -112,7 +112,7 @@ class Rank:
             key = f"{self._checkpoints.folder(checkpoint_step)}evaluation.json"
             self._store.put(key, encode_json(asdict(evaluation)))
 
-    def _source(self, split: messages_pb2.Split) -> CacheRowGroups:
+    def _source(self, split: messages_pb2.Split.ValueType) -> CacheRowGroups:
         return CacheRowGroups(
             self._cache,
             self._store,

@@ -64,7 +64,7 @@ class CacheRowGroups:
         stub: service_pb2_grpc.CacheServiceStub,
         store: ObjectStore,
         dataset: str,
-        split: messages_pb2.Split,
+        split: messages_pb2.Split.ValueType,
         *,
         rank: int,
         world_size: int,

@@ -1,0 +1,73 @@
+"""One rank against two and four, in float64, as processes over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clt_cases import JUMP_RELU, config_of, own_batch, trainer_of
+
+from weft_clt.kernels import CpuKernels
+
+pytestmark = pytest.mark.distributed
+
+NUM_STEPS = 5
+CASES = {"top_k": {}, "jump_relu": JUMP_RELU | {"gradient_through_threshold": True}}
+TESTS = Path(__file__).parents[1]
+
+
+def _train_mesh(case: dict[str, Any], feature_ranks: int, data_ranks: int, folder: Path) -> list[dict[str, Any]]:
+    world = feature_ranks * data_ranks
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(TESTS / "mesh_process.py"), *map(str, (rank, feature_ranks, data_ranks, NUM_STEPS))]
+            + [json.dumps(case), str(folder)],
+            env=environment,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(world)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=240)
+        assert rank.returncode == 0, errors.decode()[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+
+
+def _joined(ranks: list[dict[str, Any]], name: str) -> torch.Tensor:
+    """Join the shares of the first data group: decoder tensors by column, encoder tensors by feature."""
+    size = ranks[0]["share"][1]
+    parts = [rank["state"][name] for rank in ranks[:size]]
+    if name == "silent_tokens":
+        return parts[0]
+    dim = -1 if name.endswith(("w_dec", "b_dec")) else 1
+    return torch.cat(parts, dim=dim)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("feature_ranks", "data_ranks"), [(2, 1), (1, 2), (4, 1), (2, 2)])
+def test_mesh_trains_as_one_rank_does(case: str, feature_ranks: int, data_ranks: int, tmp_path: Path) -> None:
+    """Parameters, moments, clocks, metrics and evaluation agree to 1e-10 after several clipped steps."""
+    config = config_of(**CASES[case])
+    alone = trainer_of(config, CpuKernels())
+    metrics = [alone.train_step(own_batch(step, alone.mesh)) for step in range(1, NUM_STEPS + 1)]
+    assert any(entry.gradient_norm > config.optimizer.clip_norm for entry in metrics)
+    evaluation = alone.evaluate(iter([own_batch(99, alone.mesh)]), 1)
+    ranks = _train_mesh(CASES[case], feature_ranks, data_ranks, tmp_path)
+    for name, tensor in alone.state():
+        torch.testing.assert_close(_joined(ranks, name), tensor, rtol=1e-10, atol=1e-10)
+    wanted = [(m.loss, m.gradient_norm, m.l0, m.explained_variance, m.dead_share) for m in metrics]
+    for rank in ranks:
+        assert torch.tensor(rank["metrics"]) == pytest.approx(torch.tensor(wanted), rel=1e-9)
+        assert rank["evaluation"] == pytest.approx(
+            (evaluation.explained_variance, evaluation.reconstruction_loss, evaluation.silent_share), rel=1e-9
+        )
+        assert rank["sent_bytes"] > 0
+    for rank in ranks[feature_ranks:]:
+        twin = ranks[rank["share"][0]]
+        for name, tensor in rank["state"].items():
+            assert torch.equal(tensor, twin["state"][name])
