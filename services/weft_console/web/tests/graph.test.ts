@@ -120,11 +120,13 @@ describe("layout", () => {
 
   it("gives every node of a crowded graph a place of its own inside its column", () => {
     const raw = small();
+    for (let i = 0; i < 9; i++) raw.nodes.push(node(`3_${60 + i}_1`, "3", 1, "logit"));
     for (let i = 0; i < 500; i++) raw.nodes.push(node(`1_${100 + i}_1`, "1", 1, "cross layer transcoder", { influence: 0.5 }));
     const model = buildModel(raw);
     const layout = layOut(model);
     const places = new Set(model.nodes.filter((one) => one.kind !== "logit").map((one) => `${layout.x[one.index]},${layout.y[one.index]}`));
-    expect(places.size).toBe(model.nodes.length - 2);
+    expect(places.size).toBe(model.nodes.length - 11);
+    expect(new Set(model.nodes.filter((one) => one.kind === "logit").map((one) => layout.y[one.index])).size).toBe(1);
     const column = layout.columns[1]!;
     for (const one of model.nodes) {
       if (one.position !== 1 || one.kind === "logit") continue;

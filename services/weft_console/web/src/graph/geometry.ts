@@ -4,7 +4,8 @@ import type { Layout } from "./layout";
 
 export const GUTTER_LEFT = 46;
 const GUTTER_RIGHT = 16;
-const GUTTER_TOP = 24;
+/** Room for the logits' names. */
+const GUTTER_TOP = 30;
 const LOGIT_PITCH_PX = 84;
 const MAX_ZOOM = 24;
 /** A pointer this near, in pixels, is on a node. */

@@ -5,8 +5,10 @@
  */
 import type { GraphModel, GraphNode } from "./model";
 
-/** Nodes of one line of a cell. */
-const LINE = 10;
+/** Most and fewest nodes of one line of a cell: the more columns, the shorter, so that a page stays as wide as high. */
+const LONGEST_LINE = 10;
+const SHORTEST_LINE = 3;
+const PAGE_NODES = 150;
 /** World size of one node's place. */
 export const PITCH = 1;
 const COLUMN_GAP = 1.4;
@@ -28,6 +30,7 @@ export interface Layout {
 export function layOut(model: GraphModel): Layout {
   const numColumns = Math.max(model.tokens.length, 1);
   const numRows = model.numLayers + 2;
+  const line = Math.max(SHORTEST_LINE, Math.min(LONGEST_LINE, Math.floor(PAGE_NODES / numColumns)));
   const cells = new Map<number, GraphNode[]>();
   for (const node of model.nodes) {
     const key = (node.row + 1) * numColumns + node.position;
@@ -47,8 +50,8 @@ export function layOut(model: GraphModel): Layout {
       linesOfRow[row] = 1;
       continue;
     }
-    perColumn[column] = Math.max(perColumn[column]!, Math.min(cell.length, LINE));
-    linesOfRow[row] = Math.max(linesOfRow[row]!, Math.ceil(cell.length / LINE));
+    perColumn[column] = Math.max(perColumn[column]!, Math.min(cell.length, line));
+    linesOfRow[row] = Math.max(linesOfRow[row]!, Math.ceil(cell.length / line));
   }
   const columns: Layout["columns"] = [];
   let left = 0;
@@ -71,12 +74,13 @@ export function layOut(model: GraphModel): Layout {
   for (const [key, cell] of cells) {
     const row = rows[Math.floor(key / numColumns)]!;
     const column = columns[key % numColumns]!;
-    const lines = Math.ceil(cell.length / LINE);
+    const isLogits = cell[0]!.kind === "logit";
+    const lines = Math.ceil(cell.length / line);
     cell.forEach((node, i) => {
-      const line = Math.floor(i / LINE);
-      const inLine = Math.min(LINE, cell.length - line * LINE);
-      x[node.index] = column.center + ((i % LINE) - (inLine - 1) / 2) * PITCH;
-      y[node.index] = row.center + (line - (lines - 1) / 2) * PITCH;
+      const at = Math.floor(i / line);
+      const inLine = Math.min(line, cell.length - at * line);
+      x[node.index] = column.center + ((i % line) - (inLine - 1) / 2) * PITCH;
+      y[node.index] = isLogits ? row.center : row.center + (at - (lines - 1) / 2) * PITCH;
     });
   }
   return { x, y, width: left, height: top, columns, rows };
