@@ -328,7 +328,7 @@ def oracle_edges(
         act = torch.where(pre > threshold, pre, 0.0)
         act[0] = 0
         acts.append(act)
-    active = [(l, int(p), int(f)) for l in range(layers) for p, f in acts[l].nonzero()]
+    active = [(i, int(p), int(f)) for i in range(layers) for p, f in acts[i].nonzero()]
     feature_leaf = torch.stack([torch.ones_like(act) for act in acts]).requires_grad_()
     error_leaf = torch.ones(layers, positions, dtype=torch.float64).requires_grad_()
     token_leaf = torch.ones(positions, dtype=torch.float64).requires_grad_()
@@ -356,6 +356,6 @@ def oracle_edges(
         features, errors, token = torch.autograd.grad(
             target, [feature_leaf, error_leaf, token_leaf], retain_graph=True, materialize_grads=True
         )
-        row = [float(features[l, p, f]) for l, p, f in active]
+        row = [float(features[place]) for place in active]
         rows.append([*row, *errors[:, 1:].flatten().tolist(), *token.tolist()])
     return active, np.array(rows), np.array([float(target.detach()) for target in targets])

@@ -1,6 +1,4 @@
-"""
-How the attribution service is put together from a bucket, a base model and a folder of models.
-"""
+"""How the attribution service is put together from a bucket, a base model and a folder of models."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager

@@ -98,7 +98,7 @@ class Graphs:
         self._models = models
         self._max_prompt_tokens = max_prompt_tokens
         self._max_features = max_features
-        self._open: OrderedDict[tuple[str, str], tuple[tempfile.TemporaryDirectory[str], WholeGraph]] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str], WholeGraph] = OrderedDict()
         self._open_lock = threading.Lock()
 
     async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...]]:
@@ -118,7 +118,8 @@ class Graphs:
         if manifest.model != settings.model or (manifest.model_revision and manifest.model_revision != info.revision):
             raise FailedPreconditionError(
                 f"transcoders/{settings.transcoder} was made for models/{manifest.model} at revision "
-                f"{manifest.model_revision or 'unknown'}, the request is for models/{settings.model} at {info.revision}; "
+                f"{manifest.model_revision or 'unknown'}, "
+                f"the request is for models/{settings.model} at {info.revision}; "
                 "use a transcoder of that very model",
                 field="spec.transcoder",
             )
@@ -339,17 +340,18 @@ class Graphs:
         key = (graph_id, self._store.info(edges_key(graph_id)).etag)
         with self._open_lock:
             if key not in self._open:
-                folder = tempfile.TemporaryDirectory(prefix="weft-open-")
-                path = Path(folder.name) / "edges.safetensors"
-                self._store.get_to_file(edges_key(graph_id), path)
                 tokens = tuple(Token(i, text) for i, text in document["tokens"])
                 logits = tuple(Token(i, text) for i, text in document["logits"])
-                graph = open_graph(path, document["num_layers"], tokens, logits, tuple(document["probabilities"]))
-                self._open[key] = (folder, graph)
+                # The file may go as soon as it is mapped.
+                with tempfile.TemporaryDirectory(prefix="weft-open-") as folder:
+                    path = Path(folder) / "edges.safetensors"
+                    self._store.get_to_file(edges_key(graph_id), path)
+                    graph = open_graph(path, document["num_layers"], tokens, logits, tuple(document["probabilities"]))
+                self._open[key] = graph
                 while len(self._open) > _OPEN_GRAPHS:
-                    self._open.popitem(last=False)[1][0].cleanup()
+                    self._open.popitem(last=False)
             self._open.move_to_end(key)
-            return request, document, self._open[key][1]
+            return request, document, self._open[key]
 
     def _pruned(
         self, request: GraphRequest, graph: WholeGraph, influence: Any, node_threshold: float, edge_threshold: float

@@ -58,7 +58,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class SteeredLogits:
-    """The last position of a run: asked logits and probabilities in the order asked, and the mean logit of the vocabulary."""
+    """The last position of a run: asked logits and probabilities in order, and the mean logit of the vocabulary."""
 
     logits: tuple[float, ...]
     probabilities: tuple[float, ...]
@@ -94,4 +94,4 @@ class ModelRunner(Protocol):
         frozen: bool,
         logits_of: Sequence[int],
     ) -> SteeredLogits:
-        """Run a prompt with additions; `frozen` holds attention patterns, norm scales and MLP outputs at their clean values."""
+        """Run a prompt with additions; `frozen` holds patterns, norm scales and MLP outputs at their clean values."""
