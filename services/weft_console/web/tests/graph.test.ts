@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { Geometry } from "../src/graph/geometry";
 import { layOut } from "../src/graph/layout";
-import { buildModel, inputsOf, outputsOf, searchNodes, showToken, visibleNodes, type RawGraph, type RawNode } from "../src/graph/model";
+import { buildModel, fullThreshold, inputsOf, outputsOf, searchNodes, showToken, visibleNodes, type RawGraph, type RawNode } from "../src/graph/model";
 import { edgesOf, strongestVisible } from "../src/graph/paint";
 import { readState, writeState } from "../src/graph/state";
 
@@ -74,6 +74,15 @@ describe("model", () => {
     expect(kept(0.8, true)).toHaveLength(7);
     expect(kept(0.8, false)).not.toContain("0_error_mlp_1");
     expect(kept(0, true, ["1_9_1"])).toContain("1_9_1");
+  });
+
+  it("shows everything at the slider's end, also the node that crosses the threshold", () => {
+    const raw = small();
+    raw.nodes[3]!.influence = 0.8125;
+    const model = buildModel(raw);
+    expect(fullThreshold(model, 0.8)).toBe(0.8125);
+    expect(visibleNodes(model, fullThreshold(model, 0.8), true, new Set())).not.toContain(0);
+    expect(fullThreshold(buildModel(small()), 0.8)).toBe(0.8);
   });
 
   it("refuses files that contradict themselves, and says where", () => {

@@ -211,6 +211,11 @@ export function isKept(node: GraphNode, threshold: number, showErrors: boolean):
   return node.cumulative <= threshold + 1e-9;
 }
 
+/** The threshold at which everything in the file is on the page: the node that crosses the file's own one is in it too. */
+export function fullThreshold(model: GraphModel, asked: number): number {
+  return model.nodes.reduce((most, node) => (node.kind === "feature" || node.kind === "error" ? Math.max(most, node.cumulative) : most), asked);
+}
+
 /** One flag a node: kept by the threshold, or wanted by the person. */
 export function visibleNodes(
   model: GraphModel, threshold: number, showErrors: boolean, wanted: ReadonlySet<string>,

@@ -6,7 +6,7 @@ import { idOf, type Graph, type Progress } from "../types";
 import { useLoad } from "../ui/load";
 import { Loading, Problem, ProgressBar, Stat, StateBadge } from "../ui/parts";
 import { Drawing } from "./drawing";
-import { buildModel, showToken, visibleNodes, type GraphModel, type GraphNode, type RawGraph } from "./model";
+import { buildModel, fullThreshold, showToken, visibleNodes, type GraphModel, type GraphNode, type RawGraph } from "./model";
 import { Overview } from "./overview";
 import { NodePanel } from "./panel";
 import { readState, writeState, type PageState } from "./state";
@@ -34,7 +34,7 @@ export function GraphPage({ id }: { id: string }) {
   }
   if (built instanceof Error) return <div class="page"><Problem problem={`The graph's file cannot be shown. ${built.message}`} /></div>;
   if (!built || !raw.data) return <Loading what="the graph" />;
-  return <Explorer graph={graph.data} model={built} limit={raw.data.metadata.node_threshold ?? 1} />;
+  return <Explorer graph={graph.data} model={built} limit={fullThreshold(built, raw.data.metadata.node_threshold ?? 0)} />;
 }
 
 function Waiting({ graph, onDone }: { graph: Graph; onDone: () => void }) {
