@@ -246,6 +246,7 @@ async def test_intervention_puts_prediction_beside_measurement(
     (asked,) = world.interventions
     assert asked.interventions[0].node_id == feature["node_id"]
     assert asked.interventions[0].factor == 0.0
+    await row.scroll_into_view_if_needed()
     await page.screenshot(path=ARTIFACTS / "intervention.png")
 
 
