@@ -23,10 +23,12 @@ lint: setup-dev  ## Style, types, import rules, contracts, shell
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/proto.py --lint
 	$(BIN)/python scripts/proto.py --check
+	$(BIN)/python scripts/client_sync.py --check
 	$(BIN)/shellcheck .ci/run
 
 unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/pytest -q
+	$(BIN)/python scripts/page.py --test
 
 slow: setup-dev model page minio chromium  ## Real bucket, real model, several ranks, real browser, whole services
 	$(BIN)/pytest -q -m 's3 or real or distributed or browser or e2e'
@@ -70,7 +72,7 @@ minio: setup-dev  ## Build MinIO, for the tests, into the user's cache
 
 chromium:
 	@command -v chromium >/dev/null || { echo "Chromium is needed by the page's tests; installing Debian's."; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; }
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core; }
 
 locks:  ## Compile the hashed locks again from pyproject.toml
 	$(PYTHON) scripts/locks.py
