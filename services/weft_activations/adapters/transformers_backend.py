@@ -227,6 +227,7 @@ class TransformersBackend:
         if model_id not in self._models:
             info = self.describe(model_id)
             import torch
+            from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM
             from transformers.utils import logging as transformers_logging
 
@@ -243,7 +244,7 @@ class TransformersBackend:
                     dtype=torch.bfloat16 if info.data_type == "bfloat16" else torch.float32,
                     attn_implementation="sdpa",
                 )
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise FailedPreconditionError(
                     f"the weights of the model {model_id!r} cannot be loaded ({_one_line(error)}); put a complete "
                     "Hugging Face folder with safetensors there"

@@ -3,8 +3,8 @@ Which tokens a harvest reads, in which order, in which lease: a function of the 
 
 Every replica works the plan out for itself and compares its digest with the one in the harvest's record, so leases
 mean the same everywhere. Documents come in an order drawn from the corpus's digest: the first of them are held out,
-until the split has its tokens, and the training split begins with the next one. So no document is in both, and both splits have
-exactly the tokens that were asked for; of the last document of each, the rest is not read.
+until the split has its tokens, and the training split begins with the next one. So no document is in both, and both
+splits have exactly the tokens that were asked for; of the last document of each, the rest is not read.
 """
 
 import hashlib
