@@ -53,10 +53,9 @@ def find_uv() -> Path:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
-        sys.exit(
-            f"setup: Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try `make PYTHON=python3.11 ...`."
-        )
+    if sys.version_info < (3, 11):  # noqa: UP036  this line is what says so
+        version = sys.version.split()[0]
+        sys.exit(f"setup: Python 3.11 or newer is needed; this is {version}. Try `make PYTHON=python3.11 ...`.")
     if sys.argv[1:] not in (["all"], ["dev"]):
         sys.exit("setup: say which environment: `all` or `dev`.")
     profile = sys.argv[1]

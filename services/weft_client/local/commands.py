@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from weft_common.errors import NotFoundError
 
 from weft_client.local.control import check_health, start, stop
 from weft_client.local.layout import Layout
 from weft_client.local.supervisor import supervise, supervisor_pid
+from weft_common.errors import NotFoundError
 
 FolderOption = Annotated[
     Path, typer.Option("--folder", help="Where bucket, models, logs and endpoints lie.", file_okay=False)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from weft_common.client import channel
-from weft_common.errors import AlreadyExistsError, DeadlineExceededError, InternalError
 
 from weft_client.local.layout import SERVICES, Endpoint, Layout
 from weft_client.local.supervisor import supervisor_pid
+from weft_common.client import channel
+from weft_common.errors import AlreadyExistsError, DeadlineExceededError, InternalError
 
 _START_S = 120.0
 _STOP_S = 40.0

@@ -23,10 +23,10 @@ from types import FrameType
 from typing import IO
 
 import psutil
-from weft_common.errors import AlreadyExistsError, WeftError
-from weft_common.logging import configure_logging, get_logger
 
 from weft_client.local.layout import SERVICES, Endpoint, Layout, choose_endpoints, service_environment
+from weft_common.errors import AlreadyExistsError, WeftError
+from weft_common.logging import configure_logging, get_logger
 
 _log = get_logger(__name__)
 
