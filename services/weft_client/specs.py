@@ -47,7 +47,7 @@ def training_spec(**given: Any) -> training.TrainingSpec:
         "feature_ranks": 1,
         "data_ranks": 1,
         "learning_rate": 2e-3,
-        "warmup_steps": 5,
+        "warmup_steps": min(5, given.get("num_steps", 60) // 10),
         "decay_share": 0.3,
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,

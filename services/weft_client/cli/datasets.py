@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from weft.cache.v1 import messages_pb2
 from weft_client.cli import harvests
-from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, state, time
+from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, state, stdout, time
 from weft_client.cli.session import JsonFlag, NoWait, connected
 from weft_client.names import short_id
 
@@ -105,9 +104,9 @@ def verify_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
         print_json(as_dict(found))
     else:
         for problem in found.problems:
-            Console().print(problem, highlight=False, soft_wrap=True)
+            stdout().print(problem, soft_wrap=True)
         if not found.problems:
-            Console().print(f"{found.num_shards} shards, {size(found.size_bytes)}: all well", highlight=False)
+            stdout().print(f"{found.num_shards} shards, {size(found.size_bytes)}: all well")
     if found.problems:
         raise typer.Exit(1)
 
@@ -120,4 +119,4 @@ def delete_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json({"deleted": dataset})
     else:
-        Console().print(f"{dataset} is deleted", highlight=False)
+        stdout().print(f"{dataset} is deleted")

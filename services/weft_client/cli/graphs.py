@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from weft.attribution.v1 import messages_pb2
-from weft_client.cli.output import as_dict, print_json, print_list, print_one, state, time
+from weft_client.cli.output import as_dict, print_json, print_list, print_one, state, stdout, time
 from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
 from weft_client.cli.waiting import print_started, wait
 from weft_client.names import full_name, short_id
@@ -215,4 +214,4 @@ def delete_graph(graph: GraphArgument, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json({"deleted": graph})
     else:
-        Console().print(f"{graph} is deleted", highlight=False)
+        stdout().print(f"{graph} is deleted")

@@ -10,8 +10,20 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Item = TypeVar("Item", bound=Message)
+
+
+# A pipe has no width; what is read by other programs shall not be cut to that of a terminal.
+_PIPE_COLUMNS = 240
+
+
+def stdout() -> Console:
+    """What people read, as wide as their terminal."""
+    # Prompts and tokens may look like rich's markup.
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=_PIPE_COLUMNS)
 
 
 def as_dict(message: Message) -> dict[str, Any]:
@@ -46,18 +58,23 @@ def print_list(
     if not found:
         Console(stderr=True).print(f"no {noun} yet", highlight=False)
         return
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in columns:
+        # An id that is cut off cannot be used in the next command.
+        table.add_column(
+            heading, overflow="fold" if heading in ("id", "name") else "ellipsis", no_wrap=heading not in ("id", "name")
+        )
     for item in found:
         table.add_row(*(cell(item) for cell in columns.values()))
-    Console().print(table)
+    stdout().print(table)
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Label and value, one a line."""
     table = Table.grid(padding=(0, 2))
     for label, value in fields:
-        table.add_row(f"[dim]{label}[/dim]", value)
-    Console().print(table)
+        table.add_row(Text(label, style="dim"), value)
+    stdout().print(table)
 
 
 def print_one(message: Message, fields: Sequence[tuple[str, str]], *, as_json: bool) -> None:

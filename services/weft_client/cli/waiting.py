@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from weft_client.cli.output import as_dict, print_json
+from weft_client.cli.output import as_dict, print_json, stdout
 from weft_client.sync.client import Client
 
 
@@ -47,9 +47,9 @@ def print_started(operation: operations_pb2.Operation, name: str, *, validated: 
     if as_json:
         print_json({"name": name, "operation": operation.name, "validated_only": validated})
     elif validated:
-        Console().print(f"{name} would be accepted; nothing was changed", highlight=False)
+        stdout().print(f"{name} would be accepted; nothing was changed")
     else:
-        Console().print(f"{name} is under way as {operation.name}", highlight=False)
+        stdout().print(f"{name} is under way as {operation.name}")
 
 
 def print_result(result: Message, line: str, *, as_json: bool) -> None:
@@ -57,4 +57,4 @@ def print_result(result: Message, line: str, *, as_json: bool) -> None:
     if as_json:
         print_json(as_dict(result))
     else:
-        Console().print(line, highlight=False, soft_wrap=True)
+        stdout().print(line, soft_wrap=True)
