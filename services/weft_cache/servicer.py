@@ -1,4 +1,3 @@
-# ruff: noqa: N802  gRPC names the methods
 """weft.cache.v1.CacheService: from messages to the catalog and back; everything that blocks runs in a thread."""
 
 import asyncio
@@ -93,8 +92,8 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         )
         if not 0 <= request.start_position <= len(plan.slices):
             raise InvalidArgumentError(
-                f"start_position is {request.start_position}, expected 0 to {len(plan.slices)}, the slices of this share; "
-                "resume with the seed, epoch and world_size that the position came from",
+                f"start_position is {request.start_position}, expected 0 to {len(plan.slices)}, the slices of this "
+                "share; resume with the seed, epoch and world_size that the position came from",
                 field="start_position",
             )
         if request.max_slices < 0:

@@ -1,9 +1,9 @@
 """
 Datasets come, are read and go. The bucket is the database: every call reads what it needs and keeps nothing.
 
-`manifest.json` says alone which state a dataset is in, and changes only by compare-and-swap: open (the spec), sealed (the
-spec and every shard), deleting (nothing can use it any more). While a dataset is open, a shard is a small record of its
-own, created if absent, so that many writers never wait for each other.
+`manifest.json` alone says which state a dataset is in, and changes only by compare-and-swap: open (the spec), sealed
+(the spec and every shard), deleting (nothing can use it any more). While a dataset is open, a shard is a small record
+of its own, created if absent, so that many writers never wait for each other.
 """
 
 from collections.abc import Iterator
@@ -84,8 +84,8 @@ class Catalog:
         dataset = self.get(dataset_id)
         if dataset.state is not State.SEALED:
             raise FailedPreconditionError(
-                f"{dataset.name} is not sealed: it still takes shards and cannot be planned; wait until its harvest has "
-                "ended, or call SealDataset"
+                f"{dataset.name} is not sealed: it still takes shards and cannot be planned; wait until its harvest "
+                "has ended, or call SealDataset"
             )
         return dataset
 

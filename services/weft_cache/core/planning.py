@@ -1,11 +1,11 @@
 """
 Who reads what, in which order.
 
-A split's units are its (shard, row group) pairs. One permutation of all units, drawn from (seed, epoch, split), is dealt
-out in order: each unit goes to the rank that has the fewest tokens so far, the lowest of equals. So shares are disjoint,
-complete, differ by at most one row group in tokens, and follow from the arguments alone.
-The permutation sorts units by the outputs of SplitMix64 (Steele, Lea, Flood 2014), which is written out here because the
-order must not change with a library's version.
+A split's units are its (shard, row group) pairs. One permutation of all units, drawn from (seed, epoch, split), is
+dealt out in order: each unit goes to the rank that has the fewest tokens so far, the lowest of equals. So shares are
+disjoint, complete, differ by at most one row group in tokens, and follow from the arguments alone.
+The permutation sorts units by the outputs of SplitMix64 (Steele, Lea, Flood 2014), which is written out here because
+the order must not change with a library's version.
 """
 
 import hashlib

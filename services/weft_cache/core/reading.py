@@ -1,4 +1,4 @@
-"""What is read of a dataset's shards: blocks for readers far from the bucket, everything for a check, sums for people."""
+"""What is read of a dataset: plans and blocks for readers, everything for a check, sums for people."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

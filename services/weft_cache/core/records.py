@@ -56,7 +56,7 @@ class DatasetSpec:
         parse_name(self.model, "models")
         if not _HEX_SHA256.match(self.model_revision):
             raise InvalidArgumentError(
-                f"spec.model_revision is {self.model_revision!r}, expected 64 hex digits; take Model.revision of GetModel",
+                f"spec.model_revision is {self.model_revision!r}, expected 64 hex digits; take it from GetModel",
                 field="spec.model_revision",
             )
         for name, most in (("num_layers", 1024), ("d_model", 1 << 16)):
@@ -76,8 +76,8 @@ class DatasetSpec:
             )
         if self.codec == "uniform" and not MIN_TARGET_FVU <= self.target_fvu <= MAX_TARGET_FVU:
             raise InvalidArgumentError(
-                f"spec.target_fvu is {self.target_fvu}, expected {MIN_TARGET_FVU} to {MAX_TARGET_FVU} for the uniform codec; "
-                "0.001 is a good choice",
+                f"spec.target_fvu is {self.target_fvu}, expected {MIN_TARGET_FVU} to {MAX_TARGET_FVU} for the uniform "
+                "codec; 0.001 is a good choice",
                 field="spec.target_fvu",
             )
 

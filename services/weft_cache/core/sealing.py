@@ -1,8 +1,8 @@
 """
 A dataset becomes complete and immutable.
 
-Statistics are merged and written first; then the manifest turns, by compare-and-swap, from open to sealed with every shard
-in it; then what only an open dataset needs is cleared away. A crash at any point is put right by sealing again.
+Statistics are merged and written first; then the manifest turns, by compare-and-swap, from open to sealed with every
+shard in it; then what only an open dataset needs is cleared away. A crash at any point is put right by sealing again.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Sealing:
             dataset = self._complete(dataset)
         if len(dataset.shards) != num_shards:
             raise FailedPreconditionError(
-                f"{dataset.name} is sealed with {len(dataset.shards)} shards, not {num_shards}; it cannot change any more"
+                f"{dataset.name} is sealed with {len(dataset.shards)} shards, not {num_shards}; it cannot change now"
             )
         self._clear(dataset)
         return dataset
@@ -112,7 +112,7 @@ def _refuse_incomplete(dataset: Dataset, num_shards: int) -> None:
     missing = sorted(set(range(num_shards)) - indices)
     if missing:
         raise FailedPreconditionError(
-            f"{dataset.name} lacks {len(missing)} of {num_shards} shards ({_some(missing)}); commit them, then seal again"
+            f"{dataset.name} lacks {len(missing)} of {num_shards} shards ({_some(missing)}); commit them, then seal"
         )
     extra = sorted(index for index in indices if index >= num_shards)
     if extra:

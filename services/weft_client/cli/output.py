@@ -22,8 +22,8 @@ _PIPE_COLUMNS = 240
 def stdout() -> Console:
     """What people read, as wide as their terminal."""
     # Prompts and tokens may look like rich's markup.
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=_PIPE_COLUMNS)
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=_PIPE_COLUMNS)
 
 
 def as_dict(message: Message) -> dict[str, Any]:
@@ -36,7 +36,9 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    Console(soft_wrap=True, highlight=False, markup=False).out(json.dumps(document, indent=2, ensure_ascii=False))
+    Console(soft_wrap=True, highlight=False, markup=False, emoji=False).out(
+        json.dumps(document, indent=2, ensure_ascii=False)
+    )
 
 
 def print_list(
