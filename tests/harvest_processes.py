@@ -142,10 +142,10 @@ class Client:
         self._channel.close()
 
 
-def harvest_spec(model: str, **changes: object) -> messages_pb2.HarvestSpec:
+def harvest_spec(model_id: str, **changes: object) -> messages_pb2.HarvestSpec:
     """Return a spec that is right for most tests."""
     spec = messages_pb2.HarvestSpec(
-        model=f"models/{model}",
+        model=f"models/{model_id}",
         dataset="datasets/d",
         corpus="corpora/c",
         num_tokens=600,
