@@ -1,4 +1,4 @@
-"""The real model behind a real activations service, and a random sparse transcoder of its shape, for tests and timings."""
+"""The real model behind a real activations service, and a random sparse transcoder for it, for tests and timings."""
 
 import os
 from collections.abc import AsyncIterator
@@ -39,9 +39,12 @@ async def activations(folder: Path, models: Path) -> AsyncIterator[GrpcModelRunn
     backend = TransformersBackend(models, dtype="float32", max_prompt_tokens=512, device="cpu", threads=0)
     async with aio_channel(settings.cache_target) as cache:
         wired = registrations(settings, backend, open_store(url), GrpcCatalog(cache))
-        async with wired as served, serving("activations", settings, served) as server:
-            async with aio_channel(server.target) as channel:
-                yield GrpcModelRunner(channel, max_capture_bytes=1 << 29, timeout_s=300)
+        async with (
+            wired as served,
+            serving("activations", settings, served) as server,
+            aio_channel(server.target) as channel,
+        ):
+            yield GrpcModelRunner(channel, max_capture_bytes=1 << 29, timeout_s=300)
 
 
 async def random_transcoder(
