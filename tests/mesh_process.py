@@ -1,4 +1,4 @@
-"""One rank of a mesh, for tests: trains a few steps in float64 and writes what it holds to a file."""
+"""One rank of a mesh, for tests: trains a few steps of each case in float64 and writes what it holds to files."""
 
 import json
 import sys
@@ -13,16 +13,12 @@ from weft_clt.kernels import CpuKernels
 from weft_clt.mesh import make_mesh
 
 
-def run_rank(rank: int, feature_ranks: int, data_ranks: int, case: dict[str, Any], folder: str, num_steps: int) -> None:
+def run_case(rank: int, feature_ranks: int, data_ranks: int, name: str, case: dict[str, Any], folder: str) -> None:
     """Train as one rank and save parameters, moments, metrics and an evaluation."""
-    torch.set_num_threads(1)
-    world = feature_ranks * data_ranks
-    store = dist.FileStore(f"{folder}/store", world)  # type: ignore[no-untyped-call]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     config = config_of(**case, feature_ranks=feature_ranks, data_ranks=data_ranks)
     mesh = make_mesh(feature_ranks, data_ranks)
     trainer = trainer_of(config, CpuKernels(), mesh)
-    metrics = [trainer.train_step(own_batch(step, mesh)) for step in range(1, num_steps + 1)]
+    metrics = [trainer.train_step(own_batch(step, mesh)) for step in range(1, config.batch.num_steps + 1)]
     evaluation = trainer.evaluate(iter([own_batch(99, mesh)]), 1)
     torch.save(
         {
@@ -32,12 +28,23 @@ def run_rank(rank: int, feature_ranks: int, data_ranks: int, case: dict[str, Any
             "evaluation": (evaluation.explained_variance, evaluation.reconstruction_loss, evaluation.silent_share),
             "sent_bytes": mesh.sent_bytes,
         },
-        Path(folder) / f"rank{rank}.pt",
+        Path(folder) / f"{name}-rank{rank}.pt",
     )
+
+
+def main() -> None:
+    """Take rank, feature ranks, data ranks, cases as JSON, and a folder."""
+    rank, feature_ranks, data_ranks = (int(text) for text in sys.argv[1:4])
+    cases, folder = json.loads(sys.argv[4]), sys.argv[5]
+    torch.set_num_threads(1)
+    world = feature_ranks * data_ranks
+    store = dist.FileStore(f"{folder}/store", world)  # type: ignore[no-untyped-call]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    for name, case in cases.items():
+        run_case(rank, feature_ranks, data_ranks, name, case, folder)
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    rank, feature_ranks, data_ranks, num_steps = (int(text) for text in sys.argv[1:5])
-    run_rank(rank, feature_ranks, data_ranks, json.loads(sys.argv[5]), sys.argv[6], num_steps)
+    main()

@@ -143,11 +143,17 @@ class TokenPool:
             if count:
                 yield slot, count
 
+    def _whole_epoch(self) -> Iterator[RowGroup]:
+        position = 0
+        while (row_group := self._source.at(self._epoch, position)) is not None:
+            yield row_group
+            position += 1
+
     def _fill(self) -> None:
         while len(self._slots) < self._num_row_groups or sum(slot.left for slot in self._slots) < self._batch_tokens:
             row_group = self._source.at(self._epoch, self._position)
             if row_group is None:
-                if self._position == 0:
+                if not any(found.num_tokens for found in self._whole_epoch()):
                     raise FailedPreconditionError(
                         "This rank's share of the training split has no tokens; harvest more, or use fewer ranks."
                     )
