@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +19,18 @@ __all__ = ["BAD_CONFIGURATION", "exit_code", "prepare_process", "read_config"]
 BAD_CONFIGURATION = 42
 """Exit code that a launcher never answers with another start."""
 
+_M_MMAP_THRESHOLD = -3
+_MMAP_BYTES = 1 << 20
+
 _log = get_logger(__name__)
 
 
 def prepare_process(environment: Mapping[str, str], threads: int) -> None:
-    """Set what numba and torch read when they are imported, which must not have happened yet."""
+    """Set how memory is kept, and what numba and torch read when they are imported, which must not have happened."""
+    # glibc otherwise keeps freed row groups in a heap that fragments: 400 MB more of a rank's memory in the demo.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     home = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(home) / "weft" / "numba"))
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
