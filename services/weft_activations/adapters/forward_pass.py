@@ -106,17 +106,24 @@ def run_pass(
     return kept
 
 
-def run_streams(parts: Parts, tokens_BP: Tensor, input_hook: str, output_hook: str) -> tuple[Tensor, Tensor]:
+def run_streams(
+    parts: Parts, tokens_BP: Tensor, input_hook: str, output_hook: str, *, into: tuple[Tensor, Tensor]
+) -> None:
     """
-    Run a pass for two hooks of every layer, float32 [L, B, P, D] each: no patterns, no final norm, no unembedding.
+    Run a pass for two hooks of every layer: no patterns, no final norm, no unembedding.
+
+    Args:
+        parts: The model.
+        tokens_BP: Token ids.
+        input_hook: Hook of the first result, without the layer.
+        output_hook: Hook of the second.
+        into: Where they are written, float32 [L, B, P, D] each.
 
     Raises:
         KeyError: A hook that a harvest does not take.
     """
     x_BPD = parts.embed(tokens_BP)
-    shape = (len(parts.blocks), *x_BPD.shape)
-    inputs_LBPD = torch.empty(shape, dtype=torch.float32)
-    outputs_LBPD = torch.empty(shape, dtype=torch.float32)
+    inputs_LBPD, outputs_LBPD = into
     for layer, block in enumerate(parts.blocks):
         attn_out_BPD, _ = block.attend(block.ln1(x_BPD), block.mask(tokens_BP.shape[1], eager=False))
         x_BPD = x_BPD + attn_out_BPD
@@ -126,7 +133,6 @@ def run_streams(parts: Parts, tokens_BP: Tensor, input_hook: str, output_hook: s
         inputs_LBPD[layer] = found[input_hook]
         outputs_LBPD[layer] = found[output_hook]
         x_BPD = x_BPD + mlp_out_BPD
-    return inputs_LBPD, outputs_LBPD
 
 
 def _changed(value_BPD: Tensor, intervention: Intervention) -> Tensor:

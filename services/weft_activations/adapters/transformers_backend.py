@@ -6,7 +6,9 @@ Eager attention runs where a pattern is read or held, the fused kernel everywher
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,6 +92,7 @@ class TransformersBackend:
         self._infos: dict[str, tuple[tuple[tuple[str, int, int], ...], ModelInfo]] = {}
         self._tokenizers: dict[str, Any] = {}
         self._models: dict[str, _Loaded] = {}
+        self._rows: ThreadPoolExecutor | None = None
 
     def model_ids(self) -> list[str]:
         """List the folders that hold a config.json."""
@@ -152,17 +155,44 @@ class TransformersBackend:
     def streams(
         self, model_id: str, tokens_BP: npt.NDArray[np.int64], input_hook: str, output_hook: str
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Run a batch for its inputs and outputs."""
+        """
+        Run a batch for its inputs and outputs.
+
+        On a processor the batch's rows are shared out over threads of one core each: they never wait for each other,
+        where a pass that all cores share waits after every operation, the more so beside a thread that encodes.
+        """
         import torch
 
         from weft_activations.adapters.forward_pass import run_streams
 
         loaded = self._load(model_id)
         self._set_attention(loaded, eager=False)
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(tokens_BP)).to(self._device())
-            inputs_LBPD, outputs_LBPD = run_streams(loaded.parts, batch, input_hook, output_hook)
-            return inputs_LBPD.numpy(), outputs_LBPD.numpy()
+        batch_BP = torch.from_numpy(np.ascontiguousarray(tokens_BP)).to(self._device())
+        shape = (len(loaded.parts.blocks), *batch_BP.shape, loaded.model.config.hidden_size)
+        inputs_LBPD, outputs_LBPD = np.empty(shape, np.float32), np.empty(shape, np.float32)
+
+        def run(rows: slice) -> None:
+            with torch.inference_mode():
+                into = torch.from_numpy(inputs_LBPD[:, rows]), torch.from_numpy(outputs_LBPD[:, rows])
+                run_streams(loaded.parts, batch_BP[rows], input_hook, output_hook, into=into)
+
+        num_rows = len(batch_BP)
+        num_threads = 1 if self._device() != "cpu" else min(num_rows, self._threads or os.cpu_count() or 1)
+        if num_threads == 1:
+            run(slice(0, num_rows))
+        else:
+            edges = [num_rows * part // num_threads for part in range(num_threads + 1)]
+            list(self._row_threads().map(run, map(slice, edges, edges[1:])))
+        return inputs_LBPD, outputs_LBPD
+
+    def _row_threads(self) -> ThreadPoolExecutor:
+        if self._rows is None:
+            import torch
+
+            self._rows = ThreadPoolExecutor(
+                self._threads or os.cpu_count(), "model-rows", initializer=torch.set_num_threads, initargs=(1,)
+            )
+        return self._rows
 
     def _folder(self, model_id: str) -> Path:
         if model_id not in self.model_ids():

@@ -35,7 +35,7 @@ __all__ = ["HarvestWorker", "Rows"]
 
 _LOG = get_logger(__name__)
 _ROW_GROUP_TOKENS = 256
-_BATCH_TOKENS = 512
+_BATCH_TOKENS = 1024
 _NORM_SEQUENCES = 8
 
 T = TypeVar("T")

@@ -76,7 +76,7 @@ class DemoPlan:
             feature_ranks=2,
             data_ranks=1,
             learning_rate=2e-3,
-            warmup_steps=5,
+            warmup_steps=min(5, self.num_steps // 4),
             decay_share=0.3,
             adam_beta1=0.9,
             adam_beta2=0.999,
