@@ -383,7 +383,12 @@ class Graphs:
                 "batch_size": settings.batch_size,
                 "max_feature_nodes": graph.edges.table.num_features,
             },
-            "pruning_settings": {"node_threshold": node_threshold, "edge_threshold": edge_threshold},
+            "pruning_settings": {
+                "node_threshold": node_threshold,
+                "edge_threshold": edge_threshold,
+                "node_share": pruned.node_share,
+                "edge_share": pruned.edge_share,
+            },
         }
         content = graph_json(graph.nodes, pruned, cumulative_share(influence), metadata)
         return content, {"num_nodes_kept": len(content["nodes"]), "num_edges_kept": len(content["links"])}

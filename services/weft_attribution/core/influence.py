@@ -31,6 +31,10 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 _CHUNK = 1 << 22
+MAX_NODES = 8_000
+"""Most nodes that pruning keeps besides tokens and logits: what a viewer can draw and a message can carry."""
+MAX_EDGES = 30_000
+"""Most edges that pruning keeps."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning keeps: a mask of nodes, and edges as (source, target, weight)."""
+    """
+    What pruning keeps: a mask of nodes, and edges as (source, target, weight).
+
+    `node_share` and `edge_share` are the shares of influence really held: below the thresholds where a limit cut in.
+    """
 
     node_mask: Array
     sources: Array
     targets: Array
     weights: Array
+    node_share: float
+    edge_share: float
 
 
 def _row_sums(edges: Edges, keep: Array | None) -> Array:
@@ -181,6 +191,24 @@ def share_threshold(scores: Array, share: float) -> float:
     return float(ordered[min(place, len(ordered) - 1)])
 
 
+def _keep(scores: Array, share: float) -> Array:
+    kept: Array = scores >= share_threshold(scores, share)
+    return kept
+
+
+def _largest(scores: Array, count: int) -> Array:
+    """Mask of the `count` largest scores."""
+    mask = np.ones(len(scores), dtype=bool)
+    if len(scores) > count:
+        mask[np.argpartition(scores, len(scores) - count)[: len(scores) - count]] = False
+    return mask
+
+
+def _held(scores: Array, mask: Array) -> float:
+    whole = float(scores.sum())
+    return min(1.0, float(scores[mask].sum()) / whole) if whole > 0 else 1.0
+
+
 def cumulative_share(influence: Array) -> Array:
     """For each node the share of influence held by it and all above it: low means important."""
     order = np.argsort(-influence, kind="stable")
@@ -191,12 +219,25 @@ def cumulative_share(influence: Array) -> Array:
 
 
 def prune(
-    edges: Edges, influence: Array, logit_weights: Array, *, node_threshold: float, edge_threshold: float
+    edges: Edges,
+    influence: Array,
+    logit_weights: Array,
+    *,
+    node_threshold: float,
+    edge_threshold: float,
+    max_nodes: int = MAX_NODES,
+    max_edges: int = MAX_EDGES,
 ) -> Pruned:
-    """Keep the nodes, then the edges, that hold the given shares of influence; tokens and logits always stay."""
+    """
+    Keep the nodes, then the edges, that hold the given shares of influence; tokens and logits always stay.
+
+    Of more than `max_nodes` features and errors, or `max_edges` edges, the most influential are kept.
+    """
     table = edges.table
-    node_mask = influence >= share_threshold(influence, node_threshold)
+    node_mask = _keep(influence, node_threshold)
+    node_mask[: table.token_start] &= _largest(influence[: table.token_start], max_nodes)
     node_mask[table.token_start :] = True
+    node_share = _held(influence, node_mask)
     sub_influence, sums = compute_influence(edges, logit_weights, node_mask)
     sub_influence[table.logit_start :] += logit_weights
     inverse = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
@@ -211,7 +252,9 @@ def prune(
         scores = np.abs(values.astype(np.float64)) * inverse[row] * sub_influence[targets]
         parts.append((columns.astype(np.int64), targets, values, scores))
     sources, targets, weights, scores = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    kept = np.flatnonzero((scores >= share_threshold(scores, edge_threshold)) & (weights != 0))
+    edge_mask = _keep(scores, edge_threshold) & (weights != 0) & _largest(scores, max_edges)
+    edge_share = _held(scores, edge_mask)
+    kept = np.flatnonzero(edge_mask)
     sources, targets, weights = sources[kept], targets[kept], weights[kept]
     while True:
         has_output = np.zeros(table.num_nodes, dtype=bool)
@@ -223,5 +266,5 @@ def prune(
         mask[: table.num_features] &= has_input[: table.num_features]
         inside = np.flatnonzero(mask[sources] & mask[targets])
         if len(inside) == len(sources):
-            return Pruned(mask, sources, targets, weights)
+            return Pruned(mask, sources, targets, weights, node_share, edge_share)
         node_mask, sources, targets, weights = mask, sources[inside], targets[inside], weights[inside]

@@ -135,7 +135,9 @@ def test_graph_json_survives_a_round_trip() -> None:
     nodes = nodes_of([(0, 3, 1), (2, 1, 3)])
     table = nodes.table
     mask = np.ones(table.num_nodes, dtype=bool)
-    pruned = Pruned(mask, np.array([0, table.token_start]), np.array([1, 1]), np.array([0.5, -2.0], np.float32))
+    pruned = Pruned(
+        mask, np.array([0, table.token_start]), np.array([1, 1]), np.array([0.5, -2.0], np.float32), 1.0, 1.0
+    )
     content = graph_json(nodes, pruned, np.full(table.num_nodes, 0.5), {"slug": "s"})
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert content["links"] == [

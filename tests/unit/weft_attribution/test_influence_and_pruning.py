@@ -150,6 +150,24 @@ def test_pruning_equals_a_dense_one(seed: int, node_threshold: float, edge_thres
     np.testing.assert_array_equal(found, np.where(keep, dense, 0))
 
 
+@given(st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_limits_keep_the_most_influential(seed: int) -> None:
+    """Of too many nodes and edges the largest stay, and the shares really held are told."""
+    edges, _, weights = random_graph(seed)
+    table = edges.table
+    influence, _ = compute_influence(edges, weights)
+    whole = prune(edges, influence, weights, node_threshold=1.0, edge_threshold=1.0)
+    cut = prune(edges, influence, weights, node_threshold=1.0, edge_threshold=1.0, max_nodes=4, max_edges=6)
+    assert cut.node_mask[: table.token_start].sum() <= 4
+    assert len(cut.weights) <= 6
+    best = set(np.argsort(-influence[: table.token_start])[:4].tolist())
+    assert set(np.flatnonzero(cut.node_mask[: table.token_start]).tolist()) <= best
+    assert whole.node_share == pytest.approx(1)
+    assert cut.node_share <= whole.node_share
+    assert 0 <= cut.edge_share <= whole.edge_share <= 1
+
+
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=4000), st.floats(0.01, 0.99))
 @settings(max_examples=60, deadline=None)
 def test_selected_threshold_keeps_the_share_and_no_more(values: list[float], share: float) -> None:
