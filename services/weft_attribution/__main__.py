@@ -42,6 +42,7 @@ def main() -> None:
                 settings.models_dir,
                 max_prompt_tokens=settings.max_prompt_tokens,
                 max_features=settings.max_features,
+                max_message_bytes=settings.max_message_bytes,
                 observe=PrometheusStages(REGISTRY),
             ) as served:
                 yield served

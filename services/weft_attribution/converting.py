@@ -80,7 +80,7 @@ def finished_to_proto(
         graph.statistics.stage_seconds.add(stage=stage, seconds=seconds)
     graph.interventions.extend(result_to_proto(result) for result in document["interventions"])
     if with_json:
-        graph.json = json.dumps(document["json"], ensure_ascii=False, allow_nan=False).encode()
+        graph.json = json.dumps(document["json"], ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     return graph
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 import grpc.aio
 from google.longrunning import operations_pb2
@@ -14,7 +15,7 @@ from weft.common.v1 import operation_pb2
 from weft_attribution import converting
 from weft_attribution.core.graphs import Graphs
 from weft_attribution.core.records import GraphRequest, check_graph_id
-from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError
+from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
 from weft_common.resource_names import parse_name
@@ -92,11 +93,19 @@ class GraphWork:
 
 
 class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
-    """Answers the RPCs on graphs."""
+    """
+    Answers the RPCs on graphs.
 
-    def __init__(self, graphs: Graphs, operations: OperationManager) -> None:
+    Args:
+        graphs: The domain.
+        operations: Where the long work is kept.
+        max_message_bytes: Largest answer that may be sent.
+    """
+
+    def __init__(self, graphs: Graphs, operations: OperationManager, *, max_message_bytes: int = 64 << 20) -> None:
         self._graphs = graphs
         self._operations = operations
+        self._max_message_bytes = max_message_bytes
 
     async def CreateGraph(self, request: service_pb2.CreateGraphRequest, context: Context) -> operations_pb2.Operation:
         graph_id = check_graph_id(request.graph_id)
@@ -178,13 +187,25 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
         record, document = await asyncio.to_thread(
             self._graphs.pruned, graph_id, request.node_threshold, request.edge_threshold
         )
-        return converting.finished_to_proto(record, self._operations.name(graph_id), document, with_json=True)
+        return await self._finished(record, self._operations.name(graph_id), document, with_json=True)
 
     async def Intervene(
         self, request: service_pb2.InterveneRequest, context: Context
     ) -> messages_pb2.InterventionResult:
         changes = converting.changes_from_proto(request)
         return converting.result_to_proto(await self._graphs.intervene(_graph_id(request.name), changes))
+
+    async def _finished(
+        self, record: GraphRequest, name: str, document: Mapping[str, Any], *, with_json: bool
+    ) -> messages_pb2.Graph:
+        graph = await asyncio.to_thread(converting.finished_to_proto, record, name, document, with_json=with_json)
+        size_bytes = graph.ByteSize()
+        if size_bytes > self._max_message_bytes:
+            raise ResourceExhaustedError(
+                f"{graph.name} takes {size_bytes} bytes with these thresholds, more than the "
+                f"{self._max_message_bytes} of one answer; ask PruneGraph for it with lower thresholds"
+            )
+        return graph
 
     def _requests(self, ids: list[str]) -> list[GraphRequest]:
         found = []
@@ -200,7 +221,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
         record = await asyncio.to_thread(self._graphs.request, graph_id)
         document = await asyncio.to_thread(self._graphs.finished, graph_id)
         if document is not None:
-            return converting.finished_to_proto(record, name, document, with_json=with_json)
+            return await self._finished(record, name, document, with_json=with_json)
         graph = converting.graph_to_proto(record, name)
         try:
             operation = await self._operations.get(name)

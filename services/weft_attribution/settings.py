@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from weft_common.settings import BucketSettings, ServiceSettings
@@ -17,6 +17,8 @@ class AttributionSettings(ServiceSettings, BucketSettings):
         env_prefix="WEFT_ATTRIBUTION_", frozen=True, use_attribute_docstrings=True, extra="ignore"
     )
 
+    max_message_bytes: int = Field(default=64 << 20, ge=64 << 10, le=1 << 30)
+    """Largest message taken or sent; a graph's JSON travels in one."""
     models_dir: Path
     """Folder of model folders; a model's id is its folder's name. The same models as the activations service's."""
     activations_target: str

@@ -52,7 +52,7 @@ def aio_channel(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     tls_server_name: str | None = None,
-    max_message_bytes: int = 8 << 20,
+    max_message_bytes: int = 64 << 20,
     default_timeout_s: float | None = None,
 ) -> grpc.aio.Channel:
     """
@@ -93,7 +93,7 @@ def channel(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     tls_server_name: str | None = None,
-    max_message_bytes: int = 8 << 20,
+    max_message_bytes: int = 64 << 20,
     default_timeout_s: float | None = None,
 ) -> grpc.Channel:
     """Open a channel for calls that block; arguments as those of `aio_channel`."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from weft_attribution.core.graph_json import graph_json, node_id, scan_name
 from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
@@ -48,6 +49,7 @@ from weft_store.port import ObjectStore
 __all__ = ["Change", "Graphs", "ModelFolder"]
 
 Json = dict[str, Any]
+Array = npt.NDArray[Any]
 _GENERATOR = {"name": "weft", "version": "0.1.0", "url": "", "email": ""}
 _OPEN_GRAPHS = 2
 
@@ -98,7 +100,7 @@ class Graphs:
         self._models = models
         self._max_prompt_tokens = max_prompt_tokens
         self._max_features = max_features
-        self._open: OrderedDict[tuple[str, str], WholeGraph] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str], tuple[WholeGraph, Array]] = OrderedDict()
         self._open_lock = threading.Lock()
 
     async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...]]:
@@ -278,8 +280,7 @@ class Graphs:
         """The finished graph's document with other thresholds; nothing stored changes."""
         check_threshold(node_threshold, "node_threshold")
         check_threshold(edge_threshold, "edge_threshold")
-        request, document, graph = self._whole(graph_id)
-        influence, _ = compute_influence(graph.edges, graph.logit_weights)
+        request, document, graph, influence = self._whole(graph_id)
         content, kept = self._pruned(request, graph, influence, node_threshold, edge_threshold)
         return request, {**document, "json": content, "statistics": {**document["statistics"], **kept}}
 
@@ -290,7 +291,7 @@ class Graphs:
         Returns:
             `interventions`, `effects` and `create_s`, as stored.
         """
-        request, _, graph = await asyncio.to_thread(self._whole, graph_id)
+        request, _, graph, _ = await asyncio.to_thread(self._whole, graph_id)
         delta = _deltas(graph, changes)
         settings, nodes, edges = request.settings, graph.nodes, graph.edges
         transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
@@ -333,7 +334,7 @@ class Graphs:
         )
         return result
 
-    def _whole(self, graph_id: str) -> tuple[GraphRequest, Json, WholeGraph]:
+    def _whole(self, graph_id: str) -> tuple[GraphRequest, Json, WholeGraph, Array]:
         request, document = self.request(graph_id), self.finished(graph_id)
         if document is None:
             raise FailedPreconditionError(f"graphs/{graph_id} is not complete; wait for its operation to succeed")
@@ -347,14 +348,14 @@ class Graphs:
                     path = Path(folder) / "edges.safetensors"
                     self._store.get_to_file(edges_key(graph_id), path)
                     graph = open_graph(path, document["num_layers"], tokens, logits, tuple(document["probabilities"]))
-                self._open[key] = graph
+                self._open[key] = (graph, compute_influence(graph.edges, graph.logit_weights)[0])
                 while len(self._open) > _OPEN_GRAPHS:
                     self._open.popitem(last=False)
             self._open.move_to_end(key)
-            return request, document, self._open[key]
+            return request, document, *self._open[key]
 
     def _pruned(
-        self, request: GraphRequest, graph: WholeGraph, influence: Any, node_threshold: float, edge_threshold: float
+        self, request: GraphRequest, graph: WholeGraph, influence: Array, node_threshold: float, edge_threshold: float
     ) -> tuple[Json, Json]:
         settings = request.settings
         pruned = prune(
