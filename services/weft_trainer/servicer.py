@@ -1,4 +1,3 @@
-# ruff: noqa: N802  gRPC names the methods
 """weft.training.v1.TrainingService: from messages to the core and back."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
