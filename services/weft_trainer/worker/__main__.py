@@ -6,7 +6,7 @@ import os
 import sys
 
 from weft_common.errors import FailedPreconditionError
-from weft_common.logging import configure_logging
+from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
 from weft_trainer.worker.settings import RankSettings
 from weft_trainer.worker.starting import exit_code, prepare_process
@@ -28,7 +28,7 @@ def main() -> int:
     from weft_store import open_store
     from weft_trainer.worker.rank import Rank
     from weft_trainer.worker.reads import get_dataset, normalization_of
-    from weft_trainer.worker.reports import Reporter
+    from weft_trainer.worker.reports import Reporter, peak_memory_bytes
     from weft_trainer.worker.signals import StopFlag
     from weft_trainer.worker.starting import read_config
 
@@ -36,9 +36,10 @@ def main() -> int:
     stop.install()
     torch.set_num_threads(settings.threads)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    reports = settings.mode == "train" and settings.trainer_target
-    trainer = training_grpc.RunReportServiceStub(channel(settings.trainer_target, token=settings.trainer_token))
-    reporter = Reporter(trainer if reports else None, run=settings.run, attempt=settings.attempt, rank=rank)
+    trainer = None
+    if settings.mode == "train" and settings.trainer_target:
+        trainer = training_grpc.RunReportServiceStub(channel(settings.trainer_target, token=settings.trainer_token))
+    reporter = Reporter(trainer, run=settings.run, attempt=settings.attempt, rank=rank)
 
     def work() -> None:
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
@@ -71,6 +72,7 @@ def main() -> int:
             own.train()
 
     code = exit_code(work, reporter.failed)
+    get_logger(__name__).info("ended", exit_code=code, peak_memory_bytes=peak_memory_bytes())
     reporter.close(60.0 if code == 0 else 15.0)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -20,7 +20,7 @@ BAD_CONFIGURATION = 42
 """Exit code that a launcher never answers with another start."""
 
 _M_MMAP_THRESHOLD = -3
-_MMAP_BYTES = 1 << 20
+_MMAP_BYTES = 8 << 20
 
 _log = get_logger(__name__)
 
