@@ -1,5 +1,6 @@
 """Starts the attribution service: reads its settings, wires its parts, serves."""
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -19,8 +20,9 @@ from weft_store.opening import open_store
 def main() -> None:
     """Serve until told to stop."""
     settings = load_settings(AttributionSettings)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    # The sweep is shared out by batches: threads inside of torch would only wait for each other.
+    torch.set_num_threads(1)
+    workers = settings.threads or min(16, len(os.sched_getaffinity(0)))
 
     @asynccontextmanager
     async def build() -> AsyncIterator[Sequence[Registration]]:
@@ -42,6 +44,7 @@ def main() -> None:
                 settings.models_dir,
                 max_prompt_tokens=settings.max_prompt_tokens,
                 max_features=settings.max_features,
+                workers=workers,
                 max_message_bytes=settings.max_message_bytes,
                 observe=PrometheusStages(REGISTRY),
             ) as served:

@@ -36,4 +36,4 @@ class AttributionSettings(ServiceSettings, BucketSettings):
     max_capture_bytes: int = 1 << 29
     """Largest tensor accepted from a capture, in bytes."""
     threads: int = 0
-    """Threads of one sweep; 0 leaves torch's own choice."""
+    """Threads of one graph's sweep; 0 takes one a core that this process may use, 16 at most."""

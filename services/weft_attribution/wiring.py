@@ -30,12 +30,15 @@ async def registrations(
     *,
     max_prompt_tokens: int,
     max_features: int,
+    workers: int = 1,
     max_message_bytes: int = 64 << 20,
     observe: Callable[[Mapping[str, float]], None],
 ) -> AsyncIterator[Sequence[Registration]]:
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
     models = ModelFolder(models_dir)
-    graphs = Graphs(store, runner, models, max_prompt_tokens=max_prompt_tokens, max_features=max_features)
+    graphs = Graphs(
+        store, runner, models, max_prompt_tokens=max_prompt_tokens, max_features=max_features, workers=workers
+    )
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), {KIND: GraphWork(graphs, observe).kind()})
     attribution = AttributionServicer(graphs, manager, max_message_bytes=max_message_bytes)
     features = FeatureServicer(store, runner, models)

@@ -89,17 +89,26 @@ class Graphs:
         runner: The base model.
         models: Frozen weights.
         max_prompt_tokens: Longest prompt accepted.
+        workers: Threads of one graph's sweep.
         max_features: Most active features accepted.
     """
 
     def __init__(
-        self, store: ObjectStore, runner: ModelRunner, models: ModelFolder, *, max_prompt_tokens: int, max_features: int
+        self,
+        store: ObjectStore,
+        runner: ModelRunner,
+        models: ModelFolder,
+        *,
+        max_prompt_tokens: int,
+        max_features: int,
+        workers: int = 1,
     ) -> None:
         self._store = store
         self._runner = runner
         self._models = models
         self._max_prompt_tokens = max_prompt_tokens
         self._max_features = max_features
+        self._workers = workers
         self._open: OrderedDict[tuple[str, str], tuple[WholeGraph, Array]] = OrderedDict()
         self._open_lock = threading.Lock()
 
@@ -231,6 +240,7 @@ class Graphs:
                     capture,
                     logit_ids=logit_ids,
                     batch_size=settings.batch_size,
+                    workers=self._workers,
                     max_features=self._max_features,
                     path=path,
                     stages=stages,

@@ -99,6 +99,7 @@ def build_graph(
     *,
     logit_ids: Array,
     batch_size: int,
+    workers: int,
     max_features: int,
     path: Path,
     stages: Stages,
@@ -113,6 +114,7 @@ def build_graph(
         capture: Streams of the prompt.
         logit_ids: Which logits to explain.
         batch_size: Rows of one sweep.
+        workers: Sweeps at the same time.
         max_features: Most active features accepted.
         path: File to write.
         stages: Times are added to it.
@@ -147,6 +149,7 @@ def build_graph(
             targets,
             token_ids,
             batch_size=batch_size,
+            workers=workers,
             check=lambda done: progress("sweep", done, num_rows),
         ):
             scratch.add(rows, dense_RN)

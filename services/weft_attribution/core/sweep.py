@@ -3,15 +3,19 @@ The sweep: every edge of a graph, without autograd.
 
 Targets are taken by (position, layer); a batch of gradients [P, B, D] goes down the layers by hand. At each layer the
 inner products with the decoders active there are added up unscaled; activations multiply once at the end. Layers above
-a target and positions after it are never touched.
+a target and positions after it are never touched. Batches are independent, so that threads take one each: within a
+batch torch should run on one thread, since waiting for each other in every small product costs more than it gains.
 
 Source: Ameisen et al. 2025, methods, "attribution"; the sweep itself is ours.
 Legend: B rows of a batch, P positions, D d_model, N active features, L layers. Nodes are numbered features, errors
 (layer-major, positions from 1), tokens, logits.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -113,6 +117,7 @@ def sweep(
     token_ids: Array,
     *,
     batch_size: int,
+    workers: int = 1,
     rows: Array | None = None,
     check: Callable[[int], None] = lambda done: None,
 ) -> Iterator[tuple[Array, Array]]:
@@ -125,6 +130,7 @@ def sweep(
         targets: From `make_targets`.
         token_ids: The prompt's tokens.
         batch_size: Rows swept at once; the result does not depend on it.
+        workers: Batches swept at the same time, each by a thread.
         rows: Which targets, all by default; rows are independent.
         check: Called with the rows done before each batch; may raise to stop.
 
@@ -134,12 +140,27 @@ def sweep(
     wanted = np.arange(len(targets.layer_N)) if rows is None else rows
     order = wanted[np.lexsort((-targets.layer_N[wanted], targets.position_N[wanted]))]
     sources = _Sources(operator, features, token_ids)
-    with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            check(start)
-            batch = order[start : start + batch_size]
-            batch = batch[np.argsort(-targets.layer_N[batch], kind="stable")]
-            yield batch, _sweep_batch(operator, sources, targets, batch)
+    starts = iter(range(0, len(order), batch_size))
+
+    def take(start: int) -> tuple[Array, Array]:
+        batch = order[start : start + batch_size]
+        batch = batch[np.argsort(-targets.layer_N[batch], kind="stable")]
+        with torch.no_grad():
+            return batch, _sweep_batch(operator, sources, targets, batch)
+
+    done = 0
+    with ThreadPoolExecutor(workers, thread_name_prefix="sweep") as pool:
+        waiting = deque(pool.submit(take, start) for start in islice(starts, workers + 1))
+        try:
+            while waiting:
+                check(done)
+                batch, dense_BN = waiting.popleft().result()
+                waiting.extend(pool.submit(take, start) for start in islice(starts, 1))
+                done += len(batch)
+                yield batch, dense_BN
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class _Sources:

@@ -167,6 +167,11 @@ def test_result_does_not_depend_on_batches_or_shards(swept: Swept, batch_size: i
     whole = swept.edges()
     np.testing.assert_allclose(swept.edges(batch_size), whole, rtol=1e-10, atol=1e-13)
     rows = np.arange(len(whole))
+    ids = np.array(IDS)
+    parallel = np.empty_like(whole)
+    for batch, dense in sweep(swept.operator, swept.features, swept.targets, ids, batch_size=4, workers=3):
+        parallel[batch] = dense
+    np.testing.assert_allclose(parallel, whole, rtol=1e-10, atol=1e-13)
     shards = np.empty_like(whole)
     for shard in range(3):
         shards[rows % 3 == shard] = swept.edges(5, rows[rows % 3 == shard][::-1].copy())
