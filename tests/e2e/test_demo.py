@@ -1,0 +1,191 @@
+"""The demo, whole: what it measures, what it reuses, what it leaves behind, and every service killed on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from embedded_weft import WEFT, Embedded, clean_environment
+
+from weft_client.local.supervisor import supervisor_pid
+
+pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(1500)]
+
+SMALL = ("--tokens", "4500", "--steps", "8", "--prompt", "The capital of France is")
+SUMMARY_FIELDS = {
+    "model",
+    "num_layers",
+    "tokens_harvested",
+    "tokens_held_out",
+    "bytes_per_token",
+    "bits_per_value",
+    "cache_fvu_max",
+    "harvest_tokens_per_s",
+    "train_tokens",
+    "train_tokens_per_s",
+    "world_size",
+    "explained_variance",
+    "l0_per_layer",
+    "dead_share",
+    "graphs",
+    "console_url",
+    "seconds",
+    "peak_rss_bytes",
+}
+GRAPH_FIELDS = {
+    "prompt",
+    "nodes",
+    "edges",
+    "replacement_score",
+    "completeness_score",
+    "seconds",
+    "conservation_error",
+    "intervention_predicted",
+    "intervention_measured",
+    "json",
+}
+
+
+def _folder(tmp_path: Path, models_dir: Path) -> Embedded:
+    root = tmp_path / ".weft"
+    root.mkdir(parents=True)
+    (root / "models").symlink_to(models_dir.resolve())
+    return Embedded(tmp_path)
+
+
+def _demo(run: Embedded, *arguments: str) -> dict[str, Any]:
+    result = run.weft("demo", "--exit", *arguments, timeout_s=1400)
+    assert result.returncode == 0, result.stdout + result.stderr
+    summary: dict[str, Any] = json.loads((run.layout.root / "demo" / "summary.json").read_text())
+    return summary
+
+
+def _left_running(run: Embedded) -> list[str]:
+    """Name every process that works in this run's folder."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        try:
+            where = " ".join([*(process.info["cmdline"] or []), *process.environ().values()])
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if str(run.folder) in where and process.pid != os.getpid():
+            found.append(" ".join(process.info["cmdline"] or [])[:200])
+    return found
+
+
+def test_demo_explains_a_real_model(tmp_path: Path, models_dir: Path) -> None:
+    """The whole demo reaches its figures, each measured in the run."""
+    run = _folder(tmp_path, models_dir)
+    summary = _demo(run)
+    assert summary.keys() >= SUMMARY_FIELDS
+    assert summary["tokens_harvested"] + summary["tokens_skipped"] >= 40_000
+    assert summary["tokens_harvested"] >= 40_000
+    assert summary["tokens_held_out"] > 2_000
+    assert summary["num_layers"] == 30
+    assert summary["world_size"] == 2
+    assert summary["cache_fvu_max"] <= 1.02e-3
+    assert 1 < summary["bits_per_value"] < 8
+    assert summary["explained_variance"] >= 0.45
+    assert len(summary["l0_per_layer"]) == 30
+    assert summary["peak_rss_bytes"] < 8 << 30
+    assert len(summary["graphs"]) == 3
+    for graph in summary["graphs"]:
+        assert graph.keys() >= GRAPH_FIELDS
+        assert graph["conservation_error"] < 1e-4
+        assert 0 <= graph["replacement_score"] <= 1
+        assert 0 <= graph["completeness_score"] <= 1
+        assert graph["intervention_measured"] == pytest.approx(graph["intervention_predicted"], rel=0.02, abs=1e-4)
+        assert json.loads(Path(graph["json"]).read_text())["nodes"]
+    assert summary["graphs"][0]["target"] == " Paris"
+    assert _left_running(run) == []
+
+
+def _wait_for(what: Callable[[], bool], timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _kill(run: Embedded, service: str) -> None:
+    supervisor = psutil.Process(supervisor_pid(run.layout))
+    (process,) = [child for child in supervisor.children() if child.cmdline()[-2:] == ["-m", f"weft_{service}"]]
+    process.kill()
+
+
+def _assassin(run: Embedded, killed: list[str]) -> None:
+    """Kill each service once, at a moment when it has work."""
+    bucket = run.layout.root / "bucket"
+
+    def there(pattern: str, count: int = 1) -> Callable[[], bool]:
+        return lambda: len(list(bucket.glob(pattern))) >= count
+
+    moments: list[tuple[str, Callable[[], bool]]] = [
+        ("cache", there("datasets/*/manifest.json")),
+        ("activations", there("harvests/*/leases/*.json")),
+        ("console", there("datasets/*/shards/*.weft", 2)),
+        ("trainer", there("runs/*/attempts/1/recent.json")),
+        ("attribution", there("graphs/*/request.json")),
+    ]
+    for service, moment in moments:
+        _wait_for(moment)
+        _kill(run, service)
+        killed.append(service)
+
+
+def test_demo_survives_the_death_of_every_service(tmp_path: Path, models_dir: Path) -> None:
+    """Each service is killed in the middle of its work, and the demo ends with the same tokens and the same figures."""
+    quiet = _folder(tmp_path / "quiet", models_dir)
+    undisturbed = _demo(quiet, *SMALL)
+
+    # A second run finds everything and says so.
+    again = _demo(quiet, *SMALL)
+    assert again["reused"] == ["dataset", "run", "transcoder"]
+    assert [graph["reused"] for graph in again["graphs"]] == [True]
+    assert again["tokens_harvested"] == undisturbed["tokens_harvested"]
+    assert again["seconds"] < undisturbed["seconds"]
+
+    run = _folder(tmp_path / "struck", models_dir)
+    killed: list[str] = []
+    thread = threading.Thread(target=_assassin, args=(run, killed), daemon=True)
+    thread.start()
+    struck = _demo(run, *SMALL)
+    thread.join(timeout=10)
+    assert killed == ["cache", "activations", "console", "trainer", "attribution"]
+    for figure in ("tokens_harvested", "tokens_held_out", "tokens_skipped", "train_tokens"):
+        assert struck[figure] == undisturbed[figure], figure
+    assert struck["explained_variance"] == pytest.approx(undisturbed["explained_variance"], rel=1e-4)
+    assert struck["graphs"][0]["nodes"] == pytest.approx(undisturbed["graphs"][0]["nodes"], rel=0.01)
+    assert _left_running(quiet) == []
+    assert _left_running(run) == []
+
+
+def test_demo_stops_on_interrupt_and_goes_on_next_time(tmp_path: Path, models_dir: Path) -> None:
+    """Ctrl-C in the middle of the harvest leaves no process; the next run keeps what was committed."""
+    run = _folder(tmp_path, models_dir)
+    process = subprocess.Popen(
+        [WEFT, "demo", "--exit", *SMALL],
+        cwd=run.folder,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    bucket = run.layout.root / "bucket"
+    _wait_for(lambda: bool(list(bucket.glob("datasets/*/shards/*.weft"))))
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert b"kept" in output
+    assert _left_running(run) == []
+    committed = {path.name for path in bucket.glob("datasets/*/shards/*.weft")}
+    _demo(run, *SMALL)
+    assert committed <= {path.name for path in bucket.glob("datasets/*/shards/*.weft")}
+    assert _left_running(run) == []
