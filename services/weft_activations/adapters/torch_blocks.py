@@ -7,6 +7,7 @@ differs is said here once; `forward_pass` knows none of it.
 Legend: B sequences, P positions, D d_model, H query heads, E head width.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,8 +78,12 @@ def _window(config: Any, layer: int) -> int | None:
     return window if kinds is None or kinds[layer] == "sliding_attention" else None
 
 
-class LlamaEmbedding:
-    """Token embedding; positions enter as rotations, which it keeps for the layers of the same pass."""
+class LlamaEmbedding(threading.local):
+    """
+    Token embedding; positions enter as rotations, which it keeps for the layers of the same pass.
+
+    Each thread has rotations of its own, since passes of several threads go on at once.
+    """
 
     def __init__(self, body: Any) -> None:
         self._body = body
