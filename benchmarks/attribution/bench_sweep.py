@@ -8,7 +8,7 @@ one forward pass of the frozen model with the prompt repeated B times and its gr
 targets, and gradients gathered as [B, sources, d] before they meet the decoders. It leaves out circuit-tracer's own
 overheads (hooks, the copy of the dense matrix, the ranking). Patterns and scales are random, of the model's shape;
 the weights are the model's own; L0 features a position and layer are drawn at random out of F.
-Rows are spans of 64 neighbours in the order of the sweep, spread evenly over the graph; both compute the same ones.
+Rows are spans of 128 neighbours in the order of the sweep, spread evenly over the graph; both compute the same ones.
 """
 
 import argparse
@@ -24,10 +24,12 @@ from torch import Tensor
 
 from weft_attribution.core.features import ActiveFeatures
 from weft_attribution.core.operator import FrozenOperator
+from weft_attribution.core.pipeline import default_batch_size
 from weft_attribution.core.sweep import Targets, make_targets, sweep
 from weft_attribution.core.weights import LinearWeights, load_linear_weights
 
-SPAN = 64
+SPAN = 128
+PEER_BATCH = 64
 
 
 def random_problem(
@@ -136,7 +138,8 @@ def main() -> None:
     parser.add_argument("--active", type=int, default=17, help="L0, active features a layer and position")
     parser.add_argument("--rows", type=int, default=512, help="rows timed")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=0, help="rows of a sweep; 0 has it chosen")
+    parser.add_argument("--threads", type=int, default=2, help="workers of the sweep; torch's threads for the peer")
     parser.add_argument("--without-peer", action="store_true")
     arguments = parser.parse_args()
     weights = load_linear_weights(arguments.model)
@@ -147,19 +150,33 @@ def main() -> None:
         starts = np.linspace(0, max(0, len(order) - SPAN), max(1, arguments.rows // SPAN)).astype(int)
         spans = [order[start : start + SPAN] for start in starts]
         rows = sum(len(span) for span in spans)
-        peer = None if arguments.without_peer else AutogradPeer(operator, features, token_ids, SPAN)
+        peer = None if arguments.without_peer else AutogradPeer(operator, features, token_ids, PEER_BATCH)
         ours_s, peer_s, difference = [], [], 0.0
         for _ in range(arguments.rounds):
+            torch.set_num_threads(1)
             begun = time.perf_counter()
-            found = []
-            for span in spans:
-                found += list(sweep(operator, features, targets, token_ids, batch_size=arguments.batch, rows=span))
+            found = list(
+                sweep(
+                    operator,
+                    features,
+                    targets,
+                    token_ids,
+                    batch_size=arguments.batch or default_batch_size(tokens, weights.d_model),
+                    workers=arguments.threads,
+                    rows=np.concatenate(spans),
+                )
+            )
             ours_s.append(time.perf_counter() - begun)
             if peer is not None:
+                torch.set_num_threads(arguments.threads)
                 begun = time.perf_counter()
-                expected = [peer.rows(targets, span) for span in spans]
+                whole_order = np.concatenate(spans)
+                expected = [
+                    peer.rows(targets, whole_order[start : start + PEER_BATCH])
+                    for start in range(0, len(whole_order), PEER_BATCH)
+                ]
                 peer_s.append(time.perf_counter() - begun)
-                whole = dict(zip(np.concatenate(spans).tolist(), np.concatenate(expected), strict=True))
+                whole = dict(zip(whole_order.tolist(), np.concatenate(expected), strict=True))
                 for batch, dense in found:
                     for row, values in zip(batch.tolist(), dense, strict=True):
                         gap = np.abs(values - whole[row]).max() / max(np.abs(whole[row]).max(), 1e-30)
@@ -172,7 +189,7 @@ def main() -> None:
             "peer_rows_per_s": round(rows / statistics.median(peer_s), 1) if peer_s else None,
             "ratio": round(statistics.median(peer_s) / statistics.median(ours_s), 2) if peer_s else None,
             "max_relative_difference": difference if peer_s else None,
-            "threads": torch.get_num_threads(),
+            "threads": arguments.threads,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
         print(json.dumps(result))

@@ -32,6 +32,7 @@ __all__ = [
     "capture_hooks",
     "choose_logits",
     "conservation_error",
+    "default_batch_size",
     "open_graph",
 ]
 
@@ -113,7 +114,7 @@ def build_graph(
         transcoder: The transcoder.
         capture: Streams of the prompt.
         logit_ids: Which logits to explain.
-        batch_size: Rows of one sweep.
+        batch_size: Rows of one sweep; 0 has it chosen.
         workers: Sweeps at the same time.
         max_features: Most active features accepted.
         path: File to write.
@@ -148,7 +149,7 @@ def build_graph(
             features,
             targets,
             token_ids,
-            batch_size=batch_size,
+            batch_size=batch_size or default_batch_size(positions, weights.d_model),
             workers=workers,
             check=lambda done: progress("sweep", done, num_rows),
         ):
@@ -165,6 +166,16 @@ def build_graph(
         scratch.write(path, arrays)
     stages.add("sweep", begun)
     return conservation_error(targets.value_N.double().numpy(), sum_R, constant_R, num_logits=len(logit_ids))
+
+
+def default_batch_size(num_positions: int, d_model: int) -> int:
+    """
+    Rows of a sweep whose gradients take 16 MiB at most, where that is 16 to 256 rows.
+
+    >>> default_batch_size(6, 576), default_batch_size(64, 576)
+    (256, 113)
+    """
+    return min(256, max(16, (1 << 24) // (4 * num_positions * d_model)))
 
 
 def conservation_error(value_R: Array, sum_R: Array, constant_R: Array, *, num_logits: int) -> float:

@@ -40,7 +40,7 @@ class GraphSettings:
     target_token_ids: tuple[int, ...] = ()
     node_threshold: float = 0.8
     edge_threshold: float = 0.98
-    batch_size: int = 64
+    batch_size: int = 0
 
     def check(self) -> None:
         """
@@ -55,9 +55,10 @@ class GraphSettings:
             raise InvalidArgumentError(
                 f"spec.max_logits is {self.max_logits}; give 1 to {MAX_LOGITS}, or 0 for 10", field="spec.max_logits"
             )
-        if not 1 <= self.batch_size <= MAX_BATCH:
+        if not 0 <= self.batch_size <= MAX_BATCH:
             raise InvalidArgumentError(
-                f"spec.batch_size is {self.batch_size}; give 1 to {MAX_BATCH}, or 0 for 64", field="spec.batch_size"
+                f"spec.batch_size is {self.batch_size}; give 1 to {MAX_BATCH}, or 0 to have it chosen",
+                field="spec.batch_size",
             )
         check_threshold(self.logit_probability, "spec.logit_probability")
         check_threshold(self.node_threshold, "spec.node_threshold")

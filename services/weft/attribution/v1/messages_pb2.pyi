@@ -83,7 +83,7 @@ class GraphSpec(_message.Message):
     edge_threshold: _builtins.float
     """Share of influence that the kept edges hold; 0 means 0.98."""
     batch_size: _builtins.int
-    """Targets of one sweep; the result does not depend on it; 0 means 64."""
+    """Targets swept at once; the result does not depend on it; 0 means as many as memory caches hold, by the prompt's length."""
     @_builtins.property
     def target_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids to explain in place of the most likely ones."""
