@@ -14,13 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft_common.errors import InvalidArgumentError
-
-__all__ = ["ActiveLayer", "ShapeError", "active_from_dense"]
-
-
-class ShapeError(InvalidArgumentError):
-    """Two tensors, or a tensor and the mesh, do not fit together."""
+__all__ = ["ActiveLayer", "active_from_dense"]
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weft_clt.active import ShapeError
 from weft_clt.normalization import Normalization
 from weft_clt.parameters import Parameters
+from weft_common.errors import ShapeError
 
 __all__ = ["config_yaml", "export_transcoder", "thresholds_from_top_k"]
 

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft_clt.active import ShapeError
 from weft_clt.config import Activation, FeatureConfig
 from weft_clt.mesh import Mesh
 from weft_clt.normalization import Normalization
 from weft_clt.parameters import Parameters, Share
+from weft_common.errors import ShapeError
 
 __all__ = ["calibrate_biases", "initial_parameters"]
 

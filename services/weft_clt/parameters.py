@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft_clt.active import ShapeError
+from weft_common.errors import ShapeError
 
 __all__ = ["Parameters", "Shape", "Share", "pair_index"]
 

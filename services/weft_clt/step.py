@@ -21,13 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft_clt.active import ShapeError
 from weft_clt.config import Activation, FeatureConfig, LossConfig
 from weft_clt.exchange import Exchanged, OwnEntries, exchange_entries
 from weft_clt.kernels import Kernels
 from weft_clt.losses import jump_relu_backward, preact_loss, sparsity_loss
 from weft_clt.mesh import Mesh
 from weft_clt.parameters import Parameters
+from weft_common.errors import ShapeError
 
 __all__ = ["Forward", "Losses", "StepEngine"]
 

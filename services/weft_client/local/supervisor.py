@@ -35,6 +35,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Exit statuses after which the same start would fail in the same way: bad settings, port taken.
 _FINAL_STATUSES = frozenset({2, 3})
 _MOST_RESTARTS = 5
+# glibc otherwise keeps what a thread freed for that thread: activations held a gigabyte more after a harvest.
+_MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(8 << 20)}
 _RESTART_WINDOW_S = 60.0
 _STOP_S = 15.0
 
@@ -100,7 +102,7 @@ class _Service:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603  our own module, our own arguments
                 [sys.executable, "-m", f"weft_{self.name}"],
-                env={**inherited, **self.environment},
+                env={**_MEMORY, **inherited, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

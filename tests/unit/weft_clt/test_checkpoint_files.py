@@ -8,12 +8,11 @@ import torch
 from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, tokens, trainer_of
 from safetensors.torch import load_file
 
-from weft_clt.active import ShapeError
 from weft_clt.checkpoint import FileFacts, Manifest, read_tensors, write_tensors
 from weft_clt.export import config_yaml, export_transcoder, thresholds_from_top_k
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.normalization import Normalization
-from weft_common.errors import DataLossError, FailedPreconditionError
+from weft_common.errors import DataLossError, FailedPreconditionError, ShapeError
 
 
 def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
