@@ -41,10 +41,10 @@ class DemoPlan:
         prompts: What is explained.
     """
 
-    num_tokens: int = 44_000
+    num_tokens: int = 41_500
     num_features: int = 512
     top_k: int = 32
-    num_steps: int = 50
+    num_steps: int = 44
     step_tokens: int = 1_024
     prompts: tuple[str, ...] = PROMPTS
 

@@ -210,6 +210,7 @@ def _apply(
         codes[start : start + _CHUNK_TOKENS] = _zigzag(scaled.astype(np.int32))
         scaled *= step
         scaled += mean
-        difference = np.subtract(scaled, chunk, dtype=np.float64).ravel()
-        error += float(difference @ difference)
+        difference = np.subtract(scaled, chunk, dtype=np.float64)
+        # einsum, since a dot product would wake BLAS's own threads.
+        error += float(np.einsum("td,td->", difference, difference))
     return codes, error
