@@ -1,11 +1,13 @@
 """An embedded run in a folder of its own, started by `weft up` as a user would."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -52,3 +54,23 @@ def clean_environment() -> dict[str, str]:
     """Return this process's environment without weft's variables, with a terminal of fixed width."""
     kept: Mapping[str, str] = {key: value for key, value in os.environ.items() if not key.startswith("WEFT_")}
     return dict(kept) | {"COLUMNS": "200", "NO_COLOR": "1"}
+
+
+SMALL = ("--tokens", "4500", "--steps", "8", "--prompt", "The capital of France is")
+"""Options of a demo that is whole and takes a minute or two."""
+
+
+def demo_folder(folder: Path, models_dir: Path) -> Embedded:
+    """Make a folder that has the real model and nothing else."""
+    root = folder / ".weft"
+    root.mkdir(parents=True)
+    (root / "models").symlink_to(models_dir.resolve())
+    return Embedded(folder)
+
+
+def run_demo(run: Embedded, *arguments: str) -> dict[str, Any]:
+    """Run `weft demo` to its end and return its summary."""
+    result = run.weft("demo", "--exit", *arguments, timeout_s=1400)
+    assert result.returncode == 0, result.stdout + result.stderr
+    summary: dict[str, Any] = json.loads((run.layout.root / "demo" / "summary.json").read_text())
+    return summary

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from embedded_weft import Embedded
+from embedded_weft import SMALL, Embedded, demo_folder, run_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,3 +36,10 @@ def models_dir() -> Path:
     folder = Path(os.environ.get("WEFT_TEST_MODELS_DIR", ROOT / ".weft" / "models"))
     assert (folder / "smollm2-135m-instruct" / "config.json").is_file(), "the real model is missing: run `make model`"
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> tuple[Embedded, dict[str, Any]]:
+    """Run a small demo once; its services are stopped again, its bucket is there."""
+    run = demo_folder(tmp_path_factory.mktemp("demo"), models_dir)
+    return run, run_demo(run, *SMALL)

@@ -12,13 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
-from embedded_weft import WEFT, Embedded, clean_environment
+from embedded_weft import SMALL, WEFT, Embedded, clean_environment, demo_folder, run_demo
 
 from weft_client.local.supervisor import supervisor_pid
 
 pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(1500)]
 
-SMALL = ("--tokens", "4500", "--steps", "8", "--prompt", "The capital of France is")
 SUMMARY_FIELDS = {
     "model",
     "num_layers",
@@ -53,20 +52,6 @@ GRAPH_FIELDS = {
 }
 
 
-def _folder(tmp_path: Path, models_dir: Path) -> Embedded:
-    root = tmp_path / ".weft"
-    root.mkdir(parents=True)
-    (root / "models").symlink_to(models_dir.resolve())
-    return Embedded(tmp_path)
-
-
-def _demo(run: Embedded, *arguments: str) -> dict[str, Any]:
-    result = run.weft("demo", "--exit", *arguments, timeout_s=1400)
-    assert result.returncode == 0, result.stdout + result.stderr
-    summary: dict[str, Any] = json.loads((run.layout.root / "demo" / "summary.json").read_text())
-    return summary
-
-
 def _left_running(run: Embedded) -> list[str]:
     """Name every process that works in this run's folder."""
     found = []
@@ -82,8 +67,8 @@ def _left_running(run: Embedded) -> list[str]:
 
 def test_demo_explains_a_real_model(tmp_path: Path, models_dir: Path) -> None:
     """The whole demo reaches its figures, each measured in the run."""
-    run = _folder(tmp_path, models_dir)
-    summary = _demo(run)
+    run = demo_folder(tmp_path, models_dir)
+    summary = run_demo(run)
     assert summary.keys() >= SUMMARY_FIELDS
     assert summary["tokens_harvested"] + summary["tokens_skipped"] >= 40_000
     assert summary["tokens_harvested"] >= 40_000
@@ -140,36 +125,39 @@ def _assassin(run: Embedded, killed: list[str]) -> None:
         killed.append(service)
 
 
-def test_demo_survives_the_death_of_every_service(tmp_path: Path, models_dir: Path) -> None:
+def test_demo_survives_the_death_of_every_service(
+    tmp_path: Path, models_dir: Path, small_demo: tuple[Embedded, dict[str, Any]]
+) -> None:
     """Each service is killed in the middle of its work, and the demo ends with the same tokens and the same figures."""
-    quiet = _folder(tmp_path / "quiet", models_dir)
-    undisturbed = _demo(quiet, *SMALL)
-
-    # A second run finds everything and says so.
-    again = _demo(quiet, *SMALL)
-    assert again["reused"] == ["dataset", "run", "transcoder"]
-    assert [graph["reused"] for graph in again["graphs"]] == [True]
-    assert again["tokens_harvested"] == undisturbed["tokens_harvested"]
-    assert again["seconds"] < undisturbed["seconds"]
-
-    run = _folder(tmp_path / "struck", models_dir)
+    _, undisturbed = small_demo
+    run = demo_folder(tmp_path, models_dir)
     killed: list[str] = []
     thread = threading.Thread(target=_assassin, args=(run, killed), daemon=True)
     thread.start()
-    struck = _demo(run, *SMALL)
+    struck = run_demo(run, *SMALL)
     thread.join(timeout=10)
     assert killed == ["cache", "activations", "console", "trainer", "attribution"]
     for figure in ("tokens_harvested", "tokens_held_out", "tokens_skipped", "train_tokens"):
         assert struck[figure] == undisturbed[figure], figure
     assert struck["explained_variance"] == pytest.approx(undisturbed["explained_variance"], rel=1e-4)
     assert struck["graphs"][0]["nodes"] == pytest.approx(undisturbed["graphs"][0]["nodes"], rel=0.01)
-    assert _left_running(quiet) == []
+    assert _left_running(run) == []
+
+
+def test_demo_reuses_what_is_there(small_demo: tuple[Embedded, dict[str, Any]]) -> None:
+    """A second run does nothing twice, and says so."""
+    run, first = small_demo
+    again = run_demo(run, *SMALL)
+    assert again["reused"] == ["dataset", "run", "transcoder"]
+    assert [graph["reused"] for graph in again["graphs"]] == [True]
+    assert again["tokens_harvested"] == first["tokens_harvested"]
+    assert again["explained_variance"] == first["explained_variance"]
     assert _left_running(run) == []
 
 
 def test_demo_stops_on_interrupt_and_goes_on_next_time(tmp_path: Path, models_dir: Path) -> None:
     """Ctrl-C in the middle of the harvest leaves no process; the next run keeps what was committed."""
-    run = _folder(tmp_path, models_dir)
+    run = demo_folder(tmp_path, models_dir)
     process = subprocess.Popen(
         [WEFT, "demo", "--exit", *SMALL],
         cwd=run.folder,
@@ -186,6 +174,6 @@ def test_demo_stops_on_interrupt_and_goes_on_next_time(tmp_path: Path, models_di
     assert b"kept" in output
     assert _left_running(run) == []
     committed = {path.name for path in bucket.glob("datasets/*/shards/*.weft")}
-    _demo(run, *SMALL)
+    run_demo(run, *SMALL)
     assert committed <= {path.name for path in bucket.glob("datasets/*/shards/*.weft")}
     assert _left_running(run) == []

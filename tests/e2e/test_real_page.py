@@ -1,0 +1,140 @@
+"""What a newcomer does with the services up: the page of a real prompt's graph in Chromium, and README's example."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from embedded_weft import Embedded
+from playwright.async_api import Page, async_playwright, expect
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.real,
+    pytest.mark.browser,
+    pytest.mark.timeout(1200),
+    # Playwright leaves its own pipes to the collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+ARTIFACTS = ROOT / "tests" / "artifacts" / "real"
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def up(small_demo: tuple[Embedded, dict[str, Any]]) -> Iterator[tuple[Embedded, dict[str, Any]]]:
+    """Start the services over what the small demo made."""
+    run, summary = small_demo
+    result = run.weft("up")
+    assert result.returncode == 0, result.stderr
+    yield run, summary
+    assert run.weft("down").returncode == 0
+
+
+@pytest.fixture
+async def page(up: tuple[Embedded, dict[str, Any]]) -> AsyncIterator[Page]:
+    """Sign in on the real page; it must end without an error in the browser's console."""
+    console = up[0].endpoints["console"]
+    errors: list[str] = []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        opened = await browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
+        opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        await opened.goto(f"http://{console.target}/?token={console.token}")
+        await expect(opened.get_by_role("heading", name="Graphs")).to_be_visible()
+        yield opened
+        await browser.close()
+    assert errors == []
+
+
+async def _select(page: Page, node: str) -> tuple[float, float]:
+    await page.get_by_role("combobox", name="Search nodes").fill(node)
+    await page.keyboard.press("Enter")
+    cursor = page.locator(f".graph-cursor[data-node='{node}']")
+    await expect(cursor).to_be_attached()
+    box = await cursor.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+async def test_graph_of_a_real_prompt_is_read_on_the_page(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
+    """Hover, click, lists and pruning over the graph that the services made, against its file."""
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    file = Path(up[1]["graphs"][0]["json"])
+    graph = json.loads(file.read_text())  # noqa: ASYNC240  nothing else waits
+    console = up[0].endpoints["console"]
+    await page.goto(f"http://{console.target}/graphs/{file.stem}")
+    await expect(page.locator(".graph-cursor")).to_be_attached()
+    await page.screenshot(path=ARTIFACTS / "graph-light.png")
+
+    logit = next(node["node_id"] for node in graph["nodes"] if node["is_target_logit"])
+    x, y = await _select(page, logit)
+    await page.keyboard.press("Escape")
+    await page.mouse.move(x - 150, y + 200)
+    await page.mouse.move(x, y)
+    await expect(page.locator(".graph-tip")).to_contain_text("Paris")
+    await page.mouse.click(x, y)
+    await expect(page.locator("[data-stat=node]")).to_have_text("·Paris")
+    into = {link["source"]: link["weight"] for link in graph["links"] if link["target"] == logit}
+    total = sum(abs(weight) for weight in into.values())
+    strongest = max(into, key=lambda node: abs(into[node]))
+    first = page.locator("[data-list=inputs] .edge").first
+    assert await first.get_attribute("data-node") == strongest
+    share = 100 * into[strongest] / total
+    assert await first.locator(".edge-share").inner_text() == f"{'−' if share < 0 else '+'}{abs(share):.1f}%"
+    await page.screenshot(path=ARTIFACTS / "graph-selected.png")
+
+    slider = page.get_by_role("slider", name="Influence kept")
+    before = await page.locator("[data-stat=nodes]").inner_text()
+    await slider.evaluate(
+        "input => { input.value = '300'; input.dispatchEvent(new Event('input', { bubbles: true })) }"
+    )
+    await expect(page.locator("[data-stat=nodes]")).not_to_have_text(before)
+
+    features = [node for node in graph["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    feature = max((node for node in features if node["node_id"] in into), key=lambda node: abs(into[node["node_id"]]))
+    await slider.evaluate(
+        "input => { input.value = '1000'; input.dispatchEvent(new Event('input', { bubbles: true })) }"
+    )
+    await _select(page, feature["node_id"])
+    await expect(page.locator("[data-list=feature]").get_by_role("row").nth(3)).to_be_visible()
+    await page.screenshot(path=ARTIFACTS / "feature.png")
+
+
+async def test_run_and_dataset_pages_show_the_demos(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
+    """The pages of the run and the dataset name them and draw without an error."""
+    console = up[0].endpoints["console"]
+    for name in (up[1]["run"], up[1]["dataset"]):
+        await page.goto(f"http://{console.target}/{name}")
+        await expect(page.get_by_role("heading", name=re.compile(name.partition("/")[2]))).to_be_visible()
+        await page.screenshot(path=ARTIFACTS / f"{name.partition('/')[0]}.png")
+
+
+def test_readme_example_works_as_pasted(up: tuple[Embedded, dict[str, Any]]) -> None:
+    """README's five lines of gRPC print the model's next token."""
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert example is not None
+    assert len(example[1].strip().splitlines()) <= 6
+    result = subprocess.run(
+        [sys.executable, "-c", example[1]], cwd=up[0].folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Paris" in result.stdout
+
+
+def test_client_example_works_as_pasted(up: tuple[Embedded, dict[str, Any]]) -> None:
+    """The client reference's first example prints the same."""
+    example = re.search(r"```python\n(.*?)```", (ROOT / "docs/reference/client.md").read_text(), re.DOTALL)
+    assert example is not None
+    result = subprocess.run(
+        [sys.executable, "-c", example[1]], cwd=up[0].folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Paris" in result.stdout
