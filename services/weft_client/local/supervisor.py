@@ -37,6 +37,8 @@ _FINAL_STATUSES = frozenset({2, 3})
 _MOST_RESTARTS = 5
 # glibc otherwise keeps what a thread freed for that thread: activations held a gigabyte more after a harvest.
 _MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(8 << 20)}
+# Five services share the cores, so a thread that waits for another must not spin.
+_THREADS = {"OMP_WAIT_POLICY": "passive"}
 _RESTART_WINDOW_S = 60.0
 _STOP_S = 15.0
 
@@ -102,7 +104,7 @@ class _Service:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603  our own module, our own arguments
                 [sys.executable, "-m", f"weft_{self.name}"],
-                env={**_MEMORY, **inherited, **self.environment},
+                env={**_MEMORY, **_THREADS, **inherited, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
