@@ -1,4 +1,4 @@
-"""What the demo measured: a document for programs and a table for people."""
+"""What the demo measured: a document for programs and tables for people."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -91,26 +92,11 @@ class DemoSummary:
         temporary.replace(path)
 
     def show(self, console: Console) -> None:
-        """Print the tables."""
+        """Print the figures."""
         console.print(_facts(self._rows()))
-        table = Table(title="Graphs", title_justify="left")
-        for column in ("prompt", "next", "nodes", "edges", "replacement", "completeness", "conservation"):
-            table.add_column(column, overflow="fold")
-        table.add_column("ablation: predicted / measured (held)", overflow="fold")
-        table.add_column("all paths / measured (free)", overflow="fold")
         for graph in self.graphs:
-            table.add_row(
-                graph.prompt,
-                graph.target,
-                f"{graph.nodes:,}",
-                f"{graph.edges:,}",
-                f"{graph.replacement_score:.2f}",
-                f"{graph.completeness_score:.2f}",
-                f"{graph.conservation_error:.0e}",
-                f"{graph.intervention_predicted:+.4f} / {graph.intervention_measured:+.4f}",
-                f"{graph.intervention_predicted_total:+.3f} / {graph.intervention_measured_free:+.3f}",
-            )
-        console.print(table)
+            console.print(f"\n[bold]{escape(graph.prompt)}[/bold] [green]{escape(graph.target)}[/green]")
+            console.print(_facts(_graph_rows(graph)))
 
     def _rows(self) -> Sequence[tuple[str, str]]:
         mean_l0 = sum(self.l0_per_layer) / max(1, len(self.l0_per_layer))
@@ -136,6 +122,27 @@ class DemoSummary:
             ),
             ("in all", f"{self.seconds:.0f} s, {self.peak_rss_bytes / 2**30:.2f} GiB{again}"),
         ]
+
+
+def _graph_rows(graph: GraphSummary) -> Sequence[tuple[str, str]]:
+    return [
+        (
+            "graph",
+            f"{graph.nodes:,} nodes, {graph.edges:,} edges in {graph.seconds:.1f} s; "
+            f"replacement {graph.replacement_score:.2f}, completeness {graph.completeness_score:.2f}, "
+            f"conservation error {graph.conservation_error:.0e}",
+        ),
+        (
+            f"without {graph.intervention_node}",
+            f"its edge says {graph.intervention_predicted:+.4f} of the logit, "
+            f"the model with all else held {graph.intervention_measured:+.4f}",
+        ),
+        (
+            "",
+            f"all paths say {graph.intervention_predicted_total:+.3f}, "
+            f"the model left free {graph.intervention_measured_free:+.3f}",
+        ),
+    ]
 
 
 def _facts(rows: Sequence[tuple[str, str]]) -> Table:
