@@ -106,8 +106,8 @@ def run(make_embedded: Callable[[Callable[[Path], None]], Embedded]) -> Embedded
     """Two tiny models, one dataset, one open dataset, one transcoder."""
 
     def prepare(root: Path) -> None:
-        make_llama(root / "models" / "tiny")
-        make_gpt2(root / "models" / "other")
+        make_llama(root / "models" / "tiny", max_tokens=300)
+        make_gpt2(root / "models" / "other", max_tokens=300)
 
     made = make_embedded(prepare)
     with made.channel("activations") as channel:
@@ -165,9 +165,9 @@ INVALID, MISSING, STATE = (
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
 )
-GRAPH = ("graphs", "create", "--id", "bad", "--model", "tiny", "--transcoder", "tiny", "--prompt")
-RUN = ("runs", "create", "--id", "bad")
-HARVEST = ("harvests", "create", "--id", "bad", "--dataset", "fresh", "--corpus", "text")
+GRAPH = ("graphs", "create", "bad", "--model", "tiny", "--transcoder", "tiny", "--prompt")
+RUN = ("runs", "create", "bad")
+HARVEST = ("harvests", "create", "bad", "--dataset", "fresh", "--corpus", "text")
 CASES = [
     Case(
         "unknown-model",
@@ -220,7 +220,7 @@ CASES = [
         _harvest_request(model="models/nobody"),
         MISSING,
         ("nobody",),
-        (*HARVEST, "--model", "nobody", "--tokens", "600"),
+        (*HARVEST, "--model", "nobody", "--num-tokens", "600"),
     ),
     Case(
         "harvest-of-zero-tokens",
@@ -233,21 +233,23 @@ CASES = [
                 dataset="datasets/fresh",
                 corpus="corpora/text",
                 sequence_tokens=32,
+                streams=activations.Streams(input_hook="mlp_in", output_hook="mlp_out"),
+                codec=activations.Codec(kind="bf16"),
                 lease_sequences=4,
             ),
         ),
         INVALID,
         ("num_tokens",),
-        (*HARVEST, "--model", "tiny", "--tokens", "0"),
+        (*HARVEST, "--model", "tiny", "--num-tokens", "0"),
     ),
     Case(
         "harvest-of-more-than-there-is",
         "activations",
         "CreateHarvest",
         _harvest_request(num_tokens=10_000_000),
-        INVALID,
+        STATE,
         ("10000000", "tokens"),
-        (*HARVEST, "--model", "tiny", "--tokens", "10000000"),
+        (*HARVEST, "--model", "tiny", "--num-tokens", "10000000"),
     ),
     Case(
         "harvest-at-unknown-hook",
@@ -264,7 +266,7 @@ CASES = [
         _harvest_request(corpus="corpora/nothing"),
         MISSING,
         ("corpora/nothing",),
-        ("harvests", "create", "--id", "bad", "--dataset", "fresh", "--corpus", "nothing", "--model", "tiny"),
+        ("harvests", "create", "bad", "--dataset", "fresh", "--corpus", "nothing", "--model", "tiny"),
     ),
     Case(
         "run-on-unknown-dataset",
@@ -291,7 +293,7 @@ CASES = [
         _run_request(num_features=65, feature_ranks=2),
         INVALID,
         ("65", "2"),
-        (*RUN, "--dataset", "tiny", "--features", "65", "--feature-ranks", "2"),
+        (*RUN, "--dataset", "tiny", "--num-features", "65", "--feature-ranks", "2"),
     ),
     Case(
         "run-of-zero-steps",
@@ -300,7 +302,7 @@ CASES = [
         _run_request(num_steps=0),
         INVALID,
         ("num_steps",),
-        (*RUN, "--dataset", "tiny", "--steps", "0"),
+        (*RUN, "--dataset", "tiny", "--num-steps", "0"),
     ),
     Case(
         "graph-of-unknown-model",
@@ -309,7 +311,7 @@ CASES = [
         _graph_request(model="models/nobody"),
         MISSING,
         ("nobody",),
-        ("graphs", "create", "--id", "bad", "--model", "nobody", "--transcoder", "tiny", "--prompt", "The capital"),
+        ("graphs", "create", "bad", "--model", "nobody", "--transcoder", "tiny", "--prompt", "The capital"),
     ),
     Case(
         "graph-of-unknown-transcoder",
@@ -318,7 +320,7 @@ CASES = [
         _graph_request(transcoder="transcoders/nothing"),
         MISSING,
         ("transcoders/nothing",),
-        ("graphs", "create", "--id", "bad", "--model", "tiny", "--transcoder", "nothing", "--prompt", "The capital"),
+        ("graphs", "create", "bad", "--model", "tiny", "--transcoder", "nothing", "--prompt", "The capital"),
     ),
     Case(
         "transcoder-of-another-model",
@@ -327,7 +329,7 @@ CASES = [
         _graph_request(model="models/other"),
         STATE,
         ("models/tiny", "models/other"),
-        ("graphs", "create", "--id", "bad", "--model", "other", "--transcoder", "tiny", "--prompt", "The capital"),
+        ("graphs", "create", "bad", "--model", "other", "--transcoder", "tiny", "--prompt", "The capital"),
     ),
     Case("empty-prompt", "attribution", "CreateGraph", _graph_request(prompt=""), INVALID, ("prompt",), (*GRAPH, "")),
     Case(
@@ -336,7 +338,7 @@ CASES = [
         "CreateGraph",
         _graph_request(prompt="word " * 400),
         INVALID,
-        ("128", "tokens"),
+        ("300", "tokens"),
         (*GRAPH, "word " * 400),
     ),
     Case(
@@ -487,7 +489,7 @@ def test_full_disk_is_told(make_embedded: Callable[[Callable[[Path], None]], Emb
     mounted: list[Path] = []
 
     def prepare(root: Path) -> None:
-        make_llama(root / "models" / "tiny")
+        make_llama(root / "models" / "tiny", max_tokens=300)
         bucket = root / "bucket"
         bucket.mkdir(parents=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", bucket], check=True)
@@ -496,7 +498,9 @@ def test_full_disk_is_told(make_embedded: Callable[[Callable[[Path], None]], Emb
     try:
         made = make_embedded(prepare)
         with made.channel("activations") as channel, pytest.raises(grpc.RpcError) as caught:
-            ActivationServiceStub(channel).UploadCorpus(iter(_pieces()), timeout=30)
+            # Four times what the disk holds.
+            piece = activations_rpc.UploadCorpusRequest(corpus_id="large", document="large.txt", text=TEXT * 40)
+            ActivationServiceStub(channel).UploadCorpus(iter([piece]), timeout=30)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "space" in caught.value.details()
         made.weft("down")

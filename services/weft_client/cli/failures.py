@@ -55,6 +55,11 @@ class FailingWell(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         before_separator = args[: args.index("--")] if "--" in args else args
         begin(Session(json="--json" in before_separator))
+        # Bytes of the command line that are no UTF-8 reach Python as lone surrogates, which no message can carry.
+        for number, argument in enumerate(args, start=1):
+            if any("\ud800" <= character <= "\udfff" for character in argument):
+                report("INVALID_ARGUMENT", f"argument {number} is not UTF-8 text; encode it so", as_json=session().json)
+                raise typer.Exit(EXIT_WRONG)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
