@@ -497,9 +497,9 @@ def test_full_disk_is_told(make_embedded: Callable[[Callable[[Path], None]], Emb
 
     try:
         made = make_embedded(prepare)
+        # Four times what the disk holds.
+        piece = activations_rpc.UploadCorpusRequest(corpus_id="large", document="large.txt", text=TEXT * 40)
         with made.channel("activations") as channel, pytest.raises(grpc.RpcError) as caught:
-            # Four times what the disk holds.
-            piece = activations_rpc.UploadCorpusRequest(corpus_id="large", document="large.txt", text=TEXT * 40)
             ActivationServiceStub(channel).UploadCorpus(iter([piece]), timeout=30)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "space" in caught.value.details()
