@@ -11,7 +11,7 @@ from embedded_weft import SMALL, Embedded, demo_folder, run_demo
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def make_embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Callable[[Path], None]], Embedded]]:
     """Start embedded runs over prepared folders; all of them are stopped in the end."""
     started: list[Embedded] = []
