@@ -32,6 +32,7 @@ _log = get_logger(__name__)
 
 JOB_VARIABLE = "WEFT_WORKER_JOB"
 _POLL_S = 0.1
+_EXEC_S = 1.0
 _TAIL_BYTES = 4096
 _TAIL_LINES = 12
 _KILL_S = 10.0
@@ -42,11 +43,21 @@ _SHUTDOWN_S = 10
 _GATE = ("/bin/sh", "-c", 'read -r go && exec "$@"', "weft-gate")
 
 
+def _tag_of(process: psutil.Process) -> str | None:
+    """Return the job that a process belongs to."""
+    environment = process.environ()
+    # In the middle of an exec the kernel shows no environment for a moment; old processes without one are its own.
+    while not environment and time.time() - process.create_time() < _EXEC_S:
+        time.sleep(0.01)
+        environment = process.environ()
+    return environment.get(JOB_VARIABLE)
+
+
 def _processes_of(tag: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.environ().get(JOB_VARIABLE) == tag and process.status() != psutil.STATUS_ZOMBIE:
+            if _tag_of(process) == tag and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
@@ -107,7 +118,7 @@ def _is_of(pid: int, tag: str) -> bool:
     """Tell whether a process runs and belongs to a job; a number that was given to another process since does not."""
     try:
         process = psutil.Process(pid)
-        return process.environ().get(JOB_VARIABLE) == tag and process.status() != psutil.STATUS_ZOMBIE
+        return _tag_of(process) == tag and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):
         return False
 
