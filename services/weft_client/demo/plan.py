@@ -41,10 +41,10 @@ class DemoPlan:
         prompts: What is explained.
     """
 
-    num_tokens: int = 41_500
+    num_tokens: int = 40_600
     num_features: int = 512
     top_k: int = 32
-    num_steps: int = 44
+    num_steps: int = 38
     step_tokens: int = 1_024
     prompts: tuple[str, ...] = PROMPTS
 
