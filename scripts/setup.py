@@ -70,7 +70,8 @@ def main() -> None:
         run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, ENVIRONMENT)
     os.environ["VIRTUAL_ENV"] = str(ENVIRONMENT)
     # `install` and not `sync`: the demo's lock is a part of the tests' lock, so neither takes away from the other.
-    run(uv, "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", lock)
+    # Compiled here, once, and not by the first processes that import torch, several at a time.
+    run(uv, "pip", "install", "--quiet", "--compile-bytecode", "--require-hashes", "--no-deps", "-r", lock)
     run(uv, "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)
     stamp.write_text(wanted)
 

@@ -80,15 +80,19 @@ class FakeBackend:
         return {hook: np.zeros((len(token_ids), D_MODEL), np.float32) for hook in hooks}
 
     def streams(
-        self, model_id: str, tokens_BP: npt.NDArray[np.int64], input_hook: str, output_hook: str
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        self.tokens_run += tokens_BP.size
-        shape = (NUM_LAYERS, *tokens_BP.shape, D_MODEL)
-        inputs, outputs = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        for sequence, position in np.ndindex(tokens_BP.shape):
-            rows = expected_row(int(tokens_BP[sequence, position]), position)
-            inputs[:, sequence, position], outputs[:, sequence, position] = rows
-        return inputs, outputs
+        self,
+        model_id: str,
+        sequences: Sequence[npt.NDArray[np.int64]],
+        input_hook: str,
+        output_hook: str,
+        into: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    ) -> None:
+        at = 0
+        for sequence in sequences:
+            self.tokens_run += len(sequence)
+            for position, token_id in enumerate(sequence.tolist()[1:], start=1):
+                into[0][:, at], into[1][:, at] = expected_row(token_id, position)
+                at += 1
 
 
 @dataclass

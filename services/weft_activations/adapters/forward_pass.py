@@ -7,7 +7,7 @@ are the model's own is tested against transformers' forward.
 Legend: B sequences, P positions, L layers, D d_model.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def run_pass(
 
 
 def run_streams(
-    parts: Parts, tokens_BP: Tensor, input_hook: str, output_hook: str, *, into: tuple[Tensor, Tensor]
+    parts: Parts, tokens_BP: Tensor, input_hook: str, output_hook: str, write: Callable[[int, Tensor, Tensor], None]
 ) -> None:
     """
     Run a pass for two hooks of every layer: no patterns, no final norm, no unembedding.
@@ -115,23 +115,21 @@ def run_streams(
     Args:
         parts: The model.
         tokens_BP: Token ids.
-        input_hook: Hook of the first result, without the layer.
-        output_hook: Hook of the second.
-        into: Where they are written, float32 [L, B, P, D] each.
+        input_hook: The first hook, without the layer.
+        output_hook: The second.
+        write: Takes a layer and what lies at its two hooks, [B, P, D] each.
 
     Raises:
         KeyError: A hook that a harvest does not take.
     """
     x_BPD = parts.embed(tokens_BP)
-    inputs_LBPD, outputs_LBPD = into
     for layer, block in enumerate(parts.blocks):
         attn_out_BPD, _ = block.attend(block.ln1(x_BPD), block.mask(tokens_BP.shape[1], eager=False))
         x_BPD = x_BPD + attn_out_BPD
         mlp_in_BPD = block.ln2(x_BPD)
         mlp_out_BPD = block.mlp(mlp_in_BPD)
         found = {"mlp_in": mlp_in_BPD, "resid_mid": x_BPD, "mlp_out": mlp_out_BPD}
-        inputs_LBPD[layer] = found[input_hook]
-        outputs_LBPD[layer] = found[output_hook]
+        write(layer, found[input_hook], found[output_hook])
         x_BPD = x_BPD + mlp_out_BPD
 
 

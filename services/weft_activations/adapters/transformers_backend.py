@@ -23,7 +23,7 @@ from weft_common.logging import get_logger
 if TYPE_CHECKING:
     from weft_activations.adapters.torch_blocks import Parts
 
-__all__ = ["TransformersBackend", "model_revision"]
+__all__ = ["TransformersBackend", "equal_lengths", "model_revision"]
 
 _LOG = get_logger(__name__)
 _ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3 and GPT-2"
@@ -37,6 +37,10 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
+
+# Tokens of one pass of a harvest: enough that products dominate, few enough that threads end about together.
+_CPU_TOKENS = 512
+_GPU_TOKENS = 16384
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -55,6 +59,23 @@ def model_revision(folder: Path) -> str:
             while piece := handle.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def equal_lengths(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """
+    Share sequences out over batches of one length and of `most_tokens` at most, or of one sequence; the longest first.
+
+    >>> equal_lengths([4, 3, 4, 4], 8)
+    [[0, 2], [3], [1]]
+    """
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(index)
+    batches = []
+    for length, members in sorted(by_length.items(), reverse=True):
+        size = max(1, most_tokens // length)
+        batches += [members[first : first + size] for first in range(0, len(members), size)]
+    return batches
 
 
 @dataclass
@@ -92,7 +113,7 @@ class TransformersBackend:
         self._infos: dict[str, tuple[tuple[tuple[str, int, int], ...], ModelInfo]] = {}
         self._tokenizers: dict[str, Any] = {}
         self._models: dict[str, _Loaded] = {}
-        self._rows: ThreadPoolExecutor | None = None
+        self._one_core: ThreadPoolExecutor | None = None
 
     def model_ids(self) -> list[str]:
         """List the folders that hold a config.json."""
@@ -153,13 +174,18 @@ class TransformersBackend:
             return {hook: np.asarray(kept[hook][0].float().cpu().numpy()) for hook in hooks}
 
     def streams(
-        self, model_id: str, tokens_BP: npt.NDArray[np.int64], input_hook: str, output_hook: str
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        self,
+        model_id: str,
+        sequences: Sequence[npt.NDArray[np.int64]],
+        input_hook: str,
+        output_hook: str,
+        into: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    ) -> None:
         """
-        Run a batch for its inputs and outputs.
+        Run sequences for their inputs and outputs, in batches of equal length.
 
-        On a processor the batch's rows are shared out over threads of one core each: they never wait for each other,
-        where a pass that all cores share waits after every operation, the more so beside a thread that encodes.
+        On a processor the batches are shared out over threads of one core each: they never wait for each other, where
+        a pass that all cores share waits after every operation, the more so beside a thread that encodes.
         """
         import torch
 
@@ -167,32 +193,37 @@ class TransformersBackend:
 
         loaded = self._load(model_id)
         self._set_attention(loaded, eager=False)
-        batch_BP = torch.from_numpy(np.ascontiguousarray(tokens_BP)).to(self._device())
-        shape = (len(loaded.parts.blocks), *batch_BP.shape, loaded.model.config.hidden_size)
-        inputs_LBPD, outputs_LBPD = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        device = self._device()
+        inputs_LTD, outputs_LTD = (torch.from_numpy(array) for array in into)
+        starts = np.cumsum([0, *(len(sequence) - 1 for sequence in sequences)]).tolist()
 
-        def run(rows: slice) -> None:
+        def run(members: Sequence[int]) -> None:
+            def write(layer: int, inputs_BPD: torch.Tensor, outputs_BPD: torch.Tensor) -> None:
+                for row, member in enumerate(members):
+                    rows = slice(starts[member], starts[member + 1])
+                    inputs_LTD[layer, rows] = inputs_BPD[row, 1:]
+                    outputs_LTD[layer, rows] = outputs_BPD[row, 1:]
+
             with torch.inference_mode():
-                into = torch.from_numpy(inputs_LBPD[:, rows]), torch.from_numpy(outputs_LBPD[:, rows])
-                run_streams(loaded.parts, batch_BP[rows], input_hook, output_hook, into=into)
+                tokens_BP = torch.from_numpy(np.stack([sequences[member] for member in members])).to(device)
+                run_streams(loaded.parts, tokens_BP, input_hook, output_hook, write)
 
-        num_rows = len(batch_BP)
-        num_threads = 1 if self._device() != "cpu" else min(num_rows, self._threads or os.cpu_count() or 1)
-        if num_threads == 1:
-            run(slice(0, num_rows))
+        on_cpu = device == "cpu"
+        batches = equal_lengths([len(sequence) for sequence in sequences], _CPU_TOKENS if on_cpu else _GPU_TOKENS)
+        if on_cpu and len(batches) > 1:
+            list(self._one_core_threads().map(run, batches))
         else:
-            edges = [num_rows * part // num_threads for part in range(num_threads + 1)]
-            list(self._row_threads().map(run, map(slice, edges, edges[1:])))
-        return inputs_LBPD, outputs_LBPD
+            for batch in batches:
+                run(batch)
 
-    def _row_threads(self) -> ThreadPoolExecutor:
-        if self._rows is None:
+    def _one_core_threads(self) -> ThreadPoolExecutor:
+        if self._one_core is None:
             import torch
 
-            self._rows = ThreadPoolExecutor(
-                self._threads or os.cpu_count(), "model-rows", initializer=torch.set_num_threads, initargs=(1,)
+            self._one_core = ThreadPoolExecutor(
+                self._threads or os.cpu_count(), "model-one-core", initializer=torch.set_num_threads, initargs=(1,)
             )
-        return self._rows
+        return self._one_core
 
     def _folder(self, model_id: str) -> Path:
         if model_id not in self.model_ids():

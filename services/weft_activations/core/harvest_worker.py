@@ -5,7 +5,7 @@ Dying between any two of these loses nothing and doubles nothing: a shard counts
 first commit of an index wins, and a lease that is not marked is read again. While one lease is encoded and put, the
 next one is already in the model.
 
-Legend: B sequences, P positions, L layers, T tokens, D d_model.
+Legend: L layers, T tokens, D d_model.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords
+from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords, HarvestSpec
 from weft_activations.core.inference import Inference
 from weft_activations.core.leases import LeaseBoard
 from weft_activations.core.metrics import EXTRACT_INCOMPLETE, EXTRACT_TOKENS
 from weft_activations.core.plan import HarvestPlan, Lease
 from weft_activations.core.planning import HarvestPlanner
-from weft_activations.core.ports import CommittedShard, DatasetCatalog, Split
+from weft_activations.core.ports import CommittedShard, DatasetCatalog, ModelInfo, Split
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, WeftError
 from weft_common.logging import get_logger
 from weft_store.port import ObjectStore
@@ -35,27 +35,60 @@ __all__ = ["HarvestWorker", "Rows"]
 
 _LOG = get_logger(__name__)
 _ROW_GROUP_TOKENS = 256
-_BATCH_TOKENS = 1024
+# Of one turn on the models' thread: what a capture may have to wait for.
+_TURN_TOKENS = 2048
 _NORM_SEQUENCES = 8
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 
 
+@dataclass
 class Rows:
     """
-    The kept rows of a lease.
+    The rows of a lease, in memory that serves one lease after the other: fresh pages cost as much as a copy.
 
     Attributes:
-        inputs_LTD: What the transcoder reads.
-        outputs_LTD: What it predicts.
+        whole: Inputs, which the transcoder reads, and outputs, which it predicts: [L, T, D] each, room for any lease.
+        num_tokens: How many of T are this lease's and are kept.
         num_skipped: Tokens left out for their norm.
     """
 
-    def __init__(self, inputs_LTD: Floats, outputs_LTD: Floats, num_skipped: int) -> None:
-        self.inputs_LTD = inputs_LTD
-        self.outputs_LTD = outputs_LTD
-        self.num_skipped = num_skipped
+    whole: tuple[Floats, Floats]
+    num_tokens: int = 0
+    num_skipped: int = 0
+
+    @classmethod
+    def with_room(cls, info: ModelInfo, num_tokens: int) -> "Rows":
+        """Make room for so many tokens."""
+        shape = (info.num_layers, num_tokens, info.d_model)
+        return cls((np.empty(shape, np.float32), np.empty(shape, np.float32)))
+
+    @property
+    def inputs(self) -> Floats:
+        """What is kept of the inputs, [L, T, D]."""
+        return self.whole[0][:, : self.num_tokens]
+
+    @property
+    def outputs(self) -> Floats:
+        """What is kept of the outputs, [L, T, D]."""
+        return self.whole[1][:, : self.num_tokens]
+
+    def output_norms(self) -> Floats:
+        """Euclidean norms of the outputs, [L, T]."""
+        squares_LT: Floats = np.einsum("ltd,ltd->lt", self.outputs, self.outputs)
+        return np.sqrt(squares_LT)
+
+    def leave_out(self, limits_L: npt.NDArray[np.float64]) -> None:
+        """Drop the tokens whose output norm reaches its layer's limit anywhere."""
+        kept_T = (self.output_norms() < limits_L[:, None]).all(0)
+        num_kept = int(kept_T.sum())
+        if num_kept < self.num_tokens:
+            for stream_LTD in (self.inputs, self.outputs):
+                for layer_TD in stream_LTD:
+                    layer_TD[:num_kept] = layer_TD[kept_T]
+            self.num_skipped += self.num_tokens - num_kept
+            self.num_tokens = num_kept
 
 
 class HarvestWorker:
@@ -133,16 +166,18 @@ class HarvestWorker:
         await self._threaded(lambda: self._records.claim_dataset(dataset, record.harvest_id))
         dataset_spec = record.spec.dataset_spec(info, record.corpus_digest)
         await self._patiently(lambda: self._catalog.create_dataset(dataset, dataset_spec))
-        record = await self._with_mean_norms(record, plan)
+        record = await self._with_mean_norms(record, plan, info)
         held: set[int] = set()
         beating = asyncio.create_task(self._beat(board, held))
-        storing: asyncio.Task[None] | None = None
+        storing: asyncio.Task[Rows] | None = None
+        room = max((lease.num_tokens for lease in plan.leases), default=0)
+        spare = [Rows.with_room(info, room) for _ in range(2)]
         try:
             while True:
                 index = await self._threaded(board.take)
                 if index is None:
                     if storing is not None:
-                        await storing
+                        spare.append(await storing)
                         storing = None
                         continue
                     await report(HarvestProgress.of(record, await self._threaded(board.refresh)))
@@ -151,9 +186,9 @@ class HarvestWorker:
                     await asyncio.sleep(self._poll_s)
                     continue
                 held.add(index)
-                rows = await self._read(record, plan.leases[index])
+                rows = await self._read(record, plan.leases[index], spare.pop())
                 if storing is not None:
-                    await storing
+                    spare.append(await storing)
                 storing = asyncio.create_task(self._store_rows(record, plan.leases[index], rows, board, held, report))
         except BaseException as error:
             reason = error.reason.lower() if isinstance(error, WeftError) else "interrupted"
@@ -176,52 +211,36 @@ class HarvestWorker:
             except WeftError as error:
                 _LOG.warning("leases could not be extended", error=error.message)
 
-    async def _with_mean_norms(self, record: HarvestRecord, plan: HarvestPlan) -> HarvestRecord:
+    async def _with_mean_norms(self, record: HarvestRecord, plan: HarvestPlan, info: ModelInfo) -> HarvestRecord:
         """Measure the mean output norms on the first training sequences, unless a replica has done so already."""
         if not record.spec.max_norm_ratio or record.mean_norms is not None:
             return record
         sequences = [sequence for lease in plan.leases if lease.split is Split.TRAIN for sequence in lease.sequences]
         lease = Lease(0, Split.TRAIN, sequences[:_NORM_SEQUENCES])
-        _, outputs_LTD = await self._run_sequences(record, lease)
-        norms_LT = np.sqrt(np.einsum("ltd,ltd->lt", outputs_LTD, outputs_LTD, dtype=np.float64))
-        means = tuple(float(mean) for mean in norms_LT.mean(1))
+        rows = Rows.with_room(info, lease.num_tokens)
+        await self._run(record.spec, lease, rows)
+        norms_LT = await asyncio.to_thread(rows.output_norms)
+        means = tuple(float(mean) for mean in norms_LT.mean(1, dtype=np.float64))
         return await self._threaded(lambda: self._records.set_mean_norms(record.harvest_id, means))
 
-    async def _read(self, record: HarvestRecord, lease: Lease) -> Rows:
-        inputs_LTD, outputs_LTD = await self._run_sequences(record, lease)
-        if record.mean_norms is None:
-            return Rows(inputs_LTD, outputs_LTD, 0)
-        norms_LT = np.sqrt(np.einsum("ltd,ltd->lt", outputs_LTD, outputs_LTD))
-        limits_L = record.spec.max_norm_ratio * np.asarray(record.mean_norms)
-        kept_T = (norms_LT < limits_L[:, None]).all(0)
-        if kept_T.all():
-            return Rows(inputs_LTD, outputs_LTD, 0)
-        return Rows(inputs_LTD[:, kept_T], outputs_LTD[:, kept_T], int((~kept_T).sum()))
+    async def _read(self, record: HarvestRecord, lease: Lease, rows: Rows) -> Rows:
+        await self._run(record.spec, lease, rows)
+        if record.mean_norms is not None:
+            await asyncio.to_thread(rows.leave_out, record.spec.max_norm_ratio * np.asarray(record.mean_norms))
+        return rows
 
-    async def _run_sequences(self, record: HarvestRecord, lease: Lease) -> tuple[Floats, Floats]:
-        """Run a lease in batches of equal length, each a pass of its own, so that other calls come in between."""
-        spec = record.spec
-        starts = np.concatenate([[0], np.cumsum([len(sequence) - 1 for sequence in lease.sequences])])
-        by_length: dict[int, list[int]] = {}
-        for index, sequence in enumerate(lease.sequences):
-            by_length.setdefault(len(sequence), []).append(index)
-        found: tuple[Floats, Floats] | None = None
-        for length, indices in sorted(by_length.items(), reverse=True):
-            batch = max(1, _BATCH_TOKENS // length)
-            for first in range(0, len(indices), batch):
-                members = indices[first : first + batch]
-                tokens_BP = np.stack([lease.sequences[index] for index in members])
-                streams = await self._inference.streams(spec.model, tokens_BP, spec.input_hook, spec.output_hook)
-                if found is None:
-                    num_layers, _, _, d_model = streams[0].shape
-                    shape = (num_layers, int(starts[-1]), d_model)
-                    found = np.empty(shape, np.float32), np.empty(shape, np.float32)
-                for whole_LTD, part_LBPD in zip(found, streams, strict=True):
-                    for row, index in enumerate(members):
-                        whole_LTD[:, starts[index] : starts[index + 1]] = part_LBPD[:, row, 1:]
-        if found is None:
-            raise FailedPreconditionError(f"lease {lease.index} of harvests/{record.harvest_id} has no sequences")
-        return found
+    async def _run(self, spec: HarvestSpec, lease: Lease, rows: Rows) -> None:
+        """Run a lease in turns of some sequences each, so that other calls come in between."""
+        rows.num_tokens, rows.num_skipped = 0, 0
+        left = list(lease.sequences)
+        while left:
+            turn = [left.pop(0)]
+            while left and sum(map(len, turn)) + len(left[0]) <= _TURN_TOKENS:
+                turn.append(left.pop(0))
+            start = rows.num_tokens
+            rows.num_tokens += sum(len(sequence) - 1 for sequence in turn)
+            into = (rows.inputs[:, start:], rows.outputs[:, start:])
+            await self._inference.streams(spec.model, turn, spec.input_hook, spec.output_hook, into)
 
     async def _store_rows(
         self,
@@ -231,12 +250,12 @@ class HarvestWorker:
         board: LeaseBoard,
         held: set[int],
         report: Callable[[HarvestProgress], Awaitable[None]],
-    ) -> None:
+    ) -> Rows:
         dataset = record.spec.dataset
         target = await self._patiently(lambda: self._catalog.begin_shard(dataset, lease.index))
         committed = target.committed
         if committed is None:
-            num_tokens = rows.inputs_LTD.shape[1]
+            num_tokens = rows.num_tokens
             encoded = await asyncio.to_thread(self._encode, record, lease, rows)
             await self._threaded(lambda: self._put(target.key, encoded))
             shard = CommittedShard(
@@ -262,10 +281,11 @@ class HarvestWorker:
         )
         held.discard(lease.index)
         await report(HarvestProgress.of(record, await self._threaded(board.known)))
+        return rows
 
     def _encode(self, record: HarvestRecord, lease: Lease, rows: Rows) -> EncodedShard:
         return encode_shard(
-            {"input": rows.inputs_LTD, "output": rows.outputs_LTD},
+            {"input": rows.inputs, "output": rows.outputs},
             CodecSpec(record.spec.codec, record.spec.target_fvu),
             row_group_tokens=_ROW_GROUP_TOKENS,
             attributes={

@@ -214,10 +214,15 @@ class Inference:
         return await self.on_model_thread(work)
 
     async def streams(
-        self, model_id: str, tokens_BP: npt.NDArray[np.int64], input_hook: str, output_hook: str
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Run a batch of a harvest; see `ModelBackend.streams`."""
-        return await self.on_model_thread(lambda backend: backend.streams(model_id, tokens_BP, input_hook, output_hook))
+        self,
+        model_id: str,
+        sequences: Sequence[npt.NDArray[np.int64]],
+        input_hook: str,
+        output_hook: str,
+        into: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    ) -> None:
+        """Run some sequences of a harvest; see `ModelBackend.streams`."""
+        await self.on_model_thread(lambda backend: backend.streams(model_id, sequences, input_hook, output_hook, into))
 
     def _check_size(self, names: Sequence[str], info: ModelInfo, positions: int, freeze: Freeze) -> None:
         def size(hook: str) -> int:

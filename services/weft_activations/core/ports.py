@@ -128,9 +128,23 @@ class ModelBackend(Protocol):
         ...
 
     def streams(
-        self, model_id: str, tokens_BP: npt.NDArray[np.int64], input_hook: str, output_hook: str
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Run sequences of equal length and return every layer's inputs and outputs, float32 [L, B, P, D] each."""
+        self,
+        model_id: str,
+        sequences: Sequence[npt.NDArray[np.int64]],
+        input_hook: str,
+        output_hook: str,
+        into: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    ) -> None:
+        """
+        Run sequences, of any lengths, and write down every layer's inputs and outputs.
+
+        Args:
+            sequences: Token ids.
+            input_hook: Hook of the first result, without the layer.
+            output_hook: Hook of the second.
+            into: Where they are written, float32 [L, T, D] each: of each sequence all positions but the first, one
+                sequence after the other.
+        """
         ...
 
 

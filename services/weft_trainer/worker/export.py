@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,14 +130,19 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     def source(split: messages_pb2.Split.ValueType) -> CacheRowGroups:
         return CacheRowGroups(cache, store, dataset.name, split, rank=0, world_size=1, seed=config.batch.seed)
 
-    trained = evaluate(params, config, source(messages_pb2.SPLIT_HELD_OUT), normalization, step) if is_top_k else None
+    variants = [params]
     if is_top_k:
         params = calibrate(params, source(messages_pb2.SPLIT_TRAIN), normalization, config.features.top_k)
-    exported = evaluate(params, config, source(messages_pb2.SPLIT_HELD_OUT), normalization, step)
+        variants.append(params)
+    with ThreadPoolExecutor(len(variants)) as threads:
+        held_out = (source(messages_pb2.SPLIT_HELD_OUT) for _ in variants)
+        trained, *_, exported = threads.map(
+            lambda variant, data: evaluate(variant, config, data, normalization, step), variants, held_out
+        )
     _log.info(
         "evaluated",
         explained_variance=exported.explained_variance,
-        trained_explained_variance=trained.explained_variance if trained else exported.explained_variance,
+        trained_explained_variance=trained.explained_variance,
     )
 
     prefix = f"transcoders/{settings.transcoder}/"
@@ -163,7 +169,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         "output_hook": spec.output_hook,
         "activation": "threshold",
         "evaluation": asdict(exported),
-        "trained_evaluation": asdict(trained or exported),
+        "trained_evaluation": asdict(trained),
         "recipe": config.to_spec(),
         "size_bytes": sum(sizes.values()),
         "files": sorted(sizes),

@@ -105,16 +105,21 @@ def test_capture_equals_what_module_hooks_see(backend: TransformersBackend, own:
         _close(found[f"layers.{layer}.resid_mid"], total, atol=0)
 
 
-def test_streams_of_a_batch_equal_single_captures(backend: TransformersBackend, model_id: str) -> None:
-    """A harvest's batch gives what a capture of each sequence gives, for both input hooks."""
-    batch = np.array([IDS, IDS[::-1]])
+def test_streams_of_sequences_equal_single_captures(backend: TransformersBackend, model_id: str) -> None:
+    """Sequences of several lengths give, one after the other, what a capture of each gives without its first token."""
+    sequences = [np.array(ids) for ids in (IDS, IDS[:3], IDS[::-1], IDS[1:4])]
+    num_tokens = sum(len(ids) - 1 for ids in sequences)
     for input_hook in ("mlp_in", "resid_mid"):
-        inputs, outputs = backend.streams(model_id, batch, input_hook, "mlp_out")
-        for row, ids in enumerate(batch.tolist()):
-            single = backend.forward(model_id, ids, expand_hooks(hook_patterns(), NUM_LAYERS))
+        inputs, outputs = (np.full((NUM_LAYERS, num_tokens, D_MODEL), np.nan, np.float32) for _ in range(2))
+        backend.streams(model_id, sequences, input_hook, "mlp_out", (inputs, outputs))
+        start = 0
+        for ids in sequences:
+            rows = slice(start, start + len(ids) - 1)
+            start = rows.stop
+            single = backend.forward(model_id, ids.tolist(), expand_hooks(hook_patterns(), NUM_LAYERS))
             for layer in range(NUM_LAYERS):
-                _close(inputs[layer, row], single[f"layers.{layer}.{input_hook}"])
-                _close(outputs[layer, row], single[f"layers.{layer}.mlp_out"])
+                _close(inputs[layer, rows], single[f"layers.{layer}.{input_hook}"][1:])
+                _close(outputs[layer, rows], single[f"layers.{layer}.mlp_out"][1:])
 
 
 @pytest.mark.parametrize("hook", ["mlp_out", "resid_pre", "resid_mid", "resid_post"])
