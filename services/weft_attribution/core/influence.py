@@ -31,6 +31,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 _CHUNK = 1 << 22
+_ROUNDING = 1e-9
 MAX_NODES = 8_000
 """Most nodes that pruning keeps besides tokens and logits: what a viewer can draw and a message can carry."""
 MAX_EDGES = 30_000
@@ -192,7 +193,12 @@ def share_threshold(scores: Array, share: float) -> float:
 
 
 def _keep(scores: Array, share: float) -> Array:
-    kept: Array = scores >= share_threshold(scores, share)
+    """
+    Mask of the scores that hold a share, with all that equal the smallest of them.
+
+    Paths through one edge make scores equal that rounding makes differ; they stay or go together.
+    """
+    kept: Array = scores >= share_threshold(scores, share) * (1 - _ROUNDING)
     return kept
 
 
