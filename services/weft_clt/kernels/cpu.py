@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer
-from weft_clt.kernels import loops
+from weft_clt.kernels import loops, vector_loops
 from weft_clt.kernels.port import AdamStep
 
 __all__ = ["CpuKernels"]
-
-STRIP_BYTES = 1152
-"""Columns of a strip, in bytes of one row. Measured with 512 features on 512 KiB of cache: half of it is slower."""
 
 
 class CpuKernels:
@@ -73,22 +70,21 @@ class CpuKernels:
         )
 
     def decode(self, active: ActiveLayer, w_dec_FC: Tensor, out_TC: Tensor) -> None:
-        loops.decode_loop(
+        vector_loops.decode_loop(
             active.row_start_T1.numpy(), active.row_active_T.numpy(), active.feature_N.numpy(),
-            active.value_N.numpy(), w_dec_FC.numpy(), out_TC.numpy(), self._strip(w_dec_FC),
+            active.value_N.numpy(), w_dec_FC.numpy(), out_TC.numpy(),
         )  # fmt: skip
 
     def decode_backward(
         self, active: ActiveLayer, w_dec_FC: Tensor, grad_out_TC: Tensor, grad_value_N: Tensor, grad_w_dec_FC: Tensor
     ) -> None:
-        strip, grad_out = self._strip(w_dec_FC), grad_out_TC.numpy()
-        loops.value_grad_loop(
-            active.row_start_T1.numpy(), active.feature_N.numpy(), w_dec_FC.numpy(), grad_out,
-            grad_value_N.numpy(), strip,
-        )  # fmt: skip
-        loops.decode_grad_loop(
+        grad_out = grad_out_TC.numpy()
+        vector_loops.value_grad_loop(
+            active.row_start_T1.numpy(), active.feature_N.numpy(), w_dec_FC.numpy(), grad_out, grad_value_N.numpy()
+        )
+        vector_loops.decode_grad_loop(
             active.column_start_F1.numpy(), active.column_token_A.numpy(), active.column_value_A.numpy(), grad_out,
-            grad_w_dec_FC.numpy(), strip,
+            grad_w_dec_FC.numpy(),
         )  # fmt: skip
 
     def encode_backward(
@@ -121,7 +117,3 @@ class CpuKernels:
             flat_param, flat_grad, first.view(-1).numpy(), flat_second,
             scale, real(step.beta1), beta2, real(1 - step.beta1), rest2, rate, root, epsilon,
         )  # fmt: skip
-
-    @staticmethod
-    def _strip(weight: Tensor) -> int:
-        return max(STRIP_BYTES // weight.element_size(), 1)

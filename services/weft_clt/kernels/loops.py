@@ -1,8 +1,6 @@
 """
-The compiled loops of the CPU kernels.
+The compiled loops of the CPU kernels, but for the sparse products (`vector_loops`).
 
-A decoder block [F, C] is walked in strips of columns that about fit the second-level cache; four features are added at
-a time, so that the output strip is loaded and stored once for the four.
 Sums may be reordered and fused; not-a-numbers and infinities keep their meaning.
 Shapes: see `weft_clt.kernels.port`.
 """
@@ -18,117 +16,16 @@ __all__ = [
     "adam_loop",
     "adam_without_first_loop",
     "column_lists",
-    "decode_grad_loop",
-    "decode_loop",
     "encode_grad_loop",
     "merge_entries",
     "row_squares_loop",
     "scaled_rows_loop",
     "sum_squares_loop",
-    "value_grad_loop",
 ]
 
 _compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
 _index = numba.uint64  # an index that cannot be negative lets the compiler use vector instructions
 _exact = numba.njit(cache=True, nogil=True)
-
-
-@_compiled
-def decode_loop(row_start: Any, row_active: Any, feature: Any, value: Any, weight: Any, out: Any, strip: int) -> None:
-    """out[t] += sum of value[n] * weight[feature[n]] over the entries n of token t that are above 0."""
-    num_columns, width = _index(out.shape[1]), _index(strip)
-    for low in range(_index(0), num_columns, width):
-        high = min(low + width, num_columns)
-        for token in range(_index(out.shape[0])):
-            entry = row_start[token]
-            end = row_active[token]
-            while entry + 4 <= end:
-                f0, f1 = _index(feature[entry]), _index(feature[entry + 1])
-                f2, f3 = _index(feature[entry + 2]), _index(feature[entry + 3])
-                v0, v1, v2, v3 = value[entry], value[entry + 1], value[entry + 2], value[entry + 3]
-                for column in range(low, high):
-                    out[token, column] += (
-                        v0 * weight[f0, column]
-                        + v1 * weight[f1, column]
-                        + v2 * weight[f2, column]
-                        + v3 * weight[f3, column]
-                    )
-                entry += 4
-            while entry < end:
-                f0, v0 = _index(feature[entry]), value[entry]
-                for column in range(low, high):
-                    out[token, column] += v0 * weight[f0, column]
-                entry += 1
-
-
-@_compiled
-def value_grad_loop(row_start: Any, feature: Any, weight: Any, grad_out: Any, grad_value: Any, strip: int) -> None:
-    """grad_value[n] += <grad_out[t], weight[feature[n]]> for every entry n of token t."""
-    num_columns, width = _index(grad_out.shape[1]), _index(strip)
-    zero = weight[0, 0] * 0
-    for low in range(_index(0), num_columns, width):
-        high = min(low + width, num_columns)
-        for token in range(_index(grad_out.shape[0])):
-            entry = row_start[token]
-            end = row_start[token + 1]
-            while entry + 4 <= end:
-                f0, f1 = _index(feature[entry]), _index(feature[entry + 1])
-                f2, f3 = _index(feature[entry + 2]), _index(feature[entry + 3])
-                s0 = zero
-                s1 = zero
-                s2 = zero
-                s3 = zero
-                for column in range(low, high):
-                    g = grad_out[token, column]
-                    s0 += g * weight[f0, column]
-                    s1 += g * weight[f1, column]
-                    s2 += g * weight[f2, column]
-                    s3 += g * weight[f3, column]
-                grad_value[entry] += s0
-                grad_value[entry + 1] += s1
-                grad_value[entry + 2] += s2
-                grad_value[entry + 3] += s3
-                entry += 4
-            while entry < end:
-                f0 = _index(feature[entry])
-                s0 = zero
-                for column in range(low, high):
-                    s0 += grad_out[token, column] * weight[f0, column]
-                grad_value[entry] += s0
-                entry += 1
-
-
-@_compiled
-def decode_grad_loop(
-    column_start: Any, column_token: Any, column_value: Any, grad_out: Any, grad_weight: Any, strip: int
-) -> None:
-    """grad_weight[f] = sum of value * grad_out[token] over the entries of feature f that are above 0."""
-    num_columns, width = _index(grad_out.shape[1]), _index(strip)
-    for low in range(_index(0), num_columns, width):
-        high = min(low + width, num_columns)
-        for feature in range(_index(grad_weight.shape[0])):
-            entry = column_start[feature]
-            end = column_start[feature + 1]
-            for column in range(low, high):
-                grad_weight[feature, column] = 0
-            while entry + 4 <= end:
-                t0, t1 = _index(column_token[entry]), _index(column_token[entry + 1])
-                t2, t3 = _index(column_token[entry + 2]), _index(column_token[entry + 3])
-                v0, v1 = column_value[entry], column_value[entry + 1]
-                v2, v3 = column_value[entry + 2], column_value[entry + 3]
-                for column in range(low, high):
-                    grad_weight[feature, column] += (
-                        v0 * grad_out[t0, column]
-                        + v1 * grad_out[t1, column]
-                        + v2 * grad_out[t2, column]
-                        + v3 * grad_out[t3, column]
-                    )
-                entry += 4
-            while entry < end:
-                t0, v0 = _index(column_token[entry]), column_value[entry]
-                for column in range(low, high):
-                    grad_weight[feature, column] += v0 * grad_out[t0, column]
-                entry += 1
 
 
 @_compiled
