@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 
 from weft_client.local.layout import Endpoint, Layout
+from weft_client.local.supervisor import supervisor_pid
 from weft_common.client import channel
 
 WEFT = Path(sys.executable).parent / "weft"
@@ -43,6 +45,12 @@ class Embedded:
             timeout=timeout_s,
             check=False,
         )
+
+    def process(self, service: str) -> psutil.Process:
+        """Find a service's process."""
+        children = psutil.Process(supervisor_pid(self.layout)).children()
+        (process,) = [child for child in children if child.cmdline()[-2:] == ["-m", f"weft_{service}"]]
+        return process
 
     def channel(self, service: str, token: str | None = None) -> grpc.Channel:
         """Open a channel to a service, with its own token unless told otherwise."""

@@ -454,8 +454,18 @@ def test_wrong_token_is_explained_by_command(run: Embedded, tmp_path: Path) -> N
 
 
 def test_expired_deadline_is_told(run: Embedded) -> None:
-    """A call that cannot be done in the time given ends with DEADLINE_EXCEEDED."""
-    assert _call(run, CASES[1], timeout=1e-6).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    """A call that is not done in the time given, here by a service that stands still, ends with DEADLINE_EXCEEDED."""
+    process = run.process("cache")
+    with run.channel("cache") as channel:
+        grpc.channel_ready_future(channel).result(timeout=30)
+        process.suspend()
+        try:
+            with pytest.raises(grpc.RpcError) as caught:
+                CacheServiceStub(channel).GetDataset(cache_rpc.GetDatasetRequest(name="datasets/tiny"), timeout=0.5)
+        finally:
+            process.resume()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert _call(run, CASES[1]).code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_second_up_is_refused(run: Embedded) -> None:

@@ -14,8 +14,6 @@ import psutil
 import pytest
 from embedded_weft import SMALL, WEFT, Embedded, clean_environment, demo_folder, run_demo
 
-from weft_client.local.supervisor import supervisor_pid
-
 pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(1500)]
 
 SUMMARY_FIELDS = {
@@ -99,12 +97,6 @@ def _wait_for(what: Callable[[], bool], timeout_s: float = 300) -> None:
         time.sleep(0.05)
 
 
-def _kill(run: Embedded, service: str) -> None:
-    supervisor = psutil.Process(supervisor_pid(run.layout))
-    (process,) = [child for child in supervisor.children() if child.cmdline()[-2:] == ["-m", f"weft_{service}"]]
-    process.kill()
-
-
 def _assassin(run: Embedded, killed: list[str]) -> None:
     """Kill each service once, at a moment when it has work."""
     bucket = run.layout.root / "bucket"
@@ -121,7 +113,7 @@ def _assassin(run: Embedded, killed: list[str]) -> None:
     ]
     for service, moment in moments:
         _wait_for(moment)
-        _kill(run, service)
+        run.process(service).kill()
         killed.append(service)
 
 
