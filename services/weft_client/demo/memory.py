@@ -6,15 +6,13 @@ from contextlib import asynccontextmanager, suppress
 
 import psutil
 
-from weft_client.local.control import memory_bytes
+from weft_client.local.control import memory_bytes, process_bytes
 from weft_client.local.layout import Layout
 
 
 class PeakMemory:
     """
-    Samples the resident memory of the services, their ranks and this process.
-
-    Pages that processes share count once in each, so the true figure is lower.
+    Samples the resident memory of the services, their ranks and this process; pages that they share count once.
 
     Args:
         layout: The folder of the run.
@@ -26,11 +24,11 @@ class PeakMemory:
 
     def sample(self) -> None:
         """Take the sum now."""
-        total = memory_bytes(self._layout) + psutil.Process().memory_info().rss
+        total = memory_bytes(self._layout) + process_bytes(psutil.Process())
         self.peak_bytes = max(self.peak_bytes, total)
 
     @asynccontextmanager
-    async def sampled(self, every_s: float = 0.5) -> AsyncIterator[None]:
+    async def sampled(self, every_s: float = 1.0) -> AsyncIterator[None]:
         """Sample for as long as this lasts."""
 
         async def sample_forever() -> None:
