@@ -67,18 +67,22 @@ class Rank:
             self.store.put(f"{prefix}manifest.json", json.dumps({"step": step, "attempt": self.attempt}).encode())
         self.report(checkpoint_step=step)
 
+    def saved(self) -> list[int]:
+        return [int(step) for step in list_ids(self.store, f"runs/{self.run}/checkpoints/", "/manifest.json")]
+
     def train(self) -> None:
         if self.spec["seed"] == 42:
             self.report(error_message="the stand-in refuses seed 42")
             sys.exit(42)
-        saved = list(list_ids(self.store, f"runs/{self.run}/checkpoints/", "/manifest.json"))
-        step = max(map(int, saved), default=0)
+        step = max(self.saved(), default=0)
         while step < self.spec["num_steps"]:
             time.sleep(STEP_S)
             step += 1
             self.waiting.append(messages_pb2.Metrics(step=step, tokens=step, loss=1.0 / step, tokens_per_s=10.0))
             directive = self.report()
             if self.spec["seed"] == 7 and self.attempt == 1 and step == 7:
+                while not self.saved():  # the other rank may be slower
+                    time.sleep(STEP_S)
                 os.kill(os.getpid(), signal.SIGKILL)
             if directive == service_pb2.DIRECTIVE_STOP:
                 return
