@@ -16,7 +16,6 @@ import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from weft_client.local.bucket import Bucket
 from weft_common.errors import InvalidArgumentError, NotFoundError, UnavailableError
@@ -91,26 +90,26 @@ class Layout:
         Raises:
             NotFoundError: Nothing runs here.
         """
+        try:
+            document = json.loads(self.endpoints_path.read_text())
+        except FileNotFoundError:
+            raise NotFoundError(f"No weft runs in {self.root}: start one with `weft up`.") from None
         return {
             name: Endpoint(entry["target"], entry["token"], entry["metrics_port"])
-            for name, entry in self._read()["services"].items()
+            for name, entry in document["services"].items()
         }
 
     def read_bucket_url(self) -> str:
         """
-        Read which bucket the services that run here keep.
+        Read which bucket the services that run here keep their things in.
 
         Raises:
             NotFoundError: Nothing runs here.
         """
-        return str(self._read()["bucket"])
-
-    def _read(self) -> dict[str, Any]:
         try:
-            document: dict[str, Any] = json.loads(self.endpoints_path.read_text())
+            return str(json.loads(self.endpoints_path.read_text())["bucket"])
         except FileNotFoundError:
             raise NotFoundError(f"No weft runs in {self.root}: start one with `weft up`.") from None
-        return document
 
     def write_endpoints(self, endpoints: Mapping[str, Endpoint], bucket_url: str) -> None:
         """Write the endpoints and the bucket's URL, without keys, atomically and for this user's eyes only."""
