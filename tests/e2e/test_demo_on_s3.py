@@ -57,11 +57,9 @@ class Outages(threading.Thread):
 
     def run(self) -> None:
         self._wait_for(lambda: any("/shards/" in info.key for info in self._store.list("datasets/")))
-        self._exposed_keys()
         assert not self._there("runs/", "run.json")
         self._strike("harvest")
         self._wait_for(lambda: self._there("runs/", "/attempts/1/recent.json"))
-        self._exposed_keys()
         assert not self._there("runs/", "/manifest.json")
         self._strike("training")
 
@@ -70,11 +68,13 @@ class Outages(threading.Thread):
 
     def _strike(self, what: str) -> None:
         self._on_s3.server.stop()
-        time.sleep(_AWAY_S)
+        back = time.monotonic() + _AWAY_S
+        self._look_for_keys()
+        time.sleep(max(0.0, back - time.monotonic()))
         self._on_s3.server.start()
         self.happened.append(what)
 
-    def _exposed_keys(self) -> None:
+    def _look_for_keys(self) -> None:
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or []
             if any(self._on_s3.server.secret_key in argument for argument in command):
