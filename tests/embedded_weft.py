@@ -76,9 +76,9 @@ def demo_folder(folder: Path, models_dir: Path) -> Embedded:
     return Embedded(folder)
 
 
-def run_demo(run: Embedded, *arguments: str) -> dict[str, Any]:
+def run_demo(run: Embedded, *arguments: str, **environment: str) -> dict[str, Any]:
     """Run `weft demo` to its end and return its summary."""
-    result = run.weft("demo", "--exit", *arguments, timeout_s=1400)
+    result = run.weft("demo", "--exit", *arguments, timeout_s=1400, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     summary: dict[str, Any] = json.loads((run.layout.root / "demo" / "summary.json").read_text())
     return summary

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,42 @@ _ROOT = Path(__file__).resolve().parent.parent
 _START_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MinioServer:
-    """A running server: its address and the credentials of its root user."""
+    """A server on a loopback port of its own: its address and the credentials of its root user."""
 
+    folder: Path
     endpoint: str
     access_key: str
     secret_key: str
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Start it over its data, and wait until it answers."""
+        environment = os.environ | {
+            "HOME": str(self.folder),
+            "MINIO_ROOT_USER": self.access_key,
+            "MINIO_ROOT_PASSWORD": self.secret_key,
+            "MINIO_BROWSER": "off",
+            "MINIO_UPDATE": "off",
+        }
+        log = self.folder / "log"
+        command = [_executable(), "server", "--quiet", "--address", self.endpoint, self.folder / "data"]
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        _wait_until_ready(self.endpoint, self._process, log)
+
+    def stop(self) -> None:
+        """Stop it; its data stays."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
 
     def make_bucket(self, name: str) -> str:
         """Make a bucket and give its URL for `open_store`."""
@@ -68,32 +98,22 @@ def _wait_until_ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Pa
     pytest.fail(f"MinIO did not come up at {endpoint}: {log.read_text(errors='replace')[-2000:]}")
 
 
+@contextmanager
+def running_minio(folder: Path) -> Iterator[MinioServer]:
+    """Run a server over a folder for as long as this lasts."""
+    server = MinioServer(folder, f"127.0.0.1:{_free_port()}", secrets.token_hex(8), secrets.token_hex(16))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioServer]:
     """Run a server on a free loopback port for the session."""
-    folder = tmp_path_factory.mktemp("minio")
-    server = MinioServer(f"127.0.0.1:{_free_port()}", secrets.token_hex(8), secrets.token_hex(16))
-    environment = os.environ | {
-        "HOME": str(folder),
-        "MINIO_ROOT_USER": server.access_key,
-        "MINIO_ROOT_PASSWORD": server.secret_key,
-        "MINIO_BROWSER": "off",
-        "MINIO_UPDATE": "off",
-    }
-    log = folder / "log"
-    command = [_executable(), "server", "--quiet", "--address", server.endpoint, folder / "data"]
-    with open(log, "wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    try:
-        _wait_until_ready(server.endpoint, process, log)
+    with running_minio(tmp_path_factory.mktemp("minio")) as server:
         yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
         name = self._operations.name(graph_id)
         shown: bytes | None = None
         while True:
-            graph = await self._described(graph_id, with_json=True)
+            graph = await self._described(graph_id)
             metadata = messages_pb2.GraphMetadata(graph=graph.name)
             try:
                 (await self._operations.get(name)).metadata.Unpack(metadata)
@@ -146,33 +146,26 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
             await asyncio.sleep(_WATCH_S)
 
     async def GetGraph(self, request: service_pb2.GetGraphRequest, context: Context) -> messages_pb2.Graph:
-        return await self._described(_graph_id(request.name), with_json=True)
+        return await self._described(_graph_id(request.name))
 
     async def ListGraphs(
         self, request: service_pb2.ListGraphsRequest, context: Context
     ) -> service_pb2.ListGraphsResponse:
-        ids = await asyncio.to_thread(self._graphs.ids)
-        requests = await asyncio.to_thread(self._requests, ids)
         page, next_token = paginate(
-            requests,
+            await asyncio.to_thread(self._graphs.requests),
             request.page_size,
             request.page_token,
             key=lambda item: f"{10**15 - int(item.create_s * 1000):016d} {item.graph_id}",
             default_size=_DEFAULT_PAGE,
         )
-        graphs = []
-        for item in page:
-            try:
-                graphs.append(await self._described(item.graph_id, with_json=False))
-            except NotFoundError:
-                continue
+        graphs = await asyncio.gather(*(self._summarised(item) for item in page))
         return service_pb2.ListGraphsResponse(graphs=graphs, next_page_token=next_token)
 
     async def DeleteGraph(
         self, request: service_pb2.DeleteGraphRequest, context: Context
     ) -> service_pb2.DeleteGraphResponse:
         graph_id = _graph_id(request.name)
-        graph = await self._described(graph_id, with_json=False)
+        graph = await self._summarised(await asyncio.to_thread(self._graphs.request, graph_id))
         if graph.state == messages_pb2.GRAPH_STATE_RUNNING:
             raise FailedPreconditionError(f"{graph.name} is being computed; cancel {graph.operation} first")
         await asyncio.to_thread(self._graphs.delete, graph_id)
@@ -207,21 +200,23 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
             )
         return graph
 
-    def _requests(self, ids: list[str]) -> list[GraphRequest]:
-        found = []
-        for graph_id in ids:
-            try:
-                found.append(self._graphs.request(graph_id))
-            except NotFoundError:
-                continue
-        return found
-
-    async def _described(self, graph_id: str, *, with_json: bool) -> messages_pb2.Graph:
-        name = self._operations.name(graph_id)
+    async def _described(self, graph_id: str) -> messages_pb2.Graph:
+        """The graph with its JSON, as far as it is there."""
         record = await asyncio.to_thread(self._graphs.request, graph_id)
-        document = await asyncio.to_thread(self._graphs.finished, graph_id)
-        if document is not None:
-            return await self._finished(record, name, document, with_json=with_json)
+        document = await asyncio.to_thread(self._graphs.finished, record)
+        if document is None:
+            return await self._unfinished(record)
+        return await self._finished(record, self._operations.name(graph_id), document, with_json=True)
+
+    async def _summarised(self, record: GraphRequest) -> messages_pb2.Graph:
+        """The graph without its JSON."""
+        summary = await asyncio.to_thread(self._graphs.summary, record)
+        if summary is None:
+            return await self._unfinished(record)
+        return await self._finished(record, self._operations.name(record.graph_id), summary, with_json=False)
+
+    async def _unfinished(self, record: GraphRequest) -> messages_pb2.Graph:
+        name = self._operations.name(record.graph_id)
         graph = converting.graph_to_proto(record, name)
         try:
             operation = await self._operations.get(name)

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium_browser import chromium
 from embedded_weft import SMALL, Embedded, demo_folder, run_demo
+
+__all__ = ["chromium"]
 
 ROOT = Path(__file__).resolve().parents[2]
 

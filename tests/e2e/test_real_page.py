@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from embedded_weft import Embedded
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
 pytestmark = [
     pytest.mark.e2e,
@@ -23,8 +23,6 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "tests" / "artifacts" / "real"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +36,16 @@ def up(small_demo: tuple[Embedded, dict[str, Any]]) -> Iterator[tuple[Embedded, 
 
 
 @pytest.fixture
-async def page(up: tuple[Embedded, dict[str, Any]]) -> AsyncIterator[Page]:
+async def page(up: tuple[Embedded, dict[str, Any]], chromium: Browser) -> AsyncIterator[Page]:
     """Sign in on the real page; it must end without an error in the browser's console."""
     console = up[0].endpoints["console"]
     errors: list[str] = []
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        opened = await browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
-        opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        await opened.goto(f"http://{console.target}/?token={console.token}")
-        await expect(opened.get_by_role("heading", name="Graphs")).to_be_visible()
-        yield opened
-        await browser.close()
+    opened = await chromium.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    await opened.goto(f"http://{console.target}/?token={console.token}")
+    await expect(opened.get_by_role("heading", name="Graphs")).to_be_visible()
+    yield opened
     assert errors == []
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from weft_attribution.core.records import (
     edges_key,
     graph_key,
     request_key,
+    summary_key,
 )
+from weft_attribution.core.summaries import GraphSummaries
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights, load_linear_weights
 from weft_common.errors import (
@@ -43,7 +46,7 @@ from weft_common.errors import (
     NotFoundError,
 )
 from weft_common.resource_names import check_id
-from weft_store.documents import create_json, list_ids, read_json, update_json
+from weft_store.documents import create_json, read_json
 from weft_store.port import ObjectStore
 
 __all__ = ["Change", "Graphs", "ModelFolder"]
@@ -52,6 +55,7 @@ Json = dict[str, Any]
 Array = npt.NDArray[Any]
 _GENERATOR = {"name": "weft", "version": "0.1.0", "url": "", "email": ""}
 _OPEN_GRAPHS = 2
+_READS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Graphs:
         workers: int = 1,
     ) -> None:
         self._store = store
+        self._summaries = GraphSummaries(store)
         self._runner = runner
         self._models = models
         self._max_prompt_tokens = max_prompt_tokens
@@ -185,22 +190,35 @@ class Graphs:
                 f"the record of graphs/{graph_id} is damaged; delete the graph and make it again"
             ) from error
 
-    def finished(self, graph_id: str) -> Json | None:
-        """The finished graph's document, if it is finished."""
+    def finished(self, request: GraphRequest) -> Json | None:
+        """The finished graph's document with the interventions on it, if it is finished."""
         try:
-            document, _ = read_json(self._store, graph_key(graph_id))
+            document, _ = read_json(self._store, graph_key(request.graph_id))
         except NotFoundError:
             return None
-        return document
+        return {**document, "interventions": self._summaries.write(request, document)["interventions"]}
 
-    def ids(self) -> list[str]:
-        """Every graph there is."""
-        return list(list_ids(self._store, "graphs/", "/request.json"))
+    def summary(self, request: GraphRequest) -> Json | None:
+        """What `finished` gives, less the graph itself and much faster."""
+        return self._summaries.get(request)
+
+    def requests(self) -> list[GraphRequest]:
+        """How every graph there is was asked for."""
+
+        def find(graph_id: str) -> GraphRequest | None:
+            try:
+                return self.request(graph_id)
+            except NotFoundError:
+                return None
+
+        # Small objects, of which a bucket on a network answers many at once.
+        with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
+            return [found for found in threads.map(find, self._store.list_folders("graphs/")) if found is not None]
 
     def delete(self, graph_id: str) -> None:
         """Remove a graph: what makes it complete first, its record last."""
         self.request(graph_id)
-        for key in (graph_key(graph_id), edges_key(graph_id), request_key(graph_id)):
+        for key in (graph_key(graph_id), summary_key(graph_id), edges_key(graph_id), request_key(graph_id)):
             self._store.delete(key)
 
     async def build(self, request: GraphRequest, progress: ProgressFn) -> Json:
@@ -210,7 +228,7 @@ class Graphs:
         Returns:
             The finished graph's document.
         """
-        there = await asyncio.to_thread(self.finished, request.graph_id)
+        there = await asyncio.to_thread(self.finished, request)
         if there is not None:
             return there
         stages, begun = Stages(), time.perf_counter()
@@ -276,13 +294,12 @@ class Graphs:
                         "stage_seconds": dict(stages.seconds),
                     },
                     "json": content,
-                    "interventions": [],
                 }
                 try:
                     create_json(self._store, graph_key(request.graph_id), document)
                 except AlreadyExistsError:
                     document = read_json(self._store, graph_key(request.graph_id))[0]
-                return document
+                return {**document, "interventions": self._summaries.write(request, document)["interventions"]}
 
         return await _in_thread(compute)
 
@@ -336,16 +353,12 @@ class Graphs:
             "effects": effects,
             "create_s": time.time(),
         }
-        await asyncio.to_thread(
-            update_json,
-            self._store,
-            graph_key(graph_id),
-            lambda document: {**document, "interventions": [*document["interventions"], result]},
-        )
+        await asyncio.to_thread(self._summaries.add_intervention, request, result)
         return result
 
     def _whole(self, graph_id: str) -> tuple[GraphRequest, Json, WholeGraph, Array]:
-        request, document = self.request(graph_id), self.finished(graph_id)
+        request = self.request(graph_id)
+        document = self.finished(request)
         if document is None:
             raise FailedPreconditionError(f"graphs/{graph_id} is not complete; wait for its operation to succeed")
         key = (graph_id, self._store.info(edges_key(graph_id)).etag)

@@ -2,7 +2,8 @@
 What is kept of a graph as JSON: how it was asked for, and what came out.
 
 `graphs/{id}/request.json` is written when a graph is asked for, `graphs/{id}/edges.safetensors` when it is computed,
-`graphs/{id}.json` last: a graph is complete exactly when that one is there.
+then `graphs/{id}.json`: a graph is complete exactly when that one is there. `graphs/{id}/summary.json` follows it, for
+listings, and takes up the interventions that are measured.
 """
 
 import re
@@ -20,6 +21,7 @@ __all__ = [
     "edges_key",
     "graph_key",
     "request_key",
+    "summary_key",
 ]
 
 Json = dict[str, Any]
@@ -139,6 +141,11 @@ def request_key(graph_id: str) -> str:
 def edges_key(graph_id: str) -> str:
     """Where the edges of a graph lie."""
     return f"graphs/{graph_id}/edges.safetensors"
+
+
+def summary_key(graph_id: str) -> str:
+    """Where the summary of a finished graph lies."""
+    return f"graphs/{graph_id}/summary.json"
 
 
 def graph_key(graph_id: str) -> str:

@@ -17,7 +17,8 @@ from weft_client.demo.plan import PROMPTS, DemoPlan
 from weft_client.demo.progress import Steps
 from weft_client.demo.steps import Demo
 from weft_client.demo.summary import DemoSummary
-from weft_client.local.commands import DEFAULT_FOLDER, FolderOption
+from weft_client.local.bucket import Bucket
+from weft_client.local.commands import DEFAULT_FOLDER, BucketOption, FolderOption, named_bucket
 from weft_client.local.control import running
 from weft_client.local.layout import Endpoint, Layout
 
@@ -26,6 +27,7 @@ _INTERRUPTED = 130
 
 def demo(
     folder: FolderOption = DEFAULT_FOLDER,
+    bucket: BucketOption = None,
     leave: Annotated[bool, typer.Option("--exit", help="Stop everything when done; so does CI=true.")] = False,
     tokens: Annotated[int, typer.Option(help="Tokens to harvest.")] = DemoPlan.num_tokens,
     steps: Annotated[int, typer.Option(help="Training steps.")] = DemoPlan.num_steps,
@@ -34,13 +36,13 @@ def demo(
     """Harvest, train, explain and show, on a real model."""
     started = time.monotonic()
     plan = DemoPlan(num_tokens=tokens, num_steps=steps, prompts=tuple(prompt or PROMPTS))
-    layout = Layout(folder.resolve())
+    layout, named = Layout(folder.resolve()), named_bucket(bucket)
     console = Console()
     # A closed terminal or a kill ends the demo the way Ctrl-C does: nothing is left running.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        with _services(layout, console) as endpoints:
+        with _services(layout, named, console) as endpoints:
             summary = asyncio.run(_drive(layout, endpoints, plan, console, started))
             _invite(console, summary)
             if not leave and os.environ.get("CI", "").lower() not in ("1", "true"):
@@ -51,9 +53,11 @@ def demo(
 
 
 @contextmanager
-def _services(layout: Layout, console: Console) -> Iterator[dict[str, Endpoint]]:
+def _services(layout: Layout, bucket: Bucket | None, console: Console) -> Iterator[dict[str, Endpoint]]:
     with console.status("Starting the services") as status:
-        services = running(layout, on_wait=lambda waiting: status.update(f"Waiting for {', '.join(waiting)}"))
+        services = running(
+            layout, bucket=bucket, on_wait=lambda waiting: status.update(f"Waiting for {', '.join(waiting)}")
+        )
         endpoints, were_running = services.__enter__()
     try:
         if were_running:

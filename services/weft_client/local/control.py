@@ -15,10 +15,11 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from weft_client.local.bucket import ACCESS_KEY_VARIABLE, SECRET_KEY_VARIABLE, Bucket
 from weft_client.local.layout import SERVICES, Endpoint, Layout
 from weft_client.local.supervisor import supervisor_pid
 from weft_common.client import channel
-from weft_common.errors import AlreadyExistsError, DeadlineExceededError, InternalError
+from weft_common.errors import AlreadyExistsError, DeadlineExceededError, FailedPreconditionError, InternalError
 
 _START_S = 120.0
 _STOP_S = 40.0
@@ -76,6 +77,7 @@ def _last_lines(layout: Layout, service: str, count: int = 5) -> str:
 def start(
     layout: Layout,
     *,
+    bucket: Bucket | None = None,
     console_port: int = 0,
     stop_with_me: bool = False,
     on_wait: Callable[[list[str]], None] = lambda waiting: None,
@@ -85,6 +87,7 @@ def start(
 
     Args:
         layout: The folder of the run.
+        bucket: What the services keep their things in; None takes the folder's own.
         console_port: Port of the page; 0 takes any free one.
         stop_with_me: Everything stops when this process is gone, however it went.
         on_wait: Told the names of the services that are still awaited.
@@ -93,6 +96,7 @@ def start(
         AlreadyExistsError: They run already.
         InternalError: The supervisor or a service gave up; the message has the end of its log.
         DeadlineExceededError: They did not serve in time.
+        WeftError: The bucket cannot be used.
     """
     running = supervisor_pid(layout)
     if running is not None:
@@ -101,6 +105,11 @@ def start(
             "see it with `weft status`, stop it with `weft down`."
         )
     command = [sys.executable, "-m", "weft_client.local.supervisor", str(layout.root)]
+    environment = dict(os.environ)
+    if bucket is not None:
+        bucket.check()
+        command += ["--bucket", bucket.url]
+        environment |= {ACCESS_KEY_VARIABLE: bucket.access_key or "", SECRET_KEY_VARIABLE: bucket.secret_key or ""}
     command += ["--console-port", str(console_port)]
     command += ["--stop-with", str(os.getpid())] if stop_with_me else []
     log_path = layout.log_path("supervisor")
@@ -108,7 +117,7 @@ def start(
     with log_path.open("ab") as log:
         # A session of its own: Ctrl-C in the terminal reaches the command, and the command decides what stops.
         supervisor = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
         return _wait_until_serving(layout, supervisor, on_wait)
@@ -174,18 +183,31 @@ def stop(layout: Layout, *, pid: int | None = None) -> bool:
 
 @contextmanager
 def running(
-    layout: Layout, *, on_wait: Callable[[list[str]], None] = lambda waiting: None
+    layout: Layout, *, bucket: Bucket | None = None, on_wait: Callable[[list[str]], None] = lambda waiting: None
 ) -> Iterator[tuple[dict[str, Endpoint], bool]]:
     """
     Use the services that run here, or run them for as long as this lasts.
 
+    Args:
+        layout: The folder of the run.
+        bucket: What the services shall keep their things in; None takes the folder's own, or what those that run have.
+        on_wait: Told the names of the services that are still awaited.
+
     Yields:
         The endpoints, and whether they were there before.
+
+    Raises:
+        FailedPreconditionError: Those that run have another bucket.
     """
     if supervisor_pid(layout) is not None:
+        if bucket is not None and (there := layout.read_bucket_url()) != bucket.url:
+            raise FailedPreconditionError(
+                f"The weft that runs in {layout.root} has the bucket {there}, not {bucket.url}: stop it with "
+                "`weft down`, leave --bucket out, or name another --folder."
+            )
         yield layout.read_endpoints(), True
         return
-    endpoints = start(layout, stop_with_me=True, on_wait=on_wait)
+    endpoints = start(layout, bucket=bucket, stop_with_me=True, on_wait=on_wait)
     try:
         yield endpoints, False
     finally:

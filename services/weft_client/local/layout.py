@@ -1,7 +1,7 @@
 """
 Where an embedded run keeps its things, and what it tells its clients.
 
-    .weft/bucket/           the bucket, as a folder
+    .weft/bucket/           the bucket, as a folder, where no other one is named
     .weft/models/           base models, one folder each
     .weft/logs/             one file a service
     .weft/trainer/          logs of the ranks
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from weft_client.local.bucket import Bucket
 from weft_common.errors import InvalidArgumentError, NotFoundError, UnavailableError
 
 SERVICES = ("cache", "activations", "trainer", "attribution", "console")
@@ -63,8 +64,9 @@ class Layout:
     root: Path
 
     @property
-    def bucket_url(self) -> str:
-        return f"file://{self.root / 'bucket'}"
+    def bucket(self) -> Bucket:
+        """The bucket where no other one is named."""
+        return Bucket(f"file://{self.root / 'bucket'}")
 
     @property
     def models(self) -> Path:
@@ -97,15 +99,27 @@ class Layout:
             for name, entry in document["services"].items()
         }
 
-    def write_endpoints(self, endpoints: Mapping[str, Endpoint]) -> None:
-        """Write the endpoints atomically, for this user's eyes only."""
+    def read_bucket_url(self) -> str:
+        """
+        Read which bucket the services that run here keep their things in.
+
+        Raises:
+            NotFoundError: Nothing runs here.
+        """
+        try:
+            return str(json.loads(self.endpoints_path.read_text())["bucket"])
+        except FileNotFoundError:
+            raise NotFoundError(f"No weft runs in {self.root}: start one with `weft up`.") from None
+
+    def write_endpoints(self, endpoints: Mapping[str, Endpoint], bucket_url: str) -> None:
+        """Write the endpoints and the bucket's URL, without keys, atomically and for this user's eyes only."""
         entries = {name: asdict(endpoint) for name, endpoint in endpoints.items()}
         console = endpoints["console"]
         entries["console"]["url"] = f"http://{console.target}/"
         temporary = self.endpoints_path.with_suffix(".tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            json.dump({"services": entries}, file, indent=2, sort_keys=True)
+            json.dump({"bucket": bucket_url, "services": entries}, file, indent=2, sort_keys=True)
         temporary.replace(self.endpoints_path)
 
 
@@ -143,7 +157,7 @@ def choose_endpoints(console_port: int = 0) -> dict[str, Endpoint]:
             listener.close()
 
 
-def service_environment(name: str, layout: Layout, endpoints: Mapping[str, Endpoint]) -> dict[str, str]:
+def service_environment(name: str, layout: Layout, endpoints: Mapping[str, Endpoint], bucket: Bucket) -> dict[str, str]:
     """Return the settings of one service, as environment variables."""
     own = endpoints[name]
     settings = {
@@ -153,7 +167,7 @@ def service_environment(name: str, layout: Layout, endpoints: Mapping[str, Endpo
         "TOKEN": own.token,
     }
     if name != "console":
-        settings["BUCKET_URL"] = layout.bucket_url
+        settings |= bucket.settings()
     if name in ("activations", "attribution"):
         settings["MODELS_DIR"] = str(layout.models)
     if name == "trainer":

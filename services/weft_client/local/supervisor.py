@@ -4,7 +4,9 @@ Keeps the five services of an embedded run alive, each a process of its own.
 A service that dies is started again on the same port with the same settings, so that its clients find it; one that
 refuses its settings is not. When the supervisor stops, nothing that it or its services started is left.
 
-    python -m weft_client.local.supervisor ROOT [--console-port N] [--stop-with PID]
+    python -m weft_client.local.supervisor ROOT [--bucket URL] [--console-port N] [--stop-with PID]
+
+Keys to a bucket that is named come from WEFT_BUCKET_ACCESS_KEY and WEFT_BUCKET_SECRET_KEY.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from typing import IO
 
 import psutil
 
+from weft_client.local.bucket import Bucket
 from weft_client.local.layout import SERVICES, Endpoint, Layout, choose_endpoints, service_environment
 from weft_common.errors import AlreadyExistsError, WeftError
 from weft_common.logging import configure_logging, get_logger
@@ -136,13 +139,17 @@ class Supervisor:
     Args:
         layout: The folder of the run.
         endpoints: Ports and tokens, as chosen.
+        bucket: What the services keep their things in.
         keep_going: Asked several times a second; False stops everything.
     """
 
-    def __init__(self, layout: Layout, endpoints: dict[str, Endpoint], keep_going: Callable[[], bool]) -> None:
+    def __init__(
+        self, layout: Layout, endpoints: dict[str, Endpoint], bucket: Bucket, keep_going: Callable[[], bool]
+    ) -> None:
         self._keep_going = keep_going
         self._services = [
-            _Service(name, service_environment(name, layout, endpoints), layout.log_path(name)) for name in SERVICES
+            _Service(name, service_environment(name, layout, endpoints, bucket), layout.log_path(name))
+            for name in SERVICES
         ]
 
     def run(self) -> None:
@@ -183,14 +190,23 @@ def _stop_descendants() -> None:
         psutil.wait_procs(left, timeout=1)
 
 
-def supervise(layout: Layout, *, console_port: int = 0, stop_with: int | None = None) -> None:
+def supervise(
+    layout: Layout, *, bucket: Bucket | None = None, console_port: int = 0, stop_with: int | None = None
+) -> None:
     """
     Run the services in this process until SIGTERM, SIGINT, or the end of `stop_with`.
+
+    Args:
+        layout: The folder of the run.
+        bucket: None takes the folder's own.
+        console_port: Port of the page; 0 takes any free one.
+        stop_with: A process; None waits for a signal only.
 
     Raises:
         AlreadyExistsError: A supervisor runs here already.
         UnavailableError: The page's port is taken.
     """
+    bucket = bucket or layout.bucket
     with take_lock(layout):
         endpoints = choose_endpoints(console_port)
         stopping = False
@@ -204,9 +220,9 @@ def supervise(layout: Layout, *, console_port: int = 0, stop_with: int | None = 
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, stop)
-        layout.write_endpoints(endpoints)
+        layout.write_endpoints(endpoints, bucket.url)
         try:
-            Supervisor(layout, endpoints, keep_going).run()
+            Supervisor(layout, endpoints, bucket, keep_going).run()
         finally:
             layout.endpoints_path.unlink(missing_ok=True)
 
@@ -214,12 +230,18 @@ def supervise(layout: Layout, *, console_port: int = 0, stop_with: int | None = 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the services of an embedded weft.")
     parser.add_argument("root", type=Path)
+    parser.add_argument("--bucket", default=None, help="its URL; a folder of this run's where it is left out")
     parser.add_argument("--console-port", type=int, default=0)
     parser.add_argument("--stop-with", type=int, default=None, help="stop when this process is gone")
     options = parser.parse_args()
     configure_logging("supervisor", "info", "json")
     try:
-        supervise(Layout(options.root.resolve()), console_port=options.console_port, stop_with=options.stop_with)
+        supervise(
+            Layout(options.root.resolve()),
+            bucket=Bucket.named(options.bucket, os.environ) if options.bucket else None,
+            console_port=options.console_port,
+            stop_with=options.stop_with,
+        )
     except WeftError as error:
         sys.stderr.write(f"weft: {error}\n")
         sys.exit(1)

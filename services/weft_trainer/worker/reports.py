@@ -106,10 +106,10 @@ class Reporter:
         if self._stub is None:
             return
         with self._wake:
-            report = service_pb2.ReportRequest(**fields)  # type: ignore[arg-type]
-            report.metrics.extend(self._metrics)
-            self._metrics.clear()
-            self._waiting.append(report)
+            # What happened before comes before, in reports that stay small however long nobody has answered.
+            while self._metrics:
+                self._waiting.append(self._take_metrics())
+            self._waiting.append(service_pb2.ReportRequest(**fields))  # type: ignore[arg-type]
             self._wake.notify()
 
     def _next(self) -> service_pb2.ReportRequest | None:
@@ -120,11 +120,14 @@ class Reporter:
             if self._waiting:
                 return self._waiting[0]
             if self._metrics:
-                report = service_pb2.ReportRequest(metrics=self._metrics[:_MOST_METRICS])
-                del self._metrics[:_MOST_METRICS]
-                self._waiting.append(report)
-                return report
+                self._waiting.append(self._take_metrics())
+                return self._waiting[0]
             return None if self._closing else service_pb2.ReportRequest()
+
+    def _take_metrics(self) -> service_pb2.ReportRequest:
+        report = service_pb2.ReportRequest(metrics=self._metrics[:_MOST_METRICS])
+        del self._metrics[:_MOST_METRICS]
+        return report
 
     def _run(self) -> None:
         assert self._stub is not None

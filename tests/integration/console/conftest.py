@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium_browser import chromium
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -32,6 +33,8 @@ from weft_common.server import Registration, serving
 from weft_common.settings import ServiceSettings
 from weft_console.serve import Console, serving_console
 from weft_console.settings import ConsoleSettings
+
+__all__ = ["chromium"]
 
 TOKEN = "a-token-for-tests"
 PEER_TOKEN = "another-token"
