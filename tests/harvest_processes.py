@@ -1,7 +1,6 @@
 """The activations and cache services as processes of their own, on loopback, over a bucket in a folder."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,20 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+from free_ports import free_port
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_common.client import channel
 
 TOKEN = "for-tests"
-
-
-def free_port() -> int:
-    """Find a port that nobody has."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class Service:

@@ -8,7 +8,6 @@ A conftest takes it in with `from minio_server import minio_server, minio_store`
 import itertools
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from minio import Minio
 
 from weft_store import ObjectStore, open_store
@@ -81,12 +81,6 @@ def _executable() -> Path:
     return path
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wait_until_ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     end = time.monotonic() + _START_S
     while time.monotonic() < end and process.poll() is None:
@@ -101,7 +95,7 @@ def _wait_until_ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Pa
 @contextmanager
 def running_minio(folder: Path) -> Iterator[MinioServer]:
     """Run a server over a folder for as long as this lasts."""
-    server = MinioServer(folder, f"127.0.0.1:{_free_port()}", secrets.token_hex(8), secrets.token_hex(16))
+    server = MinioServer(folder, f"127.0.0.1:{free_port()}", secrets.token_hex(8), secrets.token_hex(16))
     try:
         server.start()
         yield server

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from free_ports import free_port
 
 from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_common.client import channel
@@ -20,12 +20,6 @@ from weft_store.documents import create_json, read_json
 from weft_store.shard import CodecSpec, encode_shard
 
 NUM_LAYERS, D_MODEL, ROW_GROUP_TOKENS = 3, 16, 32
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def spec_of(**changes: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster_rig.kubectl import Kubectl, forwarded, until
+
 from weft_store import ObjectStore, open_store
 
 __all__ = ["ClusterBucket", "minio"]

@@ -70,9 +70,7 @@ class Kubectl:
     def create_secret(self, name: str, kind: str = "Opaque", **values: str) -> None:
         """Create a Secret; underscores of the keys stand for dots."""
         data = {key.replace("_", "."): value for key, value in values.items()}
-        self.apply(
-            {"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {"name": name}, "stringData": data}
-        )
+        self.apply({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {"name": name}, "stringData": data})
 
     def can(self, account: str, *what: str) -> bool:
         """Ask whether a service account of this namespace may do something."""

@@ -14,10 +14,10 @@ from typing import Any
 import grpc
 import trustme
 import yaml
-from google.longrunning import operations_pb2, operations_pb2_grpc
-
 from cluster_rig.bucket import ClusterBucket
 from cluster_rig.kubectl import Kubectl, forwarded, registry
+from google.longrunning import operations_pb2, operations_pb2_grpc
+
 from weft_common.client import channel
 
 __all__ = ["GRPC_SERVICES", "SERVICES", "Release", "helm", "installed"]
@@ -28,7 +28,7 @@ SERVICES = (*GRPC_SERVICES, "console")
 _MESSAGE_BYTES = 64 << 20
 
 
-def helm(*arguments: str, check: bool = True, timeout_s: float = 600) -> "subprocess.CompletedProcess[str]":
+def helm(*arguments: str, check: bool = True, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
     """Run helm; with `check`, fail with its message where it fails."""
     result = subprocess.run(["helm", *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
     if check and result.returncode != 0:
@@ -86,7 +86,8 @@ class Release:
                 try:
                     operation = stub.WaitOperation(request, timeout=15, wait_for_ready=True)
                 except grpc.RpcError as error:
-                    assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED), error
+                    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                        raise
                     time.sleep(0.5)
         assert not operation.HasField("error"), operation.error
         return operation
@@ -121,9 +122,7 @@ def _write_and(verb: str, release: Release) -> None:
 def make_namespace(kubectl: Kubectl) -> None:
     """Make a namespace that enforces the restricted Pod Security level."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
-    kubectl.apply(
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": kubectl.namespace, "labels": labels}}
-    )
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": kubectl.namespace, "labels": labels}})
 
 
 def make_secrets(kubectl: Kubectl, bucket: ClusterBucket, name: str, folder: Path) -> tuple[dict[str, str], Path]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from worker_rig import Rig, free_port, harvest
+from free_ports import free_port
+from worker_rig import Rig, harvest
 
 
 @pytest.fixture(scope="session")

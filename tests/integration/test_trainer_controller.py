@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -15,6 +14,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from free_ports import free_port
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from weft.cache.v1 import messages_pb2 as cache_messages
@@ -50,12 +50,6 @@ class OneDataset(cache_grpc.CacheServiceServicer):
         )
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _spec(**changes: Any) -> messages_pb2.TrainingSpec:
     values: dict[str, Any] = {
         "dataset": "datasets/d",
@@ -80,7 +74,7 @@ class Trainer:
         self.folder = folder
         self.pids = folder / "pids"
         self.pids.mkdir()
-        self.port = _free_port()
+        self.port = free_port()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WEFT_")}
         self.environment = {
             **inherited,

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +14,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from free_ports import free_port
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.message import Message
 from safetensors.numpy import load
@@ -34,23 +34,13 @@ LAYERS, D_MODEL, SHARD_TOKENS = 3, 8, 512
 WAIT_S = 240.0
 
 
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.socket() for _ in range(count)]
-    for listener in listeners:
-        listener.bind(("127.0.0.1", 0))
-    ports = [int(listener.getsockname()[1]) for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
-
-
 class Services:
     """The two services over one bucket."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bucket_url = f"file://{folder / 'bucket'}"
-        self.cache_port, self.trainer_port = _free_ports(2)
+        self.cache_port, self.trainer_port = free_port(), free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str) -> None:
