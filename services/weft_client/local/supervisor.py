@@ -35,8 +35,9 @@ _log = get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# Exit statuses after which the same start would fail in the same way: bad settings, port taken.
-_FINAL_STATUSES = frozenset({2, 3})
+# Exit statuses after which the same start would fail in the same way. A port that is taken at the first start is
+# somebody's server; later it may be a connection that has it for a moment, while its service was away.
+_BAD_SETTINGS, _PORT_TAKEN = 2, 3
 _MOST_RESTARTS = 5
 # glibc otherwise keeps what a thread freed for that thread: activations held a gigabyte more after a harvest.
 _MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(8 << 20)}
@@ -124,7 +125,8 @@ class _Service:
         if status is None:
             return
         recent = [start for start in self.starts if start > time.monotonic() - _RESTART_WINDOW_S]
-        if status in _FINAL_STATUSES or len(recent) > _MOST_RESTARTS:
+        final = status == _BAD_SETTINGS or (status == _PORT_TAKEN and len(self.starts) == 1)
+        if final or len(recent) > _MOST_RESTARTS:
             self.given_up = True
             _log.error("service_given_up", service=self.name, status=status, log=str(self.log_path))
             return
