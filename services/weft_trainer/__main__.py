@@ -71,6 +71,9 @@ async def build(
             "WEFT_WORKER_TRAINER_TOKEN": tokens.token(run),
             "WEFT_WORKER_THREADS": threads,
             "WEFT_WORKER_MODE": "train",
+            "WEFT_WORKER_TLS_CA": str(settings.peers_tls_ca or ""),
+            "WEFT_WORKER_TLS_CERT": str(settings.peers_tls_cert or ""),
+            "WEFT_WORKER_TLS_KEY": str(settings.peers_tls_key or ""),
             "OMP_NUM_THREADS": threads,
         }
         # An unset secret is not there, rather than empty.
@@ -104,7 +107,9 @@ async def build(
         return str((await manager.start(TRAIN, operation_id, request, metadata)).name)
 
     async with AsyncExitStack() as stack:
-        cache = await stack.enter_async_context(aio_channel(settings.cache_target, token=settings.cache_token))
+        cache = await stack.enter_async_context(
+            aio_channel(settings.cache_target, token=settings.cache_token, **settings.peers_tls)
+        )
         commands = RunCommands(runs, GrpcCatalog(cache), signals, start_training, settings.max_ranks)
         await reports.start()
         stack.push_async_callback(reports.stop)

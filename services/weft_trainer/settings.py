@@ -8,12 +8,12 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from weft_common.settings import BucketSettings, ServiceSettings
+from weft_common.settings import BucketSettings, PeerSettings, ServiceSettings
 
 __all__ = ["TrainerSettings"]
 
 
-class TrainerSettings(ServiceSettings, BucketSettings):
+class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings):
     """What the trainer is told when it starts: WEFT_TRAINER_PORT, WEFT_TRAINER_CACHE_TARGET and so on."""
 
     model_config = SettingsConfigDict(

@@ -38,14 +38,16 @@ def main() -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     trainer = None
     if settings.mode == "train" and settings.trainer_target:
-        trainer = training_grpc.RunReportServiceStub(channel(settings.trainer_target, token=settings.trainer_token))
+        trainer = training_grpc.RunReportServiceStub(
+            channel(settings.trainer_target, token=settings.trainer_token, **settings.tls)
+        )
     reporter = Reporter(trainer, run=settings.run, attempt=settings.attempt, rank=rank)
 
     def work() -> None:
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
         store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
         config, _ = read_config(store, settings.run)
-        cache = cache_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token))
+        cache = cache_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token, **settings.tls))
         dataset = get_dataset(cache, config.batch.dataset)
         config.check_shape(dataset.spec.num_layers, dataset.spec.d_model)
         if config.mesh.world_size != world_size:

@@ -199,7 +199,9 @@ def main() -> int:
         torch.set_num_threads(settings.threads)
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
         store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
-        cache = service_pb2_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token))
+        cache = service_pb2_grpc.CacheServiceStub(
+            channel(settings.cache_target, token=settings.cache_token, **settings.tls)
+        )
         config, _ = read_config(store, settings.run)
         export(store, settings, get_dataset(cache, config.batch.dataset), cache)
 
