@@ -8,6 +8,7 @@ import sys
 from weft_common.errors import FailedPreconditionError
 from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
+from weft_trainer.worker.rendezvous import join, rank_and_world
 from weft_trainer.worker.settings import RankSettings
 from weft_trainer.worker.starting import exit_code, prepare_process
 
@@ -35,7 +36,7 @@ def main() -> int:
     stop = StopFlag()
     stop.install()
     torch.set_num_threads(settings.threads)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = rank_and_world(os.environ)
     trainer = None
     if settings.mode == "train" and settings.trainer_target:
         trainer = training_grpc.RunReportServiceStub(
@@ -54,8 +55,7 @@ def main() -> int:
             raise FailedPreconditionError(
                 f"The run wants {config.mesh.world_size} ranks, {world_size} were started; start as many as it wants."
             )
-        if world_size > 1:
-            dist.init_process_group("gloo")
+        join(rank, world_size, settings.rendezvous_s)
         own = Rank(
             store,
             cache,

@@ -70,6 +70,8 @@ class RankSettings(WorkerSettings):
     """host:port that takes reports; empty reports to nobody."""
     trainer_token: SecretStr | None = None
     """Its bearer token."""
+    rendezvous_s: float = 600.0
+    """Seconds that a rank waits for the name of rank 0 to resolve."""
     mode: Literal["train", "evaluate"] = "train"
     """What to do."""
     checkpoint_step: int = 0
