@@ -186,6 +186,12 @@ class Controller:
                 await asyncio.sleep(0.005)
         return record
 
+    async def pending(self, reason: str) -> None:
+        """Wait until the run says that it waits for this."""
+        async with asyncio.timeout(5):
+            while (await self.runs.get("r")).pending_reason != reason:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
     async def report(self, attempt: int, *steps: int, rank: int = 0, **more: Any) -> Directive:
         """Speak as a rank."""
         metrics = [measured(step, attempt) for step in steps]

@@ -94,13 +94,12 @@ class KubernetesGroup:
             pods = await self._pods()
             if not pods and not await self._is_there():
                 return
-            for pod in pods:
-                name = str(pod["metadata"]["name"])
-                if name not in told:
-                    told.add(name)
-                    seconds = 0 if force else max(1, round(grace_s))
-                    await asyncio.to_thread(self._api.delete, PODS, name, grace_s=seconds)
-            if time.monotonic() > deadline:
+            untold = [name for pod in pods if (name := str(pod["metadata"]["name"])) not in told]
+            for name in untold:
+                told.add(name)
+                seconds = 0 if force else max(1, round(grace_s))
+                await asyncio.to_thread(self._api.delete, PODS, name, grace_s=seconds)
+            if time.monotonic() > deadline and not untold:
                 if force:
                     raise UnavailableError(
                         f"the pods of {self._name} do not go when deleted: look at them and at their nodes."
