@@ -15,6 +15,7 @@ from weft_store import open_store
 from weft_store.documents import list_ids
 from weft_trainer.adapters.kubernetes_manifests import PodOptions, work_manifest
 from weft_trainer.core.ports import RankJob
+from weft_trainer.worker.signals import TERMINATED
 
 pytestmark = pytest.mark.distributed
 
@@ -79,3 +80,21 @@ def test_ranks_whose_partner_was_killed_end_soon(rig: Rig) -> None:
         _until_ready(rig, "killed-pod")
         ranks[1].kill()
         assert ranks[0].wait(30) == 1
+
+
+def test_rank_that_waits_for_the_others_ends_when_told_to(rig: Rig) -> None:
+    """It has nothing to save, so it does not use up the time that it is given."""
+    rig.create_run("early", spec_of())
+    environment = rig.environment("early", RANK="1", WORLD_SIZE="2", MASTER_ADDR="weft-does-not-exist.invalid")
+    with (rig.folder / "early-1.log").open("ab") as log:
+        rank = subprocess.Popen([sys.executable, "-m", "weft_trainer.worker"], env=environment, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while "waiting_for_rank_0" not in (rig.folder / "early-1.log").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait(20) == TERMINATED
+    finally:
+        rank.kill()
+        rank.wait()

@@ -10,11 +10,13 @@ from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
 from weft_trainer.worker.rendezvous import join, rank_and_world
 from weft_trainer.worker.settings import RankSettings
+from weft_trainer.worker.signals import StopFlag, exit_when_terminated
 from weft_trainer.worker.starting import exit_code, prepare_process
 
 
 def main() -> int:
     """Run one rank to its end and return its exit code."""
+    exit_when_terminated()
     settings = load_settings(RankSettings)
     configure_logging("trainer-worker", settings.log_level)
     prepare_process(os.environ, settings.threads)
@@ -30,11 +32,9 @@ def main() -> int:
     from weft_trainer.worker.rank import Rank
     from weft_trainer.worker.reads import get_dataset, normalization_of
     from weft_trainer.worker.reports import Reporter, peak_memory_bytes
-    from weft_trainer.worker.signals import StopFlag
     from weft_trainer.worker.starting import read_config
 
     stop = StopFlag()
-    stop.install()
     torch.set_num_threads(settings.threads)
     rank, world_size = rank_and_world(os.environ)
     trainer = None
@@ -55,7 +55,7 @@ def main() -> int:
             raise FailedPreconditionError(
                 f"The run wants {config.mesh.world_size} ranks, {world_size} were started; start as many as it wants."
             )
-        join(rank, world_size, settings.rendezvous_s)
+        join(rank, world_size, settings.rendezvous_s, stop)
         own = Rank(
             store,
             cache,

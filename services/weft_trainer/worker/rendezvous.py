@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from weft_common.errors import InvalidArgumentError, UnavailableError
 from weft_common.logging import get_logger
+from weft_trainer.worker.signals import StopFlag
 
 __all__ = ["join", "rank_and_world", "wait_for_name"]
 
@@ -56,12 +57,20 @@ def wait_for_name(host: str, bound_s: float, pause_s: float = 0.5) -> None:
             return
 
 
-def join(rank: int, world_size: int, bound_s: float) -> None:
-    """Make the process group of all ranks; alone, there is none to make."""
-    if world_size == 1:
-        return
-    import torch.distributed as dist
+def join(rank: int, world_size: int, bound_s: float, stop: StopFlag) -> None:
+    """
+    Make the process group of all ranks; alone, there is none to make.
 
+    Args:
+        rank: This one.
+        world_size: How many there are.
+        bound_s: Seconds to wait for the name of rank 0.
+        stop: Installed once the others count on this rank: from then on it goes when all do.
+    """
     if rank:
         wait_for_name(os.environ["MASTER_ADDR"], bound_s)
-    dist.init_process_group("gloo")
+    stop.install()
+    if world_size > 1:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")

@@ -1,5 +1,7 @@
 """How ranks in pods know who they are and wait for rank 0."""
 
+import os
+import signal
 import socket
 import time
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 
 from weft_common.errors import InvalidArgumentError, UnavailableError
 from weft_trainer.worker.rendezvous import join, rank_and_world, wait_for_name
+from weft_trainer.worker.signals import StopFlag
 
 
 @pytest.mark.parametrize(
@@ -43,8 +46,15 @@ def test_name_that_never_resolves_is_given_up() -> None:
 
 
 def test_single_rank_joins_nobody() -> None:
-    """It needs no name and no process group."""
+    """It needs no name and no process group; told to end, it says so to the training loop."""
     import torch.distributed
 
-    join(0, 1, 0.0)
-    assert not torch.distributed.is_initialized()
+    stop = StopFlag()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        join(0, 1, 0.0, stop)
+        assert not torch.distributed.is_initialized()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
