@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from kubernetes import client
+from pydantic import ValidationError
 
 from weft_trainer.adapters.kubernetes_api import Manifest
 from weft_trainer.adapters.kubernetes_manifests import (
@@ -223,6 +225,19 @@ def test_work_without_ranks_is_a_plain_job(kind: str) -> None:
     assert "subdomain" not in pod
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} & {entry["name"] for entry in pod["containers"][0]["env"]}
     assert manifest["metadata"]["labels"]["weft.dev/transcoder"] == "demo"
+
+
+@pytest.mark.parametrize("job", [RANKS, EXPORT])
+def test_documents_have_only_fields_that_the_api_knows(job: RankJob) -> None:
+    """The models of the client refuse others; a JobSet's template is a Job's."""
+    plain = made(job=job, queue="gpus")
+    client.V1Job.model_validate(plain)
+    (replicated,) = made("jobset")["spec"]["replicatedJobs"]
+    client.V1JobTemplateSpec.model_validate(replicated["template"])
+    client.V1Service.model_validate(service_manifest({"metadata": {**plain["metadata"], "uid": "u"}}))
+    plain["spec"]["template"]["spec"]["containers"][0]["securityContext"]["runAsNotRoot"] = True
+    with pytest.raises(ValidationError, match="runAsNotRoot"):
+        client.V1Job.model_validate(plain)
 
 
 def test_job_names_are_short_and_differ() -> None:
