@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weft_common.errors import NotFoundError
+from weft_common.errors import NotFoundError, WeftError
 from weft_store import ObjectStore, open_store
 from weft_trainer.core.commands import RunCommands
 from weft_trainer.core.jobs import CheckpointJobs
 from weft_trainer.core.journal import Journal
-from weft_trainer.core.ports import DatasetFacts, RankExit, RankJob
+from weft_trainer.core.logs import RunLogs
+from weft_trainer.core.ports import DatasetFacts, RankExit, RankJob, RankLog, RankStatus
 from weft_trainer.core.records import Measurement, RunRecord, RunState
 from weft_trainer.core.reports import Directive, RankReport, ReportDesk
 from weft_trainer.core.runs import RunRepository, checkpoint_prefix
@@ -42,13 +43,15 @@ class FakeGroup:
     job: RankJob | None
     ended: "asyncio.Future[RankExit]"
     stops: list[float] = field(default_factory=list)
+    status: RankStatus = field(default_factory=RankStatus)
+    written: str = "what rank 0 wrote"
 
     @property
     def runs(self) -> bool:
         return not self.ended.done()
 
-    def finish(self, code: int | None, detail: str = "") -> None:
-        self.ended.set_result(RankExit(code, detail))
+    def finish(self, code: int | None, detail: str = "", *, disrupted: bool = False) -> None:
+        self.ended.set_result(RankExit(code, detail, disrupted))
 
     async def wait(self) -> RankExit:
         return await asyncio.shield(self.ended)
@@ -58,6 +61,12 @@ class FakeGroup:
         if self.runs:
             self.finish(-15, "asked to stop")
 
+    async def look(self) -> RankStatus:
+        return self.status
+
+    async def logs(self, max_bytes: int) -> Sequence[RankLog]:
+        return [RankLog("rank 0", self.written[-max_bytes:])]
+
 
 class FakeLauncher:
     """Keeps what was started, by key; a controller that is made anew over it finds its jobs again."""
@@ -65,9 +74,16 @@ class FakeLauncher:
     def __init__(self) -> None:
         self.groups: dict[str, FakeGroup] = {}
         self.num_starts = 0
+        self.ranks_outlive_controller = False
+        self.refuses: WeftError | None = None
+
+    async def check(self, job: RankJob) -> None:
+        if self.refuses is not None:
+            raise self.refuses
 
     async def start(self, job: RankJob, register: Callable[[Mapping[str, Any]], Awaitable[None]]) -> FakeGroup:
         await register({"host": "here", "pid": 1, "start_time": 0.0})
+        await self.check(job)
         assert job.key not in self.groups or not self.groups[job.key].runs, "a job runs twice"
         self.num_starts += 1
         group = self.groups[job.key] = FakeGroup(job, asyncio.get_running_loop().create_future())
@@ -125,7 +141,9 @@ class Controller:
         self.journal = Journal(self.store)
         self.desk = ReportDesk(self.store, self.runs, self.journal, self.signals, self.gauges)
         self.watcher = Watcher(self.store, self.runs, self.journal, self.signals)
-        options = SupervisorOptions(restart_backoff_s=0.01, stop_grace_s=0.5, look_interval_s=0.02)
+        options = SupervisorOptions(
+            restart_backoff_s=0.01, stop_grace_s=0.5, look_interval_s=0.02, status_interval_s=0.01
+        )
         self.supervisor = RunSupervisor(
             self.store,
             self.runs,
@@ -137,8 +155,9 @@ class Controller:
             options,
         )
         self.jobs = CheckpointJobs(self.store, self.runs, self.launcher, lambda run, attempt, ranks: {})
+        self.logs = RunLogs(self.store, self.runs, self.launcher)
         self.operations: list[str] = []
-        self.commands = RunCommands(self.runs, self.catalog, self.signals, self._start, max_ranks=8)
+        self.commands = RunCommands(self.runs, self.catalog, self.signals, self._start, 8, self.supervisor.check)
 
     async def _start(self, operation_id: str, run: str) -> str:
         self.operations.append(operation_id)
@@ -166,6 +185,12 @@ class Controller:
             while (record := await self.runs.get("r")).state is not state:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         return record
+
+    async def pending(self, reason: str) -> None:
+        """Wait until the run says that it waits for this."""
+        async with asyncio.timeout(5):
+            while (await self.runs.get("r")).pending_reason != reason:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
 
     async def report(self, attempt: int, *steps: int, rank: int = 0, **more: Any) -> Directive:
         """Speak as a rank."""

@@ -32,7 +32,7 @@ def main() -> None:
             device=settings.device,
             threads=settings.threads,
         )
-        channel = aio_channel(settings.cache_target, token=settings.cache_token, tls_ca=settings.cache_tls_ca)
+        channel = aio_channel(settings.cache_target, token=settings.cache_token, **settings.peers_tls)
         async with channel, registrations(settings, backend, store, GrpcCatalog(channel)) as served:
             yield served
 

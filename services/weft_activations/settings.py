@@ -6,12 +6,12 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from weft_common.settings import BucketSettings, ServiceSettings
+from weft_common.settings import BucketSettings, PeerSettings, ServiceSettings
 
 __all__ = ["ActivationsSettings"]
 
 
-class ActivationsSettings(ServiceSettings, BucketSettings):
+class ActivationsSettings(ServiceSettings, BucketSettings, PeerSettings):
     """What the service is told when it starts: WEFT_ACTIVATIONS_MODELS_DIR and so on."""
 
     model_config = SettingsConfigDict(
@@ -24,8 +24,6 @@ class ActivationsSettings(ServiceSettings, BucketSettings):
     """host:port of the cache service."""
     cache_token: SecretStr | None = None
     """Token of the cache service."""
-    cache_tls_ca: Path | None = None
-    """PEM file of the authority that signed the cache's certificate; turns TLS to it on."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What models compute in; auto is bfloat16 on CUDA and float32 elsewhere."""
     device: str = "auto"

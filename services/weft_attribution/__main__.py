@@ -33,7 +33,7 @@ def main() -> None:
             secret_key.get_secret_value() if secret_key else None,
         )
         async with aio_channel(
-            settings.activations_target, token=settings.activations_token, tls_ca=settings.activations_tls_ca
+            settings.activations_target, token=settings.activations_token, **settings.peers_tls
         ) as channel:
             runner = GrpcModelRunner(
                 channel, max_capture_bytes=settings.max_capture_bytes, timeout_s=settings.activations_timeout_s

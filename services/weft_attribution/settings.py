@@ -5,12 +5,12 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from weft_common.settings import BucketSettings, ServiceSettings
+from weft_common.settings import BucketSettings, PeerSettings, ServiceSettings
 
 __all__ = ["AttributionSettings"]
 
 
-class AttributionSettings(ServiceSettings, BucketSettings):
+class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     """What attribution is told when it starts: WEFT_ATTRIBUTION_PORT, WEFT_ATTRIBUTION_BUCKET_URL and so on."""
 
     model_config = SettingsConfigDict(
@@ -25,8 +25,6 @@ class AttributionSettings(ServiceSettings, BucketSettings):
     """Where the activations service listens, `host:port`."""
     activations_token: SecretStr | None = None
     """Bearer token of the activations service."""
-    activations_tls_ca: Path | None = None
-    """PEM file of the authority that signs the activations service's certificate; without it, no TLS."""
     activations_timeout_s: float = 300.0
     """Deadline of one call to the activations service, in seconds."""
     max_prompt_tokens: int = 512

@@ -31,7 +31,15 @@ from weft_common.metrics import MetricsServer, set_build_info
 from weft_common.settings import EXIT_BAD_SETTINGS, ServiceSettings, variable_name
 from weft_common.tracing import Tracing
 
-__all__ = ["EXIT_PORT_TAKEN", "PortTakenError", "Registration", "Server", "run_service", "serving"]
+__all__ = [
+    "EXIT_PORT_TAKEN",
+    "PortTakenError",
+    "Registration",
+    "Server",
+    "run_service",
+    "server_credentials",
+    "serving",
+]
 
 EXIT_FAILED = 1
 EXIT_PORT_TAKEN = 3
@@ -183,7 +191,7 @@ class Server:
         try:
             if settings.tls_cert is None or settings.tls_key is None:
                 return server.add_insecure_port(address)
-            return server.add_secure_port(address, _credentials(settings))
+            return server.add_secure_port(address, server_credentials(settings))
         except RuntimeError as error:
             raise self._taken("port", error) from None
 
@@ -305,7 +313,8 @@ def _refused(name: str, error: WeftError, code: int) -> int:
     return code
 
 
-def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials:
+def server_credentials(settings: ServiceSettings) -> grpc.ServerCredentials:
+    """Return what a port of a service that has TLS is opened with."""
     assert settings.tls_cert is not None
     assert settings.tls_key is not None
     authority = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None

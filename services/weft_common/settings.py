@@ -9,17 +9,36 @@ Settings of a service: one frozen class a service, read once from the environmen
 
 import sys
 from pathlib import Path
-from typing import Literal, NoReturn, Self, TypeVar
+from typing import Literal, NoReturn, Self, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-__all__ = ["EXIT_BAD_SETTINGS", "BucketSettings", "ServiceSettings", "load_settings", "variable_name"]
+__all__ = [
+    "EXIT_BAD_SETTINGS",
+    "BucketSettings",
+    "ChannelTls",
+    "PeerSettings",
+    "ServiceSettings",
+    "check_pem_file",
+    "load_settings",
+    "variable_name",
+]
 
 EXIT_BAD_SETTINGS = 2
 
 MIB = 1 << 20
+
+
+def check_pem_file(path: Path | None) -> Path | None:
+    """Return the path of a file that can be read; for validators of settings."""
+    if path is not None:
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot be read ({error.strerror}); give the path of a PEM file") from None
+    return path
 
 
 class ServiceSettings(BaseSettings):
@@ -74,12 +93,7 @@ class ServiceSettings(BaseSettings):
     @field_validator("tls_cert", "tls_key", "tls_client_ca")
     @classmethod
     def _file_is_readable(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            try:
-                path.read_bytes()
-            except OSError as error:
-                raise ValueError(f"cannot be read ({error.strerror}); give the path of a PEM file") from None
-        return path
+        return check_pem_file(path)
 
     @field_validator("otlp_endpoint")
     @classmethod
@@ -152,6 +166,46 @@ class BucketSettings(BaseSettings):
                 f"{variable_name(type(self), 'bucket_secret_key')} go together; set both or neither"
             )
         return self
+
+
+class ChannelTls(TypedDict):
+    """The TLS arguments of `weft_common.client.channel` and `aio_channel`."""
+
+    tls_ca: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+
+
+class PeerSettings(BaseSettings):
+    """How the other services are called; mixed into the settings of services that call some."""
+
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True, extra="ignore")
+
+    peers_tls_ca: Path | None = None
+    """PEM file of the authority that the other services' certificates come from; turns TLS to them on."""
+    peers_tls_cert: Path | None = None
+    """PEM file with this service's own certificate, for mutual TLS with the other services."""
+    peers_tls_key: Path | None = None
+    """PEM file with the private key of peers_tls_cert."""
+
+    @field_validator("peers_tls_ca", "peers_tls_cert", "peers_tls_key")
+    @classmethod
+    def _peer_file_is_readable(cls, path: Path | None) -> Path | None:
+        return check_pem_file(path)
+
+    @model_validator(mode="after")
+    def _identity_is_complete(self) -> Self:
+        if (self.peers_tls_cert is None) != (self.peers_tls_key is None):
+            raise ValueError(
+                f"{variable_name(type(self), 'peers_tls_cert')} and {variable_name(type(self), 'peers_tls_key')} go "
+                "together; set both or neither"
+            )
+        return self
+
+    @property
+    def peers_tls(self) -> ChannelTls:
+        """The arguments of a channel to another service."""
+        return {"tls_ca": self.peers_tls_ca, "tls_cert": self.peers_tls_cert, "tls_key": self.peers_tls_key}
 
 
 Settings = TypeVar("Settings", bound=BaseSettings)

@@ -54,9 +54,7 @@ async def open_peers(settings: ConsoleSettings) -> AsyncIterator[Peers]:
             channel = aio_channel(
                 target,
                 token=token,
-                tls_ca=settings.peers_tls_ca,
-                tls_cert=settings.peers_tls_cert,
-                tls_key=settings.peers_tls_key,
+                **settings.peers_tls,
                 max_message_bytes=max_bytes,
                 default_timeout_s=settings.call_timeout_s,
             )

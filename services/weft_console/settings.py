@@ -5,12 +5,12 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from weft_common.settings import ServiceSettings
+from weft_common.settings import PeerSettings, ServiceSettings
 
 __all__ = ["ConsoleSettings"]
 
 
-class ConsoleSettings(ServiceSettings):
+class ConsoleSettings(ServiceSettings, PeerSettings):
     """What the console is told when it starts. `token` is what a person signs in with."""
 
     model_config = SettingsConfigDict(env_prefix="WEFT_CONSOLE_", frozen=True)
@@ -29,12 +29,6 @@ class ConsoleSettings(ServiceSettings):
     """Address of the attribution service, host:port."""
     attribution_token: SecretStr | None = None
     """Bearer token of the attribution service."""
-    peers_tls_ca: Path | None = None
-    """PEM file of the authority that the other services' certificates come from; turns TLS to them on."""
-    peers_tls_cert: Path | None = None
-    """PEM file with the console's own certificate, for mutual TLS with the other services."""
-    peers_tls_key: Path | None = None
-    """PEM file with the private key of peers_tls_cert."""
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     """Names under which browsers may ask for the page, as a JSON list; others are refused (DNS rebinding)."""
     static_dir: Path = Path(__file__).resolve().parent / "static"

@@ -1,7 +1,7 @@
 """The trainer service: `python -m weft_trainer`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from google.longrunning import operations_pb2, operations_pb2_grpc
@@ -11,25 +11,28 @@ from weft_common.client import aio_channel
 from weft_common.operation_store import read_record
 from weft_common.operations import OperationKind, OperationManager, RetryPolicy
 from weft_common.operations_servicer import OperationsServicer
-from weft_common.server import Registration, run_service
+from weft_common.server import Registration, run_service, server_credentials
 from weft_common.settings import load_settings
 from weft_store import ObjectOperationStore, open_store
 from weft_trainer import converting
 from weft_trainer.adapters.grpc_catalog import GrpcCatalog
-from weft_trainer.adapters.local_launcher import LocalLauncher
 from weft_trainer.adapters.prometheus_gauges import PrometheusGauges
 from weft_trainer.adapters.report_server import ReportServer, RunReportServicer, RunTokens
 from weft_trainer.core.census import count_runs
 from weft_trainer.core.commands import RunCommands
 from weft_trainer.core.jobs import CheckpointJobs
 from weft_trainer.core.journal import Journal
+from weft_trainer.core.logs import RunLogs
+from weft_trainer.core.ports import RankLauncher
 from weft_trainer.core.reports import ReportDesk
 from weft_trainer.core.runs import RunRepository
 from weft_trainer.core.signals import Signals
 from weft_trainer.core.supervisor import RunSupervisor, SupervisorOptions
 from weft_trainer.core.transcoders import Transcoders
 from weft_trainer.core.watch import Watcher
+from weft_trainer.launching import open_launcher
 from weft_trainer.operations import EVALUATE, EXPORT, TRAIN, Handlers
+from weft_trainer.rank_environment import RankEnvironment
 from weft_trainer.servicer import TrainingServicer
 from weft_trainer.settings import TrainerSettings
 
@@ -49,33 +52,27 @@ async def build(
     settings: TrainerSettings, worker_module: str = "weft_trainer.worker"
 ) -> AsyncIterator[Sequence[Registration]]:
     """Open all that the service needs, in the order in which it is closed again backwards."""
+    async with AsyncExitStack() as stack:
+        launcher = await stack.enter_async_context(open_launcher(settings))
+        yield await stack.enter_async_context(_services(settings, launcher, worker_module))
+
+
+@asynccontextmanager
+async def _services(
+    settings: TrainerSettings, launcher: RankLauncher, worker_module: str
+) -> AsyncIterator[Sequence[Registration]]:
     store = open_store(settings.bucket_url, _secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
-    work_dir = settings.resolved_work_dir()
     runs, signals, gauges, journal = RunRepository(store), Signals(), PrometheusGauges(), Journal(store)
     desk = ReportDesk(store, runs, journal, signals, gauges)
-    tokens = RunTokens(settings.token)
-    launcher = LocalLauncher(work_dir)
-    reports = ReportServer(RunReportServicer(desk, tokens), settings.report_port, work_dir / "report-port")
-
-    def environment(run: str, attempt: int, num_ranks: int) -> Mapping[str, str]:
-        threads = str(settings.threads_for(num_ranks))
-        told = {
-            "WEFT_WORKER_RUN": run,
-            "WEFT_WORKER_ATTEMPT": str(attempt),
-            "WEFT_WORKER_BUCKET_URL": settings.bucket_url,
-            "WEFT_WORKER_BUCKET_ACCESS_KEY": _secret(settings.bucket_access_key),
-            "WEFT_WORKER_BUCKET_SECRET_KEY": _secret(settings.bucket_secret_key),
-            "WEFT_WORKER_CACHE_TARGET": settings.cache_target,
-            "WEFT_WORKER_CACHE_TOKEN": _secret(settings.cache_token),
-            "WEFT_WORKER_TRAINER_TARGET": reports.target,
-            "WEFT_WORKER_TRAINER_TOKEN": tokens.token(run),
-            "WEFT_WORKER_THREADS": threads,
-            "WEFT_WORKER_MODE": "train",
-            "OMP_NUM_THREADS": threads,
-        }
-        # An unset secret is not there, rather than empty.
-        return {name: value for name, value in told.items() if value}
-
+    tokens = RunTokens(settings.token, settings.report_token)
+    reports = ReportServer(
+        RunReportServicer(desk, tokens),
+        settings.report_host,
+        settings.report_port,
+        settings.resolved_work_dir() / "report-port",
+        server_credentials(settings) if settings.tls_cert else None,
+    )
+    environment = RankEnvironment(settings, lambda: reports.target, tokens.token)
     options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
     supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, environment, options)
     jobs = CheckpointJobs(store, runs, launcher, environment, worker_module)
@@ -104,8 +101,10 @@ async def build(
         return str((await manager.start(TRAIN, operation_id, request, metadata)).name)
 
     async with AsyncExitStack() as stack:
-        cache = await stack.enter_async_context(aio_channel(settings.cache_target, token=settings.cache_token))
-        commands = RunCommands(runs, GrpcCatalog(cache), signals, start_training, settings.max_ranks)
+        cache = await stack.enter_async_context(
+            aio_channel(settings.cache_target, token=settings.cache_token, **settings.peers_tls)
+        )
+        commands = RunCommands(runs, GrpcCatalog(cache), signals, start_training, settings.max_ranks, supervisor.check)
         await reports.start()
         stack.push_async_callback(reports.stop)
         await commands.start_unstarted()
@@ -113,7 +112,8 @@ async def build(
         census = asyncio.create_task(count_runs(runs, gauges))
         stack.push_async_callback(_cancelled, census)
         watcher = Watcher(store, runs, journal, signals)
-        servicer = TrainingServicer(runs, commands, watcher, jobs, Transcoders(store), manager)
+        logs = RunLogs(store, runs, launcher)
+        servicer = TrainingServicer(runs, commands, watcher, jobs, logs, Transcoders(store), manager)
         yield [
             Registration(
                 service_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name,

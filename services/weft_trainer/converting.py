@@ -1,7 +1,7 @@
 """Between the messages of weft.training.v1 and what the core has; nothing else."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from weft.training.v1 import messages_pb2, service_pb2
+from weft_trainer.core.ports import RankLog
 from weft_trainer.core.records import RunRecord
 from weft_trainer.core.reports import Directive, RankReport
 from weft_trainer.core.runs import CheckpointFacts
@@ -19,6 +20,7 @@ __all__ = [
     "directive_to_proto",
     "evaluation_to_proto",
     "fields_of",
+    "logs_to_proto",
     "metadata_to_proto",
     "metrics_to_proto",
     "report_from_proto",
@@ -118,7 +120,14 @@ def run_to_proto(record: RunRecord) -> messages_pb2.Run:
         error_message=record.error_message,
         operation=record.operation,
         peak_memory_bytes=record.peak_memory_bytes,
+        pending_reason=record.pending_reason,
     )
+
+
+def logs_to_proto(attempt: int, logs: Sequence[RankLog]) -> service_pb2.GetRunLogsResponse:
+    """Return the logs of an attempt."""
+    found = [messages_pb2.RankLog(source=log.source, text=log.text) for log in logs]
+    return service_pb2.GetRunLogsResponse(attempt=attempt, logs=found)
 
 
 def metadata_to_proto(record: RunRecord, stage: str = "") -> messages_pb2.RunMetadata:

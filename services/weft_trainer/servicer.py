@@ -16,6 +16,7 @@ from weft_common.resource_names import parse_name
 from weft_trainer import converting
 from weft_trainer.core.commands import RunCommands
 from weft_trainer.core.jobs import CheckpointJobs
+from weft_trainer.core.logs import RunLogs
 from weft_trainer.core.records import RunRecord
 from weft_trainer.core.runs import RunRepository
 from weft_trainer.core.transcoders import Transcoders
@@ -41,6 +42,7 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
         commands: RunCommands,
         watcher: Watcher,
         jobs: CheckpointJobs,
+        logs: RunLogs,
         transcoders: Transcoders,
         operations: OperationManager,
     ) -> None:
@@ -48,6 +50,7 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
         self._commands = commands
         self._watcher = watcher
         self._jobs = jobs
+        self._logs = logs
         self._transcoders = transcoders
         self._operations = operations
 
@@ -102,6 +105,13 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
 
     async def CancelRun(self, request: service_pb2.CancelRunRequest, context: Context) -> messages_pb2.Run:
         return converting.run_to_proto(await self._commands.cancel(parse_name(request.name, "runs")))
+
+    async def GetRunLogs(
+        self, request: service_pb2.GetRunLogsRequest, context: Context
+    ) -> service_pb2.GetRunLogsResponse:
+        run = parse_name(request.name, "runs")
+        attempt, logs = await self._logs.get(run, request.attempt, request.max_bytes)
+        return converting.logs_to_proto(attempt, logs)
 
     async def ListCheckpoints(
         self, request: service_pb2.ListCheckpointsRequest, context: Context

@@ -4,16 +4,18 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from weft_common.settings import BucketSettings, ServiceSettings
+from weft_common.settings import BucketSettings, PeerSettings, ServiceSettings, variable_name
+from weft_trainer.kubernetes_settings import KubernetesSettings
 
 __all__ = ["TrainerSettings"]
 
 
-class TrainerSettings(ServiceSettings, BucketSettings):
+class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesSettings):
     """What the trainer is told when it starts: WEFT_TRAINER_PORT, WEFT_TRAINER_CACHE_TARGET and so on."""
 
     model_config = SettingsConfigDict(
@@ -26,8 +28,14 @@ class TrainerSettings(ServiceSettings, BucketSettings):
     """Bearer token of the cache service."""
     work_dir: Path | None = None
     """Folder for the logs and exit codes of ranks; one of the system's temporary folder where unset."""
+    launcher: Literal["local", "kubernetes"] = "local"
+    """Where ranks run: `local` as processes of this machine, `kubernetes` as pods of the cluster."""
+    report_host: str = "127.0.0.1"
+    """Address that ranks report to; 0.0.0.0 for every one. It speaks TLS where the service does."""
     report_port: int = Field(default=0, ge=0, le=65535)
-    """Port that ranks report to, on loopback; 0 takes a free one and keeps it for the next start."""
+    """Port that ranks report to; 0 takes a free one and keeps it for the next start."""
+    report_token: SecretStr | None = None
+    """Bearer token that all ranks send with their reports; unset, each run has one of its own, made from `token`."""
     max_ranks: int = Field(default=16, ge=1)
     """Most ranks that one run may ask for."""
     rank_threads: int = Field(default=0, ge=0)
@@ -37,6 +45,42 @@ class TrainerSettings(ServiceSettings, BucketSettings):
     drain_s: float = Field(default=2.0, ge=0)
     """Seconds that open calls are given to end when the service is told to stop; its ranks are stopped after that."""
 
+    @field_validator("report_token")
+    @classmethod
+    def _report_token_is_sendable(cls, token: SecretStr | None) -> SecretStr | None:
+        return cls._token_is_sendable(token)
+
+    @model_validator(mode="after")
+    def _launcher_has_what_it_needs(self) -> Self:
+        def variable(field: str) -> str:
+            return variable_name(type(self), field)
+
+        if (self.tls_cert is None) != (self.peers_tls_ca is None):
+            raise ValueError(
+                f"ranks speak to the trainer as to the cache: set {variable('tls_cert')}, {variable('tls_key')} and "
+                f"{variable('peers_tls_ca')}, or none of them"
+            )
+        if self.launcher == "local":
+            return self
+        needed = ["kubernetes_namespace", "kubernetes_rank_image", "kubernetes_reports_service"]
+        needed += [] if self.insecure_no_auth else ["report_token", "kubernetes_auth_secret"]
+        needed += ["kubernetes_bucket_secret"] if self.bucket_access_key is not None else []
+        needed += ["kubernetes_tls_secret"] if self.tls_cert is not None else []
+        missing = [variable(field) for field in needed if not getattr(self, field)]
+        if missing:
+            raise ValueError(f"{variable('launcher')}=kubernetes needs {', '.join(missing)} too; set them")
+        if self.bucket_url.startswith(("file:", "memory:")):
+            raise ValueError(
+                f"{variable('bucket_url')} is {self.bucket_url!r}, which pods do not share: give an s3 bucket, or set "
+                f"{variable('launcher')}=local"
+            )
+        if self.kubernetes_tls_secret and self.tls_cert is None:
+            raise ValueError(
+                f"{variable('kubernetes_tls_secret')} turns TLS on in ranks, but the trainer has none: set "
+                f"{variable('tls_cert')} and {variable('tls_key')}, or unset it"
+            )
+        return self
+
     def resolved_work_dir(self) -> Path:
         """Return the folder for logs and exit codes: the same one at every start on the same bucket."""
         if self.work_dir is not None:
@@ -45,5 +89,7 @@ class TrainerSettings(ServiceSettings, BucketSettings):
         return Path(tempfile.gettempdir()) / f"weft-trainer-{os.getuid()}" / bucket
 
     def threads_for(self, num_ranks: int) -> int:
-        """Return the threads of one rank among so many."""
+        """Return the threads of one rank among so many; of a pod, those that it asks the cluster for."""
+        if self.launcher == "kubernetes":
+            return self.rank_threads or self.kubernetes_rank_cpus
         return self.rank_threads or max(1, (os.cpu_count() or 1) // max(1, num_ranks))

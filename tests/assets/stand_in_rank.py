@@ -26,6 +26,11 @@ def setting(name: str) -> str:
     return os.environ[f"WEFT_WORKER_{name}"]
 
 
+def tls() -> dict[str, Path]:
+    names = ("TLS_CA", "TLS_CERT", "TLS_KEY")
+    return {name.lower(): Path(setting(name)) for name in names if f"WEFT_WORKER_{name}" in os.environ}
+
+
 class Rank:
     def __init__(self) -> None:
         self.run, self.attempt = setting("RUN"), int(setting("ATTEMPT"))
@@ -33,7 +38,7 @@ class Rank:
         self.store = open_store(setting("BUCKET_URL"))
         self.spec = read_json(self.store, f"runs/{self.run}/run.json")[0]["spec"]
         self.stub = service_pb2_grpc.RunReportServiceStub(
-            channel(setting("TRAINER_TARGET"), token=setting("TRAINER_TOKEN"))
+            channel(setting("TRAINER_TARGET"), token=setting("TRAINER_TOKEN"), **tls())
         )
         self.waiting: list[messages_pb2.Metrics] = []
         self.stopping = False

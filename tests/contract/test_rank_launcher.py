@@ -1,14 +1,19 @@
-"""What every launcher of ranks does, the fake one of the unit tests included."""
+"""What every launcher of ranks does: the unit tests' fake, processes, and pods of a fake and a real cluster."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from fake_cluster import FakeCluster
 from fake_ranks import FakeLauncher
+from real_cluster import RealWorld
 
+from weft_trainer.adapters.kubernetes_launcher import RankKind, kubernetes_launcher
+from weft_trainer.adapters.kubernetes_manifests import PodOptions
 from weft_trainer.adapters.local_launcher import LocalLauncher
 from weft_trainer.core.ports import RankGroup, RankJob, RankLauncher
 
@@ -28,7 +33,7 @@ class FakeWorld:
         assert isinstance(self.launcher, FakeLauncher)
         self.launcher.groups[KEY].finish(code)
 
-    def anew(self) -> RankLauncher:
+    async def anew(self) -> RankLauncher:
         """Return the launcher of a controller that was started again."""
         return self.launcher
 
@@ -54,26 +59,67 @@ class LocalWorld:
         temporary.write_text(str(code))
         temporary.replace(self.folder / "code")
 
-    def anew(self) -> RankLauncher:
+    async def anew(self) -> RankLauncher:
         return LocalLauncher(self.folder / "work")
 
 
-World = FakeWorld | LocalWorld
+class ClusterWorld:
+    """Pods of a cluster in memory."""
+
+    launcher: RankLauncher
+
+    def __init__(self, stack: AsyncExitStack, kind: RankKind) -> None:
+        self.cluster = FakeCluster()
+        self._stack = stack
+        self._kind = kind
+
+    def job(self, key: str = KEY) -> RankJob:
+        return RankJob(key, "waiting_job", 2, {})
+
+    async def end(self, code: int) -> None:
+        for pod in self.cluster.pods(self.cluster.work()["metadata"]["name"]):
+            self.cluster.finish(pod, code)
+
+    async def anew(self) -> RankLauncher:
+        opened = kubernetes_launcher(self.cluster, PodOptions(image="i"), "here", self._kind)
+        return await self._stack.enter_async_context(opened)
 
 
-@pytest.fixture(params=["fake", pytest.param("local", marks=pytest.mark.distributed)])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+World = FakeWorld | LocalWorld | ClusterWorld | RealWorld
+WORLDS = [
+    "fake",
+    pytest.param("local", marks=pytest.mark.distributed),
+    "jobset in memory",
+    "job in memory",
+    pytest.param("jobset", marks=pytest.mark.cluster),
+    pytest.param("job", marks=pytest.mark.cluster),
+]
+
+
+@pytest.fixture(params=WORLDS)
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """A launcher, and how its jobs are made to end."""
-    made = FakeWorld() if request.param == "fake" else LocalWorld(tmp_path)
-    yield made
-    await made.launcher.clear(KEY)
+    async with AsyncExitStack() as stack:
+        made: World
+        if request.param == "fake":
+            made = FakeWorld()
+        elif request.param == "local":
+            made = LocalWorld(tmp_path)
+        else:
+            kind, _, in_memory = request.param.partition(" ")
+            made = ClusterWorld(stack, kind) if in_memory else await stack.enter_async_context(RealWorld.made(kind))
+            made.launcher = await made.anew()
+            if isinstance(made, ClusterWorld):
+                stack.callback(made.cluster.end_watches)
+        yield made
+        await made.launcher.clear(KEY)
 
 
 async def _ignore(facts: Mapping[str, Any]) -> None: ...
 
 
 async def _ended(group: RankGroup) -> int | None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         return (await group.wait()).code
 
 
@@ -96,7 +142,7 @@ async def test_launcher_registers_before_anything_runs(world: World) -> None:
 
     with pytest.raises(OSError, match="bucket is away"):
         await world.launcher.start(world.job(), fail)
-    found = await world.anew().find(KEY, kept[0])
+    found = await (await world.anew()).find(KEY, kept[0])
     assert await _ended(found) is None
 
 
@@ -108,7 +154,7 @@ async def test_launcher_finds_a_job_of_the_controller_before(world: World) -> No
         kept.append(facts)
 
     own = await world.launcher.start(world.job(), keep)
-    found = await world.anew().find(KEY, kept[0])
+    found = await (await world.anew()).find(KEY, kept[0])
     waiting = asyncio.create_task(found.wait())
     await asyncio.sleep(0.3)
     assert not waiting.done()
@@ -121,8 +167,30 @@ async def test_launcher_clears_what_runs_under_a_key(world: World) -> None:
     """Clearing ends the job; clearing where nothing runs does nothing."""
     await world.launcher.clear("runs/other/attempts/1")
     group = await world.launcher.start(world.job(), _ignore)
-    await world.anew().clear(KEY)
+    await (await world.anew()).clear(KEY)
     assert await _ended(group) != 0
+
+
+async def test_launcher_checks_a_job_without_starting_it(world: World) -> None:
+    """A check leaves nothing behind that could be found or would be in the way of a start."""
+    await world.launcher.check(world.job())
+    found = await (await world.anew()).find(KEY, {})
+    assert await _ended(found) is None
+    await world.launcher.clear(KEY)
+    group = await world.launcher.start(world.job(), _ignore)
+    await world.end(0)
+    assert await _ended(group) == 0
+
+
+async def test_launcher_shows_logs_for_as_long_as_a_job_is_there(world: World) -> None:
+    """Each log has a source and at most the bytes asked for; a job that is gone has none left."""
+    group = await world.launcher.start(world.job(), _ignore)
+    await world.end(3)
+    assert await _ended(group) == 3
+    logs = await group.logs(5)
+    assert logs
+    assert all(log.source and len(log.text.encode()) <= 5 for log in logs)
+    assert (await group.look()).restarts == 0
 
 
 @pytest.mark.distributed

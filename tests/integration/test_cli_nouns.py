@@ -91,6 +91,19 @@ class Trainer(training_grpc.TrainingServiceServicer):
             yield training_rpc.WatchRunResponse(metrics=training.Metrics(step=step, loss=1 / step))
         yield training_rpc.WatchRunResponse(run=RUN)
 
+    async def GetRun(self, request: training_rpc.GetRunRequest, context: Any) -> Any:
+        pending = training.Run(name=request.name, state=training.RUN_STATE_PENDING, pending_reason="no node fits")
+        return pending if request.name == "runs/waiting" else RUN
+
+    async def GetRunLogs(self, request: training_rpc.GetRunLogsRequest, context: Any) -> Any:
+        if request.attempt > 2:
+            raise NotFoundError(f"{request.name} has no attempt {request.attempt}")
+        logs = [
+            training.RankLog(source="rank 0", text="step 1\nstep 2\n"[-request.max_bytes :]),
+            training.RankLog(source="events", text="Killing Pod/p-0: stopping"),
+        ]
+        return training_rpc.GetRunLogsResponse(attempt=request.attempt or 2, logs=logs)
+
     async def PauseRun(self, request: training_rpc.PauseRunRequest, context: Any) -> Any:
         raise FailedPreconditionError(f"{request.name} has ended; start a new run")
 
@@ -288,6 +301,21 @@ async def test_runs_watch_prints_a_line_an_event(house: House) -> None:
     assert events[0]["metrics"]["step"] == "2"
     table = (await house.weft("runs", "watch", "r1")).stdout
     assert "r1: succeeded" in table
+
+
+async def test_runs_logs_shows_every_log_under_its_source(house: House) -> None:
+    """The attempt and the bytes asked for go out; each log comes under a line that says whose it is."""
+    shown = (await house.weft("runs", "logs", "r1", "--max-bytes", "7")).stdout
+    assert shown == ("==> attempt 2, rank 0 <==\nstep 2\n==> attempt 2, events <==\nKilling Pod/p-0: stopping\n")
+    document = await house.json("runs", "logs", "r1", "--attempt", "1")
+    assert (document["attempt"], document["logs"][0]["source"]) == (1, "rank 0")
+    assert (await house.weft("runs", "logs", "r1", "--attempt", "3")).exit_code == 1
+
+
+async def test_runs_get_says_what_a_run_waits_for(house: House) -> None:
+    """Where it waits for something."""
+    assert "no node fits" in (await house.weft("runs", "get", "waiting")).stdout
+    assert "waiting for" not in (await house.weft("runs", "get", "r1")).stdout
 
 
 async def test_graph_is_made_for_its_transcoders_model(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

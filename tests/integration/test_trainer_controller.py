@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+import trustme
 from free_ports import free_port
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
@@ -78,7 +79,7 @@ class Trainer:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WEFT_")}
         self.environment = {
             **inherited,
-            "PYTHONPATH": str(ASSETS),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ASSETS), inherited.get("PYTHONPATH")])),
             "STAND_IN_PIDS": str(self.pids),
             "WEFT_TRAINER_PORT": str(self.port),
             "WEFT_TRAINER_TOKEN": TOKEN,
@@ -86,6 +87,7 @@ class Trainer:
             "WEFT_TRAINER_WORK_DIR": str(folder / "work"),
             "WEFT_TRAINER_CACHE_TARGET": cache_target,
         }
+        self.tls: dict[str, Path] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -118,20 +120,19 @@ class Trainer:
 
     @asynccontextmanager
     async def client(self, token: str = TOKEN) -> AsyncIterator[service_pb2_grpc.TrainingServiceStub]:
-        async with aio_channel(f"127.0.0.1:{self.port}", token=token) as connection:
+        async with aio_channel(f"127.0.0.1:{self.port}", token=token, **self.tls) as connection:
             yield service_pb2_grpc.TrainingServiceStub(connection)
 
 
-@pytest.fixture
-async def trainer(tmp_path: Path) -> AsyncIterator[Trainer]:
-    """A trainer with stand-in ranks; nothing of it is left afterwards."""
+@asynccontextmanager
+async def _beside_a_cache(folder: Path, settings: ServiceSettings) -> AsyncIterator[Trainer]:
+    """Serve the catalog and make a trainer that nobody has started yet; nothing of it is left afterwards."""
     registration = Registration(
         cache_service.DESCRIPTOR.services_by_name["CacheService"].full_name,
         lambda server: cache_grpc.add_CacheServiceServicer_to_server(OneDataset(), server),
     )
-    async with serving("cache", ServiceSettings(insecure_no_auth=True), [registration]) as cache:
-        running = Trainer(tmp_path, cache.target)
-        running.start()
+    async with serving("cache", settings, [registration]) as cache:
+        running = Trainer(folder, cache.target)
         try:
             yield running
         finally:
@@ -139,7 +140,15 @@ async def trainer(tmp_path: Path) -> AsyncIterator[Trainer]:
             left = running.living_ranks()
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
-            assert (status, left) == (0, set()), (tmp_path / "trainer.log").read_text()[-3000:]
+            assert (status, left) == (0, set()), (folder / "trainer.log").read_text()[-3000:]
+
+
+@pytest.fixture
+async def trainer(tmp_path: Path) -> AsyncIterator[Trainer]:
+    """A trainer with stand-in ranks."""
+    async with _beside_a_cache(tmp_path, ServiceSettings(insecure_no_auth=True)) as running:
+        running.start()
+        yield running
 
 
 async def _create(stub: service_pb2_grpc.TrainingServiceStub, **changes: Any) -> operations_pb2.Operation:
@@ -255,6 +264,34 @@ async def test_rank_killed_by_a_signal_is_followed_by_another_attempt(trainer: T
         assert steps == list(range(1, 21))
         assert (run.state, run.attempt) == (messages_pb2.RUN_STATE_SUCCEEDED, 2)
         assert "killed by signal 9; going on from step 5" in " ".join(entry.reason for entry in run.transitions)
+        request = service_pb2.GetRunLogsRequest(name="runs/r", attempt=1, max_bytes=2000)
+        logs = await stub.GetRunLogs(request, timeout=WAIT_S)
+        assert (logs.attempt, [log.source for log in logs.logs]) == (1, ["ranks"])
+        assert "exitcode: -9" in logs.logs[0].text
+        assert len(logs.logs[0].text.encode()) <= 2000
+
+
+async def test_ranks_report_to_a_trainer_that_has_tls(tmp_path: Path) -> None:
+    """Service, cache and ranks all speak TLS, mutual at that, by one set of files."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    files = {name: tmp_path / f"{name}.pem" for name in ("ca", "cert", "key")}
+    authority.cert_pem.write_to_path(files["ca"])
+    issued.cert_chain_pems[0].write_to_path(files["cert"])
+    issued.private_key_pem.write_to_path(files["key"])
+    settings = ServiceSettings(
+        insecure_no_auth=True, tls_cert=files["cert"], tls_key=files["key"], tls_client_ca=files["ca"]
+    )
+    async with _beside_a_cache(tmp_path, settings) as running:
+        own = {f"PEERS_TLS_{name.upper()}": path for name, path in files.items()}
+        own |= {"TLS_CERT": files["cert"], "TLS_KEY": files["key"], "TLS_CLIENT_CA": files["ca"]}
+        running.environment |= {f"WEFT_TRAINER_{name}": str(path) for name, path in own.items()}
+        running.tls = {f"tls_{name}": path for name, path in files.items()}
+        running.start()
+        async with running.client() as stub:
+            await _create(stub, num_steps=5)
+            steps, run = await _watch(running)
+        assert (steps, run.state) == ([1, 2, 3, 4, 5], messages_pb2.RUN_STATE_SUCCEEDED)
 
 
 async def test_refused_configuration_fails_with_the_ranks_reason(trainer: Trainer) -> None:

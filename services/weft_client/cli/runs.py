@@ -35,6 +35,7 @@ def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:
         ("features", f"{spec.num_features} a layer, {messages_pb2.Activation.Name(spec.activation)[11:].lower()}"),
         ("ranks", f"{spec.feature_ranks} on the feature axis, {spec.data_ranks} on the data axis"),
         ("step", f"{run.step} of {spec.num_steps}, attempt {run.attempt}"),
+        *([("waiting for", run.pending_reason)] if run.pending_reason else []),
         ("memory", size(run.peak_memory_bytes)),
         ("created", time(run.create_time)),
     ]
@@ -195,6 +196,24 @@ class Board:
                 f"explained variance {self._evaluation.explained_variance:.3f}"
             )
         return Group(table, Text(below))
+
+
+@app.command("logs")
+def show_logs(
+    run: RunArgument,
+    attempt: Annotated[int, typer.Option(help="Which start of the ranks; 0 means the last.")] = 0,
+    max_bytes: Annotated[int, typer.Option(help="Most bytes of each log; 0 means 64 KiB.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the end of what a run's ranks wrote, and what the cluster tells of them."""
+    with connected() as client:
+        found = client.runs.logs(run, attempt=attempt, max_bytes=max_bytes)
+    if as_json:
+        print_json(as_dict(found))
+        return
+    for log in found.logs:
+        typer.echo(f"==> attempt {found.attempt}, {log.source} <==")
+        typer.echo(log.text.rstrip("\n"))
 
 
 @app.command("pause")

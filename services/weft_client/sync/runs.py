@@ -75,6 +75,18 @@ class Runs:
             except WeftError as error:
                 patience.bear(error)
 
+    def logs(self, name: str, *, attempt: int = 0, max_bytes: int = 0) -> service_pb2.GetRunLogsResponse:
+        """
+        The end of what the ranks of one attempt wrote.
+
+        Args:
+            name: `runs/{run}` or its id.
+            attempt: Which start of the ranks; 0 means the last.
+            max_bytes: Of each log; 0 means 64 KiB.
+        """
+        request = service_pb2.GetRunLogsRequest(name=full_name("runs", name), attempt=attempt, max_bytes=max_bytes)
+        return unary(self._stub.GetRunLogs, request)
+
     def pause(self, name: str) -> messages_pb2.Run:
         """Save and stop."""
         return unary(self._stub.PauseRun, service_pb2.PauseRunRequest(name=full_name("runs", name)))

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import psutil
 
 from weft_common.errors import UnavailableError
 from weft_common.logging import get_logger
-from weft_trainer.core.ports import RankExit, RankJob
+from weft_trainer.core.ports import RankExit, RankJob, RankLog, RankStatus
 
 __all__ = ["JOB_VARIABLE", "LocalGroup", "LocalLauncher"]
 
@@ -85,7 +85,8 @@ class LocalGroup:
         code = self._child.returncode if self._child is not None else None
         with suppress(FileNotFoundError, ValueError, KeyError):
             code = int(json.loads((self._folder / "exit.json").read_bytes())["code"])
-        return RankExit(code, self._tail())
+        lines = (await asyncio.to_thread(self._end_of_log, _TAIL_BYTES)).splitlines()
+        return RankExit(code, "\n".join(line for line in lines[-_TAIL_LINES:] if line.strip()))
 
     async def stop(self, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s
@@ -99,19 +100,24 @@ class LocalGroup:
         if self._child is not None:
             self._child.wait()
 
+    async def look(self) -> RankStatus:
+        return RankStatus()
+
+    async def logs(self, max_bytes: int) -> Sequence[RankLog]:
+        return [RankLog("ranks", await asyncio.to_thread(self._end_of_log, max_bytes))]
+
     def _runs(self) -> bool:
         if self._child is not None:
             return self._child.poll() is None
         return self._pid is not None and _is_of(self._pid, self._tag)
 
-    def _tail(self) -> str:
+    def _end_of_log(self, max_bytes: int) -> str:
         try:
             with (self._folder / "log.txt").open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                lines = log.read().decode(errors="replace").splitlines()
+                log.seek(max(0, log.seek(0, os.SEEK_END) - max_bytes))
+                return log.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
-        return "\n".join(line for line in lines[-_TAIL_LINES:] if line.strip())
 
 
 def _is_of(pid: int, tag: str) -> bool:
@@ -145,9 +151,14 @@ class LocalLauncher:
         work_dir: Where logs and exit codes lie; also what tells one installation's processes from another's.
     """
 
+    ranks_outlive_controller = False
+
     def __init__(self, work_dir: Path) -> None:
         self._work_dir = work_dir.resolve()
         self._groups: dict[str, LocalGroup] = {}
+
+    async def check(self, job: RankJob) -> None:
+        """Nothing keeps a process of this machine from being started."""
 
     async def start(self, job: RankJob, register: Callable[[Mapping[str, Any]], Awaitable[None]]) -> LocalGroup:
         folder = self._work_dir / job.key

@@ -34,14 +34,18 @@ class RunTokens:
     Makes and checks the tokens of runs.
 
     Args:
-        secret: The service's own token; without one nobody is asked.
+        secret: The service's own token; without one, and without a shared one, nobody is asked.
+        shared: One token for all ranks, where they cannot be handed one each.
     """
 
-    def __init__(self, secret: SecretStr | None) -> None:
+    def __init__(self, secret: SecretStr | None, shared: SecretStr | None = None) -> None:
         self._secret = secret
+        self._shared = shared
 
     def token(self, run: str) -> str:
         """Return the token of a run's ranks; empty where nobody is asked for one."""
+        if self._shared is not None:
+            return self._shared.get_secret_value()
         if self._secret is None:
             return ""
         key = self._secret.get_secret_value().encode()
@@ -49,9 +53,8 @@ class RunTokens:
 
     def check(self, run: str, authorization: str) -> None:
         """Raise UnauthenticatedError where this is not the run's token."""
-        if self._secret is not None and not hmac.compare_digest(
-            authorization.encode(), f"Bearer {self.token(run)}".encode()
-        ):
+        expected = self.token(run)
+        if expected and not hmac.compare_digest(authorization.encode(), f"Bearer {expected}".encode()):
             raise UnauthenticatedError(
                 f"the token is not that of runs/{run}: ranks report with the token that they were started with."
             )
@@ -74,16 +77,27 @@ class RunReportServicer(service_pb2_grpc.RunReportServiceServicer):
 
 class ReportServer:
     """
-    Serves the reports of ranks on this machine.
+    Serves the reports of ranks.
 
     Args:
         servicer: Answers them.
+        host: To listen on.
         port: To listen on; 0 takes the one of the start before where it can be had, else any.
         port_file: Keeps the port for the next start, which ranks that still run go on reporting to.
+        credentials: For TLS; without them reports come in the clear.
     """
 
-    def __init__(self, servicer: RunReportServicer, port: int, port_file: Path) -> None:
+    def __init__(
+        self,
+        servicer: RunReportServicer,
+        host: str,
+        port: int,
+        port_file: Path,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        self._host = host
         self._wanted = port
+        self._credentials = credentials
         self._port_file = port_file
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
@@ -93,9 +107,10 @@ class ReportServer:
         self.target = ""
 
     async def start(self) -> None:
-        """Listen and serve. UnavailableError: the port is taken."""
+        """Listen and serve; ranks on this machine find it at `target`. UnavailableError: the port is taken."""
         port = self._bind()
-        self.target = f"127.0.0.1:{port}"
+        everywhere = self._host in ("0.0.0.0", "::")  # noqa: S104  told by the settings
+        self.target = f"{'127.0.0.1' if everywhere else self._host}:{port}"
         self._port_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._port_file.write_text(str(port))
         await self._server.start()
@@ -104,14 +119,20 @@ class ReportServer:
     def _bind(self) -> int:
         if self._wanted == 0:
             with suppress(FileNotFoundError, ValueError, RuntimeError):
-                return self._server.add_insecure_port(f"127.0.0.1:{int(self._port_file.read_text())}")
+                return self._listen(int(self._port_file.read_text()))
         try:
-            return self._server.add_insecure_port(f"127.0.0.1:{self._wanted}")
+            return self._listen(self._wanted)
         except RuntimeError as error:
             raise UnavailableError(
                 f"port {self._wanted} cannot be had for the reports of ranks: "
                 "set WEFT_TRAINER_REPORT_PORT to a free one."
             ) from error
+
+    def _listen(self, port: int) -> int:
+        address = f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+        if self._credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._credentials)
 
     async def stop(self) -> None:
         """Stop serving."""

@@ -43,6 +43,7 @@ class RunCommands:
         signals: Rung at every change.
         start_operation: Starts the work.
         max_ranks: Ranks that can be started.
+        check_ranks: Finds out whether the ranks of a new run could be started; raises where not.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class RunCommands:
         signals: Signals,
         start_operation: StartOperation,
         max_ranks: int,
+        check_ranks: Callable[[RunRecord], Awaitable[None]],
     ) -> None:
         self._runs = runs
         self._catalog = catalog
         self._signals = signals
         self._start_operation = start_operation
         self._max_ranks = max_ranks
+        self._check_ranks = check_ranks
 
     async def create(self, run: str, spec: Mapping[str, Any], request_id: str, *, validate_only: bool) -> RunRecord:
         """
@@ -65,7 +68,8 @@ class RunCommands:
 
         Raises:
             AlreadyExistsError: There is another run of this id.
-            InvalidArgumentError, NotFoundError, FailedPreconditionError: See `check_run`.
+            InvalidArgumentError, NotFoundError, FailedPreconditionError: See `check_run`, or the ranks cannot be
+                started.
         """
         check_new_id(run, "run_id")
         record = RunRecord(
@@ -80,6 +84,7 @@ class RunCommands:
             return await self._started(_same_request(await self._runs.get(run), record))
         except NotFoundError:
             await check_run(spec, self._catalog, self._max_ranks)
+            await self._check_ranks(record)
         if validate_only:
             return record
         try:

@@ -15,7 +15,7 @@ class Gauges(Protocol):
         ...
 
     def restarted(self, reason: str) -> None:
-        """An attempt ended and another begins: `bad_exit`, `disappeared` or `stopped`."""
+        """An attempt ended and another begins: `bad_exit`, `disappeared`, `disrupted` or `stopped`."""
         ...
 
     def checkpointed(self, moment_s: float) -> None:

@@ -1,10 +1,20 @@
 """What the core needs from outside: something that starts ranks, and the catalog of datasets."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["BAD_CONFIGURATION", "DatasetCatalog", "DatasetFacts", "RankExit", "RankGroup", "RankJob", "RankLauncher"]
+__all__ = [
+    "BAD_CONFIGURATION",
+    "DatasetCatalog",
+    "DatasetFacts",
+    "RankExit",
+    "RankGroup",
+    "RankJob",
+    "RankLauncher",
+    "RankLog",
+    "RankStatus",
+]
 
 # Exit code of a rank that will fail in the same way however often it is started.
 BAD_CONFIGURATION = 42
@@ -67,10 +77,40 @@ class RankExit:
         code: 0 where every process ended well, else the code of the one that failed first; None where the processes
             are gone and nobody saw how.
         detail: The end of what the failed process wrote, for a person.
+        disrupted: Whoever owns the machines took some away, so the job is not to blame.
     """
 
     code: int | None
     detail: str
+    disrupted: bool = False
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """
+    How a job that has not ended is doing.
+
+    Args:
+        pending_reason: What keeps it from running, for a person; empty where nothing does.
+        restarts: How often all of its processes were started again without the controller.
+    """
+
+    pending_reason: str = ""
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class RankLog:
+    """
+    What was written by a process, or about the job.
+
+    Args:
+        source: `rank 0` and so on, `ranks` where they write into one, or `events`.
+        text: The end of it.
+    """
+
+    source: str
+    text: str
 
 
 class RankGroup(Protocol):
@@ -84,9 +124,26 @@ class RankGroup(Protocol):
         """Ask them to stop, wait, then end them; afterwards nothing of the job runs."""
         ...
 
+    async def look(self) -> RankStatus:
+        """Look at a job that has not ended."""
+        ...
+
+    async def logs(self, max_bytes: int) -> Sequence[RankLog]:
+        """Return the last so many bytes of each log; empty ones where nothing is left of the job."""
+        ...
+
 
 class RankLauncher(Protocol):
     """Starts ranks and finds them again."""
+
+    @property
+    def ranks_outlive_controller(self) -> bool:
+        """Ranks go on without a controller on this machine, so one that stops leaves them be."""
+        ...
+
+    async def check(self, job: RankJob) -> None:
+        """Find out, as far as it is cheap, whether a job could be started. InvalidArgumentError and others."""
+        ...
 
     async def start(self, job: RankJob, register: Callable[[Mapping[str, Any]], Awaitable[None]]) -> RankGroup:
         """

@@ -101,6 +101,7 @@ class RunRecord:
         metrics: The last reported ones.
         evaluation: The last one.
         error_message: Why it failed.
+        pending_reason: What keeps the ranks of the open attempt from running, as far as somebody said; empty otherwise.
         rank_error: What a rank of this attempt gave as its reason to give up.
         peak_memory_bytes: Of all ranks together.
     """
@@ -122,6 +123,7 @@ class RunRecord:
     metrics: Measurement = field(default_factory=dict)
     evaluation: Measurement = field(default_factory=dict)
     error_message: str = ""
+    pending_reason: str = ""
     rank_error: str = ""
     peak_memory_bytes: int = 0
 
@@ -139,14 +141,14 @@ class RunRecord:
 
     def moved(self, state: RunState, reason: str, **changes: Any) -> "RunRecord":
         """
-        Return the run in another state, with the transition appended.
+        Return the run in another state, with the transition appended; what it waited for is over.
 
         Raises:
             FailedPreconditionError: There is no way from here to there.
         """
         check_transition(self.state, state)
         transitions = (*self.transitions, Transition(state, now(), reason))
-        return replace(self, state=state, transitions=transitions, **changes)
+        return replace(self, state=state, transitions=transitions, pending_reason="", **changes)
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON form."""

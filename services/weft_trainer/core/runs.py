@@ -10,12 +10,17 @@ from weft_store import ObjectStore
 from weft_store.documents import create_json, list_ids, read_json, update_json
 from weft_trainer.core.records import RunRecord
 
-__all__ = ["CheckpointFacts", "RunRepository", "checkpoint_prefix", "run_key"]
+__all__ = ["CheckpointFacts", "RunRepository", "attempt_key", "checkpoint_prefix", "run_key"]
 
 
 def run_key(run: str) -> str:
     """Return where a run's document lies."""
     return f"runs/{run}/run.json"
+
+
+def attempt_key(run: str, attempt: int) -> str:
+    """Return what names one start of a run's ranks, and where its objects lie."""
+    return f"runs/{run}/attempts/{attempt}"
 
 
 def checkpoint_prefix(run: str, step: int) -> str:

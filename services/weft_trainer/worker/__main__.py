@@ -8,12 +8,15 @@ import sys
 from weft_common.errors import FailedPreconditionError
 from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
+from weft_trainer.worker.rendezvous import join, rank_and_world
 from weft_trainer.worker.settings import RankSettings
+from weft_trainer.worker.signals import StopFlag, exit_when_terminated
 from weft_trainer.worker.starting import exit_code, prepare_process
 
 
 def main() -> int:
     """Run one rank to its end and return its exit code."""
+    exit_when_terminated()
     settings = load_settings(RankSettings)
     configure_logging("trainer-worker", settings.log_level)
     prepare_process(os.environ, settings.threads)
@@ -29,31 +32,30 @@ def main() -> int:
     from weft_trainer.worker.rank import Rank
     from weft_trainer.worker.reads import get_dataset, normalization_of
     from weft_trainer.worker.reports import Reporter, peak_memory_bytes
-    from weft_trainer.worker.signals import StopFlag
     from weft_trainer.worker.starting import read_config
 
     stop = StopFlag()
-    stop.install()
     torch.set_num_threads(settings.threads)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = rank_and_world(os.environ)
     trainer = None
     if settings.mode == "train" and settings.trainer_target:
-        trainer = training_grpc.RunReportServiceStub(channel(settings.trainer_target, token=settings.trainer_token))
+        trainer = training_grpc.RunReportServiceStub(
+            channel(settings.trainer_target, token=settings.trainer_token, **settings.tls)
+        )
     reporter = Reporter(trainer, run=settings.run, attempt=settings.attempt, rank=rank)
 
     def work() -> None:
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
         store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
         config, _ = read_config(store, settings.run)
-        cache = cache_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token))
+        cache = cache_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token, **settings.tls))
         dataset = get_dataset(cache, config.batch.dataset)
         config.check_shape(dataset.spec.num_layers, dataset.spec.d_model)
         if config.mesh.world_size != world_size:
             raise FailedPreconditionError(
                 f"The run wants {config.mesh.world_size} ranks, {world_size} were started; start as many as it wants."
             )
-        if world_size > 1:
-            dist.init_process_group("gloo")
+        join(rank, world_size, settings.rendezvous_s, stop)
         own = Rank(
             store,
             cache,

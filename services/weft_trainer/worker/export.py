@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
 from weft_trainer.worker.settings import ExportSettings
+from weft_trainer.worker.signals import exit_when_terminated
 from weft_trainer.worker.starting import exit_code, prepare_process, read_config
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
 
 def main() -> int:
     """Export one checkpoint and return the exit code."""
+    exit_when_terminated()
     settings = load_settings(ExportSettings)
     configure_logging("trainer-export", settings.log_level)
     prepare_process(os.environ, settings.threads)
@@ -199,7 +201,9 @@ def main() -> int:
         torch.set_num_threads(settings.threads)
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
         store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
-        cache = service_pb2_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token))
+        cache = service_pb2_grpc.CacheServiceStub(
+            channel(settings.cache_target, token=settings.cache_token, **settings.tls)
+        )
         config, _ = read_config(store, settings.run)
         export(store, settings, get_dataset(cache, config.batch.dataset), cache)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from weft_common.settings import ChannelTls, check_pem_file, variable_name
 
 __all__ = ["ExportSettings", "RankSettings", "WorkerSettings"]
 
@@ -29,10 +32,35 @@ class WorkerSettings(BaseSettings):
     """host:port of the cache service."""
     cache_token: SecretStr | None = None
     """Its bearer token."""
+    tls_ca: Path | None = None
+    """PEM file of the authority that the services' certificates come from; turns TLS to them on."""
+    tls_cert: Path | None = None
+    """PEM file with the ranks' own certificate, for mutual TLS."""
+    tls_key: Path | None = None
+    """PEM file with the private key of tls_cert."""
     threads: int = 1
     """Threads of torch's matrix products in this process."""
     log_level: str = "info"
     """debug, info, warning or error."""
+
+    @field_validator("tls_ca", "tls_cert", "tls_key")
+    @classmethod
+    def _file_is_readable(cls, path: Path | None) -> Path | None:
+        return check_pem_file(path)
+
+    @model_validator(mode="after")
+    def _identity_is_complete(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError(
+                f"{variable_name(type(self), 'tls_cert')} and {variable_name(type(self), 'tls_key')} go together; "
+                "set both or neither"
+            )
+        return self
+
+    @property
+    def tls(self) -> ChannelTls:
+        """The arguments of a channel to a service."""
+        return {"tls_ca": self.tls_ca, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
 
 
 class RankSettings(WorkerSettings):
@@ -42,6 +70,8 @@ class RankSettings(WorkerSettings):
     """host:port that takes reports; empty reports to nobody."""
     trainer_token: SecretStr | None = None
     """Its bearer token."""
+    rendezvous_s: float = 600.0
+    """Seconds that a rank waits for the name of rank 0 to resolve."""
     mode: Literal["train", "evaluate"] = "train"
     """What to do."""
     checkpoint_step: int = 0

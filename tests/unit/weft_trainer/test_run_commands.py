@@ -54,6 +54,15 @@ async def test_create_refuses_a_dataset_that_is_not_ready(facts: dict[str, Any],
         await controller.create()
 
 
+async def test_create_refuses_what_the_launcher_refuses() -> None:
+    """A cluster that will not take the ranks says so before anything is written."""
+    controller = Controller()
+    controller.launcher.refuses = InvalidArgumentError("spec.tolerations[0].operator: Unsupported value")
+    with pytest.raises(InvalidArgumentError, match="Unsupported value"):
+        await controller.create()
+    assert await controller.runs.all() == []
+
+
 @pytest.mark.parametrize("run", ["", "Upper", "a/b", "-a", "a" * 64, "ü", "a\n"])
 async def test_create_refuses_an_id_that_is_none(run: str) -> None:
     """Ids are lower-case letters, digits and '-'."""

@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 from fake_ranks import Controller, FakeLauncher
 
-from weft_common.errors import FailedPreconditionError
+from weft_common.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from weft_trainer.core.ports import RankLog, RankStatus
 from weft_trainer.core.records import RunState
 from weft_trainer.core.reports import Directive
 
@@ -244,3 +250,129 @@ async def test_end_stops_ranks_and_sets_a_final_state_once() -> None:
     await before.supervisor.end("r", RunState.FAILED, "again")
     record = await before.runs.get("r")
     assert (record.state, record.attempt_open) == (RunState.CANCELLED, False)
+
+
+async def test_disruptions_are_no_failures() -> None:
+    """However often the machines are taken away, the run goes on, and each time is counted as that."""
+    controller = Controller()
+    await controller.create()
+    supervising = controller.supervise()
+    for attempt in range(1, 6):
+        (await controller.ranks(attempt)).finish(-15, "node drained", disrupted=True)
+    last = await controller.ranks(6)
+    record = await controller.runs.get("r")
+    assert record.failures == 0
+    assert "ranks were taken away; going on from step 0: node drained" in record.transitions[-1].reason
+    controller.save(10, 6)
+    last.finish(0)
+    assert (await supervising).state is RunState.SUCCEEDED
+    assert controller.gauges.restarts == ["disrupted"] * 5
+
+
+async def test_run_says_what_its_ranks_wait_for_until_they_do_not() -> None:
+    """The reason is in the run's record while it lasts, and gone at the first report."""
+    controller = Controller()
+    await controller.create()
+    supervising = controller.supervise()
+    group = await controller.ranks(1)
+    group.status = RankStatus(pending_reason="Unschedulable: no node fits")
+    await controller.pending("Unschedulable: no node fits")
+    group.status = RankStatus(pending_reason="ErrImagePull: no such image")
+    await controller.pending("ErrImagePull: no such image")
+    group.status = RankStatus()
+    await controller.report(1, 1)
+    assert (await controller.state(RunState.RUNNING)).pending_reason == ""
+    controller.save(10)
+    group.finish(0)
+    assert (await supervising).pending_reason == ""
+
+
+async def test_restarts_without_the_controller_are_counted() -> None:
+    """Those since this controller looked first; those before were another's to count."""
+    before = await _started_before()
+    group = await before.ranks(1)
+    group.status = RankStatus("waits", restarts=3)
+    after = Controller(before.store, before.launcher)
+    supervising = after.supervise()
+    await after.pending("waits")
+    assert after.gauges.restarts == []
+    group.status = RankStatus("waits again", restarts=5)
+    await after.pending("waits again")
+    assert after.gauges.restarts == ["disrupted", "disrupted"]
+    supervising.cancel()
+
+
+async def test_ranks_that_outlive_their_controller_are_left_alone() -> None:
+    """A controller that stops, or is no longer the leader, ends nothing; the next one adopts the same attempt."""
+    controller = Controller()
+    controller.launcher.ranks_outlive_controller = True
+    await controller.create()
+    supervising = controller.supervise()
+    group = await controller.ranks(1)
+    await controller.report(1, 1)
+    await asyncio.sleep(0.05)
+    supervising.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await supervising
+    assert (group.stops, group.runs) == ([], True)
+    again = Controller(controller.store, controller.launcher)
+    supervising = again.supervise()
+    assert await again.report(1, 2) is Directive.CONTINUE
+    again.save(10)
+    group.finish(0)
+    assert (await supervising).attempt == 1
+    assert again.launcher.num_starts == 1
+
+
+async def test_start_that_the_launcher_cannot_do_now_is_no_failure() -> None:
+    """The run says why it waits, and the next try is another attempt."""
+    controller = Controller()
+    await controller.create()
+    controller.launcher.refuses = ResourceExhaustedError("exceeded quota: gpus")
+    with pytest.raises(ResourceExhaustedError):
+        await controller.supervise()
+    record = await controller.runs.get("r")
+    assert (record.state, record.attempt_open, record.failures) == (RunState.PENDING, False, 0)
+    assert record.pending_reason == "exceeded quota: gpus"
+    controller.launcher.refuses = None
+    supervising = controller.supervise()
+    group = await controller.ranks(2)
+    controller.save(10, 2)
+    group.finish(0)
+    record = await supervising
+    assert (record.state, record.pending_reason) == (RunState.SUCCEEDED, "")
+
+
+async def test_logs_are_kept_once_ranks_have_ended() -> None:
+    """Those of the open attempt are the ranks' own; those of older ones come from the bucket, cut to size."""
+    controller = Controller()
+    await controller.create()
+    assert await controller.logs.get("r", 0, 0) == (0, [])
+    supervising = controller.supervise()
+    first = await controller.ranks(1)
+    assert await controller.logs.get("r", 0, 6) == (1, [RankLog("rank 0", " wrote")])
+    first.written = "the last words of attempt 1"
+    first.finish(1, "boom")
+    second = await controller.ranks(2)
+    assert await controller.logs.get("r", 1, 9) == (1, [RankLog("rank 0", "attempt 1")])
+    assert (await controller.logs.get("r", 0, 0))[0] == 2
+    controller.save(10, 2)
+    second.finish(0)
+    await supervising
+    assert await controller.logs.get("r", 0, 0) == (2, [RankLog("rank 0", "what rank 0 wrote")])
+    with pytest.raises(NotFoundError, match="its last is 2"):
+        await controller.logs.get("r", 3, 0)
+    with pytest.raises(InvalidArgumentError, match="max_bytes is 2000000"):
+        await controller.logs.get("r", 0, 2_000_000)
+
+
+async def test_attempt_that_kept_no_log_says_so() -> None:
+    """A controller that died with its machine had no time to copy them."""
+    before = await _started_before(save=4)
+    after = Controller(before.store, FakeLauncher())
+    supervising = after.supervise()
+    await after.ranks(2)
+    after.store.delete("runs/r/attempts/1/logs.json")
+    with pytest.raises(NotFoundError, match="nothing was kept of the logs of attempt 1"):
+        await after.logs.get("r", 1, 0)
+    supervising.cancel()

@@ -225,6 +225,7 @@ class Run(_message.Message):
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PENDING_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `runs/{run}`."""
     state: Global___RunState.ValueType
@@ -239,6 +240,8 @@ class Run(_message.Message):
     """Name of the operation that does the work."""
     peak_memory_bytes: _builtins.int
     """Largest resident memory of all ranks together, in bytes."""
+    pending_reason: _builtins.str
+    """What keeps its ranks from running, where they have been started and something does; empty otherwise."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """As asked."""
@@ -274,14 +277,41 @@ class Run(_message.Message):
         error_message: _builtins.str = ...,
         operation: _builtins.str = ...,
         peak_memory_bytes: _builtins.int = ...,
+        pending_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluation", b"evaluation", "metrics", b"metrics", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "error_message", b"error_message", "evaluation", b"evaluation", "metrics", b"metrics", "name", b"name", "operation", b"operation", "peak_memory_bytes", b"peak_memory_bytes", "spec", b"spec", "state", b"state", "step", b"step", "transitions", b"transitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "error_message", b"error_message", "evaluation", b"evaluation", "metrics", b"metrics", "name", b"name", "operation", b"operation", "peak_memory_bytes", b"peak_memory_bytes", "pending_reason", b"pending_reason", "spec", b"spec", "state", b"state", "step", b"step", "transitions", b"transitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class RankLog(_message.Message):
+    """What a rank wrote, or what the cluster tells of the ranks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """`rank 0` and so on; `ranks` where all write into one; `events` for what the cluster tells."""
+    text: _builtins.str
+    """The end of it."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankLog: _TypeAlias = RankLog  # noqa: Y015
 
 @_typing.final
 class StateTransition(_message.Message):

@@ -225,6 +225,64 @@ class WatchRunResponse(_message.Message):
 Global___WatchRunResponse: _TypeAlias = WatchRunResponse  # noqa: Y015
 
 @_typing.final
+class GetRunLogsRequest(_message.Message):
+    """Asks for logs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`runs/{run}`."""
+    attempt: _builtins.int
+    """Which start of the ranks; 0 means the last."""
+    max_bytes: _builtins.int
+    """Most bytes of each log, its last ones, 1 to 1048576; 0 means 65536."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "max_bytes", b"max_bytes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRunLogsRequest: _TypeAlias = GetRunLogsRequest  # noqa: Y015
+
+@_typing.final
+class GetRunLogsResponse(_message.Message):
+    """Logs of one attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Which start of the ranks; 0 where there was none yet."""
+    @_builtins.property
+    def logs(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.RankLog]:
+        """By rank; events last."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        logs: _abc.Iterable[_messages_pb2.RankLog] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "logs", b"logs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRunLogsResponse: _TypeAlias = GetRunLogsResponse  # noqa: Y015
+
+@_typing.final
 class PauseRunRequest(_message.Message):
     """Asks for a pause."""
 

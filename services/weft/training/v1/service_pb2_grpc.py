@@ -57,6 +57,11 @@ class TrainingServiceStub:
                 request_serializer=weft_dot_training_dot_v1_dot_service__pb2.WatchRunRequest.SerializeToString,
                 response_deserializer=weft_dot_training_dot_v1_dot_service__pb2.WatchRunResponse.FromString,
                 _registered_method=True)
+        self.GetRunLogs = channel.unary_unary(
+                '/weft.training.v1.TrainingService/GetRunLogs',
+                request_serializer=weft_dot_training_dot_v1_dot_service__pb2.GetRunLogsRequest.SerializeToString,
+                response_deserializer=weft_dot_training_dot_v1_dot_service__pb2.GetRunLogsResponse.FromString,
+                _registered_method=True)
         self.PauseRun = channel.unary_unary(
                 '/weft.training.v1.TrainingService/PauseRun',
                 request_serializer=weft_dot_training_dot_v1_dot_service__pb2.PauseRunRequest.SerializeToString,
@@ -131,6 +136,13 @@ class TrainingServiceServicer:
 
     def WatchRun(self, request, context):
         """Streams a run's metrics from a step on, and its changes of state, until it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRunLogs(self, request, context):
+        """Returns the end of what the ranks of one attempt wrote, also after their end. NOT_FOUND: no such attempt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -221,6 +233,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.WatchRun,
                     request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.WatchRunRequest.FromString,
                     response_serializer=weft_dot_training_dot_v1_dot_service__pb2.WatchRunResponse.SerializeToString,
+            ),
+            'GetRunLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRunLogs,
+                    request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.GetRunLogsRequest.FromString,
+                    response_serializer=weft_dot_training_dot_v1_dot_service__pb2.GetRunLogsResponse.SerializeToString,
             ),
             'PauseRun': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseRun,
@@ -377,6 +394,33 @@ class TrainingService:
             '/weft.training.v1.TrainingService/WatchRun',
             weft_dot_training_dot_v1_dot_service__pb2.WatchRunRequest.SerializeToString,
             weft_dot_training_dot_v1_dot_service__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRunLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.training.v1.TrainingService/GetRunLogs',
+            weft_dot_training_dot_v1_dot_service__pb2.GetRunLogsRequest.SerializeToString,
+            weft_dot_training_dot_v1_dot_service__pb2.GetRunLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class TrainingServiceStub:
     """Lists runs, newest first."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchRunRequest, _service_pb2.WatchRunResponse]
     """Streams a run's metrics from a step on, and its changes of state, until it ends."""
+    GetRunLogs: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetRunLogsRequest, _service_pb2.GetRunLogsResponse]
+    """Returns the end of what the ranks of one attempt wrote, also after their end. NOT_FOUND: no such attempt."""
     PauseRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.PauseRunRequest, _messages_pb2.Run]
     """Saves and stops. FAILED_PRECONDITION: not running."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResumeRunRequest, _messages_pb2.Run]
@@ -75,6 +77,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Lists runs, newest first."""
     WatchRun: _aio.UnaryStreamMultiCallable[_service_pb2.WatchRunRequest, _service_pb2.WatchRunResponse]  # type: ignore[assignment]
     """Streams a run's metrics from a step on, and its changes of state, until it ends."""
+    GetRunLogs: _aio.UnaryUnaryMultiCallable[_service_pb2.GetRunLogsRequest, _service_pb2.GetRunLogsResponse]  # type: ignore[assignment]
+    """Returns the end of what the ranks of one attempt wrote, also after their end. NOT_FOUND: no such attempt."""
     PauseRun: _aio.UnaryUnaryMultiCallable[_service_pb2.PauseRunRequest, _messages_pb2.Run]  # type: ignore[assignment]
     """Saves and stops. FAILED_PRECONDITION: not running."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_service_pb2.ResumeRunRequest, _messages_pb2.Run]  # type: ignore[assignment]
@@ -128,6 +132,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_service_pb2.WatchRunResponse], _abc.AsyncIterator[_service_pb2.WatchRunResponse]]:
         """Streams a run's metrics from a step on, and its changes of state, until it ends."""
+
+    @_abc_1.abstractmethod
+    def GetRunLogs(
+        self,
+        request: _service_pb2.GetRunLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetRunLogsResponse, _abc.Awaitable[_service_pb2.GetRunLogsResponse]]:
+        """Returns the end of what the ranks of one attempt wrote, also after their end. NOT_FOUND: no such attempt."""
 
     @_abc_1.abstractmethod
     def PauseRun(

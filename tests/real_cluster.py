@@ -1,0 +1,118 @@
+"""
+The cluster that KUBECONFIG names, as a world of the launchers' contract test.
+
+WEFT_TEST_RANK_IMAGE is an image with Python 3.11 that its nodes have or can pull.
+"""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weft_trainer.adapters.kubernetes_api import PODS
+from weft_trainer.adapters.kubernetes_launcher import RankKind, kubernetes_launcher
+from weft_trainer.adapters.kubernetes_manifests import CONTAINER, PodOptions
+from weft_trainer.core.ports import RankJob, RankLauncher
+
+IMAGE = os.environ.get("WEFT_TEST_RANK_IMAGE", "docker.io/library/python:3.11-slim-bookworm")
+# Ends with the code that a file holds, as the stand-in of the processes does.
+WAITING = """
+import pathlib, sys, time
+path = pathlib.Path('/tmp/code')
+print('waiting', flush=True)
+while not path.exists():
+    time.sleep(0.02)
+sys.exit(int(path.read_text()))
+"""
+
+
+def need_cluster() -> None:
+    """Fail where no cluster is named: these tests run only where somebody asks for them."""
+    if not Path(os.environ.get("KUBECONFIG", "")).is_file():
+        pytest.fail("KUBECONFIG names no file: give a cluster, these tests run on a real one.")
+
+
+@asynccontextmanager
+async def namespace() -> AsyncIterator[str]:
+    """A namespace of the test's own that takes restricted pods only."""
+    need_cluster()
+    from kubernetes import client, config
+
+    config.load_kube_config()
+    core, name = client.CoreV1Api(), f"weft-test-{uuid.uuid4().hex[:8]}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    await asyncio.to_thread(core.create_namespace, body)
+    try:
+        yield name
+    finally:
+        await asyncio.to_thread(core.delete_namespace, name)
+
+
+class RealWorld:
+    """Pods of a real cluster, two a job."""
+
+    launcher: RankLauncher
+
+    def __init__(self, stack: AsyncExitStack, kind: RankKind, name: str) -> None:
+        from weft_trainer.adapters.kubernetes_client import KubernetesClient
+
+        self.namespace = name
+        self.api = KubernetesClient(name)
+        self._stack = stack
+        self._kind = kind
+
+    @classmethod
+    @asynccontextmanager
+    async def made(cls, kind: RankKind) -> AsyncIterator["RealWorld"]:
+        """Make a world in a namespace of its own."""
+        async with namespace() as name, AsyncExitStack() as stack:
+            yield cls(stack, kind, name)
+
+    def options(self, **changes: Any) -> PodOptions:
+        """What pods are like: they run what waits for a file."""
+        given = {"image": IMAGE, "image_pull_policy": "IfNotPresent", "command": ("python3", "-c", WAITING)}
+        return PodOptions(**{**given, **changes})
+
+    def job(self, key: str = "runs/r/attempts/1") -> RankJob:
+        return RankJob(key, "waiting_job", 2, {})
+
+    async def pods(self, *phases: str) -> list[str]:
+        """Wait until there are two pods, all in one of these phases; return their names."""
+        async with asyncio.timeout(120):
+            while True:
+                found, _ = await asyncio.to_thread(self.api.list, PODS)
+                if len(found) == 2 and all(pod.get("status", {}).get("phase") in phases for pod in found):
+                    return [pod["metadata"]["name"] for pod in found]
+                await asyncio.sleep(0.2)
+
+    async def end(self, code: int) -> None:
+        for pod in await self.pods("Running"):
+            await asyncio.to_thread(self._write, pod, code)
+
+    async def anew(self) -> RankLauncher:
+        opened = kubernetes_launcher(self.api, self.options(), "contract", self._kind)
+        return await self._stack.enter_async_context(opened)
+
+    def _write(self, pod: str, code: int) -> None:
+        from kubernetes import client, config
+        from kubernetes.stream import stream
+
+        configuration = client.Configuration()
+        config.load_kube_config(client_configuration=configuration)
+        core = client.CoreV1Api(client.ApiClient(configuration))
+        command = ["python3", "-c", f"import os; open('/tmp/c', 'w').write('{code}'); os.rename('/tmp/c', '/tmp/code')"]
+        stream(
+            core.connect_get_namespaced_pod_exec,
+            pod,
+            self.namespace,
+            container=CONTAINER,
+            command=command,
+            stderr=True,
+            stdout=True,
+        )

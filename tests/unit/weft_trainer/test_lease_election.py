@@ -1,0 +1,131 @@
+"""Candidates for one Lease of a cluster in memory."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from fake_cluster import FakeCluster
+
+from weft_common.errors import UnavailableError
+from weft_trainer.adapters.kubernetes_api import LEASES
+from weft_trainer.adapters.lease_election import LeaseElection
+
+HOLD_S = 0.6
+
+
+class Candidate:
+    """One replica, that leads for as long as the test wants."""
+
+    def __init__(self, cluster: FakeCluster, name: str) -> None:
+        self.election = LeaseElection(cluster, "weft-trainer", name, hold_s=HOLD_S)
+        self.leads = asyncio.Event()
+        self.lost = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        async with self.election.leading(self.lost.set):
+            self.leads.set()
+            await self._enough.wait()
+
+    async def led(self, timeout_s: float = 5.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            await self.leads.wait()
+
+    async def leave(self) -> None:
+        """End well, Lease given back."""
+        self._enough.set()
+        await self._task
+
+    async def die(self) -> None:
+        """End without a word."""
+        self.election._give_back = self._nothing  # type: ignore[method-assign]
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _nothing(self) -> None: ...
+
+
+def holder(cluster: FakeCluster) -> str | None:
+    found: str | None = cluster.objects[LEASES, "weft-trainer"]["spec"]["holderIdentity"]
+    return found
+
+
+async def test_first_candidate_leads_and_the_second_waits() -> None:
+    """For as long as the first renews."""
+    cluster = FakeCluster()
+    first = Candidate(cluster, "a")
+    await first.led()
+    second = Candidate(cluster, "b")
+    await asyncio.sleep(3 * HOLD_S)
+    assert not second.leads.is_set()
+    assert not first.lost.is_set()
+    assert holder(cluster) == "a"
+    await first.leave()
+    await second.led(HOLD_S)
+    await second.leave()
+
+
+async def test_lease_of_a_leader_that_died_runs_out() -> None:
+    """Not before its time, and then the next one has it; transitions are counted."""
+    cluster = FakeCluster()
+    first = Candidate(cluster, "a")
+    await first.led()
+    second = Candidate(cluster, "b")
+    await asyncio.sleep(HOLD_S / 3)
+    await first.die()
+    await asyncio.sleep(HOLD_S / 2)
+    assert not second.leads.is_set()
+    await second.led()
+    spec = cluster.objects[LEASES, "weft-trainer"]["spec"]
+    assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("b", 1)
+    await second.leave()
+    assert holder(cluster) is None
+
+
+async def test_of_two_that_want_a_free_lease_one_gets_it() -> None:
+    """Writes name the version that was read."""
+    cluster = FakeCluster()
+    await (await _led(cluster, "old")).leave()
+    candidates = [Candidate(cluster, name) for name in "abcd"]
+    await asyncio.sleep(2 * HOLD_S)
+    leaders = [candidate for candidate in candidates if candidate.leads.is_set()]
+    assert len(leaders) == 1
+    for candidate in candidates:
+        await candidate.die()
+
+
+async def test_leader_that_cannot_renew_stops_before_another_begins() -> None:
+    """It hears of it within two thirds of the time that the Lease holds, plus one try."""
+    cluster = FakeCluster()
+    async with AsyncExitStack() as stack:
+        first = Candidate(cluster, "a")
+        stack.push_async_callback(first.die)
+        await first.led()
+        await asyncio.sleep(HOLD_S / 4)
+        begun = asyncio.get_running_loop().time()
+        cluster.fails = UnavailableError("the API server is away")
+        async with asyncio.timeout(5):
+            await first.lost.wait()
+        assert asyncio.get_running_loop().time() - begun < HOLD_S * 1.2
+        cluster.fails = None
+        second = await _led(cluster, "b")
+        await second.leave()
+
+
+async def test_leader_whose_lease_was_taken_away_hears_of_it() -> None:
+    """Somebody wrote another holder into it."""
+    cluster = FakeCluster()
+    first = await _led(cluster, "a")
+    lease = cluster.get(LEASES, "weft-trainer")
+    lease["spec"]["holderIdentity"] = "somebody"
+    cluster.replace(LEASES, "weft-trainer", lease)
+    async with asyncio.timeout(HOLD_S):
+        await first.lost.wait()
+    await first.leave()
+    assert holder(cluster) == "somebody"
+
+
+async def _led(cluster: FakeCluster, name: str) -> Candidate:
+    candidate = Candidate(cluster, name)
+    await candidate.led()
+    return candidate

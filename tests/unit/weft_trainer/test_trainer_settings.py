@@ -1,0 +1,148 @@
+"""What the trainer wants to be told, and what it makes of it for ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weft_common.settings import load_settings
+from weft_trainer.adapters.kubernetes_manifests import SecretKey
+from weft_trainer.adapters.report_server import RunTokens
+from weft_trainer.rank_environment import RankEnvironment
+from weft_trainer.settings import TrainerSettings
+
+CLUSTER = {
+    "LAUNCHER": "kubernetes",
+    "BUCKET_URL": "s3+http://minio:9000/weft",
+    "BUCKET_ACCESS_KEY": "the-access-key",
+    "BUCKET_SECRET_KEY": "the-secret-key",
+    "CACHE_TARGET": "weft-cache:50051",
+    "CACHE_TOKEN": "the-cache-token",
+    "TOKEN": "the-token",
+    "REPORT_TOKEN": "the-report-token",
+    "KUBERNETES_NAMESPACE": "ml",
+    "KUBERNETES_RANK_IMAGE": "localhost/weft-trainer:1",
+    "KUBERNETES_REPORTS_SERVICE": "weft-trainer:50052",
+    "KUBERNETES_AUTH_SECRET": "weft-auth",
+    "KUBERNETES_BUCKET_SECRET": "weft-bucket",
+    "KUBERNETES_RANK_RESOURCES": '{"requests": {"cpu": "1500m"}, "limits": {"cpu": "3"}}',
+    "KUBERNETES_TOLERATIONS": '[{"key": "gpu", "operator": "Exists"}]',
+    "KUBERNETES_NODE_SELECTOR": '{"pool": "gpu"}',
+    "KUBERNETES_PULL_SECRETS": '["pull"]',
+    "KUBERNETES_QUEUE": "gpus",
+}
+
+
+@pytest.fixture
+def settings_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Read settings from the variables of a cluster, with changes."""
+
+    def read(**changes: str | None) -> TrainerSettings:
+        for name, value in {**CLUSTER, **changes}.items():
+            if value is None:
+                monkeypatch.delenv(f"WEFT_TRAINER_{name}", raising=False)
+            else:
+                monkeypatch.setenv(f"WEFT_TRAINER_{name}", value)
+        return load_settings(TrainerSettings)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"KUBERNETES_NAMESPACE": None}, "WEFT_TRAINER_LAUNCHER=kubernetes needs WEFT_TRAINER_KUBERNETES_NAMESPACE"),
+        ({"KUBERNETES_RANK_IMAGE": ""}, "WEFT_TRAINER_KUBERNETES_RANK_IMAGE"),
+        ({"REPORT_TOKEN": None, "KUBERNETES_AUTH_SECRET": None}, "REPORT_TOKEN, WEFT_TRAINER_KUBERNETES_AUTH_SECRET"),
+        ({"KUBERNETES_BUCKET_SECRET": None}, "WEFT_TRAINER_KUBERNETES_BUCKET_SECRET"),
+        (
+            {"BUCKET_URL": "file:///bucket", "BUCKET_ACCESS_KEY": None, "BUCKET_SECRET_KEY": None},
+            "which pods do not share",
+        ),
+        ({"KUBERNETES_TLS_SECRET": "tls"}, "WEFT_TRAINER_KUBERNETES_TLS_SECRET turns TLS on in ranks"),
+        ({"KUBERNETES_RANK_KIND": "pod"}, "WEFT_TRAINER_KUBERNETES_RANK_KIND"),
+        ({"KUBERNETES_TOLERATIONS": "gpu"}, "kubernetes_tolerations"),
+        ({"LAUNCHER": "slurm"}, "WEFT_TRAINER_LAUNCHER"),
+        ({"REPORT_TOKEN": "two words"}, "WEFT_TRAINER_REPORT_TOKEN"),
+    ],
+)
+def test_settings_that_cannot_start_ranks_are_refused(
+    changes: dict[str, str | None], said: str, settings_of: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with the variable to change."""
+    with pytest.raises(SystemExit):
+        settings_of(**changes)
+    assert said in capsys.readouterr().err
+
+
+def test_tls_of_the_trainer_and_of_its_calls_go_together(
+    settings_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranks have one set of TLS files, for the cache and for their reports."""
+    pem = tmp_path / "x.pem"
+    pem.write_text("x")
+    with pytest.raises(SystemExit):
+        settings_of(PEERS_TLS_CA=str(pem))
+    assert "WEFT_TRAINER_TLS_CERT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        settings_of(PEERS_TLS_CA=str(pem), TLS_CERT=str(pem), TLS_KEY=str(pem))
+    assert "WEFT_TRAINER_KUBERNETES_TLS_SECRET" in capsys.readouterr().err
+    settings_of(PEERS_TLS_CA=str(pem), TLS_CERT=str(pem), TLS_KEY=str(pem), KUBERNETES_TLS_SECRET="tls")
+
+
+def test_pods_are_what_the_settings_say(settings_of: Any) -> None:
+    """JSON where there is structure; secrets as names and keys, which can be changed."""
+    pods = settings_of(KUBERNETES_REPORT_TOKEN_KEY="ranks").kubernetes_pods
+    assert (pods.image, pods.queue, pods.pull_secrets) == ("localhost/weft-trainer:1", "gpus", ("pull",))
+    assert pods.tolerations == ({"key": "gpu", "operator": "Exists"},)
+    assert pods.secrets == {
+        "WEFT_WORKER_CACHE_TOKEN": SecretKey("weft-auth", "cache"),
+        "WEFT_WORKER_TRAINER_TOKEN": SecretKey("weft-auth", "ranks"),
+        "WEFT_WORKER_BUCKET_ACCESS_KEY": SecretKey("weft-bucket", "access-key"),
+        "WEFT_WORKER_BUCKET_SECRET_KEY": SecretKey("weft-bucket", "secret-key"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("resources", "threads"),
+    [
+        ('{"requests": {"cpu": "1500m"}, "limits": {"cpu": "3"}}', "3"),
+        ('{"requests": {"cpu": "2500m"}}', "2"),
+        ('{"requests": {"cpu": 4}}', "4"),
+        ('{"requests": {"cpu": "500m"}}', "1"),
+        ("{}", "1"),
+    ],
+)
+def test_threads_of_a_pod_are_those_that_it_asks_for(resources: str, threads: str, settings_of: Any) -> None:
+    """The controller's own processors say nothing of a rank's."""
+    settings = settings_of(KUBERNETES_RANK_RESOURCES=resources)
+    told = RankEnvironment(settings, lambda: "", lambda run: "")("r", 1, 2)
+    assert (told["WEFT_WORKER_THREADS"], told["OMP_NUM_THREADS"]) == (threads, threads)
+
+
+def test_environment_of_a_pod_holds_no_secret(settings_of: Any) -> None:
+    """No value of a secret setting stands in it; the Service takes the reports."""
+    told = RankEnvironment(settings_of(), lambda: "127.0.0.1:1", lambda run: "run-token")("r", 3, 2)
+    assert told["WEFT_WORKER_TRAINER_TARGET"] == "weft-trainer:50052"
+    assert told["WEFT_WORKER_ATTEMPT"] == "3"
+    written = " ".join(told.values())
+    assert not any(secret in written for secret in ("the-", "run-token"))
+
+
+def test_environment_of_a_process_has_what_it_needs(settings_of: Any) -> None:
+    """Tokens by value, reports to this machine, unset things not at all."""
+    settings = settings_of(LAUNCHER="local")
+    told = RankEnvironment(settings, lambda: "127.0.0.1:7", lambda run: f"token-of-{run}")("r", 1, 2)
+    assert told["WEFT_WORKER_TRAINER_TARGET"] == "127.0.0.1:7"
+    assert told["WEFT_WORKER_TRAINER_TOKEN"] == "token-of-r"
+    assert told["WEFT_WORKER_BUCKET_SECRET_KEY"] == "the-secret-key"
+    assert "WEFT_WORKER_TLS_CA" not in told
+
+
+def test_shared_report_token_is_that_of_every_run(settings_of: Any) -> None:
+    """Without one each run has its own."""
+    settings = settings_of()
+    shared, own = RunTokens(settings.token, settings.report_token), RunTokens(settings.token)
+    assert shared.token("a") == shared.token("b") == "the-report-token"
+    shared.check("a", "Bearer the-report-token")
+    assert own.token("a") != own.token("b")
