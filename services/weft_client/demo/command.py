@@ -17,9 +17,10 @@ from weft_client.demo.plan import PROMPTS, DemoPlan
 from weft_client.demo.progress import Steps
 from weft_client.demo.steps import Demo
 from weft_client.demo.summary import DemoSummary
+from weft_client.endpoints import Endpoints
 from weft_client.local.commands import DEFAULT_FOLDER, FolderOption
 from weft_client.local.control import running
-from weft_client.local.layout import Endpoint, Layout
+from weft_client.local.layout import Layout
 
 _INTERRUPTED = 130
 
@@ -51,7 +52,7 @@ def demo(
 
 
 @contextmanager
-def _services(layout: Layout, console: Console) -> Iterator[dict[str, Endpoint]]:
+def _services(layout: Layout, console: Console) -> Iterator[Endpoints]:
     with console.status("Starting the services") as status:
         services = running(layout, on_wait=lambda waiting: status.update(f"Waiting for {', '.join(waiting)}"))
         endpoints, were_running = services.__enter__()
@@ -63,11 +64,8 @@ def _services(layout: Layout, console: Console) -> Iterator[dict[str, Endpoint]]
         services.__exit__(None, None, None)
 
 
-async def _drive(
-    layout: Layout, endpoints: dict[str, Endpoint], plan: DemoPlan, console: Console, started: float
-) -> DemoSummary:
-    page = endpoints["console"]
-    summary = DemoSummary(console_url=f"http://{page.target}/?token={page.token}")
+async def _drive(layout: Layout, endpoints: Endpoints, plan: DemoPlan, console: Console, started: float) -> DemoSummary:
+    summary = DemoSummary(console_url=endpoints.page(""))
     memory = PeakMemory(layout)
     steps = Steps(console)
     folder = layout.root / "demo"
