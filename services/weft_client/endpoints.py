@@ -32,7 +32,7 @@ class Endpoint:
     One service.
 
     Args:
-        target: `host:port` of its RPCs, or of its page for the console.
+        target: `host:port` of its RPCs, or of its page for the console, which can do with a url alone.
         token: Bearer token that it asks for; None where it asks for none.
         tls: Speak TLS and trust the system's authorities; the arguments below turn TLS on too.
         tls_ca: Certificate of the authority that its own is signed by.
@@ -161,9 +161,11 @@ def read_entry(entry: Mapping[str, Any], folder: Path, where: str) -> Endpoint:
         if key in entry and entry[key] is not None and not isinstance(entry[key], kind):
             raise FailedPreconditionError(f"{where}.{key} is {entry[key]!r}; give {'true' if kind is bool else 'text'}")
     given = {key: entry[key] for key in ENTRY_KEYS if entry.get(key)}
-    if "target" not in given:
-        raise FailedPreconditionError(f"{where} has no target; give host:port of the service (`weft up` writes it)")
-    host, colon, port = given["target"].rpartition(":")
+    if "target" not in given and "url" not in given:
+        raise FailedPreconditionError(
+            f"{where} has no target; give host:port of the service (`weft up` writes it), or for a console its url"
+        )
+    host, colon, port = given.get("target", "console:0").rpartition(":")
     if not (host and colon and port.isdigit()):
         raise FailedPreconditionError(f"{where}.target is {given['target']!r}; give host:port")
     tokens = [key for key in _TOKEN_KEYS if key in given]
@@ -179,7 +181,7 @@ def read_entry(entry: Mapping[str, Any], folder: Path, where: str) -> Endpoint:
     elif "token_env" in given:
         token = _sendable(os.environ.get(given["token_env"], ""), f"{where}.token_env, variable {given['token_env']},")
     return Endpoint(
-        given["target"],
+        given.get("target", ""),
         token,
         tls=given.get("tls", False),
         tls_ca=files.get("tls_ca"),

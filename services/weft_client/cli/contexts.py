@@ -119,7 +119,7 @@ def set_context(
     keys = {key: value for key, value in given.items() if value is not None} | dict.fromkeys(unset or ())
     found = _read().with_keys(context, service, keys)
     # Nothing is written that the next command would refuse.
-    if all("target" in each for name, each in found.contexts[context].items() if name in SERVICES):
+    if all({"target", "url"} & each.keys() for name, each in found.contexts[context].items() if name in SERVICES):
         found.endpoints(context)
     found.write()
     get_context(context, as_json=as_json)
