@@ -314,10 +314,10 @@ async def test_runs_watch_fails_with_a_run_that_was_cancelled(house: House) -> N
 
 async def test_runs_get_shows_state_reason_and_attempts(house: House) -> None:
     """What a person asks first about a run on a cluster."""
-    lines = [line.split(maxsplit=1) for line in (await house.weft("runs", "get", "r1")).stdout.splitlines()]
-    shown = dict(lines)
+    lines = (await house.weft("runs", "get", "r1")).stdout.splitlines()
+    shown = {label: value.strip() for label, _, value in (line.partition(" ") for line in lines)}
     assert shown["state"].startswith("succeeded since")
-    assert (shown["reason"].strip(), shown["attempts"].strip()) == ("all steps are done", "3")
+    assert (shown["reason"], shown["attempts"]) == ("all steps are done", "3")
 
 
 async def test_run_is_created_from_a_file(house: House) -> None:

@@ -14,6 +14,7 @@ from weft_client.cli.failures import FailingWell
 from weft_client.cli.session import session
 from weft_client.demo.command import demo
 from weft_client.local import commands
+from weft_client.plan.command import plan
 
 app = typer.Typer(
     name="weft",
@@ -46,6 +47,7 @@ app.command()(commands.up)
 app.command()(commands.down)
 app.command()(commands.status)
 app.command()(demo)
+app.command()(plan)
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")
 app.add_typer(harvests.app, name="harvests")
