@@ -12,7 +12,7 @@ rank, K entries above 0 and E entries listed of a token and layer over all ranks
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weft_clt.config import Activation
 from weft_common.errors import InvalidArgumentError
@@ -215,6 +215,8 @@ class Memory:
     """Active features: own lists, exchanged lists, and what comes back (`exchange`, `kernels`)."""
     transient: int
     """The largest of what only a part of a step needs: masks, norms, metrics, or the evaluation's batch."""
+    start: int
+    """What drawing the first parameters takes more than training does (`initial`): something where ranks are many."""
 
     @property
     def total(self) -> int:
@@ -247,7 +249,7 @@ class Memory:
         norms = 4 * layers * features * size if work.jumps else 0
         losses = 4 * preacts if work.preact_loss else 0
         metrics = tokens * columns * (size + _FLOAT64_BYTES) + layers * features * (_FLOAT64_BYTES + _INDEX_BYTES + 1)
-        return cls(
+        parts = cls(
             parameters=tensors,
             gradients=tensors,
             moments=tensors * (1 + work.first_moment),
@@ -257,7 +259,11 @@ class Memory:
             data=batch + num_row_groups * row_group,
             entries=entries,
             transient=max(masks, norms + losses, metrics, batch + row_group + masks),
+            start=0,
         )
+        # One layer of all features in float64, and its own rows again; nothing but the parameters is there yet.
+        drawing = tensors + _FLOAT64_BYTES * (features + own_features) * width
+        return replace(parts, start=max(0, drawing - parts.total))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import typer
 
 from weft_client.cli import contexts, datasets, graphs, harvests, models, runs, transcoders
 from weft_client.cli.failures import FailingWell
+from weft_client.cli.planning import plan
 from weft_client.cli.session import session
 from weft_client.demo.command import demo
 from weft_client.local import commands
-from weft_client.plan.command import plan
 
 app = typer.Typer(
     name="weft",

@@ -52,7 +52,7 @@ def dataset_bytes(num_layers: int, d_model: int, num_tokens: int, bits: float) -
     Bytes of a dataset's shards: values, and around them means, orders and tables of blocks.
 
     >>> dataset_bytes(1, 1000, 1000, 8.0) // 1000
-    2005
+    2006
     """
     values = 2 * num_layers * d_model * num_tokens * bits / 8
     parameters = 2 * num_layers * (4 + 6 * d_model) * num_tokens / _SHARD_TOKENS

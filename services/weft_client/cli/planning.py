@@ -65,13 +65,14 @@ def plan(
     ):
         if value not in known:
             raise InvalidArgumentError(f"--{name} is {value!r}, expected {' or '.join(known)}", field=name)
-    for name, number, low in (
-        ("step-tokens", step_tokens, 1), ("data-ranks", data_ranks, 1), ("feature-ranks", feature_ranks, 0),
-        ("epochs", epochs, 1e-9), ("network-gbit", network_gbit, 1e-9), ("bits", bits, 0), ("near", near, 0),
-        ("tokens-per-s", tokens_per_s, 0), ("price", price, 0), ("checkpoint-steps", checkpoint_steps, 0),
-    ):  # fmt: skip
-        if not number >= low:
-            raise InvalidArgumentError(f"--{name} is {number}; give {'at least ' if low else ''}{low:g} or more")
+    for name, number in (("step-tokens", step_tokens), ("data-ranks", data_ranks), ("epochs", epochs), ("l0", l0),
+                         ("network-gbit", network_gbit)):  # fmt: skip
+        if not number > 0:
+            raise InvalidArgumentError(f"--{name} is {number:g}; give a number above 0")
+    for name, number in (("feature-ranks", feature_ranks), ("bits", bits), ("near", near), ("price", price),
+                         ("tokens-per-s", tokens_per_s), ("checkpoint-steps", checkpoint_steps)):  # fmt: skip
+        if not number >= 0:
+            raise InvalidArgumentError(f"--{name} is {number:g}; give 0 or more")
     if not 0 <= held_out_share < 1:
         raise InvalidArgumentError(f"--held-out-share is {held_out_share}; give a share from 0 up to 1")
     shape = find_shape(model)
