@@ -64,7 +64,7 @@ DEVICES: Mapping[str, Device] = {
         _gpu("b200", 180, 1100, 2250, 8000),
     )
 }
-"""cpu-core: benchmarks/training/bench_step.py, 143 tokens a second at L 30, d 576, F 512, k 32, one thread, AVX2."""
+"""cpu-core: benchmarks/training/bench_step.py, 143 tokens a second at L 30, d 576, F 512, k 32, one thread."""
 
 
 def find_device(name: str) -> Device:
