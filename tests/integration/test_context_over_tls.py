@@ -1,4 +1,4 @@
-"""A context with an authority, a client's certificate and a name of its own, against a cache that asks for all three."""
+"""A context with an authority, a client's certificate and another name, against a cache that asks for all three."""
 
 import asyncio
 import json
