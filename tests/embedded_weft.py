@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import psutil
 
-from weft_client.local.layout import Endpoint, Layout
+from weft_client.endpoints import Endpoints
+from weft_client.local.layout import Layout
 from weft_client.local.supervisor import supervisor_pid
 from weft_common.client import channel
 
@@ -30,7 +31,7 @@ class Embedded:
         return Layout(self.folder / ".weft")
 
     @property
-    def endpoints(self) -> dict[str, Endpoint]:
+    def endpoints(self) -> Endpoints:
         return self.layout.read_endpoints()
 
     def weft(self, *arguments: str, timeout_s: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -59,9 +60,9 @@ class Embedded:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without weft's variables, with a terminal of fixed width."""
+    """Return this process's environment without weft's variables and contexts, with a terminal of fixed width."""
     kept: Mapping[str, str] = {key: value for key, value in os.environ.items() if not key.startswith("WEFT_")}
-    return dict(kept) | {"COLUMNS": "200", "NO_COLOR": "1"}
+    return dict(kept) | {"COLUMNS": "200", "NO_COLOR": "1", "XDG_CONFIG_HOME": "/nonexistent"}
 
 
 SMALL = ("--tokens", "4500", "--steps", "8", "--prompt", "The capital of France is")

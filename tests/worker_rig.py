@@ -101,38 +101,52 @@ class Rig:
         chunks = [store.get(info.key) for info in store.list(f"runs/{run}/attempts/") if info.key.endswith(".jsonl")]
         return [json.loads(line) for chunk in chunks for line in chunk.splitlines()]
 
+    def peak_memory_bytes(self, run: str) -> int:
+        """The largest resident size of a rank of a run, as the ranks' last words have it."""
+        lines = (self.folder / f"{run}.log").read_text().splitlines()
+        ends = [json.loads(line) for line in lines if line.startswith("{") and '"peak_memory_bytes"' in line]
+        return max(int(line["peak_memory_bytes"]) for line in ends)
+
     def digests(self, run: str, step: int) -> dict[str, str]:
         manifest, _ = read_json(open_store(self.bucket_url), f"runs/{run}/checkpoints/{step:08d}/manifest.json")
         return {name: facts["sha256"] for name, facts in manifest["files"].items()}
 
 
-def harvest(rig: Rig) -> None:
+def harvest(
+    rig: Rig,
+    name: str = "small",
+    *,
+    num_layers: int = NUM_LAYERS,
+    d_model: int = D_MODEL,
+    row_group_tokens: int = ROW_GROUP_TOKENS,
+    shard_tokens: tuple[int, int, int] = (200, 150, 70),
+) -> None:
     """Make a dataset whose outputs depend on its inputs, two shards to train on and one held out."""
     random = np.random.default_rng(3)
-    mixing_LDD = random.standard_normal((NUM_LAYERS, D_MODEL, D_MODEL)) / D_MODEL**0.5
+    mixing_LDD = random.standard_normal((num_layers, d_model, d_model)) / d_model**0.5
     store, stub = open_store(rig.bucket_url), service_pb2_grpc.CacheServiceStub(channel(rig.cache_target))
     spec = messages_pb2.DatasetSpec(
-        model="models/small", model_revision="0" * 64, num_layers=NUM_LAYERS, d_model=D_MODEL, input_hook="mlp_in",
+        model="models/small", model_revision="0" * 64, num_layers=num_layers, d_model=d_model, input_hook="mlp_in",
         output_hook="mlp_out", codec="bf16", corpus="noise", corpus_digest="0" * 64,
     )  # fmt: skip
-    stub.CreateDataset(service_pb2.CreateDatasetRequest(dataset_id="small", spec=spec), timeout=30, wait_for_ready=True)
-    for index, num_tokens in enumerate((200, 150, 70)):
-        inputs_LTD = random.standard_normal((NUM_LAYERS, num_tokens, D_MODEL)).astype(np.float32)
+    stub.CreateDataset(service_pb2.CreateDatasetRequest(dataset_id=name, spec=spec), timeout=30, wait_for_ready=True)
+    for index, num_tokens in enumerate(shard_tokens):
+        inputs_LTD = random.standard_normal((num_layers, num_tokens, d_model)).astype(np.float32)
         outputs_LTD = np.maximum(inputs_LTD @ mixing_LDD, 0).astype(np.float32)
         split = messages_pb2.SPLIT_HELD_OUT if index == 2 else messages_pb2.SPLIT_TRAIN
         encoded = encode_shard(
             {"input": inputs_LTD, "output": outputs_LTD}, CodecSpec("bf16", 0.0),
-            row_group_tokens=ROW_GROUP_TOKENS, attributes={},
+            row_group_tokens=row_group_tokens, attributes={},
         )  # fmt: skip
-        upload = stub.BeginShard(service_pb2.BeginShardRequest(dataset="datasets/small", shard_index=index))
+        upload = stub.BeginShard(service_pb2.BeginShardRequest(dataset=f"datasets/{name}", shard_index=index))
         store.put(upload.key, encoded.data)
         shard = messages_pb2.Shard(
             index=index, key=upload.key, sha256=hashlib.sha256(encoded.data).hexdigest(),
-            size_bytes=len(encoded.data), num_tokens=num_tokens, split=split, row_group_tokens=ROW_GROUP_TOKENS,
+            size_bytes=len(encoded.data), num_tokens=num_tokens, split=split, row_group_tokens=row_group_tokens,
             statistics=[_statistics(entry) for entry in encoded.statistics],
         )  # fmt: skip
-        stub.CommitShard(service_pb2.CommitShardRequest(dataset="datasets/small", shard=shard))
-    stub.SealDataset(service_pb2.SealDatasetRequest(name="datasets/small", num_shards=3))
+        stub.CommitShard(service_pb2.CommitShardRequest(dataset=f"datasets/{name}", shard=shard))
+    stub.SealDataset(service_pb2.SealDatasetRequest(name=f"datasets/{name}", num_shards=3))
 
 
 def _statistics(entry: Any) -> messages_pb2.LayerStatistics:

@@ -38,7 +38,9 @@ RUN = training.Run(
     name="runs/r1",
     spec=training.TrainingSpec(dataset="datasets/d", num_steps=2),
     state=training.RUN_STATE_SUCCEEDED,
+    transitions=[training.StateTransition(state=training.RUN_STATE_SUCCEEDED, reason="all steps are done")],
     step=2,
+    attempt=3,
 )
 
 
@@ -84,9 +86,19 @@ class Models(activations_grpc.ActivationServiceServicer):
 
 
 class Trainer(training_grpc.TrainingServiceServicer):
-    """One run that has succeeded."""
+    """One run that has succeeded, one that was cancelled, and whatever is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[training_rpc.CreateRunRequest] = []
+
+    async def CreateRun(self, request: training_rpc.CreateRunRequest, context: Any) -> Any:
+        self.asked.append(request)
+        return operations_pb2.Operation(name=f"operations/trainer-{request.run_id}")
 
     async def WatchRun(self, request: training_rpc.WatchRunRequest, context: Any) -> Any:
+        if request.name == "runs/cancelled":
+            yield training_rpc.WatchRunResponse(run=training.Run(name=request.name, state=training.RUN_STATE_CANCELLED))
+            return
         for step in range(request.after_step + 1, 3):
             yield training_rpc.WatchRunResponse(metrics=training.Metrics(step=step, loss=1 / step))
         yield training_rpc.WatchRunResponse(run=RUN)
@@ -155,7 +167,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.models, self.graphs = Models(), Graphs()
+        self.models, self.trainer, self.graphs = Models(), Trainer(), Graphs()
         self.cache = Endpoint("")
 
     async def weft(self, *arguments: str) -> Any:
@@ -182,7 +194,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
             served(operations_pb2_grpc, "Operations", Operations(activations.Harvest())),
         ],
         "cache": [registration(open_store("memory://"), registry=CollectorRegistry())],
-        "trainer": [served(training_grpc, "TrainingService", Trainer())],
+        "trainer": [served(training_grpc, "TrainingService", house.trainer)],
         "attribution": [
             served(attribution_grpc, "AttributionService", house.graphs),
             served(operations_pb2_grpc, "Operations", Operations(graph)),
@@ -316,6 +328,44 @@ async def test_runs_get_says_what_a_run_waits_for(house: House) -> None:
     """Where it waits for something."""
     assert "no node fits" in (await house.weft("runs", "get", "waiting")).stdout
     assert "waiting for" not in (await house.weft("runs", "get", "r1")).stdout
+
+
+async def test_runs_watch_fails_with_a_run_that_was_cancelled(house: House) -> None:
+    """Exit code 1, so that a script does not go on as if there were a transcoder."""
+    result = await house.weft("runs", "watch", "cancelled")
+    assert result.exit_code == 1
+    assert "cancelled was cancelled" in result.stderr
+
+
+async def test_runs_get_shows_state_reason_and_attempts(house: House) -> None:
+    """What a person asks first about a run on a cluster."""
+    lines = (await house.weft("runs", "get", "r1")).stdout.splitlines()
+    shown = {label: value.strip() for label, _, value in (line.partition(" ") for line in lines)}
+    assert shown["state"].startswith("succeeded since")
+    assert (shown["reason"], shown["attempts"]) == ("all steps are done", "3")
+
+
+async def test_run_is_created_from_a_file(house: House) -> None:
+    """The file's spec goes out, complete, under the file's id."""
+    path = house.folder / "run.yaml"
+    path.write_text("run_id: from-file\nspec: {dataset: d, num_features: 64, top_k: 4}\n")
+    document = await house.json("runs", "create", "-f", str(path), "--no-wait")
+    assert document["name"] == "runs/from-file"
+    assert house.trainer.asked[0].run_id == "from-file"
+    assert house.trainer.asked[0].spec.top_k == 4
+
+
+async def test_context_reaches_the_services(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--context` finds target and token in the user's file."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(house.folder))
+    monkeypatch.setenv("HOUSE_TOKEN", TOKEN)
+    for arguments in (
+        ["--service", "cache", "--target", house.cache.target],
+        ["--token-env", "HOUSE_TOKEN"],
+    ):
+        assert (await asyncio.to_thread(CliRunner().invoke, app, ["contexts", "set", "h", *arguments])).exit_code == 0
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["--context", "h", "datasets", "list", "--json"])
+    assert json.loads(result.stdout) == {"datasets": []}
 
 
 async def test_graph_is_made_for_its_transcoders_model(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

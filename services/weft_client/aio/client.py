@@ -14,7 +14,8 @@ from weft_client.aio.models import AsyncModels
 from weft_client.aio.operations import AsyncOperations
 from weft_client.aio.runs import AsyncRuns
 from weft_client.aio.transcoders import AsyncTranscoders
-from weft_client.endpoints import Endpoint, Endpoints, find_endpoints, read_endpoints
+from weft_client.connecting import choose_endpoints
+from weft_client.endpoints import Endpoint, Endpoints
 
 
 class AsyncClient:
@@ -39,14 +40,17 @@ class AsyncClient:
         self.operations = AsyncOperations(self._connection)
 
     @classmethod
-    def connect(cls, path: Path | str | None = None) -> Self:
+    def connect(cls, path: Path | str | None = None, *, context: str | None = None) -> Self:
         """
-        Use the services of an embedded run, `weft up`. Nothing is sent before the first call.
+        Use the services of an endpoints file or of a context; where neither is named, as the `weft` command does.
+
+        Nothing is sent before the first call.
 
         Args:
-            path: Its `endpoints.json`; None looks for `.weft/endpoints.json` from the working folder upwards.
+            path: An `endpoints.json`.
+            context: Name of a context, `weft contexts list`.
         """
-        return cls(read_endpoints(find_endpoints(Path.cwd()) if path is None else Path(path)))
+        return cls(choose_endpoints(None if path is None else Path(path), context))
 
     @classmethod
     def to(cls, **services: Endpoint) -> Self:

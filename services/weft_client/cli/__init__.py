@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from weft_client.cli import datasets, graphs, harvests, models, runs, transcoders
+from weft_client.cli import contexts, datasets, graphs, harvests, models, runs, transcoders
 from weft_client.cli.failures import FailingWell
+from weft_client.cli.planning import plan
 from weft_client.cli.session import session
 from weft_client.demo.command import demo
 from weft_client.local import commands
@@ -29,19 +30,25 @@ def main(
     endpoints: Annotated[
         Path | None,
         typer.Option(
-            envvar="WEFT_ENDPOINTS",
-            help="endpoints.json of the weft to talk to; default: .weft/endpoints.json here or above.",
+            help="endpoints.json of the weft to talk to; WEFT_ENDPOINTS does the same. Default: the current context, "
+            "or .weft/endpoints.json here or above.",
         ),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Context to use, `weft contexts list`; WEFT_CONTEXT does the same.")
     ] = None,
 ) -> None:
     """Take the options that stand before the command."""
     session().endpoints = endpoints
+    session().context = context
 
 
 app.command()(commands.up)
 app.command()(commands.down)
 app.command()(commands.status)
 app.command()(demo)
+app.command()(plan)
+app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")
 app.add_typer(harvests.app, name="harvests")
 app.add_typer(datasets.app, name="datasets")

@@ -43,7 +43,9 @@ def report(code: str, message: str, *, field: str | None = None, as_json: bool) 
 
 
 def advised(error: WeftError) -> str:
-    """The error's message; one about a service that is away ends with what starts it."""
+    """The error's message; one about a service that is away ends with what starts it, or with where it should be."""
+    if isinstance(error, UnavailableError) and session().context:
+        return f"{error.message.rstrip('.')}; `weft contexts get {session().context}` shows where it should be"
     if isinstance(error, UnavailableError) and "weft up" not in error.message:
         return f"{error.message.rstrip('.')}; `weft status` shows what runs, `weft up` starts the services"
     return error.message

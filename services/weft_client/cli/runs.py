@@ -1,6 +1,7 @@
 """`weft runs`."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +15,9 @@ from weft_client.cli.output import as_dict, print_json, print_list, print_one, s
 from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
 from weft_client.cli.waiting import print_result, print_started, wait
 from weft_client.names import full_name, short_id
+from weft_client.run_file import read_run_file
 from weft_client.specs import training_spec
-from weft_common.errors import InternalError, InvalidArgumentError
+from weft_common.errors import CancelledError, InternalError, InvalidArgumentError
 
 app = typer.Typer(no_args_is_help=True, help="Training runs.")
 RunArgument = Annotated[str, typer.Argument(help="Id of the run.")]
@@ -26,15 +28,21 @@ def _state(run: messages_pb2.Run) -> str:
     return state(messages_pb2.RunState.Name(run.state))
 
 
+def _since(run: messages_pb2.Run) -> str:
+    return f" since {time(run.transitions[-1].time)}" if run.transitions else ""
+
+
 def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:
     spec = run.spec
     fields = [
         ("name", run.name),
-        ("state", f"{_state(run)} {run.error_message}".strip()),
+        ("state", f"{_state(run)}{_since(run)}"),
+        ("reason", run.error_message or (run.transitions[-1].reason if run.transitions else "")),
+        ("attempts", str(run.attempt)),
         ("dataset", spec.dataset),
         ("features", f"{spec.num_features} a layer, {messages_pb2.Activation.Name(spec.activation)[11:].lower()}"),
         ("ranks", f"{spec.feature_ranks} on the feature axis, {spec.data_ranks} on the data axis"),
-        ("step", f"{run.step} of {spec.num_steps}, attempt {run.attempt}"),
+        ("step", f"{run.step} of {spec.num_steps}"),
         *([("waiting for", run.pending_reason)] if run.pending_reason else []),
         ("memory", size(run.peak_memory_bytes)),
         ("created", time(run.create_time)),
@@ -74,8 +82,10 @@ def get_run(run: RunArgument, as_json: JsonFlag = False) -> None:
 
 @app.command("create")
 def create_run(
-    run: Annotated[str, typer.Argument(help="Id of the new run.")],
-    dataset: Annotated[str, typer.Option(help="Id of the sealed dataset to train on.")],
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="Id of the new run; with --file it may stand in the file.")] = "",
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML with run_id and the whole spec.")] = None,
+    dataset: Annotated[str, typer.Option(help="Id of the sealed dataset to train on.")] = "",
     num_features: Annotated[int, typer.Option(help="Features a layer, over all ranks.")] = 512,
     activation: Annotated[str, typer.Option(help="top-k or jump-relu.")] = "top-k",
     top_k: Annotated[int, typer.Option(help="For top-k: features kept a token and layer.")] = 32,
@@ -91,25 +101,27 @@ def create_run(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a cross-layer transcoder, and show how it goes; Ctrl-C leaves it running."""
-    if activation not in ACTIVATIONS:
-        raise InvalidArgumentError(
-            f"--activation is {activation!r}, expected {' or '.join(ACTIVATIONS)}", field="activation"
+    if file is not None:
+        _refuse_options(context)
+        run, spec = _from_file(file, run)
+    else:
+        if not run or not dataset:
+            raise InvalidArgumentError("give the id of the run and --dataset, or --file with both in it")
+        given: dict[str, Any] = {"top_k": top_k} if activation == "top-k" else {}
+        if sparsity_coeff is not None:
+            given["sparsity_coeff"] = sparsity_coeff
+        spec = training_spec(
+            dataset=full_name("datasets", dataset),
+            num_features=num_features,
+            activation=_activation(activation),
+            num_steps=num_steps,
+            step_tokens=step_tokens,
+            feature_ranks=feature_ranks,
+            data_ranks=data_ranks,
+            learning_rate=learning_rate,
+            seed=seed,
+            **given,
         )
-    given: dict[str, Any] = {"top_k": top_k} if activation == "top-k" else {}
-    if sparsity_coeff is not None:
-        given["sparsity_coeff"] = sparsity_coeff
-    spec = training_spec(
-        dataset=full_name("datasets", dataset),
-        num_features=num_features,
-        activation=ACTIVATIONS[activation],
-        num_steps=num_steps,
-        step_tokens=step_tokens,
-        feature_ranks=feature_ranks,
-        data_ranks=data_ranks,
-        learning_rate=learning_rate,
-        seed=seed,
-        **given,
-    )
     with connected() as client:
         operation = client.runs.create(run, spec=spec, validate_only=validate_only)
     if no_wait or validate_only:
@@ -122,13 +134,39 @@ def create_run(
         print_json(as_dict(wait(client, operation, "training", quiet=True)))
 
 
+def _activation(given: str) -> "messages_pb2.Activation.ValueType":
+    if given not in ACTIVATIONS:
+        raise InvalidArgumentError(
+            f"--activation is {given!r}, expected {' or '.join(ACTIVATIONS)}", field="activation"
+        )
+    return ACTIVATIONS[given]
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """With a file, the whole spec stands in it; an option that says something too is refused."""
+    for name in context.params.keys() - {"run", "file", "no_wait", "validate_only", "as_json"}:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise InvalidArgumentError(f"--{option} and --file are both given; write {name} into the file's spec")
+
+
+def _from_file(path: Path, run: str) -> tuple[str, messages_pb2.TrainingSpec]:
+    found = read_run_file(path)
+    if run and found.run_id and run != found.run_id:
+        raise InvalidArgumentError(f"{path} names the run {found.run_id!r}, the command line {run!r}; give one of them")
+    if not (run or found.run_id):
+        raise InvalidArgumentError(f"{path} has no run_id; write one into it, or give it before --file")
+    return run or found.run_id, found.spec
+
+
 @app.command("watch")
 def watch_run(
     run: RunArgument,
     after_step: Annotated[int, typer.Option(help="Show metrics after this step.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Follow a run until it ends: a live table, or one JSON object a line; exit 1 where it fails."""
+    """Follow a run until it ends: a live table, or one JSON object a line; exit 1 unless it succeeds."""
     last: messages_pb2.Run | None = None
     with connected() as client:
         events = client.runs.watch(run, after_step=after_step)
@@ -145,6 +183,8 @@ def watch_run(
             last = board.run
     if last is not None and last.state == messages_pb2.RUN_STATE_FAILED:
         raise InternalError(f"{last.name} failed: {last.error_message}; `weft runs resume {short_id(last.name)}`")
+    if last is not None and last.state == messages_pb2.RUN_STATE_CANCELLED:
+        raise CancelledError(f"{last.name} was cancelled after step {last.step}; start a new run")
 
 
 def as_dict_of(event: service_pb2.WatchRunResponse) -> dict[str, Any]:

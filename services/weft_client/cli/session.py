@@ -1,5 +1,7 @@
 """What every command shares: where the services are, and whether a program or a person reads the output."""
 
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from weft_client.connecting import chosen_context
+from weft_client.contexts import ContextFile, default_path
 from weft_client.sync.client import Client
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs; errors too.")]
@@ -22,11 +26,13 @@ class Session:
     One run of the command.
 
     Args:
-        endpoints: File that was named by `--endpoints` or WEFT_ENDPOINTS; None searches upwards.
+        endpoints: File that was named by `--endpoints`.
+        context: Context that was named by `--context`.
         json: Whether `--json` stands anywhere on the command line.
     """
 
     endpoints: Path | None = None
+    context: str | None = None
     json: bool = False
 
 
@@ -46,5 +52,18 @@ def session() -> Session:
 @contextmanager
 def connected() -> Iterator[Client]:
     """A client of the services that this command talks to."""
-    with Client.connect(session().endpoints) as client:
+    named = session()
+    path, context = chosen_context(named.endpoints, named.context)
+    if context:
+        named.context = context
+        warn(ContextFile.read(default_path()).mode_problem())
+    with Client.connect(path, context=context) as client:
         yield client
+
+
+def warn(message: str) -> None:
+    """Say something on stderr that does not stop the command; an empty message says nothing."""
+    if message and session().json:
+        sys.stderr.write(json.dumps({"warning": {"message": message}}) + "\n")
+    elif message:
+        sys.stderr.write(f"weft: warning: {message}\n")

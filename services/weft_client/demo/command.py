@@ -17,10 +17,11 @@ from weft_client.demo.plan import PROMPTS, DemoPlan
 from weft_client.demo.progress import Steps
 from weft_client.demo.steps import Demo
 from weft_client.demo.summary import DemoSummary
+from weft_client.endpoints import Endpoints
 from weft_client.local.bucket import Bucket
 from weft_client.local.commands import DEFAULT_FOLDER, BucketOption, FolderOption, named_bucket
 from weft_client.local.control import running
-from weft_client.local.layout import Endpoint, Layout
+from weft_client.local.layout import Layout
 
 _INTERRUPTED = 130
 
@@ -53,7 +54,7 @@ def demo(
 
 
 @contextmanager
-def _services(layout: Layout, bucket: Bucket | None, console: Console) -> Iterator[dict[str, Endpoint]]:
+def _services(layout: Layout, bucket: Bucket | None, console: Console) -> Iterator[Endpoints]:
     with console.status("Starting the services") as status:
         services = running(
             layout, bucket=bucket, on_wait=lambda waiting: status.update(f"Waiting for {', '.join(waiting)}")
@@ -67,11 +68,8 @@ def _services(layout: Layout, bucket: Bucket | None, console: Console) -> Iterat
         services.__exit__(None, None, None)
 
 
-async def _drive(
-    layout: Layout, endpoints: dict[str, Endpoint], plan: DemoPlan, console: Console, started: float
-) -> DemoSummary:
-    page = endpoints["console"]
-    summary = DemoSummary(console_url=f"http://{page.target}/?token={page.token}")
+async def _drive(layout: Layout, endpoints: Endpoints, plan: DemoPlan, console: Console, started: float) -> DemoSummary:
+    summary = DemoSummary(console_url=endpoints.page(""))
     memory = PeakMemory(layout)
     steps = Steps(console)
     folder = layout.root / "demo"

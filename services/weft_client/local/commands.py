@@ -59,8 +59,7 @@ def up(
             console_port=console_port,
             on_wait=lambda waiting: status.update(f"Waiting for {', '.join(waiting)}"),
         )
-    page = endpoints["console"]
-    Console().print(f"weft runs. The page: http://{page.target}/?token={page.token}", soft_wrap=True)
+    Console().print(f"weft runs. The page: {endpoints.page('')}", soft_wrap=True)
 
 
 def down(folder: FolderOption = DEFAULT_FOLDER) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -15,8 +15,9 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from weft_client.endpoints import SERVICES, Endpoint, Endpoints
 from weft_client.local.bucket import ACCESS_KEY_VARIABLE, SECRET_KEY_VARIABLE, Bucket
-from weft_client.local.layout import SERVICES, Endpoint, Layout
+from weft_client.local.layout import Layout
 from weft_client.local.supervisor import supervisor_pid
 from weft_common.client import channel
 from weft_common.errors import AlreadyExistsError, DeadlineExceededError, FailedPreconditionError, InternalError
@@ -42,7 +43,7 @@ class ServiceHealth:
 
 
 def _grpc_serves(endpoint: Endpoint) -> bool:
-    with channel(endpoint.target, token=endpoint.token) as connection:
+    with channel(endpoint.target, **endpoint.channel_arguments) as connection:
         try:
             answer = health_pb2_grpc.HealthStub(connection).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
         except grpc.RpcError:
@@ -58,7 +59,7 @@ def _page_serves(endpoint: Endpoint) -> bool:
         return False
 
 
-def check_health(endpoints: Mapping[str, Endpoint]) -> list[ServiceHealth]:
+def check_health(endpoints: Endpoints) -> list[ServiceHealth]:
     """Ask every service whether it serves, a second each at most."""
     return [
         ServiceHealth(name, endpoint, _page_serves(endpoint) if name == "console" else _grpc_serves(endpoint))
@@ -81,7 +82,7 @@ def start(
     console_port: int = 0,
     stop_with_me: bool = False,
     on_wait: Callable[[list[str]], None] = lambda waiting: None,
-) -> dict[str, Endpoint]:
+) -> Endpoints:
     """
     Start the services in the background and wait until all of them serve.
 
@@ -128,7 +129,7 @@ def start(
 
 def _wait_until_serving(
     layout: Layout, supervisor: "subprocess.Popen[bytes]", on_wait: Callable[[list[str]], None]
-) -> dict[str, Endpoint]:
+) -> Endpoints:
     deadline = time.monotonic() + _START_S
     waiting = list(SERVICES)
     while time.monotonic() < deadline:
@@ -184,7 +185,7 @@ def stop(layout: Layout, *, pid: int | None = None) -> bool:
 @contextmanager
 def running(
     layout: Layout, *, bucket: Bucket | None = None, on_wait: Callable[[list[str]], None] = lambda waiting: None
-) -> Iterator[tuple[dict[str, Endpoint], bool]]:
+) -> Iterator[tuple[Endpoints, bool]]:
     """
     Use the services that run here, or run them for as long as this lasts.
 

@@ -14,13 +14,12 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from weft_client.endpoints import SERVICES, Endpoint, Endpoints, read_endpoints
 from weft_client.local.bucket import Bucket
 from weft_common.errors import InvalidArgumentError, NotFoundError, UnavailableError
-
-SERVICES = ("cache", "activations", "trainer", "attribution", "console")
 
 # Whom each service calls; it is given these services' targets and tokens and nobody else's.
 PEERS: Mapping[str, tuple[str, ...]] = {
@@ -30,26 +29,6 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "attribution": ("activations",),
     "console": ("activations", "cache", "trainer", "attribution"),
 }
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """
-    One service of an embedded run.
-
-    Args:
-        target: `host:port` of its RPCs, or of its page for the console.
-        token: Bearer token that it asks for.
-        metrics_port: Where Prometheus finds it, on loopback.
-    """
-
-    target: str
-    token: str
-    metrics_port: int
-
-    @property
-    def port(self) -> int:
-        return int(self.target.rpartition(":")[2])
 
 
 @dataclass(frozen=True)
@@ -83,21 +62,16 @@ class Layout:
     def log_path(self, service: str) -> Path:
         return self.root / "logs" / f"{service}.log"
 
-    def read_endpoints(self) -> dict[str, Endpoint]:
+    def read_endpoints(self) -> Endpoints:
         """
         Read where the services are.
 
         Raises:
             NotFoundError: Nothing runs here.
         """
-        try:
-            document = json.loads(self.endpoints_path.read_text())
-        except FileNotFoundError:
-            raise NotFoundError(f"No weft runs in {self.root}: start one with `weft up`.") from None
-        return {
-            name: Endpoint(entry["target"], entry["token"], entry["metrics_port"])
-            for name, entry in document["services"].items()
-        }
+        if not self.endpoints_path.exists():
+            raise NotFoundError(f"No weft runs in {self.root}: start one with `weft up`.")
+        return read_endpoints(self.endpoints_path)
 
     def read_bucket_url(self) -> str:
         """
@@ -111,11 +85,17 @@ class Layout:
         except FileNotFoundError:
             raise NotFoundError(f"No weft runs in {self.root}: start one with `weft up`.") from None
 
-    def write_endpoints(self, endpoints: Mapping[str, Endpoint], bucket_url: str) -> None:
+    def write_endpoints(self, endpoints: Endpoints, bucket_url: str) -> None:
         """Write the endpoints and the bucket's URL, without keys, atomically and for this user's eyes only."""
-        entries = {name: asdict(endpoint) for name, endpoint in endpoints.items()}
-        console = endpoints["console"]
-        entries["console"]["url"] = f"http://{console.target}/"
+        entries = {
+            name: {
+                "target": endpoint.target,
+                "token": endpoint.token,
+                "metrics_port": endpoint.metrics_port,
+                **({"url": endpoint.url} if endpoint.url else {}),
+            }
+            for name, endpoint in endpoints.services.items()
+        }
         temporary = self.endpoints_path.with_suffix(".tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -123,7 +103,7 @@ class Layout:
         temporary.replace(self.endpoints_path)
 
 
-def choose_endpoints(console_port: int = 0) -> dict[str, Endpoint]:
+def choose_endpoints(console_port: int = 0) -> Endpoints:
     """
     Take a free loopback port for every service and for its metrics, and make tokens.
 
@@ -151,20 +131,30 @@ def choose_endpoints(console_port: int = 0) -> dict[str, Endpoint]:
                 f"Port {console_port} cannot be had for the page ({error.strerror}): give another with --console-port."
             ) from error
         ports = {name: page if name == "console" else hold(0) for name in SERVICES}
-        return {name: Endpoint(f"127.0.0.1:{ports[name]}", secrets.token_urlsafe(24), hold(0)) for name in SERVICES}
+        return Endpoints(
+            {
+                name: Endpoint(
+                    f"127.0.0.1:{port}",
+                    secrets.token_urlsafe(24),
+                    url=f"http://127.0.0.1:{port}/" if name == "console" else "",
+                    metrics_port=hold(0),
+                )
+                for name, port in ports.items()
+            }
+        )
     finally:
         for listener in held:
             listener.close()
 
 
-def service_environment(name: str, layout: Layout, endpoints: Mapping[str, Endpoint], bucket: Bucket) -> dict[str, str]:
+def service_environment(name: str, layout: Layout, endpoints: Endpoints, bucket: Bucket) -> dict[str, str]:
     """Return the settings of one service, as environment variables."""
     own = endpoints[name]
     settings = {
         "HOST": "127.0.0.1",
         "PORT": str(own.port),
         "METRICS_PORT": str(own.metrics_port),
-        "TOKEN": own.token,
+        "TOKEN": own.token or "",
     }
     if name != "console":
         settings |= bucket.settings()
@@ -174,5 +164,5 @@ def service_environment(name: str, layout: Layout, endpoints: Mapping[str, Endpo
         settings["WORK_DIR"] = str(layout.root / "trainer")
     for peer in PEERS[name]:
         settings[f"{peer.upper()}_TARGET"] = endpoints[peer].target
-        settings[f"{peer.upper()}_TOKEN"] = endpoints[peer].token
+        settings[f"{peer.upper()}_TOKEN"] = endpoints[peer].token or ""
     return {f"WEFT_{name.upper()}_{key}": value for key, value in settings.items()}

@@ -26,8 +26,9 @@ from typing import IO
 
 import psutil
 
+from weft_client.endpoints import SERVICES, Endpoints
 from weft_client.local.bucket import Bucket
-from weft_client.local.layout import SERVICES, Endpoint, Layout, choose_endpoints, service_environment
+from weft_client.local.layout import Layout, choose_endpoints, service_environment
 from weft_common.errors import AlreadyExistsError, WeftError
 from weft_common.logging import configure_logging, get_logger
 
@@ -145,9 +146,7 @@ class Supervisor:
         keep_going: Asked several times a second; False stops everything.
     """
 
-    def __init__(
-        self, layout: Layout, endpoints: dict[str, Endpoint], bucket: Bucket, keep_going: Callable[[], bool]
-    ) -> None:
+    def __init__(self, layout: Layout, endpoints: Endpoints, bucket: Bucket, keep_going: Callable[[], bool]) -> None:
         self._keep_going = keep_going
         self._services = [
             _Service(name, service_environment(name, layout, endpoints, bucket), layout.log_path(name))

@@ -5,7 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from weft_client.endpoints import Endpoint, Endpoints, find_endpoints, read_endpoints
+from weft_client.connecting import choose_endpoints
+from weft_client.endpoints import Endpoint, Endpoints
 from weft_client.sync.connection import Connection
 from weft_client.sync.corpora import Corpora
 from weft_client.sync.datasets import Datasets
@@ -40,14 +41,17 @@ class Client:
         self.operations = Operations(self._connection)
 
     @classmethod
-    def connect(cls, path: Path | str | None = None) -> Self:
+    def connect(cls, path: Path | str | None = None, *, context: str | None = None) -> Self:
         """
-        Use the services of an embedded run, `weft up`. Nothing is sent before the first call.
+        Use the services of an endpoints file or of a context; where neither is named, as the `weft` command does.
+
+        Nothing is sent before the first call.
 
         Args:
-            path: Its `endpoints.json`; None looks for `.weft/endpoints.json` from the working folder upwards.
+            path: An `endpoints.json`.
+            context: Name of a context, `weft contexts list`.
         """
-        return cls(read_endpoints(find_endpoints(Path.cwd()) if path is None else Path(path)))
+        return cls(choose_endpoints(None if path is None else Path(path), context))
 
     @classmethod
     def to(cls, **services: Endpoint) -> Self:

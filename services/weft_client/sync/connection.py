@@ -22,12 +22,7 @@ class Connection:
         if service not in self._channels:
             endpoint = self.endpoints[service]
             self._channels[service] = channel(
-                endpoint.target,
-                token=endpoint.token,
-                tls_ca=endpoint.tls_ca,
-                tls_cert=endpoint.tls_cert,
-                tls_key=endpoint.tls_key,
-                max_message_bytes=MAX_MESSAGE_BYTES,
+                endpoint.target, **endpoint.channel_arguments, max_message_bytes=MAX_MESSAGE_BYTES
             )
         return self._channels[service]
 

@@ -17,7 +17,9 @@ NOUNS = ("models", "harvests", "datasets", "runs", "transcoders", "graphs")
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which no weft runs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("WEFT_ENDPOINTS", raising=False)
+    for variable in ("WEFT_ENDPOINTS", "WEFT_CONTEXT"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path
 
 

@@ -1,0 +1,1 @@
+"""`weft plan`: what a run takes, before it is paid for."""

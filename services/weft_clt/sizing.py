@@ -1,0 +1,408 @@
+"""
+What a run takes: parameters, memory of a rank, bytes between ranks, floating-point operations.
+
+Each formula stands for an allocation or a collective of this package; the module named beside it is where it happens.
+`docs/operations/sizing.md` derives them, `tests/distributed/test_sizing_measured.py` compares them with measured runs.
+Nothing here imports torch, so that a client can plan without it.
+Shapes: L layers, D d_model, F features of a layer, P pairs of a source and a target layer, R feature ranks, G groups on
+the data axis, T tokens of a group and step, O tokens of a rank and step, S = F / R features and C = D / R columns of a
+rank, K entries above 0 and E entries listed of a token and layer over all ranks, b bytes of a floating-point number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from weft_clt.config import Activation
+from weft_common.errors import InvalidArgumentError
+
+__all__ = ["ExportSize", "Flops", "Memory", "Network", "Traffic", "Workload"]
+
+_INDEX_BYTES = 4
+_FLOAT64_BYTES = 8
+_CALIBRATION_TOKENS, _EXPORT_TOKENS = 2048, 512
+
+
+@dataclass(frozen=True)
+class Workload:
+    """
+    A run, as far as its size goes.
+
+    Args:
+        num_layers: L.
+        d_model: D.
+        num_features: F.
+        activation: Decides what is listed and which losses there are.
+        active: K: top_k, or L0 of JumpReLU.
+        near: For JumpReLU: entries near their threshold beside each active one.
+        decoder_span: Layers that a feature writes to, its own included; 0 means all from its own on.
+        step_tokens: Tokens of a step over all ranks.
+        feature_ranks: R.
+        data_ranks: G.
+        float_bytes: b; what weft trains in is 4.
+        first_moment: Whether Adam's beta1 is above 0.
+        preact_loss: Whether the pre-activation loss is on.
+        pool_row_groups: Row groups that a rank mixes.
+        row_group_tokens: Tokens of one.
+
+    Raises:
+        InvalidArgumentError: Features, columns or tokens cannot be split evenly.
+    """
+
+    num_layers: int
+    d_model: int
+    num_features: int
+    activation: Activation
+    active: float
+    near: float
+    decoder_span: int
+    step_tokens: int
+    feature_ranks: int
+    data_ranks: int
+    float_bytes: int = 4
+    first_moment: bool = True
+    preact_loss: bool = False
+    pool_row_groups: int = 4
+    row_group_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        ranks = self.feature_ranks
+        for what, number in (("features", self.num_features), ("columns of d_model", self.d_model)):
+            if number % ranks:
+                raise InvalidArgumentError(
+                    f"{number} {what} cannot be split evenly over {ranks} feature ranks; give a common divisor of "
+                    f"{self.num_features} and {self.d_model}"
+                )
+        if self.step_tokens % (ranks * self.data_ranks):
+            raise InvalidArgumentError(
+                f"{self.step_tokens} tokens a step cannot be split evenly over {ranks} x {self.data_ranks} ranks; "
+                "give a multiple"
+            )
+        if not 0 < self.active <= self.num_features:
+            raise InvalidArgumentError(f"{self.active:g} of {self.num_features} features cannot be active; give fewer")
+        if not 0 <= self.decoder_span <= self.num_layers:
+            raise InvalidArgumentError(
+                f"a decoder span of {self.decoder_span} does not fit {self.num_layers} layers; 0 means all"
+            )
+
+    @property
+    def num_pairs(self) -> int:
+        """P: decoder blocks."""
+        span = self.decoder_span or self.num_layers
+        return sum(min(span, self.num_layers - source) for source in range(self.num_layers))
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.feature_ranks * self.data_ranks
+
+    @property
+    def jumps(self) -> bool:
+        """Whether features have thresholds, and losses that weigh by decoder norms."""
+        return self.activation is Activation.JUMP_RELU
+
+    @property
+    def group_tokens(self) -> int:
+        """T."""
+        return self.step_tokens // self.data_ranks
+
+    @property
+    def rank_tokens(self) -> int:
+        """O."""
+        return self.step_tokens // self.world_size
+
+    @property
+    def rank_features(self) -> int:
+        """S."""
+        return self.num_features // self.feature_ranks
+
+    @property
+    def rank_columns(self) -> int:
+        """C."""
+        return self.d_model // self.feature_ranks
+
+    @property
+    def listed_by_rank(self) -> float:
+        """Entries that one rank lists of a token and layer (`step`): TopK lists its own k before the ranks agree."""
+        if self.jumps:
+            return min(self.active * (1 + self.near), self.num_features) / self.feature_ranks
+        return min(self.active, self.rank_features)
+
+    @property
+    def listed(self) -> float:
+        """E."""
+        return self.listed_by_rank * self.feature_ranks
+
+    @property
+    def kept(self) -> float:
+        """Entries of a token and layer after the ranks agreed (`kernels.merge`)."""
+        return self.listed if self.jumps else self.active
+
+    @property
+    def num_encoder_parameters(self) -> int:
+        """Encoder, its bias, and thresholds where there are any (`parameters`)."""
+        return self.num_layers * self.num_features * (self.d_model + 1 + self.jumps)
+
+    @property
+    def num_decoder_parameters(self) -> int:
+        """All P decoder blocks, and the decoder's bias."""
+        return (self.num_pairs * self.num_features + self.num_layers) * self.d_model
+
+    @property
+    def num_parameters(self) -> int:
+        """All of a transcoder's."""
+        return self.num_encoder_parameters + self.num_decoder_parameters
+
+    @property
+    def rank_parameters(self) -> int:
+        """Of one rank; both encoder and decoder are split evenly."""
+        return self.num_parameters // self.feature_ranks
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """A checkpoint in the middle of a run: parameters, moments, and in every rank's file the clock of all."""
+        tensors = 2 + self.first_moment
+        clocks = self.feature_ranks * self.num_layers * self.num_features * _FLOAT64_BYTES
+        return tensors * self.num_parameters * self.float_bytes + clocks
+
+    @property
+    def last_checkpoint_bytes(self) -> int:
+        """The checkpoint of the last step: parameters only."""
+        return self.num_parameters * self.float_bytes
+
+    @property
+    def transcoder_bytes(self) -> int:
+        """An export (`export`): float32, thresholds always."""
+        thresholds = 0 if self.jumps else self.num_layers * self.num_features
+        return 4 * (self.num_parameters + thresholds)
+
+    def memory(self) -> Memory:
+        """Memory of one rank at its peak."""
+        return Memory.of(self)
+
+    def network(self) -> Network:
+        """Bytes that one rank hands to others in a step."""
+        return Network.of(self)
+
+    def flops(self) -> Flops:
+        """Floating-point operations of a step over all ranks, a token."""
+        return Flops.of(self)
+
+    def traffic(self) -> Traffic:
+        """Bytes that a step moves between a rank's processor and its memory."""
+        return Traffic.of(self)
+
+    def export(self) -> ExportSize:
+        """Memory of an export."""
+        return ExportSize.of(self)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, by what they are for; the process itself (interpreter, libraries) is not in it."""
+
+    parameters: int
+    gradients: int
+    moments: int
+    clocks: int
+    """Tokens since each feature last fired, of all F features on every rank (`metrics.DeadClock`)."""
+    activations: int
+    """Inputs, targets and errors of the group's tokens, and pre-activations (`step.StepEngine`)."""
+    data: int
+    """The batch, and the row groups that it is drawn from (`data.TokenPool`)."""
+    entries: int
+    """Active features: own lists, exchanged lists, and what comes back (`exchange`, `kernels`)."""
+    transient: int
+    """The largest of what only a part of a step needs: masks, norms, metrics, or the evaluation's batch."""
+    start: int
+    """What drawing the first parameters takes more than training does (`initial`): something where ranks are many."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(getattr(self, name) for name in self.__dataclass_fields__)
+
+    @classmethod
+    def of(cls, work: Workload) -> Memory:
+        """Add up what `weft_clt` allocates."""
+        layers, width, size = work.num_layers, work.d_model, work.float_bytes
+        tokens, own_tokens = work.group_tokens, work.rank_tokens
+        features, own_features, columns = work.num_features, work.rank_features, work.rank_columns
+        tensors = work.rank_parameters * size
+        preacts = tokens * own_features * size
+        batch = 2 * layers * own_tokens * width * 4
+        row_group = 2 * layers * work.row_group_tokens * width * 4
+        # Row groups are taken until a batch is there, and stay until their last token has gone.
+        num_row_groups = max(work.pool_row_groups, math.ceil(own_tokens / work.row_group_tokens) + 1)
+        listed = round(layers * tokens * work.listed)
+        own_listed = round(layers * tokens * work.listed_by_rank)
+        kept = round(layers * tokens * work.kept)
+        wire = 2 if features <= 1 << 16 else 4
+        # Two int64 indices and the value; JumpReLU keeps the pre-activation too.
+        entries = own_listed * (16 + size * (1 + work.jumps))
+        # Gathered, joined (feature, value, slot), and the gradients on their way back, twice.
+        entries += listed * ((wire + _INDEX_BYTES + size) + (2 * _INDEX_BYTES + size) + 2 * size)
+        # By feature: token and value; the gradient of the value.
+        entries += kept * (_INDEX_BYTES + 2 * size) + layers * (features + 2 * tokens) * _INDEX_BYTES
+        masks = 3 * tokens * own_features
+        norms = 4 * layers * features * size if work.jumps else 0
+        losses = 4 * preacts if work.preact_loss else 0
+        metrics = tokens * columns * (size + _FLOAT64_BYTES) + layers * features * (_FLOAT64_BYTES + _INDEX_BYTES + 1)
+        parts = cls(
+            parameters=tensors,
+            gradients=tensors,
+            moments=tensors * (1 + work.first_moment),
+            clocks=layers * features * _FLOAT64_BYTES,
+            activations=layers * tokens * (width + 2 * columns) * size
+            + preacts * (1 + (layers if work.preact_loss else 0)),
+            data=batch + num_row_groups * row_group,
+            entries=entries,
+            transient=max(masks, norms + losses, metrics, batch + row_group + masks),
+            start=0,
+        )
+        # One layer of all features in float64, and its own rows again; nothing but the parameters is there yet.
+        drawing = tensors + _FLOAT64_BYTES * (features + own_features) * width
+        return replace(parts, start=max(0, drawing - parts.total))
+
+
+@dataclass(frozen=True)
+class Network:
+    """Bytes that one rank hands to others in a step; a reduction counts as a ring's traffic (`mesh`)."""
+
+    inputs: int
+    """Inputs to all ranks of the group, targets to the owners of their columns."""
+    entries: int
+    """Lists of active features, and the gradients of their values."""
+    norms: int
+    """Norms of decoder rows and their gradients, for JumpReLU."""
+    gradients: int
+    """The sum over the data axis."""
+    metrics: int
+    """Counts and figures."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(getattr(self, name) for name in self.__dataclass_fields__)
+
+    @classmethod
+    def of(cls, work: Workload) -> Network:
+        """Follow a step through its collectives."""
+        layers, size, ranks = work.num_layers, work.float_bytes, work.feature_ranks
+        others = ranks - 1
+        listed_by_rank = round(layers * work.group_tokens * work.listed_by_rank)
+        wire = 2 if work.num_features <= 1 << 16 else 4
+        weights = layers * work.num_features
+        counts = layers * work.group_tokens * _INDEX_BYTES * others
+        return cls(
+            inputs=layers * work.rank_tokens * others * (work.d_model + work.rank_columns) * size,
+            entries=listed_by_rank * others * (wire + 2 * size) + counts,
+            norms=_ring(weights * size, ranks) + weights // ranks * size * others if work.jumps else 0,
+            gradients=_ring(work.rank_parameters * size, work.data_ranks),
+            metrics=_ring(weights * _INDEX_BYTES + layers * (work.rank_columns + 3) * _FLOAT64_BYTES, work.data_ranks)
+            + _ring((2 * layers + 3) * _FLOAT64_BYTES, ranks),
+        )
+
+
+def _ring(num_bytes: int, ranks: int) -> int:
+    """
+    What a rank sends where a tensor is summed over ranks.
+
+    >>> _ring(100, 1), _ring(100, 4)
+    (0, 150)
+    """
+    return 2 * num_bytes * (ranks - 1) // ranks
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations a token, over all ranks; a multiply-add is two."""
+
+    encode: float
+    """One dense product a layer, 2 L F D."""
+    decode: float
+    """Decoder rows of active features, their gradients, and the gradients of their values: 6 P K D."""
+    encode_backward: float
+    """Outer products of listed entries, 2 L K D; dense where the pre-activation loss is on."""
+    norms: float
+    """Norms of decoder rows and their gradients, once a step."""
+    update: float
+    """Clipping and Adam, about 14 a parameter and step."""
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return float(sum(getattr(self, name) for name in self.__dataclass_fields__))
+
+    @classmethod
+    def of(cls, work: Workload) -> Flops:
+        """Count them."""
+        dense = 2.0 * work.num_layers * work.num_features * work.d_model
+        rows = 2.0 * work.num_pairs * work.d_model
+        return cls(
+            encode=dense,
+            decode=rows * (2 * work.active + work.kept),
+            encode_backward=2.0 * work.num_layers * work.kept * work.d_model + (dense if work.preact_loss else 0.0),
+            norms=2 * rows * work.num_features / work.step_tokens if work.jumps else 0.0,
+            update=14.0 * work.num_parameters * work.data_ranks / work.step_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes between a rank's processor and its memory in a step, where nothing stays in a cache."""
+
+    weights: int
+    """Rows of the decoder that are read for an active feature, and rows of the error."""
+    update: int
+    """Gradients written, read for their norm and read again; parameters and moments read and written."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.weights + self.update
+
+    @classmethod
+    def of(cls, work: Workload) -> Traffic:
+        """Add it up."""
+        rows = work.num_pairs * work.group_tokens * work.rank_columns * work.float_bytes
+        passes = 3 + 2 * (2 if work.first_moment else 1) + 2
+        return cls(
+            weights=round(rows * (2 * work.active + work.kept)),
+            update=passes * work.rank_parameters * work.float_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class ExportSize:
+    """Bytes of the one process that writes a transcoder (`weft_trainer.worker.export`), by what comes after what."""
+
+    parameters: int
+    """Of all ranks, joined."""
+    calibration: int
+    """Pre-activations of the tokens that thresholds are found on, for TopK."""
+    evaluation: int
+    """An engine a variant: as trained, and for TopK as exported."""
+    writing: int
+    """The decoders of one layer, scaled and stacked."""
+
+    @property
+    def peak(self) -> int:
+        """The largest of the phases, over the parameters."""
+        return self.parameters + max(self.calibration, self.evaluation, self.writing)
+
+    @classmethod
+    def of(cls, work: Workload) -> ExportSize:
+        """Add up what an export allocates."""
+        layers, features, width = work.num_layers, work.num_features, work.d_model
+        parameters = 4 * work.num_parameters
+        calibration_tokens = _CALIBRATION_TOKENS + _EXPORT_TOKENS
+        engine = 4 * _EXPORT_TOKENS * (layers * (3 + 2) * width + features)
+        span = work.decoder_span or layers
+        return cls(
+            parameters=parameters,
+            calibration=0 if work.jumps else 4 * layers * calibration_tokens * features,
+            evaluation=(1 if work.jumps else 2) * (parameters + engine),
+            writing=4 * 2 * span * features * width,
+        )

@@ -1,0 +1,103 @@
+"""The size of a run: counted against tensors that are really made, and refusals."""
+
+from dataclasses import replace
+
+import pytest
+from clt_cases import JUMP_RELU, config_of, trainer_of
+
+from weft_clt.config import Activation
+from weft_clt.kernels import CpuKernels
+from weft_clt.sizing import Workload
+from weft_common.errors import InvalidArgumentError
+
+WORK = Workload(
+    num_layers=3,
+    d_model=16,
+    num_features=32,
+    activation=Activation.TOP_K,
+    active=4,
+    near=0.0,
+    decoder_span=0,
+    step_tokens=32,
+    feature_ranks=2,
+    data_ranks=1,
+)
+
+
+@pytest.mark.parametrize("changes", [{}, JUMP_RELU])
+def test_parameters_are_those_of_a_trainer(changes: dict[str, object]) -> None:
+    """Encoder, decoder, biases and thresholds, to the last one; and the bytes of their state."""
+    trainer = trainer_of(config_of(**changes), CpuKernels())
+    shape = trainer.share.shape
+    work = replace(
+        WORK,
+        num_layers=shape.num_layers,
+        d_model=shape.d_model,
+        num_features=shape.num_features,
+        activation=trainer.config.features.activation,
+        step_tokens=trainer.config.batch.step_tokens,
+        feature_ranks=1,
+        float_bytes=8,
+        first_moment=trainer.adam.first is not None,
+    )
+    assert work.num_parameters == sum(tensor.numel() for _, tensor in trainer.params.named())
+    assert work.checkpoint_bytes == sum(tensor.nbytes for _, tensor in trainer.state())
+    memory = work.memory()
+    assert memory.parameters + memory.moments + memory.clocks == work.checkpoint_bytes
+
+
+def test_decoder_span_leaves_out_far_targets() -> None:
+    """A span of one is a per-layer transcoder; a span of all layers is a whole cross-layer one."""
+    blocks = [replace(WORK, decoder_span=span).num_pairs for span in (0, 1, 2, 3)]
+    assert blocks == [6, 3, 5, 6]
+
+
+def test_ranks_share_parameters_and_multiply_top_k_lists() -> None:
+    """Each rank lists its own k, so the lists grow with the ranks although what is kept does not."""
+    four = replace(WORK, feature_ranks=4)
+    assert four.rank_parameters * 2 == WORK.rank_parameters
+    assert (WORK.listed, four.listed) == (8, 16)
+    assert WORK.kept == four.kept == 4
+    assert replace(WORK, feature_ranks=16).listed_by_rank == 2
+
+
+def test_one_rank_sends_nothing() -> None:
+    """No neighbours, no messages; a second data rank sends the gradients."""
+    assert replace(WORK, feature_ranks=1).network().total == 0
+    network = replace(WORK, feature_ranks=1, data_ranks=2).network()
+    assert network.gradients == WORK.num_parameters * 4
+    assert network.inputs == network.entries == 0
+
+
+def test_start_counts_where_it_is_the_largest() -> None:
+    """A rank that holds little still draws a whole layer in float64."""
+    assert WORK.memory().start == 0
+    thin = replace(WORK, num_features=1 << 20, d_model=4096, feature_ranks=4096, step_tokens=4096)
+    memory = thin.memory()
+    assert memory.start > 0
+    assert memory.total == memory.parameters + 8 * 4096 * ((1 << 20) + (1 << 8))
+
+
+def test_operations_are_those_of_the_products() -> None:
+    """Dense encoder, sparse decoder: 2 L F D and 6 P k D."""
+    flops = WORK.flops()
+    assert flops.encode == 2 * 3 * 32 * 16
+    assert flops.decode == 6 * 6 * 4 * 16
+    assert flops.norms == 0
+    assert flops.total == flops.encode + flops.decode + flops.encode_backward + flops.update
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_features": 33}, "33 features cannot be split evenly over 2"),
+        ({"d_model": 15}, "15 columns of d_model"),
+        ({"step_tokens": 31}, "31 tokens a step"),
+        ({"active": 64}, "64 of 32 features"),
+        ({"decoder_span": 4}, "span of 4 does not fit 3 layers"),
+    ],
+)
+def test_run_that_cannot_be_is_refused(changes: dict[str, int], says: str) -> None:
+    """In the words of the thing that does not fit."""
+    with pytest.raises(InvalidArgumentError, match=says):
+        replace(WORK, **changes)
