@@ -4,6 +4,7 @@ The few forms that weft's panels have, and the frame that its dashboards share.
 Every panel says what it shows and what to make of it; every query keeps to the chosen namespaces and instances.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -194,10 +195,12 @@ def build(board: Board) -> models.Dashboard:
     }
     for name, query in values.items():
         out.with_variable(_variable(name, query))
+    # Panels are linked to by number.
+    numbers = itertools.count(1)
     for row in board.rows:
-        out.with_row(builders.Row(row.title))
+        out.with_row(builders.Row(row.title).id(next(numbers)))
         for panel in row.panels:
-            out.with_panel(panel.build())
+            out.with_panel(panel.build().id(next(numbers)))
     return out.build()
 
 
