@@ -63,7 +63,7 @@ _LAST = {
 }
 _OF_RUNS = (_CHECKPOINT, _INTERVAL, _NUM_STEPS, _STEP, _MEMORY, *_LAST.values())
 
-for _reason in ("bad_exit", "disappeared", "stopped"):
+for _reason in ("bad_exit", "disappeared", "disrupted", "stopped"):
     _RESTARTS.labels(_reason)
 
 

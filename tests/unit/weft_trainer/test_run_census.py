@@ -120,5 +120,5 @@ def test_gauges_show_restarts_before_the_first() -> None:
     PrometheusGauges()
     assert all(
         sample("weft_train_restarts_total", reason=reason) is not None
-        for reason in ("bad_exit", "disappeared", "stopped")
+        for reason in ("bad_exit", "disappeared", "disrupted", "stopped")
     )
