@@ -63,7 +63,7 @@ def metrics_page() -> str:
         "# Metrics",
         "",
         "Made from the code. `grpc_server_*` has the names that Go's and Java's interceptors use. Every service also",
-        "exports `process_*` and `python_gc_*`. No label is without bound: `run` is there for active runs, 100 at most.",
+        "exports `process_*` and `python_gc_*`. No label is without bound: `run` is there for active runs only.",
         "[Monitoring](../operations/monitoring.md) says what is made of them.",
         "",
     ]

@@ -234,7 +234,7 @@ _PROCESSES = Row(
     (
         Graph(
             "Memory",
-            "Resident memory by component. Training ranks are processes of their own and not in it.",
+            "Resident memory by component. On one machine training ranks are not in it.",
             "bytes",
             (Query(f"sum by (component) (process_resident_memory_bytes {_OF_COMPONENT})", "{{component}}"),),
             is_stacked=True,
