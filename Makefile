@@ -4,8 +4,8 @@ BIN := .venv/bin
 MODELS := .weft/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit slow docs proto format bench bench-store bench-training bench-attribution \
-	setup setup-dev model page minio chromium locks clean
+.PHONY: help demo test lint unit slow docs dashboards proto format bench bench-store bench-training bench-attribution \
+	setup setup-dev model page minio chromium prometheus locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,13 +13,13 @@ help:  ## Show this list
 demo: setup model page  ## Harvest, train, explain and show, on a real model
 	$(BIN)/weft demo $(DEMO_FLAGS)
 
-test: setup-dev model page minio chromium  ## Run every check and every test
+test: setup-dev model page minio chromium prometheus  ## Run every check and every test
 	$(MAKE) lint unit slow docs
 
 lint: setup-dev  ## Style, types, import rules, contracts, shell
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy services
+	$(BIN)/mypy services deploy/grafana
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/proto.py --lint
 	$(BIN)/python scripts/proto.py --check
@@ -30,8 +30,8 @@ unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/pytest -q
 	$(BIN)/python scripts/page.py --test
 
-slow: setup-dev model page minio chromium  ## Real bucket, real model, several ranks, real browser, whole services
-	$(BIN)/pytest -q -m 's3 or real or distributed or browser or e2e'
+slow: setup-dev model page minio chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
+	$(BIN)/pytest -q -m 's3 or real or distributed or browser or e2e or packaging'
 
 docs: setup-dev  ## Build the documentation, strictly
 	$(BIN)/python scripts/reference.py
@@ -39,6 +39,9 @@ docs: setup-dev  ## Build the documentation, strictly
 
 proto: setup-dev  ## Generate the gRPC stubs again
 	$(BIN)/python scripts/proto.py
+
+dashboards: setup-dev  ## Write the Grafana dashboards again
+	$(BIN)/python -m deploy.grafana
 
 format: setup-dev  ## Format the code
 	$(BIN)/ruff format
@@ -73,6 +76,13 @@ minio: setup-dev  ## Build MinIO, for the tests, into the user's cache
 chromium:
 	@command -v chromium >/dev/null || { echo "Chromium is needed by the page's tests; installing Debian's."; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core; }
+
+# Only the programs are wanted: a service that the package starts is stopped again.
+prometheus:
+	@command -v promtool >/dev/null && command -v prometheus >/dev/null || { \
+	  echo "Prometheus is needed by the rules' and dashboards' tests; installing Debian's."; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends prometheus; \
+	  if [ -d /run/systemd/system ]; then systemctl disable --quiet --now prometheus; fi; }
 
 locks:  ## Compile the hashed locks again from pyproject.toml
 	$(PYTHON) scripts/locks.py

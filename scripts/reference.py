@@ -1,6 +1,7 @@
 """
 Write the reference pages that come from the code: `docs/reference/rpc.md` from `proto/`, `docs/reference/settings.md`
-from the settings classes. The pages are made anew for every build of the documentation and are not committed.
+from the settings classes, `docs/reference/metrics.md` from what the services export. The pages are made anew for every
+build of the documentation and are not committed.
 """
 
 import importlib
@@ -8,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2
+from metrics_reference import metrics_page
 from proto import ROOT, write_image
 from pydantic_core import PydanticUndefined
 
@@ -118,3 +120,4 @@ if __name__ == "__main__":
     REFERENCE.mkdir(parents=True, exist_ok=True)
     (REFERENCE / "rpc.md").write_text(rpc_page())
     (REFERENCE / "settings.md").write_text(settings_page())
+    (REFERENCE / "metrics.md").write_text(metrics_page())

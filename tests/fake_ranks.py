@@ -9,6 +9,7 @@ from typing import Any
 from weft_common.errors import NotFoundError, WeftError
 from weft_store import ObjectStore, open_store
 from weft_trainer.core.commands import RunCommands
+from weft_trainer.core.gauges import ActiveRun
 from weft_trainer.core.jobs import CheckpointJobs
 from weft_trainer.core.journal import Journal
 from weft_trainer.core.logs import RunLogs
@@ -117,15 +118,23 @@ class FakeGauges:
 
     def __init__(self) -> None:
         self.restarts: list[str] = []
+        self.oldest_pending_s = 0.0
+        self.active_runs: dict[str, ActiveRun] = {}
 
     def jobs(self, counts: dict[str, int]) -> None: ...
 
     def restarted(self, reason: str) -> None:
         self.restarts.append(reason)
 
-    def checkpointed(self, moment_s: float) -> None: ...
+    def pending(self, oldest_s: float) -> None:
+        self.oldest_pending_s = oldest_s
 
-    def trained(self, metrics: Measurement, step_tokens: int) -> None: ...
+    def active(self, runs: Sequence[ActiveRun]) -> None:
+        self.active_runs = {run.run: run for run in runs}
+
+    def checkpointed(self, run: str, moment_s: float) -> None: ...
+
+    def trained(self, run: str, metrics: Measurement, step_tokens: int) -> None: ...
 
 
 class Controller:

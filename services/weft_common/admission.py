@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from weft_common.errors import ResourceExhaustedError
-from weft_common.metrics import INFLIGHT_BYTES, REJECTED
+from weft_common.metrics import ADMISSION_LIMIT, INFLIGHT_BYTES, OPEN_RPCS, REJECTED
 
 __all__ = ["RETRY_AFTER_S", "Admission"]
 
@@ -23,6 +23,9 @@ class Admission:
         self._max_rpcs = max_concurrent_rpcs
         self.inflight_bytes = 0
         self.open_rpcs = 0
+        for resource, limit in (("inflight_bytes", max_inflight_bytes), ("concurrent_rpcs", max_concurrent_rpcs)):
+            ADMISSION_LIMIT.labels(resource).set(limit)
+            REJECTED.labels(resource)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -40,10 +43,12 @@ class Admission:
                 retry_after_s=RETRY_AFTER_S,
             )
         self.open_rpcs += 1
+        OPEN_RPCS.inc()
         try:
             yield
         finally:
             self.open_rpcs -= 1
+            OPEN_RPCS.dec()
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:

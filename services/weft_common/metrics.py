@@ -2,7 +2,8 @@
 Prometheus metrics: one registry a process, the gRPC metrics of every server, and a port of their own.
 
 A service adds its metrics beside these: `Counter("weft_extract_tokens_total", "...", registry=REGISTRY)`. No label is
-ever a request, a user or a job: those are without bound.
+ever a request or a user: those are without bound. Counters that an alert looks at show 0 from the start: Prometheus
+cannot see the first increase of a series that was not there before.
 
 The same port answers /livez (this process runs) and /readyz (it takes calls), for probes that speak no gRPC or have
 no certificate.
@@ -19,14 +20,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Hi
 from prometheus_client.exposition import choose_encoder
 
 __all__ = [
+    "ADMISSION_LIMIT",
     "BUILD_INFO",
     "HANDLED",
     "HANDLING_SECONDS",
     "INFLIGHT_BYTES",
+    "OPEN_RPCS",
+    "OPERATIONS",
+    "OPERATIONS_ENDED",
     "OPERATION_AGE_SECONDS",
     "REGISTRY",
     "REJECTED",
     "STARTED",
+    "TLS_CERTIFICATE_EXPIRY",
     "MetricsServer",
     "set_build_info",
 ]
@@ -46,16 +52,44 @@ HANDLING_SECONDS = Histogram(
     registry=REGISTRY,
 )
 INFLIGHT_BYTES = Gauge("weft_inflight_bytes", "Bytes of requests being worked on.", registry=REGISTRY)
+OPEN_RPCS = Gauge("weft_open_rpcs", "Calls being answered, health checks left out.", registry=REGISTRY)
+ADMISSION_LIMIT = Gauge(
+    "weft_admission_limit",
+    "Most that is taken on at once: bytes of requests, or calls.",
+    ("resource",),
+    registry=REGISTRY,
+)
 REJECTED = Counter("weft_rejected_total", "Calls refused at a limit, by limit.", ("reason",), registry=REGISTRY)
 OPERATION_AGE_SECONDS = Gauge(
     "weft_operation_age_seconds", "Age of the oldest unfinished operation; 0 without one.", ("kind",), registry=REGISTRY
 )
-BUILD_INFO = Gauge("weft_build_info", "Always 1; what runs here.", ("service", "version", "python"), registry=REGISTRY)
+OPERATIONS = Gauge(
+    "weft_operations",
+    "Unfinished operations: waiting for a replica, worked on here, or worked on elsewhere.",
+    ("kind", "state"),
+    registry=REGISTRY,
+)
+OPERATIONS_ENDED = Counter(
+    "weft_operations_ended_total",
+    "Operations whose end this replica wrote, by gRPC code.",
+    ("kind", "result"),
+    registry=REGISTRY,
+)
+# Labelled, so that it is not there at all without TLS: an unlabelled gauge would say 1970.
+TLS_CERTIFICATE_EXPIRY = Gauge(
+    "weft_tls_certificate_expiry_timestamp_seconds",
+    "When the first certificate of the served chain expires, since 1970; not there without TLS.",
+    ("certificate",),
+    registry=REGISTRY,
+)
+BUILD_INFO = Gauge(
+    "weft_build_info", "Always 1; what runs here.", ("component", "version", "python"), registry=REGISTRY
+)
 
 
-def set_build_info(service: str) -> None:
+def set_build_info(component: str) -> None:
     """Say in weft_build_info which service this process is."""
-    BUILD_INFO.labels(service, version("weft"), platform.python_version()).set(1)
+    BUILD_INFO.labels(component, version("weft"), platform.python_version()).set(1)
 
 
 class MetricsServer:

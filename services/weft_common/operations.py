@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 from weft_common.errors import (
     AlreadyExistsError,
     CancelledError,
+    Code,
     ConflictError,
     DataLossError,
     FailedPreconditionError,
@@ -33,7 +34,7 @@ from weft_common.errors import (
 )
 from weft_common.interceptors import as_weft_error
 from weft_common.logging import current_request_id, get_logger
-from weft_common.metrics import OPERATION_AGE_SECONDS
+from weft_common.operation_census import OperationCensus
 from weft_common.operation_kinds import OperationContext, OperationKind, RetryPolicy, packed_any
 from weft_common.operation_runs import End, Run
 from weft_common.operation_store import MemoryOperationStore, OperationStore, Record, change_record, read_record
@@ -80,6 +81,7 @@ class OperationManager:
         self._prefix = f"operations/{service}-"
         self._store = store
         self._kinds = dict(kinds)
+        self._census = OperationCensus(self._kinds)
         self._lease_s = lease_s
         self._poll_s = poll_s
         self._retry = retry or RetryPolicy()
@@ -224,14 +226,10 @@ class OperationManager:
         for name in list(self._runs):
             await self._write_report(name)
         records = await asyncio.to_thread(self._read_unfinished)
-        ages = dict.fromkeys(self._kinds, 0.0)
         for name, record in records.items():
-            if not record.done and record.kind in ages:
-                ages[record.kind] = max(ages[record.kind], time.time() - record.create_s)
             await self._consider(name, record)
         self._seen = {name: seen for name, seen in self._seen.items() if name in records}
-        for kind, age in ages.items():
-            OPERATION_AGE_SECONDS.labels(kind).set(age)
+        self._census.count(records, self._runs)
 
     def _read_unfinished(self) -> dict[str, Record]:
         names = set(self._store.list())
@@ -364,9 +362,12 @@ class OperationManager:
         failure = b"" if error is None else status_from_error(error).SerializeToString()
         run = self._runs.get(name)
         unwritten = run.unwritten if run is not None else None
+        is_first = False
 
         def end(record: Record) -> Record | None:
-            if record.done or not still(record):
+            nonlocal is_first
+            is_first = not record.done and still(record)
+            if not is_first:
                 return None
             metadata = record.metadata if unwritten is None else unwritten
             return replace(record, done=True, owner="", response=response, error=failure, metadata=metadata)
@@ -374,7 +375,9 @@ class OperationManager:
         delay_s = 0.1
         while True:
             try:
-                await asyncio.to_thread(change_record, self._store, name, end)
+                ended = await asyncio.to_thread(change_record, self._store, name, end)
+                if is_first:
+                    self._census.ended(ended.kind, Code.OK if error is None else error.code)
                 break
             except NotFoundError:
                 break

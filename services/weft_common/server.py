@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from weft_common.admission import Admission
+from weft_common.certificates import watch_certificate
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, WeftError
 from weft_common.interceptors import (
     AdmissionInterceptor,
@@ -317,6 +318,7 @@ def server_credentials(settings: ServiceSettings) -> grpc.ServerCredentials:
     """Return what a port of a service that has TLS is opened with."""
     assert settings.tls_cert is not None
     assert settings.tls_key is not None
+    watch_certificate(settings.tls_cert)
     authority = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
     return grpc.ssl_server_credentials(
         [(settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())],

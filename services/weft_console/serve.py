@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 
-from weft_common.errors import FailedPreconditionError
+from weft_common.certificates import watch_certificate
+from weft_common.errors import FailedPreconditionError, InvalidArgumentError, WeftError
 from weft_common.logging import configure_logging, get_logger
 from weft_common.metrics import MetricsServer, set_build_info
 from weft_common.server import EXIT_PORT_TAKEN, PortTakenError
@@ -54,6 +55,8 @@ class Console:
         self.stopping = asyncio.Event()
         self.listening = asyncio.Event()
         self._server: _Server | None = None
+        if settings.tls_cert is not None:
+            watch_certificate(settings.tls_cert)
         self._socket = _bind(settings)
         self.port: int = self._socket.getsockname()[1]
         try:
@@ -161,7 +164,7 @@ async def _run(settings: ConsoleSettings) -> int:
             await console.close()
     except PortTakenError as error:
         return _refused(error, EXIT_PORT_TAKEN)
-    except FailedPreconditionError as error:
+    except (FailedPreconditionError, InvalidArgumentError) as error:
         return _refused(error, EXIT_BAD_SETTINGS)
     finally:
         await asyncio.to_thread(tracing.close)
@@ -191,7 +194,7 @@ def _taken(settings: ConsoleSettings, field: str, error: OSError) -> PortTakenEr
     )
 
 
-def _refused(error: FailedPreconditionError, code: int) -> int:
+def _refused(error: WeftError, code: int) -> int:
     _LOG.error("cannot serve", message=error.message)
     sys.stderr.write(f"console: {error.message}\n")
     return code

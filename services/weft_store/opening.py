@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from weft_common.errors import InvalidArgumentError
+from weft_store.metered import MeteredObjectStore
 from weft_store.port import ObjectStore
 
 _FORMS = (
@@ -13,7 +14,7 @@ _FORMS = (
 
 def open_store(url: str, access_key: str | None = None, secret_key: str | None = None) -> ObjectStore:
     """
-    Open the bucket that a URL names.
+    Open the bucket that a URL names; its requests are metered.
 
     Args:
         url: `file:///absolute/folder`, `memory://` (a new, empty one), `s3+http://` or `s3+https://` with host, bucket
@@ -24,6 +25,10 @@ def open_store(url: str, access_key: str | None = None, secret_key: str | None =
     Raises:
         InvalidArgumentError: The URL is none of these, or one key is missing.
     """
+    return MeteredObjectStore(_open(url, access_key, secret_key))
+
+
+def _open(url: str, access_key: str | None, secret_key: str | None) -> ObjectStore:
     parts = urlsplit(url)
     if parts.scheme == "file":
         folder = Path(unquote(parts.path))

@@ -127,7 +127,9 @@ async def test_graph_is_made_and_told_by_get_list_and_watch(rig: Rig) -> None:
     assert [item.name for item in listed.graphs] == ["graphs/g2"]
     rest = await rig.graphs.ListGraphs(service_pb2.ListGraphsRequest(page_token=listed.next_page_token))
     assert [item.name for item in rest.graphs] == ["graphs/g1"]
-    assert rig.registry.get_sample_value("weft_attribution_seconds_count", {"stage": "sweep"}) == 2
+    (seconds,) = rig.registry.collect()
+    timed = {sample.labels["stage"]: sample.value for sample in seconds.samples if sample.name.endswith("_count")}
+    assert timed == dict.fromkeys(("capture", "features", "sweep", "influence", "store"), 2)
 
 
 async def test_watch_follows_a_graph_to_its_end(rig: Rig) -> None:

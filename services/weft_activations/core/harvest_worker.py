@@ -22,7 +22,12 @@ import numpy.typing as npt
 from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords, HarvestSpec
 from weft_activations.core.inference import Inference
 from weft_activations.core.leases import LeaseBoard
-from weft_activations.core.metrics import EXTRACT_INCOMPLETE, EXTRACT_TOKENS
+from weft_activations.core.metrics import (
+    ANOTHER_WAS_FIRST,
+    EXTRACT_INCOMPLETE,
+    EXTRACT_TOKENS,
+    incomplete_reason,
+)
 from weft_activations.core.plan import HarvestPlan, Lease
 from weft_activations.core.planning import HarvestPlanner
 from weft_activations.core.ports import CommittedShard, DatasetCatalog, ModelInfo, Split
@@ -191,9 +196,8 @@ class HarvestWorker:
                     spare.append(await storing)
                 storing = asyncio.create_task(self._store_rows(record, plan.leases[index], rows, board, held, report))
         except BaseException as error:
-            reason = error.reason.lower() if isinstance(error, WeftError) else "interrupted"
             if held:
-                EXTRACT_INCOMPLETE.labels(reason).inc(len(held))
+                EXTRACT_INCOMPLETE.labels(incomplete_reason(error)).inc(len(held))
             raise
         finally:
             beating.cancel()
@@ -272,7 +276,7 @@ class HarvestWorker:
             if committed.key == target.key:
                 EXTRACT_TOKENS.inc(num_tokens)
             else:
-                EXTRACT_INCOMPLETE.labels("another_was_first").inc()
+                EXTRACT_INCOMPLETE.labels(ANOTHER_WAS_FIRST).inc()
         tokens = committed.num_tokens
         await self._threaded(
             lambda: board.finish(

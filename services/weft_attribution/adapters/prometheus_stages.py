@@ -6,6 +6,9 @@ from prometheus_client import CollectorRegistry, Histogram
 
 __all__ = ["PrometheusStages"]
 
+# What core/graphs.py and core/pipeline.py time.
+_STAGES = ("capture", "features", "sweep", "influence", "store")
+
 
 class PrometheusStages:
     """`weft_attribution_seconds` by stage."""
@@ -18,6 +21,8 @@ class PrometheusStages:
             buckets=(0.01, 0.05, 0.2, 1, 5, 20, 60, 300, 1800),
             registry=registry,
         )
+        for stage in _STAGES:
+            self._seconds.labels(stage)
 
     def __call__(self, stage_seconds: Mapping[str, float]) -> None:
         """Count one finished graph."""

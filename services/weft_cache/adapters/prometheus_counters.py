@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from weft_common.errors import Code
+
 
 class PrometheusCounters:
     """Counts of this process since it started."""
@@ -16,6 +18,10 @@ class PrometheusCounters:
             ["direction", "stage"],
             registry=registry,
         )
+        for code in Code:
+            self._requests.labels(code.name)
+        for direction, stage in (("in", "commit"), ("in", "verify"), ("out", "read")):
+            self._bytes.labels(direction, stage)
         self._corrupt = Counter(
             "weft_cache_corrupt", "Objects that were not what their record says.", registry=registry
         )

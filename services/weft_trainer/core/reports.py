@@ -108,7 +108,7 @@ class ReportDesk:
         if report.rank == 0:
             await self._journal.add(report.run, report.attempt, report.metrics)
             for metrics in report.metrics:
-                self._gauges.trained(metrics, int(record.spec["step_tokens"]))
+                self._gauges.trained(report.run, metrics, int(record.spec["step_tokens"]))
         if report.evaluation:
             await asyncio.to_thread(
                 self._store.put,
@@ -116,7 +116,7 @@ class ReportDesk:
                 encode_json(report.evaluation),
             )
         if report.checkpoint_step:
-            self._gauges.checkpointed(time.time())
+            self._gauges.checkpointed(report.run, time.time())
         if self._is_worth_writing(record, report, heard):
             heard.persisted_s = time.monotonic()
             record = await self._runs.change(

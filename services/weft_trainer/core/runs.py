@@ -96,6 +96,20 @@ class RunRepository:
         steps = await asyncio.to_thread(self._complete_steps, run)
         return max(steps, default=0)
 
+    async def newest_checkpoint_s(self, run: str) -> float:
+        """Return when the newest complete checkpoint was written, in seconds since 1970; 0 where there is none."""
+        return await asyncio.to_thread(self._newest_checkpoint_s, run)
+
+    def _newest_checkpoint_s(self, run: str) -> float:
+        steps = self._complete_steps(run)
+        if not steps:
+            return 0.0
+        try:
+            return self._store.info(f"{checkpoint_prefix(run, steps[-1])}manifest.json").modified_s
+        except NotFoundError:
+            # Deleted since it was listed.
+            return 0.0
+
     def _complete_steps(self, run: str) -> list[int]:
         folders = list_ids(self._store, f"runs/{run}/checkpoints/", "/manifest.json")
         return sorted(int(folder) for folder in folders if folder.isdigit())

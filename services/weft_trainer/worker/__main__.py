@@ -8,6 +8,7 @@ import sys
 from weft_common.errors import FailedPreconditionError
 from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
+from weft_trainer.worker.exporting import export_metrics
 from weft_trainer.worker.rendezvous import join, rank_and_world
 from weft_trainer.worker.settings import RankSettings
 from weft_trainer.worker.signals import StopFlag, exit_when_terminated
@@ -19,6 +20,7 @@ def main() -> int:
     exit_when_terminated()
     settings = load_settings(RankSettings)
     configure_logging("trainer-worker", settings.log_level)
+    export_metrics(settings.metrics_port)
     prepare_process(os.environ, settings.threads)
 
     import torch

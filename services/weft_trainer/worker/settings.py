@@ -78,6 +78,8 @@ class RankSettings(WorkerSettings):
     """For `evaluate`: which checkpoint."""
     evaluation_tokens: int = 0
     """For `evaluate`: held-out tokens over all ranks, 0 means all."""
+    metrics_port: int | None = None
+    """Port of /metrics, on every address; unset shows nothing, as where ranks share a machine."""
     pool_row_groups: int = 4
     """Row groups that are mixed in memory."""
 
