@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from weft_client.cli import datasets, graphs, harvests, models, runs, transcoders
+from weft_client.cli import datasets, graphs, harvests, health, models, runs, transcoders
 from weft_client.cli.failures import FailingWell
 from weft_client.cli.session import session
 from weft_client.demo.command import demo
@@ -42,6 +42,7 @@ app.command()(commands.up)
 app.command()(commands.down)
 app.command()(commands.status)
 app.command()(demo)
+app.command("health")(health.show_health)
 app.add_typer(models.app, name="models")
 app.add_typer(harvests.app, name="harvests")
 app.add_typer(datasets.app, name="datasets")
