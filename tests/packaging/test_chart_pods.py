@@ -1,4 +1,4 @@
-"""Pods of all workloads: restricted, without tokens of the API, secrets by reference, probed, and given time to stop."""
+"""Pods of all workloads: restricted, without tokens of the API, secrets by reference, probed, given time to stop."""
 
 from pathlib import Path
 from typing import Any

@@ -43,7 +43,7 @@ def test_schema_refuses_and_names_the_value(changes: dict[str, Any], message: st
         ({"tls": {"enabled": False}}, "tls.enabled is false, which contradicts tls.existingSecret"),
         (
             {"tls": {"enabled": False, "existingSecret": "", "mutual": True}},
-            "contradicts tls.existingSecret and tls.mu",
+            "tls.existingSecret and tls.mutual",
         ),
         ({"tls": {"keys": {"authority": "root.pem"}}}, "tls.keys are not the usual ones, which ranks need"),
         ({"bucket": {"url": ""}}, "bucket.url is empty: give the bucket as s3+https://"),
