@@ -22,10 +22,12 @@ __all__ = [
     "CI_FILES",
     "COMPONENTS",
     "MINIMAL",
+    "ROOT",
     "Document",
     "find",
     "helm",
     "kinds",
+    "main_environment",
     "merged",
     "pod_specs",
     "refusal",
@@ -118,3 +120,13 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document]]:
             yield component, each["spec"]
         elif each["kind"] == "Deployment":
             yield component, each["spec"]["template"]["spec"]
+
+
+def main_environment(documents: list[Document], deployment: str) -> dict[str, str]:
+    """Give the variables that a Deployment's service sees; those of Secrets are `from-a-secret`."""
+    (container,) = find(documents, "Deployment", deployment)["spec"]["template"]["spec"]["containers"]
+    (source,) = container["envFrom"]
+    environment = dict(find(documents, "ConfigMap", source["configMapRef"]["name"])["data"])
+    for entry in container["env"]:
+        environment[entry["name"]] = entry.get("value", "from-a-secret")
+    return environment

@@ -1,9 +1,13 @@
 """Replicas: autoscalers, disruption budgets, rollouts."""
 
+import importlib
 from typing import Any
 
 import pytest
+import yaml
 from chart_rig import CHART, COMPONENTS, Document, find, kinds, merged, render
+
+from weft_common.metrics import REGISTRY
 
 pytestmark = pytest.mark.packaging
 
@@ -41,15 +45,34 @@ def test_activations_scale_by_queue_and_bytes() -> None:
     }
 
 
+def test_attribution_scales_by_waiting_graphs() -> None:
+    """Graphs that wait for a replica, told apart from those that are worked on by a label."""
+    spec = find(autoscaled("attribution"), "HorizontalPodAutoscaler", "weft-attribution")["spec"]
+    waiting = spec["metrics"][0]["pods"]["metric"]
+    assert waiting == {"name": "weft_operations", "selector": {"matchLabels": {"state": "waiting"}}}
+
+
+@pytest.mark.parametrize("component", SCALED)
+def test_default_metrics_are_exported(component: str) -> None:
+    """The names that autoscalers ask for by default are of metrics that the services have."""
+    for module in ("weft_activations.core.metrics", "weft_common.metrics"):
+        importlib.import_module(module)
+    exported = {family.name for family in REGISTRY.collect()}
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert {metric["name"] for metric in values[component]["autoscaling"]["metrics"]} <= exported
+
+
 def test_metrics_can_be_external_and_have_other_names() -> None:
     """External metrics are selected by namespace and service, so that two releases do not scale each other."""
-    metrics = [{"name": "weft_waiting", "averageValue": "7"}]
+    metrics = [{"name": "weft_waiting", "selector": {"state": "waiting"}, "averageValue": "7"}]
     documents = autoscaled("attribution", metricType="External", metrics=metrics)
     (metric,) = find(documents, "HorizontalPodAutoscaler", "weft-attribution")["spec"]["metrics"]
     assert metric["external"] == {
         "metric": {
             "name": "weft_waiting",
-            "selector": {"matchLabels": {"namespace": "interpretability", "service": "weft-attribution"}},
+            "selector": {
+                "matchLabels": {"namespace": "interpretability", "service": "weft-attribution", "state": "waiting"}
+            },
         },
         "target": {"type": "AverageValue", "averageValue": "7"},
     }

@@ -96,7 +96,11 @@ spec:
     - type: {{ $hpa.metricType }}
       {{- if eq $hpa.metricType "Pods" }}
       pods:
-        metric: {name: {{ .name }}}
+        metric:
+          name: {{ .name }}
+          {{- with .selector }}
+          selector: {matchLabels: {{ toJson . }}}
+          {{- end }}
         target: {type: AverageValue, averageValue: {{ .averageValue | quote }}}
       {{- else }}
       external:
@@ -106,6 +110,9 @@ spec:
             matchLabels:
               namespace: {{ $context.root.Release.Namespace }}
               service: {{ include "weft.componentName" $context }}
+              {{- with .selector }}
+              {{- toYaml . | nindent 14 }}
+              {{- end }}
         target: {type: AverageValue, averageValue: {{ .averageValue | quote }}}
       {{- end }}
     {{- end }}
