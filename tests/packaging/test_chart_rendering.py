@@ -6,7 +6,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from chart_rig import CHART, CI_FILES, COMPONENTS, MINIMAL, Document, find, kinds, merged, render, run
+from chart_rig import CHART, CI_FILES, COMPONENTS, MINIMAL, ROOT, Document, find, kinds, merged, render, run
 
 pytestmark = pytest.mark.packaging
 
@@ -112,6 +112,20 @@ def test_disabled_components_leave_nothing() -> None:
     assert components - {"monitoring"} == {"activations", "cache", "trainer", "rank", "test"}
     containers = find(documents, "Pod", "weft-test")["spec"]["containers"]
     assert {each["name"] for each in containers} == {"health", "activations", "cache", "trainer"}
+
+
+def test_guide_says_what_the_chart_takes() -> None:
+    """Values of the guide render as they stand there, and its Secrets have the keys that the chart asks for."""
+    guide = (ROOT / "docs" / "how-to" / "install-on-kubernetes.md").read_text()
+    blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
+    minimal, hub = (block for block in blocks if "kind" not in block)
+    assert render(minimal)
+    assert render(merged(hub, {**minimal, "models": {}}))
+    keys = yaml.safe_load((CHART / "values.yaml").read_text())
+    for value, secret in (("auth", "weft-auth"), ("bucket", "weft-bucket"), ("tls", "weft-tls")):
+        (command,) = re.findall(rf"kubectl create secret generic {secret} .*?(?=\n\n|\n```)", guide, re.DOTALL)
+        assert set(re.findall(r"--from-file=([\w.-]+)", command)) == set(keys[value]["keys"].values())
+        assert minimal[value]["existingSecret"] == secret
 
 
 def test_notes_say_how_to_reach_the_page() -> None:
