@@ -132,9 +132,17 @@ def test_pods_are_probed_and_given_time(values: Path) -> None:
         }
         assert {port["name"]: port["containerPort"] for port in container["ports"]}["metrics"] == 9090
         (drain,) = (float(value) for key, value in settings[name]["data"].items() if key.endswith("_DRAIN_S"))
-        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert pause >= 5
+        # The next controller can only lead once the old one has gone.
+        pause = 0 if name.endswith("trainer") else container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert pause >= 5 or "lifecycle" not in container
         assert spec["terminationGracePeriodSeconds"] > pause + drain
+
+
+def test_ranks_of_the_controllers_pod_have_time_to_save() -> None:
+    """With the local launcher the pod is not killed before its ranks have had their own grace."""
+    changes = {"trainer": {"launcher": "local", "drainSeconds": 2.5, "settings": {"stop_grace_s": 100}}}
+    spec = dict(pod_specs(render(merged({**changes, "shutdown": {"closeSeconds": 7}}))))["trainer"]
+    assert spec["terminationGracePeriodSeconds"] == 100 + 3 + 7
 
 
 def test_probe_timing_follows_the_values() -> None:

@@ -8,11 +8,11 @@ pytestmark = pytest.mark.packaging
 RIGHTS = {
     "jobset.x-k8s.io/jobsets": {"create", "delete", "get", "list", "watch"},
     "batch/jobs": {"create", "delete", "get", "list", "watch"},
-    "/services": {"create", "get"},
-    "/pods": {"delete", "get", "list", "watch"},
+    "/services": {"create"},
+    "/pods": {"delete", "list", "watch"},
     "/pods/log": {"get"},
-    "/events": {"get", "list", "watch"},
-    "kueue.x-k8s.io/workloads": {"get", "list", "watch"},
+    "/events": {"list"},
+    "kueue.x-k8s.io/workloads": {"list"},
     "coordination.k8s.io/leases": {"create", "get", "update"},
 }
 

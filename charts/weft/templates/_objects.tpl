@@ -27,11 +27,11 @@ spec:
     {{- if eq .component "console" }}
     - {name: http, port: 8080, targetPort: http, appProtocol: {{ ternary "https" "http" .root.Values.tls.enabled }}}
     {{- else }}
-    - {name: grpc, port: 50051, targetPort: grpc, appProtocol: {{ ternary "grpcs" "grpc" .root.Values.tls.enabled }}}
+    - {name: grpc, port: 50051, targetPort: grpc, appProtocol: {{ ternary "https" "grpc" .root.Values.tls.enabled }}}
     {{- end }}
     - {name: metrics, port: 9090, targetPort: metrics, appProtocol: http}
     {{- if eq .component "trainer" }}
-    - {name: reports, port: 50052, targetPort: reports, appProtocol: {{ ternary "grpcs" "grpc" .root.Values.tls.enabled }}}
+    - {name: reports, port: 50052, targetPort: reports, appProtocol: {{ ternary "https" "grpc" .root.Values.tls.enabled }}}
     {{- end }}
 {{- end }}
 

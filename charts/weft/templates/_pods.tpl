@@ -95,9 +95,11 @@ containers:
       {{- toYaml . | nindent 6 }}
       {{- end }}
     {{- include "weft.probes" $values | nindent 4 }}
+    {{- if ne .component "trainer" }}
     lifecycle:
       preStop:
         sleep: {seconds: {{ int $values.shutdown.preStopSeconds }}}
+    {{- end }}
     {{- with include "weft.resources" .own }}
     resources:
       {{- . | nindent 6 }}
@@ -222,10 +224,17 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* From the request to stop to the kill: the pause, the drain, and time to close. Takes root and own. */}}
+{{/*
+From the request to stop to the kill: the pause, the drain, and time to close. A controller makes no pause, since the
+next one can only lead once it has gone; one with ranks of its own gives them time to save. Takes root, component, own.
+*/}}
 {{- define "weft.graceSeconds" -}}
 {{- $shutdown := .root.Values.shutdown }}
-{{- add (int $shutdown.preStopSeconds) (int (ceil .own.drainSeconds)) (int $shutdown.closeSeconds) }}
+{{- $first := $shutdown.preStopSeconds }}
+{{- if eq .component "trainer" }}
+{{- $first = ternary (dig "settings" "stop_grace_s" 6 .own) 0 (eq .own.launcher "local") }}
+{{- end }}
+{{- add (int (ceil $first)) (int (ceil .own.drainSeconds)) (int (ceil $shutdown.closeSeconds)) }}
 {{- end }}
 
 {{/* The pod's part of Pod Security's restricted level. Takes the values. */}}
