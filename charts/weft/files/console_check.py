@@ -2,12 +2,13 @@
 
 import http.cookiejar
 import json
+import os
 import ssl
 import sys
 import urllib.request
 from pathlib import Path
 
-console = json.loads(Path("/etc/weft/endpoints.json").read_text())["services"]["console"]
+console = json.loads(Path(os.environ["WEFT_ENDPOINTS"]).read_text())["services"]["console"]
 context = ssl.create_default_context(cafile=console.get("tls_ca"))
 cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
 opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), cookies)
