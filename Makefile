@@ -4,8 +4,8 @@ BIN := .venv/bin
 MODELS := .weft/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit slow docs dashboards proto format bench bench-store bench-training bench-attribution \
-	setup setup-dev model page minio chromium prometheus locks clean
+.PHONY: help demo test lint unit slow packaging docs dashboards proto format bench bench-store bench-training \
+	bench-attribution setup setup-dev model page minio helm chromium prometheus locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,8 +13,8 @@ help:  ## Show this list
 demo: setup model page  ## Harvest, train, explain and show, on a real model
 	$(BIN)/weft demo $(DEMO_FLAGS)
 
-test: setup-dev model page minio chromium prometheus  ## Run every check and every test
-	$(MAKE) lint unit slow docs
+test: setup-dev model page minio helm chromium prometheus  ## Run every check and every test
+	$(MAKE) lint unit packaging slow docs
 
 lint: setup-dev  ## Style, types, import rules, contracts, shell
 	$(BIN)/ruff check
@@ -31,10 +31,14 @@ unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/python scripts/page.py --test
 
 slow: setup-dev model page minio chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
-	$(BIN)/pytest -q -m 's3 or real or distributed or browser or e2e or packaging'
+	$(BIN)/pytest -q -m 's3 or real or distributed or browser or e2e'
+
+packaging: setup-dev helm prometheus  ## What is installed: charts, images, rules, dashboards
+	$(BIN)/pytest -q -m packaging
 
 docs: setup-dev  ## Build the documentation, strictly
 	$(BIN)/python scripts/reference.py
+	$(BIN)/python scripts/chart_reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 proto: setup-dev  ## Generate the gRPC stubs again
@@ -72,6 +76,9 @@ page: setup  ## Build the console's page
 
 minio: setup-dev  ## Build MinIO, for the tests, into the user's cache
 	@$(BIN)/python scripts/minio.py
+
+helm: setup-dev  ## Build helm, for the chart's tests, into the user's cache
+	@$(BIN)/python scripts/helm.py
 
 chromium:
 	@command -v chromium >/dev/null || { echo "Chromium is needed by the page's tests; installing Debian's."; \

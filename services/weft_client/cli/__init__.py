@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from weft_client.cli import contexts, datasets, graphs, harvests, models, runs, transcoders
+from weft_client.cli import contexts, datasets, graphs, harvests, health, models, runs, transcoders
 from weft_client.cli.failures import FailingWell
 from weft_client.cli.planning import plan
 from weft_client.cli.session import session
@@ -48,6 +48,7 @@ app.command()(commands.down)
 app.command()(commands.status)
 app.command()(demo)
 app.command()(plan)
+app.command("health")(health.show_health)
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")
 app.add_typer(harvests.app, name="harvests")
