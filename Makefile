@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODELS := .weft/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit slow docs proto format bench bench-store bench-training bench-attribution \
+.PHONY: help demo test lint unit slow docs images proto format bench bench-store bench-training bench-attribution \
 	setup setup-dev model page minio chromium locks clean
 
 help:  ## Show this list
@@ -36,6 +36,9 @@ slow: setup-dev model page minio chromium  ## Real bucket, real model, several r
 docs: setup-dev  ## Build the documentation, strictly
 	$(BIN)/python scripts/reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+images: setup-dev  ## Build the container images (IMAGES_FLAGS="--variant cuda")
+	$(BIN)/python scripts/images.py $(IMAGES_FLAGS)
 
 proto: setup-dev  ## Generate the gRPC stubs again
 	$(BIN)/python scripts/proto.py
