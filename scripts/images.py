@@ -26,7 +26,7 @@ from image_engine import Build, Engine, find_engine
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".weft" / "images"
 SERVICES = ("activations", "attribution", "cache", "client", "console", "trainer")
-DEFAULT_BASE = "docker.io/library/python:3.11-slim-bookworm"
+DEFAULT_BASE = "python:3.11-slim-bookworm"
 PARTS = {"torch": "opt/torch", "packages": "opt/weft", "weft": "opt/app"}
 
 
