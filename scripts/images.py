@@ -32,7 +32,7 @@ PARTS = {"torch": "opt/torch", "packages": "opt/weft", "weft": "opt/app"}
 
 def first_file(*candidates: str | Path | None) -> Path | None:
     """Return the first of these that is a file."""
-    return next((path for path in map(Path, filter(None, candidates)) if path.is_file()), None)
+    return next((path for path in (Path(name) for name in candidates if name) if path.is_file()), None)
 
 
 def secrets() -> dict[str, Path]:

@@ -16,13 +16,7 @@ FOLDERS = ("opt/torch", "opt/app")
 
 
 def debian_components(status: str) -> list[dict[str, str]]:
-    """
-    Read dpkg's list of packages.
-
-    >>> debian_components("Package: zlib1g\\nStatus: install ok installed\\nVersion: 1:1.2\\nArchitecture: amd64\\n")
-    [{'type': 'library', 'name': 'zlib1g', 'version': '1:1.2', 'purl': 'pkg:deb/debian/zlib1g@1%3A1.2?arch=amd64', \
-'bom-ref': 'pkg:deb/debian/zlib1g@1%3A1.2?arch=amd64'}]
-    """
+    """Read dpkg's list of packages as components of an SBOM."""
     components = []
     for paragraph in status.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " ")

@@ -5,14 +5,13 @@ Runs once in the cache's image. Told by MINIO_TARGET (host:port), MINIO_ROOT_USE
 BUCKET_ACCESS_KEY and BUCKET_SECRET_KEY. A second run changes nothing but the account's key.
 """
 
-import json
 import os
 import sys
 import time
 
 import urllib3
 from minio import Minio
-from minio.credentials import StaticProvider
+from minio.credentials.providers import StaticProvider
 from minio.minioadmin import MinioAdmin
 
 PATIENCE_S = 60.0
@@ -50,12 +49,10 @@ def make(target: str, root: tuple[str, str], bucket: str, account: tuple[str, st
     client = Minio(target, access_key=root[0], secret_key=root[1], secure=False)
     if not client.bucket_exists(bucket):
         client.make_bucket(bucket)
-    admin = MinioAdmin(target, StaticProvider(*root), secure=False)
+    admin = MinioAdmin(endpoint=target, credentials=StaticProvider(*root), secure=False)
     admin.policy_add("weft-services", policy=policy(bucket))
     admin.user_add(*account)
-    attached = json.loads(admin.user_info(account[0])).get("policyName", "")
-    if "weft-services" not in attached.split(","):
-        admin.policy_set("weft-services", user=account[0])
+    admin.policy_set("weft-services", user=account[0])
 
 
 if __name__ == "__main__":

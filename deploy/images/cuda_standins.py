@@ -1,5 +1,5 @@
 """
-Write stand-ins for the CUDA libraries that PyPI's torch for Linux is linked to, for images that run on processors alone.
+Write stand-ins for the CUDA libraries that PyPI's torch for Linux is linked to, for images without a GPU.
 
     python cuda_standins.py FOLDER_OF_TORCH    # the folder `torch` of the installed package
 
@@ -66,7 +66,11 @@ def compile_library(target: Path, versions: dict[str, set[str]], plain: set[str]
         source.write_text("".join(f"long {name}(void) {{ return {NO_DEVICE}; }}\n" for name in functions))
         map_file.write_text(script)
         command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-nostdlib", "-s", "-O1", "-o", str(target)]
-        command += [f"-Wl,-soname,{target.name}", *([f"-Wl,--version-script={map_file}"] if versions else []), str(source)]
+        command += [
+            f"-Wl,-soname,{target.name}",
+            *([f"-Wl,--version-script={map_file}"] if versions else []),
+            str(source),
+        ]
         environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}
         subprocess.run(command, check=True, env=environment)
 

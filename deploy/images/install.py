@@ -65,8 +65,8 @@ def make_environment() -> None:
 
 def install_tools() -> None:
     run(sys.executable, "-m", "venv", TOOLS)
-    pip = [TOOLS / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
-    run(*pip, "--requirement", LOCKS / "uv.txt", "--requirement", LOCKS / "builder.txt")
+    pip = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+    run(TOOLS / "bin/pip", *pip, "--requirement", LOCKS / "uv.txt", "--requirement", LOCKS / "builder.txt")
 
 
 def install_torch(variant: str) -> None:

@@ -89,7 +89,7 @@ def test_compose_check_refuses_a_key_that_is_not_in_the_specification(made: dict
 
 @pytest.mark.parametrize("name", [*SETTINGS, *OTHERS])
 def test_compose_service_has_no_rights(made: dict[str, str], name: str) -> None:
-    """Every container has a read-only root, no capabilities and no way to new ones, and opens ports on loopback only."""
+    """Every container has a read-only root, no capabilities, no way to new ones, and ports on loopback only."""
     service = interpolated(made)["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
