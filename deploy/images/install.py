@@ -95,8 +95,9 @@ def install_application() -> None:
     make_environment()
     run(TOOLS / "bin/python", "-m", "hatchling", "build", "--target", "wheel", "--directory", BUILD / "dist")
     (wheel,) = (BUILD / "dist").glob("*.whl")
-    options = ["--quiet", "--no-deps", "--offline", "--compile-bytecode", "--python", ENVIRONMENT / "bin/python"]
-    run(TOOLS / "bin/uv", "pip", "install", *options, "--target", APPLICATION, wheel)
+    options = ["--quiet", "--no-deps", "--offline", "--compile-bytecode"]
+    target = ("--python", ENVIRONMENT / "bin/python", "--target", APPLICATION)
+    run(TOOLS / "bin/uv", "pip", "install", *options, *target, wheel)
 
 
 def main() -> None:
