@@ -94,10 +94,14 @@ def install_application() -> None:
         sys.exit("install: the console's page is not built; run `make page` first, or build with `make images`.")
     make_environment()
     run(TOOLS / "bin/python", "-m", "hatchling", "build", "--target", "wheel", "--directory", BUILD / "dist")
-    (wheel,) = (BUILD / "dist").glob("*.whl")
-    options = ["--quiet", "--no-deps", "--offline", "--compile-bytecode"]
+    options = ["--quiet", "--no-deps", "--no-index", "--compile-bytecode"]
     target = ("--python", ENVIRONMENT / "bin/python", "--target", APPLICATION)
-    run(TOOLS / "bin/uv", "pip", "install", *options, *target, wheel)
+    run(TOOLS / "bin/uv", "pip", "install", *options, "--find-links", BUILD / "dist", *target, "weft")
+    # uv notes when the wheel was made, which no two builds have in common.
+    (note,) = APPLICATION.glob("weft-*.dist-info/uv_cache.json")
+    record = note.with_name("RECORD")
+    record.write_text("".join(line for line in record.read_text().splitlines(True) if note.name not in line))
+    note.unlink()
 
 
 def main() -> None:
