@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODELS := .weft/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit slow packaging docs dashboards proto format bench bench-store bench-training \
+.PHONY: help demo test lint unit slow packaging docs dashboards images proto format bench bench-store bench-training \
 	bench-attribution setup setup-dev model page minio helm chromium prometheus locks clean
 
 help:  ## Show this list
@@ -40,6 +40,9 @@ docs: setup-dev  ## Build the documentation, strictly
 	$(BIN)/python scripts/reference.py
 	$(BIN)/python scripts/chart_reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+images: setup-dev  ## Build the container images (IMAGES_FLAGS="--variant cuda")
+	$(BIN)/python scripts/images.py $(IMAGES_FLAGS)
 
 proto: setup-dev  ## Generate the gRPC stubs again
 	$(BIN)/python scripts/proto.py

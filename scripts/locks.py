@@ -3,6 +3,8 @@ Compile `requirements/*.txt` from `pyproject.toml`: pinned, hashed, for every pl
 
     python3 scripts/locks.py            # after a change of dependencies
     python3 scripts/locks.py --upgrade  # to the newest versions that fit
+
+dev.txt and all.txt make environments for people; the others are what images are built from, deploy/images.
 """
 
 import subprocess
@@ -13,18 +15,26 @@ from setup import ROOT, find_uv
 COMMON = [
     *("--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
     *("--no-emit-index-url", "--no-annotate", "--no-header"),
-    *("--override", "requirements/overrides.txt", "pyproject.toml", "requirements/build.in"),
+    *("--override", "requirements/overrides.txt"),
 ]
+ENVIRONMENT = ("pyproject.toml", "requirements/build.in")
+# Everything has the tests' versions.
+TESTED = ("--constraints", "requirements/dev.txt")
+IMAGES = ("activations", "attribution", "cache", "client", "console", "trainer")
+PARTS_OF_IMAGES = ("builder", "standins", "torch")
 
 
-def compile_lock(*arguments: str) -> None:
+def compile_lock(name: str, *arguments: str) -> None:
     """Run uv once; its own message says what cannot be resolved."""
-    command = [find_uv(), "pip", "compile", *COMMON, *arguments, *sys.argv[1:]]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+    command = [find_uv(), "pip", "compile", *COMMON, *arguments, "--output-file", f"requirements/{name}.txt"]
+    if subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, check=False).returncode != 0:
         sys.exit("locks: nothing was resolved; the reason stands above.")
 
 
 if __name__ == "__main__":
-    compile_lock("--extra", "dev", "--output-file", "requirements/dev.txt")
-    # The demo's versions are the tests' versions.
-    compile_lock("--extra", "all", "--constraints", "requirements/dev.txt", "--output-file", "requirements/all.txt")
+    compile_lock("dev", *ENVIRONMENT, "--extra", "dev")
+    compile_lock("all", *ENVIRONMENT, "--extra", "all", *TESTED)
+    for image in IMAGES:
+        compile_lock(image, "pyproject.toml", "--extra", image, *TESTED)
+    for part in PARTS_OF_IMAGES:
+        compile_lock(part, f"requirements/{part}.in", *TESTED)
