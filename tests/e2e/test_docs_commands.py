@@ -72,8 +72,9 @@ def test_page_runs_as_written(page: Path, reader: Embedded, tmp_path: Path) -> N
     result = subprocess.run(
         ["bash", "-c", _script(RUN[page], progress, tmp_path)],
         cwd=reader.folder,
-        # A browser that is content with every address.
-        env=clean_environment() | {"PATH": os.pathsep.join(paths), "BROWSER": "true"},
+        # A browser that is content with every address, and configuration that is nobody's.
+        env=clean_environment()
+        | {"PATH": os.pathsep.join(paths), "BROWSER": "true", "XDG_CONFIG_HOME": str(reader.folder / "config")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
