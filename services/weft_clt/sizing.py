@@ -193,9 +193,9 @@ class Workload:
         """Bytes that a step moves between a rank's processor and its memory."""
         return Traffic.of(self)
 
-    def export(self) -> ExportSize:
-        """Memory of an export."""
-        return ExportSize.of(self)
+    def export(self, train_tokens: int = _CALIBRATION_TOKENS) -> ExportSize:
+        """Memory of an export from a dataset of at least so many tokens to train on."""
+        return ExportSize.of(self, train_tokens)
 
 
 @dataclass(frozen=True)
@@ -381,7 +381,7 @@ class ExportSize:
     parameters: int
     """Of all ranks, joined."""
     calibration: int
-    """Pre-activations of the tokens that thresholds are found on, for TopK."""
+    """Pre-activations of the tokens that thresholds are found on, and one layer's again, sorted; for TopK."""
     evaluation: int
     """An engine a variant: as trained, and for TopK as exported."""
     writing: int
@@ -393,16 +393,19 @@ class ExportSize:
         return self.parameters + max(self.calibration, self.evaluation, self.writing)
 
     @classmethod
-    def of(cls, work: Workload) -> ExportSize:
+    def of(cls, work: Workload, train_tokens: int) -> ExportSize:
         """Add up what an export allocates."""
         layers, features, width = work.num_layers, work.num_features, work.d_model
         parameters = 4 * work.num_parameters
-        calibration_tokens = _CALIBRATION_TOKENS + _EXPORT_TOKENS
-        engine = 4 * _EXPORT_TOKENS * (layers * (3 + 2) * width + features)
+        num_tokens = min(_CALIBRATION_TOKENS, train_tokens)
+        rows = math.ceil(num_tokens / _EXPORT_TOKENS) * _EXPORT_TOKENS
+        # The layer, what TopK selects of it, and its sorted values with their int64 indices.
+        calibration = 4 * layers * rows * features + 17 * num_tokens * features
+        engine = _EXPORT_TOKENS * (4 * layers * (3 + 2) * width + 7 * features)
         span = work.decoder_span or layers
         return cls(
             parameters=parameters,
-            calibration=0 if work.jumps else 4 * layers * calibration_tokens * features,
+            calibration=0 if work.jumps else calibration,
             evaluation=(1 if work.jumps else 2) * (parameters + engine),
             writing=4 * 2 * span * features * width,
         )
