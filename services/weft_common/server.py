@@ -73,7 +73,7 @@ class _Services(grpc.GenericRpcHandler):
         self._handlers.extend(generic_rpc_handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        """Generated code names every method a second time: the generic handlers have them, the metrics get them here."""
+        """Generated code names methods a second time: the generic handlers have them, the metrics get them here."""
         for method, handler in method_handlers.items():
             show_method(call_kind(handler), service_name, method)
 
