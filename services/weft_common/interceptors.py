@@ -44,6 +44,7 @@ __all__ = [
     "MetricsInterceptor",
     "TraceInterceptor",
     "as_weft_error",
+    "call_kind",
 ]
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -68,7 +69,7 @@ class _Wrapping(grpc.aio.ServerInterceptor):
             return None  # gRPC answers UNIMPLEMENTED itself
         inner = _behaviour(handler)
         method = handler_call_details.method
-        return _rebuilt(handler, self.around(method, _kind(handler), inner), handler.request_deserializer)
+        return _rebuilt(handler, self.around(method, call_kind(handler), inner), handler.request_deserializer)
 
     def around(self, method: str, kind: str, inner: Behaviour) -> Behaviour:
         raise NotImplementedError
@@ -300,7 +301,8 @@ def _split(method: str) -> tuple[str, str]:
     return service, name
 
 
-def _kind(handler: Handler) -> str:
+def call_kind(handler: Handler) -> str:
+    """Return what metrics call this kind of method: unary, client_stream, server_stream or bidi_stream."""
     asked = "client_stream" if handler.request_streaming else ""
     answered = "server_stream" if handler.response_streaming else ""
     return "bidi_stream" if asked and answered else asked or answered or "unary"

@@ -26,9 +26,10 @@ from weft_common.interceptors import (
     ErrorInterceptor,
     MetricsInterceptor,
     TraceInterceptor,
+    call_kind,
 )
 from weft_common.logging import configure_logging, get_logger
-from weft_common.metrics import MetricsServer, set_build_info
+from weft_common.metrics import MetricsServer, set_build_info, show_method
 from weft_common.settings import EXIT_BAD_SETTINGS, ServiceSettings, variable_name
 from weft_common.tracing import Tracing
 
@@ -80,7 +81,9 @@ class _Services(grpc.GenericRpcHandler):
         self._handlers.extend(generic_rpc_handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
-        """Generated code names every method a second time; the generic handlers have them."""
+        """Generated code names methods a second time: the generic handlers have them, the metrics get them here."""
+        for method, handler in method_handlers.items():
+            show_method(call_kind(handler), service_name, method)
 
 
 class Server:

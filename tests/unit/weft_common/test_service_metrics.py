@@ -5,6 +5,7 @@ import datetime
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -15,6 +16,7 @@ from weft_common.errors import Code, InvalidArgumentError, ResourceExhaustedErro
 from weft_common.metrics import REGISTRY, set_build_info
 from weft_common.operation_census import OperationCensus
 from weft_common.operation_store import Record
+from weft_common.server import serving
 
 RECORD = Record(kind="work", request=b"", metadata=b"", create_s=0.0)
 
@@ -100,6 +102,15 @@ def test_build_info_names_the_component() -> None:
     families = {family.name: family for family in REGISTRY.collect()}
     found = [sample for sample in families["weft_build_info"].samples if sample.labels["component"] == "tested"]
     assert [set(sample.labels) for sample in found] == [{"component", "version", "python"}]
+
+
+async def test_methods_are_shown_before_their_first_call(kit: Any) -> None:
+    """A method that was never called has figures, with its kind, so that its first call is seen."""
+    labels = {"grpc_type": "server_stream", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Watch"}
+    async with serving("test", kit.settings(), []):
+        assert REGISTRY.get_sample_value("grpc_server_handled_total", {**labels, "grpc_code": "OK"}) is not None
+        assert REGISTRY.get_sample_value("grpc_server_handling_seconds_count", labels) is not None
+        assert REGISTRY.get_sample_value("grpc_server_started_total", labels) is not None
 
 
 async def test_open_calls_stay_counted_until_they_end() -> None:
