@@ -67,10 +67,17 @@ class Kubectl:
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self("apply", "--filename=-", given=json.dumps(listed))
 
-    def create_secret(self, name: str, kind: str = "Opaque", **values: str) -> None:
-        """Create a Secret; underscores of the keys stand for dots."""
-        data = {key.replace("_", "."): value for key, value in values.items()}
-        self.apply({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {"name": name}, "stringData": data})
+    def create_secret(self, name: str, values: Mapping[str, str], kind: str = "Opaque") -> None:
+        """Create a Secret."""
+        self.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "type": kind,
+                "metadata": {"name": name},
+                "stringData": dict(values),
+            }
+        )
 
     def can(self, account: str, *what: str) -> bool:
         """Ask whether a service account of this namespace may do something."""

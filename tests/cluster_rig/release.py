@@ -134,14 +134,16 @@ def make_secrets(kubectl: Kubectl, bucket: ClusterBucket, name: str, folder: Pat
         "localhost", *names, *(f"{each}.{kubectl.namespace}.svc" for each in names),
         *(f"{each}.{kubectl.namespace}.svc.cluster.local" for each in names),
     )  # fmt: skip
-    kubectl.create_secret("weft-auth", **tokens)
-    kubectl.create_secret("weft-bucket", **{"access-key": bucket.access_key, "secret-key": bucket.secret_key})
+    kubectl.create_secret("weft-auth", tokens)
+    kubectl.create_secret("weft-bucket", {"access-key": bucket.access_key, "secret-key": bucket.secret_key})
     kubectl.create_secret(
         "weft-tls",
+        {
+            "tls.crt": "".join(blob.bytes().decode() for blob in certificate.cert_chain_pems),
+            "tls.key": certificate.private_key_pem.bytes().decode(),
+            "ca.crt": authority.cert_pem.bytes().decode(),
+        },
         "kubernetes.io/tls",
-        tls_crt="".join(blob.bytes().decode() for blob in certificate.cert_chain_pems),
-        tls_key=certificate.private_key_pem.bytes().decode(),
-        ca_crt=authority.cert_pem.bytes().decode(),
     )
     path = folder / "ca.crt"
     authority.cert_pem.write_to_path(str(path))

@@ -171,8 +171,9 @@ def test_compose_endpoints_are_what_the_client_reads(prepare: ModuleType, tmp_pa
     for name in ("activations", "attribution", "cache", "trainer"):
         assert services[name]["ports"] == [f"{endpoints[name].target}:50051"]
         assert endpoints[name].token == made[f"{name.upper()}_TOKEN"]
-    assert services["console"]["ports"] == [f"{endpoints.console_url.removeprefix('http://').rstrip('/')}:8080"]
-    assert endpoints.console_token == made["CONSOLE_TOKEN"]
+    console = endpoints["console"]
+    assert services["console"]["ports"] == [f"{str(console.url).removeprefix('http://').rstrip('/')}:8080"]
+    assert console.token == made["CONSOLE_TOKEN"]
 
 
 def test_compose_prometheus_scrapes_every_service(made: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
 from weft_activations.core.planning import HarvestPlanner
 from weft_activations.core.ports import CommittedShard
-from weft_common.errors import FailedPreconditionError, WeftError
+from weft_common.errors import FailedPreconditionError
 from weft_common.metrics import REGISTRY
 from weft_store.adapters.memory import MemoryObjectStore
 

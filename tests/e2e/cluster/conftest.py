@@ -1,0 +1,51 @@
+"""One installation for all tests: MinIO, models in its bucket, and the chart, in namespaces of their own."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_rig.bucket import ClusterBucket, minio
+from cluster_rig.release import Release, installed
+from tiny_models import make_llama
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# What two processors hold beside a cluster.
+SMALL = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "4Gi"}}
+VALUES = {
+    "activations": {"resources": SMALL, "settings": {"lease_s": 5}},
+    "cache": {"resources": SMALL, "replicas": 1},
+    "trainer": {"resources": SMALL, "ranks": {"resources": SMALL}},
+    "attribution": {"resources": SMALL},
+    "console": {"resources": SMALL},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tools() -> None:
+    missing = [tool for tool in ("kubectl", "helm") if shutil.which(tool) is None]
+    assert not missing, f"{' and '.join(missing)} must be on the PATH: run `make cluster-test`"
+    assert os.environ.get("KUBECONFIG"), "KUBECONFIG names no cluster: run `make cluster-test`"
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterBucket]:
+    """A bucket in the cluster, with the real model and a tiny one in it."""
+    models = Path(os.environ.get("WEFT_TEST_MODELS_DIR", ROOT / ".weft" / "models"))
+    real = models / "smollm2-135m-instruct"
+    assert (real / "config.json").is_file(), "the real model is missing: run `make model`"
+    tiny = tmp_path_factory.mktemp("models") / "tiny"
+    make_llama(tiny, max_tokens=300)
+    with minio("weft-test-minio") as found:
+        for folder in (real, tiny):
+            found.upload(folder, f"models/{folder.name}/")
+        yield found
+
+
+@pytest.fixture(scope="session")
+def release(bucket: ClusterBucket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """The chart, installed with TLS and tokens in a namespace that enforces the restricted Pod Security level."""
+    with installed("weft", "weft-test", bucket, tmp_path_factory.mktemp("release"), VALUES) as found:
+        yield found

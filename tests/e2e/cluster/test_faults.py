@@ -1,0 +1,114 @@
+"""Ranks, controller, node and bucket fail in the middle of a run; what comes out is what comes out undisturbed."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+from cluster_rig.kubectl import until
+from cluster_rig.release import Release
+from cluster_rig.work import get_run, harvest, start_run, tensors_of, training_spec, upload_corpus
+
+from weft.training.v1 import messages_pb2 as training
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(release: Release) -> dict[str, Any]:
+    """The final checkpoint of a run that nothing happened to."""
+    upload_corpus(release, "text")
+    harvest(release, "faults")
+    spec = training_spec("faults")
+    begun = time.monotonic()
+    operation = start_run(release, "undisturbed", spec)
+    until(lambda: get_run(release, "undisturbed").step > 0, "the first step", 120)
+    print(f"first step {time.monotonic() - begun:.1f} s after CreateRun")  # noqa: T201  shown with -s
+    release.wait("trainer", operation)
+    assert get_run(release, "undisturbed").attempt == 1
+    return tensors_of(release, "undisturbed", spec.num_steps)
+
+
+def _ranks(release: Release, run: str) -> list[dict[str, Any]]:
+    return release.kubectl.items("pods", f"weft.dev/run={run}")
+
+
+def _process_of(release: Release, run: str, rank: int) -> psutil.Process:
+    """Find a rank's process on this machine, which is the node."""
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except (psutil.Error, OSError):
+            continue
+        if environment.get("WEFT_WORKER_RUN") == run and environment.get("JOB_COMPLETION_INDEX") == str(rank):
+            return process
+    raise AssertionError(f"rank {rank} of {run} is not a process of this machine; the test needs its node")
+
+
+def kill_a_rank(release: Release, run: str) -> None:
+    """SIGKILL."""
+    _process_of(release, run, 1).kill()
+
+
+def delete_rank_0(release: Release, run: str) -> None:
+    """As an eviction does."""
+    name = next(
+        pod["metadata"]["name"]
+        for pod in _ranks(release, run)
+        if pod["metadata"]["annotations"].get("batch.kubernetes.io/job-completion-index") == "0"
+    )
+    release.kubectl("delete", "pod", name)
+
+
+def delete_the_controller(release: Release, run: str) -> None:
+    """At once, without a chance to hand over."""
+    release.kubectl("delete", "pod", release.pods("trainer")[0]["metadata"]["name"], "--grace-period=0", "--force")
+
+
+def drain_the_node(release: Release, run: str) -> None:
+    """Every pod of the release goes; they come back when the node does."""
+    node = release.kubectl.json("nodes")["items"][0]["metadata"]["name"]
+    selector = f"app.kubernetes.io/instance={release.name}"
+    try:
+        release.kubectl(
+            "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--pod-selector={selector}",
+            "--disable-eviction", "--timeout=150s", timeout_s=200,
+        )  # fmt: skip
+        time.sleep(5)
+    finally:
+        release.kubectl("uncordon", node)
+
+
+def stop_the_bucket(release: Release, run: str) -> None:
+    """For a minute."""
+    release.bucket.stop()
+    time.sleep(60)
+    release.bucket.start()
+
+
+@pytest.mark.parametrize(
+    "disturb", [kill_a_rank, delete_rank_0, delete_the_controller, drain_the_node, stop_the_bucket]
+)
+def test_run_ends_the_same_after(
+    release: Release, undisturbed: dict[str, Any], disturb: Callable[[Release, str], None]
+) -> None:
+    """The final checkpoint has the same bytes, and at most one interval of checkpoints was done again."""
+    run = disturb.__name__.replace("_", "-")
+    spec = training_spec("faults")
+    operation = start_run(release, run, spec)
+    until(lambda: get_run(release, run).step >= 120, f"{run} is in the middle", 240, 0.2)
+    before = get_run(release, run)
+    disturb(release, run)
+    struck = time.monotonic()
+    attempt = get_run(release, run).attempt
+    if disturb is kill_a_rank:
+        until(lambda: get_run(release, run).attempt > before.attempt, "another attempt", 120, 0.2)
+        until(lambda: get_run(release, run).step > before.step, "a further step", 180, 0.2)
+        print(f"a step further {time.monotonic() - struck:.1f} s after the kill")  # noqa: T201  shown with -s
+    release.wait("trainer", operation, 900)
+    after = get_run(release, run)
+    assert after.state == training.RUN_STATE_SUCCEEDED, after.error_message
+    assert tensors_of(release, run, spec.num_steps) == undisturbed
+    if disturb in (kill_a_rank, delete_rank_0):
+        assert after.attempt == 2, attempt
