@@ -1,6 +1,7 @@
 """Every built image runs as a cluster runs it: read-only root, uid 10001, no capabilities."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -111,7 +112,9 @@ def test_image_serves_on_a_read_only_root(service: str, tmp_path: Path) -> None:
             time.sleep(0.2)
         assert ask(f"{metrics}/livez")[0] == 200
         text = ask(f"{metrics}/metrics")[1]
-        assert f'service="{service}",version="{VERSION}"' in text
+        (build_info,) = re.findall(r"^weft_build_info\{(.*)\} 1", text, re.MULTILINE)
+        assert f'="{service}"' in build_info
+        assert f'version="{VERSION}"' in build_info
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text()
 
