@@ -75,5 +75,5 @@ def test_wrong_values_fail_at_install(release: Release, tmp_path: Path, changes:
     result = helm("install", "wrong", str(ROOT / "charts" / "weft"), "-n", namespace, "-f", str(path), check=False)
     assert result.returncode != 0
     assert words in result.stderr, result.stderr
-    found = json.loads(helm("list", "--all", "--namespace", namespace, "--output", "json").stdout)
+    found = json.loads(helm("list", "--namespace", namespace, "--output", "json").stdout)
     assert "wrong" not in {each["name"] for each in found if each["status"] == "deployed"}
