@@ -1,11 +1,12 @@
 """
-The cluster that KUBECONFIG names, as a world of the launchers' contract test.
+The cluster that KUBECONFIG names, as a world of the launchers' contract test; kubectl speaks with it too.
 
 WEFT_TEST_RANK_IMAGE is an image with Python 3.11 that its nodes have or can pull.
 """
 
 import asyncio
 import os
+import subprocess
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,21 +38,25 @@ def need_cluster() -> None:
         pytest.fail("KUBECONFIG names no file: give a cluster, these tests run on a real one.")
 
 
+def kubectl(*arguments: str) -> str:
+    """Run kubectl, which must do what it is asked to, and return what it wrote."""
+    done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
 @asynccontextmanager
 async def namespace() -> AsyncIterator[str]:
     """A namespace of the test's own that takes restricted pods only."""
     need_cluster()
-    from kubernetes import client, config
-
-    config.load_kube_config()
-    core, name = client.CoreV1Api(), f"weft-test-{uuid.uuid4().hex[:8]}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-    await asyncio.to_thread(core.create_namespace, body)
+    name = f"weft-test-{uuid.uuid4().hex[:8]}"
+    await asyncio.to_thread(kubectl, "create", "namespace", name)
     try:
+        enforce = "pod-security.kubernetes.io/enforce=restricted"
+        await asyncio.to_thread(kubectl, "label", "namespace", name, enforce)
         yield name
     finally:
-        await asyncio.to_thread(core.delete_namespace, name)
+        await asyncio.to_thread(kubectl, "delete", "namespace", name, "--wait=false")
 
 
 class RealWorld:
@@ -100,19 +105,5 @@ class RealWorld:
         return await self._stack.enter_async_context(opened)
 
     def _write(self, pod: str, code: int) -> None:
-        from kubernetes import client, config
-        from kubernetes.stream import stream
-
-        configuration = client.Configuration()
-        config.load_kube_config(client_configuration=configuration)
-        core = client.CoreV1Api(client.ApiClient(configuration))
-        command = ["python3", "-c", f"import os; open('/tmp/c', 'w').write('{code}'); os.rename('/tmp/c', '/tmp/code')"]
-        stream(
-            core.connect_get_namespaced_pod_exec,
-            pod,
-            self.namespace,
-            container=CONTAINER,
-            command=command,
-            stderr=True,
-            stdout=True,
-        )
+        script = f"import os; open('/tmp/c', 'w').write('{code}'); os.rename('/tmp/c', '/tmp/code')"
+        kubectl("exec", "-n", self.namespace, pod, "-c", CONTAINER, "--", "python3", "-c", script)
