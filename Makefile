@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODELS := .weft/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit slow packaging docs dashboards images proto format bench bench-store bench-training \
+.PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
 	bench-attribution setup setup-dev model page minio helm chromium prometheus locks clean
 
 help:  ## Show this list
@@ -35,6 +35,9 @@ slow: setup-dev model page minio chromium prometheus  ## Real bucket, real model
 
 packaging: setup-dev helm prometheus  ## What is installed: charts, images, rules, dashboards
 	$(BIN)/pytest -q -m packaging
+
+cluster-test: setup-dev model page helm  ## Images, chart and faults on a real Kubernetes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/cluster_test.py
 
 docs: setup-dev  ## Build the documentation, strictly
 	$(BIN)/python scripts/reference.py

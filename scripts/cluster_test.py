@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("activations", "cache", "trainer", "attribution", "console", "client")
+BASE_IMAGE = "docker.io/library/python:3.11-slim-bookworm"
 KIND_CLUSTER = "weft-test"
 
 
@@ -104,7 +105,8 @@ def main() -> None:
         if cluster.load:
             run(sys.executable, "scripts/images.py", "--variant", "cpu", environment=environment)
             tag = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-            names = [f"{cluster.registry}/weft-{service}:{tag}" for service in SERVICES]
+            # The base is what the launchers' contract runs in place of ranks.
+            names = [f"{cluster.registry}/weft-{service}:{tag}" for service in SERVICES] + [BASE_IMAGE]
             for name in names:
                 run(*cluster.load, name, environment=environment)
         arguments = sys.argv[1:] or ["tests/e2e/cluster", "tests/contract", "tests/packaging"]

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import trustme
 import yaml
+from chart_rig import helm as helm_4
 from cluster_rig.bucket import ClusterBucket
 from cluster_rig.kubectl import Kubectl, forwarded, registry
 from google.longrunning import operations_pb2, operations_pb2_grpc
@@ -30,7 +31,7 @@ _MESSAGE_BYTES = 64 << 20
 
 def helm(*arguments: str, check: bool = True, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
     """Run helm; with `check`, fail with its message where it fails."""
-    result = subprocess.run(["helm", *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
+    result = subprocess.run([helm_4(), *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
     if check and result.returncode != 0:
         raise AssertionError(f"helm {' '.join(arguments)}: {result.stdout}{result.stderr}")
     return result

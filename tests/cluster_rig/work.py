@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import grpc
 from cluster_rig.release import Release
@@ -16,6 +19,8 @@ from weft.training.v1.service_pb2_grpc import TrainingServiceStub
 from weft_store.documents import read_json
 
 __all__ = ["get_run", "harvest", "start_run", "tensors_of", "training_spec", "upload_corpus"]
+
+T = TypeVar("T")
 
 _SENTENCES = (
     "The capital of France is Paris. The capital of Italy is Rome. Features of one layer write to every layer. "
@@ -80,18 +85,39 @@ def training_spec(dataset: str, **changes: Any) -> training.TrainingSpec:
     return training.TrainingSpec(**(values | changes))
 
 
+def _patiently(call: Callable[[], T], timeout_s: float = 180) -> T:
+    """Repeat a call that finds nobody, as people and programs do: pods come back, controllers hand over."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            if not away or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
+
+
 def start_run(release: Release, run_id: str, spec: training.TrainingSpec) -> Any:
-    """Ask for a run and return its operation."""
-    with release.channel("trainer") as channel:
-        request = training_rpc.CreateRunRequest(run_id=run_id, spec=spec)
-        return TrainingServiceStub(channel).CreateRun(request, timeout=60)
+    """Ask for a run and return its operation; the same request again finds the one that is there."""
+    request = training_rpc.CreateRunRequest(run_id=run_id, spec=spec, request_id=str(uuid.uuid4()))
+
+    def ask() -> Any:
+        with release.channel("trainer") as channel:
+            return TrainingServiceStub(channel).CreateRun(request, timeout=60)
+
+    return _patiently(ask)
 
 
 def get_run(release: Release, run_id: str) -> training.Run:
-    """Read a run; while its controller is away the call waits."""
-    with release.channel("trainer") as channel:
-        request = training_rpc.GetRunRequest(name=f"runs/{run_id}")
-        return TrainingServiceStub(channel).GetRun(request, timeout=120, wait_for_ready=True)
+    """Read a run."""
+
+    def ask() -> training.Run:
+        with release.channel("trainer") as channel:
+            request = training_rpc.GetRunRequest(name=f"runs/{run_id}")
+            return TrainingServiceStub(channel).GetRun(request, timeout=30)
+
+    return _patiently(ask)
 
 
 def tensors_of(release: Release, run_id: str, step: int) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def test_other_services_have_no_credentials_of_the_cluster(release: Release) -> 
     [
         ({"cache": {"replica": 2}}, "replica"),
         ({"auth": {"existingSecret": "nobody-made-this"}}, "nobody-made-this"),
-        ({"models": {"bucketPrefix": "models/", "persistentVolumeClaim": "also"}}, "exactly one"),
-        ({"bucket": {"url": "http://no-scheme"}}, "s3+http"),
+        ({"models": {"bucketPrefix": "models/", "persistentVolumeClaim": "also"}}, "exclude each other"),
+        ({"bucket": {"url": "http://no-scheme"}}, "/bucket/url"),
     ],
 )
 def test_wrong_values_fail_at_install(release: Release, tmp_path: Path, changes: dict[str, object], words: str) -> None:
