@@ -23,7 +23,8 @@ from weft_trainer.core.ports import RankJob, RankLauncher
 IMAGE = os.environ.get("WEFT_TEST_RANK_IMAGE", "docker.io/library/python:3.11-slim-bookworm")
 # Ends with the code that a file holds, as the stand-in of the processes does.
 WAITING = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 path = pathlib.Path('/tmp/code')
 print('waiting', flush=True)
 while not path.exists():
@@ -70,7 +71,7 @@ class RealWorld:
         self.namespace = name
         self.api = KubernetesClient(name)
         self._stack = stack
-        self._kind = kind
+        self.kind = kind
 
     @classmethod
     @asynccontextmanager
@@ -98,12 +99,13 @@ class RealWorld:
 
     async def end(self, code: int) -> None:
         for pod in await self.pods("Running"):
-            await asyncio.to_thread(self._write, pod, code)
+            await asyncio.to_thread(self.write, pod, code)
 
     async def anew(self) -> RankLauncher:
-        opened = kubernetes_launcher(self.api, self.options(), "contract", self._kind)
+        opened = kubernetes_launcher(self.api, self.options(), "contract", self.kind)
         return await self._stack.enter_async_context(opened)
 
-    def _write(self, pod: str, code: int) -> None:
+    def write(self, pod: str, code: int) -> None:
+        """End a pod's process."""
         script = f"import os; open('/tmp/c', 'w').write('{code}'); os.rename('/tmp/c', '/tmp/code')"
         kubectl("exec", "-n", self.namespace, pod, "-c", CONTAINER, "--", "python3", "-c", script)

@@ -7,7 +7,7 @@ The cluster keeps what runs, so ranks outlive their controller and are found by 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 from weft_common.errors import (
@@ -32,13 +32,21 @@ from weft_trainer.adapters.kubernetes_api import (
 )
 from weft_trainer.adapters.kubernetes_manifests import (
     JOB_LABEL,
+    RANKS,
     PodOptions,
     job_name,
     service_manifest,
     work_manifest,
 )
 from weft_trainer.adapters.kubernetes_mirror import KubernetesMirror
-from weft_trainer.adapters.kubernetes_outcome import ended, event_lines, first_failure, index_of, pending_reason
+from weft_trainer.adapters.kubernetes_outcome import (
+    ended,
+    event_lines,
+    fails_for_good,
+    first_failure,
+    index_of,
+    pending_reason,
+)
 from weft_trainer.core.ports import RankExit, RankJob, RankLog, RankStatus
 
 __all__ = ["KubernetesGroup", "KubernetesLauncher", "RankKind", "kubernetes_launcher"]
@@ -137,12 +145,14 @@ class KubernetesGroup:
             except NotFoundError:
                 return RankExit(None, f"{self._resource.kind} {self._name} is not there any more")
         well = ended(work)
-        if well is None:
+        if well is None and not fails_for_good(self._mirror.get(JOBS, f"{self._name}-{RANKS}-0") or {}):
             return None
         pods = await self._pods()
         if well:
             return RankExit(0, await self._tail(pods[0]) if pods else "")
-        failure = first_failure(pods)
+        there = {pod["metadata"]["name"] for pod in pods}
+        gone = [pod for pod in self._mirror.gone(PODS, JOB_LABEL, self._name) if pod["metadata"]["name"] not in there]
+        failure = first_failure([*pods, *gone])
         if failure is None:
             return RankExit(None, _messages(work))
         said = [failure.said, await self._tail(failure.pod)]
@@ -223,10 +233,13 @@ class KubernetesLauncher:
 
     async def check(self, job: RankJob) -> None:
         resource, manifest = self._work(job)
-        try:
-            await asyncio.to_thread(self._api.create, resource, manifest, dry_run=True)
-        except AlreadyExistsError:
-            return
+        asked = [(resource, manifest)]
+        if resource is JOBSETS:
+            # Nobody checks the Job within a JobSet before it is made.
+            asked.append((JOBS, work_manifest(job, str(manifest["metadata"]["name"]), self._options, jobset=False)))
+        for each, document in asked:
+            with suppress(AlreadyExistsError):
+                await asyncio.to_thread(self._api.create, each, document, dry_run=True)
 
     async def start(self, job: RankJob, register: Callable[[Mapping[str, Any]], Awaitable[None]]) -> KubernetesGroup:
         resource, manifest = self._work(job)

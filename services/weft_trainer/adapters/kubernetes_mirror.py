@@ -8,7 +8,7 @@ version (410) or went away. All of it arrives in the event loop, which alone tou
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -22,6 +22,7 @@ _log = get_logger(__name__)
 
 _WATCH_S = 60
 _MOST_PAUSE_S = 15.0
+_MOST_GONE = 1000
 
 
 class KubernetesMirror:
@@ -40,6 +41,7 @@ class KubernetesMirror:
         self._selector = selector
         self._pause_s = pause_s
         self._copies: dict[Resource, dict[str, Manifest]] = {resource: {} for resource in resources}
+        self._gone: dict[Resource, dict[str, Manifest]] = {resource: {} for resource in resources}
         self._listed = {resource: asyncio.Event() for resource in resources}
         self._bell = asyncio.Event()
         self._stopping = threading.Event()
@@ -75,8 +77,11 @@ class KubernetesMirror:
 
     def select(self, resource: Resource, label: str, value: str) -> list[Manifest]:
         """Return the copies that carry a label, by name."""
-        found = (each for each in self._copies[resource].values() if each["metadata"]["labels"].get(label) == value)
-        return sorted(found, key=lambda each: str(each["metadata"]["name"]))
+        return _carrying(self._copies[resource], label, value)
+
+    def gone(self, resource: Resource, label: str, value: str) -> list[Manifest]:
+        """Return what carried a label when it was deleted, as it was last seen; of the newest thousand."""
+        return _carrying(self._gone[resource], label, value)
 
     def _ring(self) -> None:
         bell, self._bell = self._bell, asyncio.Event()
@@ -90,6 +95,10 @@ class KubernetesMirror:
     def _apply(self, resource: Resource, event: str, item: Manifest) -> None:
         if event == "DELETED":
             self._copies[resource].pop(item["metadata"]["name"], None)
+            gone = self._gone[resource]
+            gone[item["metadata"]["name"]] = item
+            if len(gone) > _MOST_GONE:
+                del gone[next(iter(gone))]
         else:
             self._copies[resource][item["metadata"]["name"]] = item
         self._ring()
@@ -123,3 +132,8 @@ class KubernetesMirror:
     def _tell(self, change: Callable[[], None]) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(change)
+
+
+def _carrying(items: Mapping[str, Manifest], label: str, value: str) -> list[Manifest]:
+    found = (each for each in items.values() if (each["metadata"].get("labels") or {}).get(label) == value)
+    return sorted(found, key=lambda each: str(each["metadata"]["name"]))

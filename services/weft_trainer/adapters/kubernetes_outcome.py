@@ -7,7 +7,7 @@ from weft_trainer.adapters.kubernetes_api import Manifest
 from weft_trainer.adapters.kubernetes_manifests import CONTAINER
 from weft_trainer.core.ports import BAD_CONFIGURATION
 
-__all__ = ["Failure", "ended", "event_lines", "first_failure", "index_of", "pending_reason"]
+__all__ = ["Failure", "ended", "event_lines", "fails_for_good", "first_failure", "index_of", "pending_reason"]
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _WAITING = frozenset(
@@ -48,6 +48,20 @@ def ended(work: Manifest) -> bool | None:
     return None
 
 
+def fails_for_good(job: Manifest) -> bool:
+    """
+    Tell whether a JobSet's Job has failed in a way after which the set is not started again.
+
+    The set itself says so only once the last pod is gone, which those that lost a partner may take their time for.
+    """
+    failure = _condition(job, "FailureTarget") or _condition(job, "Failed")
+    if failure is None:
+        return False
+    return failure.get("reason") != "PodFailurePolicy" or f"exit code {BAD_CONFIGURATION} " in failure.get(
+        "message", ""
+    )
+
+
 def index_of(pod: Manifest) -> int:
     """Return a pod's rank."""
     return int((pod["metadata"].get("annotations") or {}).get(_INDEX, 0))
@@ -83,24 +97,28 @@ def first_failure(pods: Iterable[Manifest]) -> Failure | None:
     None where no pod has failed, or none is left.
     """
     pods = list(pods)
-    failed: list[tuple[bool, str, int, Manifest, Manifest]] = []
+    failed: list[tuple[bool, str, bool, int, Manifest, Manifest]] = []
     for pod in pods:
         end = _terminated(pod)
         code = int(end.get("exitCode", 0))
         if code or pod.get("status", {}).get("phase") == "Failed":
-            # Where two end in the same second, the one that was killed is the cause.
-            killed = 0 if code > 128 or not code else 1
-            failed.append((code != BAD_CONFIGURATION, str(end.get("finishedAt", "")), killed, pod, end))
+            # Where two end in the same second, the cause is the one that nobody deleted, then the one that was killed.
+            deleted, killed = "deletionTimestamp" in pod["metadata"], 0 if code > 128 or not code else 1
+            failed.append((code != BAD_CONFIGURATION, str(end.get("finishedAt", "")), deleted, killed, pod, end))
     if not failed:
         return None
-    _, _, _, pod, end = min(failed, key=lambda each: each[:3])
+    *_, pod, end = min(failed, key=lambda each: each[:4])
     exit_code = int(end["exitCode"]) if end.get("exitCode") else None
     disruption = next((found for each in pods if (found := _condition(each, "DisruptionTarget"))), None)
-    disrupted = disruption is not None and exit_code != BAD_CONFIGURATION
+    # Pods are deleted after the first failure; one that is deleted and fails first was deleted by somebody.
+    removed = bool(pod["metadata"].get("deletionTimestamp"))
+    disrupted = (disruption is not None or removed) and exit_code != BAD_CONFIGURATION
     status = pod.get("status", {})
     parts = [end.get("reason", ""), status.get("reason", ""), status.get("message", "")]
     if disrupted and disruption is not None:
         parts.append(str(disruption.get("message", "")))
+    elif disrupted:
+        parts.append(f"pod {pod['metadata']['name']} was deleted")
     said = ", ".join(dict.fromkeys(str(part) for part in parts if part and part not in ("Error", "Completed")))
     return Failure(pod, _signed(exit_code), disrupted=disrupted, said=said)
 

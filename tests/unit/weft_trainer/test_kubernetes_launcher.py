@@ -121,7 +121,7 @@ async def test_check_is_a_dry_run(cluster: FakeCluster, launcher_of: Opener) -> 
     launcher = await launcher_of("jobset")
     await launcher.check(JOB)
     assert cluster.objects == {}
-    assert [call[:2] for call in cluster.calls if call[0] == "check"] == [("check", "JobSet")]
+    assert [call[:2] for call in cluster.calls if call[0] == "check"] == [("check", "JobSet"), ("check", "Job")]
     await launcher.start(JOB, ignore)
     await launcher.check(JOB)
 
@@ -167,12 +167,59 @@ async def test_failure_without_a_pod_tells_what_the_cluster_says(cluster: FakeCl
     group = await (await launcher_of()).start(JOB, ignore)
     name = cluster.work()["metadata"]["name"]
     first, second = cluster.pods(name)
-    cluster.holds_pods = False
     cluster.finish(first, 1)
     for pod in (first, second):
         cluster.delete(PODS, pod["metadata"]["name"], grace_s=1)
+    cluster.end_watches(forget=True)
+    group = await (await launcher_of()).find(KEY, {"kind": "Job", "name": name})
     ended = await group.wait()
     assert (ended.code, ended.detail) == (None, "a pod failed")
+
+
+async def test_pod_that_somebody_deleted_is_remembered(cluster: FakeCluster, launcher_of: Opener) -> None:
+    """Its last state was seen before it went: the code is known, and the job is not to blame."""
+    group = await (await launcher_of()).start(JOB, ignore)
+    first, _ = cluster.pods(cluster.work()["metadata"]["name"])
+    first["metadata"]["deletionTimestamp"] = "now"
+    cluster.finish(first, 137)
+    cluster.delete(PODS, first["metadata"]["name"], grace_s=1)
+    await asyncio.sleep(0.1)
+    ended = await group.wait()
+    assert (ended.code, ended.disrupted) == (-9, True)
+    assert "was deleted" in ended.detail
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "code"),
+    [
+        ("BackoffLimitExceeded", "Job has reached the specified backoff limit", 7),
+        (
+            "PodFailurePolicy",
+            "Container rank for pod ns/p failed with exit code 42 matching FailJob rule at index 0",
+            42,
+        ),
+        ("PodFailurePolicy", "Pod ns/p has condition DisruptionTarget matching FailJob rule at index 1", None),
+    ],
+)
+async def test_jobset_that_will_not_go_on_is_not_waited_for(
+    reason: str, message: str, code: int | None, cluster: FakeCluster, launcher_of: Opener
+) -> None:
+    """Its Job has failed and other pods take their time; after a disruption the set begins anew."""
+    group = await (await launcher_of("jobset")).start(JOB, ignore)
+    work = cluster.work()
+    first, _ = cluster.pods(work["metadata"]["name"])
+    end = {"exitCode": code or 143, "finishedAt": "2026-01-01T00:00:01Z"}
+    cluster.set_status(first, phase="Failed", containerStatuses=[{"name": "rank", "state": {"terminated": end}}])
+    condition = {"type": "FailureTarget", "status": "True", "reason": reason, "message": message}
+    labels = work["metadata"]["labels"]
+    job = {"metadata": {"name": f"{work['metadata']['name']}-ranks-0", "labels": labels}, "spec": {"completions": 0}}
+    cluster.create(JOBS, {**job, "status": {"conditions": [condition]}})
+    waiting = asyncio.create_task(group.wait())
+    await asyncio.sleep(0.2)
+    assert waiting.done() is (code is not None)
+    if code is not None:
+        assert (await waiting).code == code
+    waiting.cancel()
 
 
 async def test_stop_gives_pods_their_time_and_leaves_nothing(cluster: FakeCluster, launcher_of: Opener) -> None:

@@ -57,10 +57,15 @@ def test_first_failure_is_the_earliest() -> None:
 
 
 def test_first_failure_within_a_second_is_the_one_that_was_killed() -> None:
-    """Times of pods have whole seconds only."""
+    """Times of pods have whole seconds only; one that was deleted for another's failure is none."""
     failure = first_failure([pod(0, 1, second=3), pod(1, 139, second=3)])
     assert failure is not None
     assert failure.code == -11
+    deleted = pod(1, 143, second=3)
+    deleted["metadata"]["deletionTimestamp"] = "now"
+    failure = first_failure([deleted, pod(0, 1, second=3)])
+    assert failure is not None
+    assert (failure.code, failure.disrupted) == (1, False)
 
 
 def test_refused_configuration_counts_before_everything_else() -> None:
@@ -78,6 +83,19 @@ def test_disruption_of_any_pod_excuses_the_job() -> None:
     assert failure is not None
     assert (failure.code, failure.disrupted) == (1, True)
     assert "evicted by the drain" in failure.said
+
+
+def test_deletion_by_somebody_excuses_the_job() -> None:
+    """Only where the pod that was deleted failed first: the others are deleted because of it."""
+    first, second = pod(0, 137, second=1), pod(1, 143, second=3)
+    second["metadata"]["deletionTimestamp"] = "now"
+    failure = first_failure([first, second])
+    assert failure is not None
+    assert not failure.disrupted
+    first["metadata"]["deletionTimestamp"] = "now"
+    failure = first_failure([first, second])
+    assert failure is not None
+    assert (failure.code, failure.disrupted, failure.said) == (-9, True, "pod p-0 was deleted")
 
 
 def test_pod_without_an_exit_code_has_failed_all_the_same() -> None:
