@@ -193,6 +193,29 @@ def test_logit_difference_is_the_difference_of_rows(swept: Swept) -> None:
     np.testing.assert_allclose(swept.edges()[-1], edges[-3] - edges[-2], rtol=1e-9, atol=1e-12)
 
 
+def test_heads_and_bypass_make_the_edge(swept: Swept) -> None:
+    """What goes through each head of a layer, and what goes past its attention, add up to the edges, layer by layer."""
+    whole = swept.edges()
+    through_any = False
+    for layer, pattern_HPP in enumerate(swept.operator.pattern_HPP):
+        heads = range(len(pattern_HPP))
+
+        def with_heads(kept: list[int], layer: int = layer, pattern_HPP: torch.Tensor = pattern_HPP) -> np.ndarray:
+            chosen = torch.zeros(len(pattern_HPP), 1, 1, dtype=pattern_HPP.dtype)
+            chosen[kept] = 1
+            swept.operator.pattern_HPP[layer] = pattern_HPP * chosen
+            try:
+                return swept.edges()
+            finally:
+                swept.operator.pattern_HPP[layer] = pattern_HPP
+
+        bypass = with_heads([])
+        loadings = [with_heads([head]) - bypass for head in heads]
+        np.testing.assert_allclose(bypass + sum(loadings), whole, rtol=1e-9, atol=1e-12)
+        through_any = through_any or all(np.abs(loading).max() > 1e-6 for loading in loadings)
+    assert through_any
+
+
 def test_own_layer_decoder_equals_a_per_layer_transcoder(tmp_path: Path) -> None:
     """A CLT whose decoders write to their own layer alone has the edges of a per-layer transcoder."""
     swept = build(tmp_path, "llama")
