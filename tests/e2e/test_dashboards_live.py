@@ -73,7 +73,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iter
     assert started.returncode == 0, started.stderr
     try:
         endpoints = run.endpoints
-        ports = {service: endpoint.metrics_port for service, endpoint in endpoints.items()}
+        ports = {service: endpoint.metrics_port for service, endpoint in endpoints.services.items()}
         start_s = time.time()
         with prometheus_server(tmp_path_factory.mktemp("prometheus"), ports) as prometheus:
             with _page_open(f"http://{endpoints['console'].target}/"):
