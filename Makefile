@@ -37,7 +37,7 @@ packaging: setup-dev helm prometheus  ## What is installed: charts, images, rule
 	$(BIN)/pytest -q -m packaging
 
 cluster-test: setup-dev model page helm  ## Images, chart and faults on a real Kubernetes
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/cluster_test.py
+	$(BIN)/python scripts/cluster_test.py
 
 docs: setup-dev  ## Build the documentation, strictly
 	$(BIN)/python scripts/reference.py

@@ -23,7 +23,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("activations", "cache", "trainer", "attribution", "console", "client")
-BASE_IMAGE = "docker.io/library/python:3.11-slim-bookworm"
 KIND_CLUSTER = "weft-test"
 
 
@@ -51,8 +50,8 @@ def find_cluster() -> Iterator[Cluster]:
         registry = os.environ.get("WEFT_IMAGE_REGISTRY", "")
         if not registry:
             sys.exit(
-                "cluster-test: KUBECONFIG names a cluster, whose nodes must pull the images: push them with "
-                "`make images IMAGE_FLAGS='--registry REGISTRY --push'` and set WEFT_IMAGE_REGISTRY=REGISTRY."
+                "cluster-test: KUBECONFIG names a cluster, whose nodes must pull the images: build them with "
+                "`make images IMAGES_FLAGS='--registry REGISTRY'`, push them, and set WEFT_IMAGE_REGISTRY=REGISTRY."
             )
         yield Cluster(os.environ, registry)
     elif shutil.which("docker") and shutil.which("kind"):
@@ -101,12 +100,16 @@ def run(*command: str | Path, environment: Mapping[str, str] | None = None) -> N
 
 def main() -> None:
     with find_cluster() as cluster:
-        environment = {**cluster.environment, "WEFT_TEST_IMAGE_REGISTRY": cluster.registry}
+        tag = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        names = [f"{cluster.registry}/weft-{service}:{tag}" for service in SERVICES]
+        environment = {
+            **cluster.environment,
+            "WEFT_IMAGE_REGISTRY": cluster.registry,
+            # What the launchers' contract runs in place of ranks: any image with Python.
+            "WEFT_TEST_RANK_IMAGE": names[-1],
+        }
         if cluster.load:
             run(sys.executable, "scripts/images.py", "--variant", "cpu", environment=environment)
-            tag = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-            # The base is what the launchers' contract runs in place of ranks.
-            names = [f"{cluster.registry}/weft-{service}:{tag}" for service in SERVICES] + [BASE_IMAGE]
             for name in names:
                 run(*cluster.load, name, environment=environment)
         arguments = sys.argv[1:] or ["tests/e2e/cluster", "tests/contract", "tests/packaging"]

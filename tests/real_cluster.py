@@ -20,7 +20,7 @@ from weft_trainer.adapters.kubernetes_launcher import RankKind, kubernetes_launc
 from weft_trainer.adapters.kubernetes_manifests import CONTAINER, PodOptions
 from weft_trainer.core.ports import RankJob, RankLauncher
 
-IMAGE = os.environ.get("WEFT_TEST_RANK_IMAGE", "docker.io/library/python:3.11-slim-bookworm")
+IMAGE = os.environ.get("WEFT_TEST_RANK_IMAGE", "python:3.11-slim-bookworm")
 # Ends with the code that a file holds, as the stand-in of the processes does.
 WAITING = """
 import pathlib, signal, sys, time

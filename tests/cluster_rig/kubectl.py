@@ -130,4 +130,4 @@ def _answers(port: int) -> bool:
 
 def registry() -> str:
     """Return where the cluster has the images from."""
-    return os.environ.get("WEFT_TEST_IMAGE_REGISTRY", "localhost")
+    return os.environ.get("WEFT_IMAGE_REGISTRY", "localhost")

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import trustme
 import yaml
+from chart_rig import CHART, merged
 from chart_rig import helm as helm_4
 from cluster_rig.bucket import ClusterBucket
 from cluster_rig.kubectl import Kubectl, forwarded, registry
@@ -23,7 +24,6 @@ from weft_common.client import channel
 
 __all__ = ["GRPC_SERVICES", "SERVICES", "Release", "helm", "installed"]
 
-ROOT = Path(__file__).resolve().parents[2]
 GRPC_SERVICES = ("activations", "cache", "trainer", "attribution")
 SERVICES = (*GRPC_SERVICES, "console")
 _MESSAGE_BYTES = 64 << 20
@@ -95,7 +95,7 @@ class Release:
 
     def upgrade(self, **changes: Any) -> None:
         """Change values at the top level and wait until every pod runs with them."""
-        self.values = merged(self.values, changes)
+        self.values = merged(changes, self.values)
         _write_and("upgrade", self)
 
     def pods(self, component: str) -> list[dict[str, Any]]:
@@ -103,21 +103,11 @@ class Release:
         return self.kubectl.items("pods", f"app.kubernetes.io/component={component}")
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values with others laid over them, as helm does."""
-    result = dict(base)
-    for key, value in changes.items():
-        there = result.get(key)
-        result[key] = merged(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
-    return result
-
-
 def _write_and(verb: str, release: Release) -> None:
     path = release.authority.parent / "values.yaml"
     path.write_text(yaml.safe_dump(release.values))
-    chart = str(ROOT / "charts" / "weft")
     namespace = release.kubectl.namespace
-    helm(verb, release.name, chart, "--namespace", namespace, "--values", str(path), "--wait", "--timeout", "8m")
+    helm(verb, release.name, str(CHART), "--namespace", namespace, "--values", str(path), "--wait", "--timeout", "8m")
 
 
 def make_namespace(kubectl: Kubectl) -> None:
@@ -167,7 +157,7 @@ def installed(
             "bucket": {"url": bucket.url, "existingSecret": "weft-bucket"},
             "models": {"bucketPrefix": "models/"},
         }
-        release = Release(name, kubectl, bucket, tokens, authority, merged(base, values))
+        release = Release(name, kubectl, bucket, tokens, authority, merged(values, base))
         begun = time.monotonic()
         _write_and("install", release)
         release.ready_s = time.monotonic() - begun

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster_rig.release import ROOT, SERVICES, Release, helm, merged
+from chart_rig import CHART, merged
+from cluster_rig.release import SERVICES, Release, helm
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -70,9 +71,9 @@ def test_other_services_have_no_credentials_of_the_cluster(release: Release) -> 
 def test_wrong_values_fail_at_install(release: Release, tmp_path: Path, changes: dict[str, object], words: str) -> None:
     """A typo, a missing Secret, two settings that exclude each other: a sentence, and nothing is installed."""
     path = tmp_path / "values.yaml"
-    path.write_text(yaml.safe_dump(merged(release.values, changes)))
+    path.write_text(yaml.safe_dump(merged(changes, release.values)))
     namespace = release.kubectl.namespace
-    result = helm("install", "wrong", str(ROOT / "charts" / "weft"), "-n", namespace, "-f", str(path), check=False)
+    result = helm("install", "wrong", str(CHART), "-n", namespace, "-f", str(path), check=False)
     assert result.returncode != 0
     assert words in result.stderr, result.stderr
     found = json.loads(helm("list", "--namespace", namespace, "--output", "json").stdout)

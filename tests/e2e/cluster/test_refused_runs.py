@@ -1,7 +1,6 @@
 """Runs that cannot be: a bad configuration fails once, and one that fits on no node says so."""
 
 import pytest
-import yaml
 from cluster_rig.kubectl import until
 from cluster_rig.release import Release
 from cluster_rig.work import get_run, harvest, start_run, training_spec, upload_corpus
@@ -35,10 +34,9 @@ def test_run_that_fits_nowhere_says_why(release: Release) -> None:
         start_run(release, "huge", training_spec("refused"))
         reason = until(lambda: get_run(release, "huge").pending_reason, "a reason", 60)
         assert "cpu" in reason, reason
-        release.kubectl("get", "pods")
     finally:
         _cancel(release, "huge")
-        release.upgrade(trainer={"ranks": yaml.safe_load(yaml.safe_dump(ranks))})
+        release.upgrade(trainer={"ranks": ranks})
     until(lambda: not release.kubectl.items("pods", "weft.dev/run=huge"), "its pods go", 120)
 
 
