@@ -11,7 +11,7 @@ from weft.training.v1 import messages_pb2 as training
 from weft.training.v1 import service_pb2 as training_rpc
 from weft.training.v1.service_pb2_grpc import TrainingServiceStub
 
-pytestmark = [pytest.mark.cluster, pytest.mark.real, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 MODEL = "smollm2-135m-instruct"
 
