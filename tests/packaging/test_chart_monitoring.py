@@ -28,7 +28,8 @@ def test_monitoring_can_be_forced_and_forbidden() -> None:
 
 def test_services_are_scraped_on_the_port_of_the_metrics() -> None:
     """Each ServiceMonitor selects its Service by labels that this has, and a port that it forwards."""
-    documents = render(merged({"monitoring": {"scrapeIntervalSeconds": 15, "labels": {"release": "prometheus"}}}))
+    monitoring = {"scrapeIntervalSeconds": 15, "labels": {"release": "prometheus"}}
+    documents = render(merged({"monitoring": monitoring, "trainer": {"launcher": "local"}}))
     monitors = kinds(documents, "ServiceMonitor")
     assert set(monitors) == {f"weft-{component}" for component in COMPONENTS}
     for name, monitor in monitors.items():
@@ -50,6 +51,20 @@ def test_ranks_are_scraped_by_the_labels_that_the_controller_gives_them() -> Non
     assert selector["app.kubernetes.io/component"] == "rank"
     local = render(merged({"trainer": {"launcher": "local"}}))
     assert not kinds(local, "PodMonitor")
+
+
+def test_controllers_that_wait_are_scraped_too() -> None:
+    """The Service has the leader alone, so a PodMonitor scrapes every controller; the job keeps the Service's name."""
+    documents = render(merged({"monitoring": {"scrapeIntervalSeconds": 15}}))
+    assert "weft-trainer" not in kinds(documents, "ServiceMonitor")
+    spec = find(documents, "PodMonitor", "weft-trainer")["spec"]
+    template = find(documents, "Deployment", "weft-trainer")["spec"]["template"]
+    assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert spec["namespaceSelector"] == {"matchNames": ["interpretability"]}
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert endpoint.pop("relabelings") == [{"targetLabel": "job", "replacement": "weft-trainer"}]
+    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "15s"}
+    assert endpoint["port"] in {port["name"] for port in template["spec"]["containers"][0]["ports"]}
 
 
 def test_rules_are_the_files_unchanged() -> None:
