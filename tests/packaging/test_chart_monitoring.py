@@ -6,6 +6,9 @@ import pytest
 import yaml
 from chart_rig import CHART, COMPONENTS, find, kinds, merged, render
 
+from weft_trainer.adapters.kubernetes_manifests import PodOptions, work_manifest
+from weft_trainer.core.ports import RankJob
+
 pytestmark = pytest.mark.packaging
 
 OPERATOR_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
@@ -42,13 +45,20 @@ def test_services_are_scraped_on_the_port_of_the_metrics() -> None:
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_ranks_are_scraped_by_the_labels_that_the_controller_gives_them() -> None:
-    """The PodMonitor's selector is part of the labels that the launcher is told to put on pods."""
+def test_ranks_are_scraped_as_the_controller_makes_them() -> None:
+    """The PodMonitor selects pods of ranks by labels that they have, and a port that they name."""
     documents = render()
-    selector = find(documents, "PodMonitor", "weft-rank")["spec"]["selector"]["matchLabels"]
+    spec = find(documents, "PodMonitor", "weft-rank")["spec"]
+    selector = spec["selector"]["matchLabels"]
     told = find(documents, "ConfigMap", "weft-trainer")["data"]["WEFT_TRAINER_KUBERNETES_POD_LABELS"]
     assert selector.items() <= json.loads(told).items()
     assert selector["app.kubernetes.io/component"] == "rank"
+    options = PodOptions(image="i", labels=json.loads(told))
+    pod = work_manifest(RankJob("runs/r/attempts/1", "m", 2, {}), "r", options, jobset=False)["spec"]["template"]
+    assert selector.items() <= pod["metadata"]["labels"].items()
+    (port,) = pod["spec"]["containers"][0]["ports"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert (endpoint["port"], port["containerPort"]) == (port["name"], 9090)
     local = render(merged({"trainer": {"launcher": "local"}}))
     assert not kinds(local, "PodMonitor")
 
