@@ -20,6 +20,8 @@ class KubernetesSettings(BaseSettings):
     """Namespace of the ranks and of the controllers' Lease."""
     kubernetes_lease: str = "weft-trainer"
     """Name of the Lease by which the controller's replicas elect a leader."""
+    kubernetes_pod: str = ""
+    """Name of the controller's own pod, which gets the label weft.dev/leader while it leads; unset labels none."""
     kubernetes_rank_image: str = ""
     """Image of the ranks; the trainer's own."""
     kubernetes_rank_image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""

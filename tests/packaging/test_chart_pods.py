@@ -7,6 +7,10 @@ import pytest
 import yaml
 from chart_rig import CHART, CI_FILES, COMPONENTS, Document, find, kinds, merged, pod_specs, render
 
+from weft_common.settings import variable_name
+from weft_trainer.adapters.leader_label import LEADER_LABEL
+from weft_trainer.settings import TrainerSettings
+
 pytestmark = pytest.mark.packaging
 
 ci_file = pytest.mark.parametrize("values", CI_FILES, ids=lambda path: path.stem)
@@ -60,6 +64,25 @@ def test_only_the_trainer_has_a_token_of_the_api(values: Path) -> None:
         assert account["automountServiceAccountToken"] is False
 
 
+def test_controller_labels_the_pod_that_leads() -> None:
+    """No pod begins with the label that the Service selects; the controller is told its pod's name to put it on."""
+    documents = render(merged({"trainer": {"replicas": 2}}))
+    assert find(documents, "Service", "weft-trainer")["spec"]["selector"][LEADER_LABEL] == "true"
+    template = find(documents, "Deployment", "weft-trainer")["spec"]["template"]
+    assert LEADER_LABEL not in template["metadata"]["labels"]
+    entries = {entry["name"]: entry for entry in template["spec"]["containers"][0]["env"]}
+    own_pod = {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert entries[variable_name(TrainerSettings, "kubernetes_pod")]["valueFrom"] == own_pod
+
+
+def test_controller_with_ranks_of_its_own_needs_no_label() -> None:
+    """With the local launcher nobody puts one on, so nothing may select it."""
+    documents = render(merged({"trainer": {"launcher": "local"}}))
+    assert LEADER_LABEL not in find(documents, "Service", "weft-trainer")["spec"]["selector"]
+    names = {entry["name"] for entry in main_container(documents, "trainer")["env"]}
+    assert variable_name(TrainerSettings, "kubernetes_pod") not in names
+
+
 def test_every_component_has_an_account_of_its_own() -> None:
     """Rights that one gets do not reach another; an existing account is used and not made."""
     documents = render()
@@ -102,7 +125,7 @@ def test_tokens_reach_who_asks_and_who_calls() -> None:
         component: {
             entry["name"].removeprefix(f"WEFT_{component.upper()}_"): entry["valueFrom"]["secretKeyRef"]["key"]
             for entry in main_container(documents, component, "circuits")["env"]
-            if "valueFrom" in entry
+            if "secretKeyRef" in entry.get("valueFrom", {})
         }
         for component in COMPONENTS
     }

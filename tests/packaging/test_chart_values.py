@@ -203,6 +203,7 @@ def test_launcher_is_told_all_about_ranks() -> None:
     assert json.loads(told.pop("RANK_RESOURCES")) == VALUES["trainer"]["ranks"]["resources"]
     assert json.loads(told.pop("POD_ANNOTATIONS")) == {"example.com/scanned": "yes"}
     assert told == {
+        "POD": "from-the-pod",
         "NAMESPACE": "interpretability",
         "LEASE": "circuits-trainer",
         "RANK_KIND": "jobset",

@@ -20,13 +20,17 @@ spec:
   strategy:
     type: RollingUpdate
     rollingUpdate:
-      {{- if eq $component "trainer" }}
-      # A new controller is ready when it leads, which it cannot before the old one has gone.
-      maxSurge: 1
-      maxUnavailable: 100%
-      {{- else }}
+      {{- if ne $component "trainer" }}
       maxSurge: {{ int $own.maxSurge }}
       maxUnavailable: {{ int $own.maxUnavailable }}
+      {{- else if eq $own.launcher "kubernetes" }}
+      # A new controller waits for the lead, ready, before an old one goes.
+      maxSurge: 1
+      maxUnavailable: 0
+      {{- else }}
+      # Ranks are the old controller's own processes: a second one could only wait for their end.
+      maxSurge: 0
+      maxUnavailable: 1
       {{- end }}
   template:
     metadata:
@@ -90,6 +94,10 @@ containers:
       - configMapRef: {name: {{ include "weft.componentName" . }}}
     env:
       - {name: HOME, value: /tmp}
+      {{- if $speaksToApi }}
+      - name: WEFT_TRAINER_KUBERNETES_POD
+        valueFrom: {fieldRef: {fieldPath: metadata.name}}
+      {{- end }}
       {{- include "weft.secrets" . | nindent 6 }}
       {{- with .pod.env }}
       {{- toYaml . | nindent 6 }}

@@ -36,6 +36,8 @@ JOB_LABEL = "weft.dev/job"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 _MASTER_PORT = "29500"
+# Each rank has a pod and so an address of its own: all can have the same port.
+_METRICS_PORT = 9090
 _USER = 10001
 _GRACE_S = 120
 # The controller deletes what has ended; this is for when there is no controller any more.
@@ -241,6 +243,9 @@ def _pod_spec(job: RankJob, options: PodOptions, master: str) -> dict[str, Any]:
             "capabilities": {"drop": ["ALL"]},
         },
     }
+    if job.num_ranks:
+        # By this name Prometheus finds it.
+        container["ports"] = [{"name": "metrics", "containerPort": _METRICS_PORT}]
     if options.image_pull_policy:
         container["imagePullPolicy"] = options.image_pull_policy
     spec: dict[str, Any] = {
@@ -278,6 +283,7 @@ def _environment(job: RankJob, options: PodOptions, master: str) -> list[dict[st
     if job.num_ranks:
         host, port = master, _MASTER_PORT
         plain |= {"WORLD_SIZE": str(job.num_ranks), "MASTER_ADDR": host, "MASTER_PORT": port}
+        plain["WEFT_WORKER_METRICS_PORT"] = str(_METRICS_PORT)
     entries: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(plain.items())]
     if job.num_ranks:
         index = {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}
