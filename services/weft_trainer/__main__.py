@@ -71,7 +71,8 @@ async def build(
 async def _services(
     settings: TrainerSettings, launcher: RankLauncher, worker_module: str
 ) -> AsyncIterator[Sequence[Registration]]:
-    store = open_store(settings.bucket_url, _secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
+    keys = (_secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
+    store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
     runs, signals, gauges, journal = RunRepository(store), Signals(), PrometheusGauges(), Journal(store)
     desk = ReportDesk(store, runs, journal, signals, gauges)
     tokens = RunTokens(settings.token, settings.report_token)

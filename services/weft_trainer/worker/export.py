@@ -200,7 +200,8 @@ def main() -> int:
 
         torch.set_num_threads(settings.threads)
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-        store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
+        keys = (secret.get_secret_value() if secret else None for secret in secrets)
+        store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
         cache = service_pb2_grpc.CacheServiceStub(
             channel(settings.cache_target, token=settings.cache_token, **settings.tls)
         )
