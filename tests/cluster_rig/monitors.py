@@ -131,7 +131,8 @@ def _of_pod(pod: Json, port: str) -> Iterator[tuple[str, int, str]]:
 
 
 def _has(item: Json, labels: Mapping[str, str]) -> bool:
-    return labels.items() <= item["metadata"].get("labels", {}).items()
+    found: Mapping[str, str] = item["metadata"].get("labels", {})
+    return labels.items() <= found.items()
 
 
 def _write(path: Path, targets: Sequence[Json]) -> None:
