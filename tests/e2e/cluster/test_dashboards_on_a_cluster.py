@@ -71,6 +71,13 @@ def test_monitors_find_every_service(story: Story, release: Release) -> None:
         assert found[-1] == 1, service
 
 
+def test_monitors_find_every_rank(story: Story) -> None:
+    """Each pod of the run was scraped while it trained, though it is gone by now."""
+    assert {pod: 1.0 in values(story, f'up{{pod="{pod}"}}') for pod in story.rank_pods} == dict.fromkeys(
+        story.rank_pods, True
+    )
+
+
 def test_figures_are_those_of_the_story(story: Story) -> None:
     """One graph, one run that learned, and the harvest's tokens; nothing corrupt, nothing incomplete."""
     by_panel = {(query.dashboard, query.panel): query.expr for query in panel_queries()}

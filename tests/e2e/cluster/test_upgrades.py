@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def _pods(release: Release, component: str) -> set[str]:
-    return {pod["metadata"]["name"] for pod in release.pods(component)}
+    """Name a component's pods, less those that were told to go."""
+    found = release.pods(component)
+    return {pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"]}
 
 
 def test_upgrade_in_the_middle_of_a_harvest_and_a_graph_fails_no_call(release: Release, long_graph: LongGraph) -> None:
@@ -45,7 +47,7 @@ def test_upgrade_in_the_middle_of_a_harvest_and_a_graph_fails_no_call(release: R
         harvesting.start()
         until(lambda: len(list(store.list("harvests/upgraded/leases/"))) >= 2, "the harvest goes on", 120, 0.2)
         upgrading.start()
-        until(lambda: _is_leaving(release, old), "the pod of attribution is told to go", 180, 0.2)
+        until(lambda: old not in _pods(release, "attribution"), "the pod of attribution is told to go", 180, 0.2)
         name = f"{release.service('attribution')}.{release.kubectl.namespace}.svc"
         with channel(
             f"127.0.0.1:{port}", token=release.tokens["attribution"], tls_ca=release.authority, tls_server_name=name
@@ -64,10 +66,3 @@ def test_upgrade_in_the_middle_of_a_harvest_and_a_graph_fails_no_call(release: R
     print({service: (answered[service]["calls"], answered[service]["longest_s"]) for service in SERVICES})  # noqa: T201
     assert {service: answered[service]["failures"] for service in SERVICES} == {service: [] for service in SERVICES}
     assert all(answered[service]["calls"] > 50 for service in GRPC_SERVICES)
-
-
-def _is_leaving(release: Release, pod: str) -> bool:
-    return any(
-        found["metadata"]["name"] == pod and "deletionTimestamp" in found["metadata"]
-        for found in release.pods("attribution")
-    )
