@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing, nullcontext, suppress
 from typing import Any, TypeAlias
 
 import grpc
@@ -57,6 +57,10 @@ _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEALTH = "/grpc.health.v1.Health/"
 # A caller whose deadline expires cancels the call, which may be known here just before the deadline is.
 _DEADLINE_SLACK_S = 0.05
+# How much of a refused stream is still read, and for how long: a caller's pauses are shorter than its patience.
+_REST_BYTES = 64 * 2**20
+_REST_S = 5.0
+_REST_PAUSE_S = 0.5
 _LOG = get_logger(__name__)
 
 
@@ -148,12 +152,14 @@ class AuthInterceptor(_Wrapping):
         async def checked(request: Any, context: Context) -> Any:
             given = dict(context.invocation_metadata() or ()).get("authorization")
             if given is None:
+                await _read_rest(request)
                 await abort(
                     context,
                     UnauthenticatedError("no token came with the call; send metadata `authorization: Bearer TOKEN`"),
                 )
             raw = given.encode() if isinstance(given, str) else bytes(given or b"")
             if not hmac.compare_digest(raw, expected):
+                await _read_rest(request)
                 await abort(
                     context,
                     UnauthenticatedError(
@@ -176,7 +182,9 @@ class ErrorInterceptor(_Wrapping):
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception as error:
-                await abort(context, as_weft_error(error))
+                told = as_weft_error(error)
+                await _read_rest(request)
+                await abort(context, told)
 
         return guarded
 
@@ -275,6 +283,23 @@ async def abort(context: Context, error: WeftError) -> None:
         # What gRPC's own retries go by.
         extra.append(("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))))
     await context.abort(status.code, status.details, (*status.trailing_metadata, *extra))
+
+
+async def _read_rest(request: Any) -> None:
+    """
+    Read what the caller of a refused stream still sends, within bounds, and let go of it.
+
+    A caller in Python's asyncio whose write comes after the end of the call is told INTERNAL in place of the answer
+    that it was given (https://github.com/grpc/grpc/issues/36066).
+    """
+    if not hasattr(request, "__aiter__"):
+        return
+    messages = aiter(request)
+    num_bytes = 0
+    with suppress(TimeoutError, StopAsyncIteration):
+        async with asyncio.timeout(_REST_S):
+            while num_bytes < _REST_BYTES:
+                num_bytes += len(await asyncio.wait_for(anext(messages), _REST_PAUSE_S))
 
 
 async def _refuse_while_starting(request: bytes, context: Context) -> bytes:

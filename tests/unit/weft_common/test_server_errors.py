@@ -60,6 +60,38 @@ async def test_every_subclass_comes_back_through_every_kind_of_call(kit: Any, ec
                 assert echo.calls == (5 if cls is UnavailableError else 1), (cls, kind)
 
 
+@pytest.mark.parametrize("kind", ["client_stream", "bidi_stream"])
+@pytest.mark.parametrize("token", ["secret", "wrong"])
+async def test_refusal_reaches_a_caller_that_is_still_sending(kit: Any, echo: Any, kind: str, token: str) -> None:
+    """A stream that is refused at its first message ends with the refusal, not with the failure of a later write."""
+    echo.behave = raising(InvalidArgumentError("wrong"))
+    expected = InvalidArgumentError if token == "secret" else UnauthenticatedError
+    async with (
+        serving("test", kit.settings(), [echo.registration()]) as server,
+        aio_channel(server.target, token=token) as plain,
+    ):
+        client = kit.client(plain)
+        for _ in range(10):
+            with pytest.raises(grpc.RpcError) as caught:
+                await client.call(kind, *["x" * 65_536] * 32)
+            assert type(error_from_rpc(caught.value)) is expected
+
+
+async def test_caller_that_sends_nothing_more_is_refused_soon(kit: Any, echo: Any) -> None:
+    """What is not sent is not waited for: the refusal comes while the caller's stream is still open."""
+    echo.behave = raising(InvalidArgumentError("wrong"))
+    async with (
+        serving("test", kit.settings(), [echo.registration()]) as server,
+        aio_channel(server.target, token="secret") as plain,
+    ):
+        call: Any = plain.stream_unary(f"/{kit.name}/ClientStream", request_serializer=kit.text.SerializeToString)()
+        await call.write(kit.text(value="x"))
+        async with asyncio.timeout(60):
+            with pytest.raises(grpc.RpcError) as caught:
+                await call
+    assert type(error_from_rpc(caught.value)) is InvalidArgumentError
+
+
 def _sync_error(target: str, name: str) -> WeftError:
     with channel(target, token="secret") as plain:
         call: Any = plain.unary_unary(f"/{name}/Unary")
