@@ -31,13 +31,13 @@ unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/python scripts/page.py --test
 
 slow: setup-dev model page minio chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
-	$(BIN)/pytest -q -m 's3 or real or distributed or browser or e2e'
+	$(BIN)/pytest -q --durations=40 -m 's3 or real or distributed or browser or e2e'
 
 packaging: setup-dev helm prometheus  ## What is installed: charts, images, rules, dashboards
 	$(BIN)/pytest -q -m packaging
 
-cluster-test: setup-dev model page helm  ## Images, chart and faults on a real Kubernetes
-	$(BIN)/python scripts/cluster_test.py
+cluster-test: setup-dev model page helm chromium prometheus  ## Images, chart and faults on a real Kubernetes
+	$(BIN)/python scripts/cluster_test.py $(CLUSTER_TEST_FLAGS)
 
 docs: setup-dev  ## Build the documentation, strictly
 	$(BIN)/python scripts/reference.py

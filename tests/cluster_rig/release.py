@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,7 @@ import yaml
 from chart_rig import CHART, merged
 from chart_rig import helm as helm_4
 from cluster_rig.bucket import ClusterBucket
-from cluster_rig.kubectl import Kubectl, forwarded, registry
+from cluster_rig.kubectl import Kubectl, forwarded, registry, until
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from weft_common.client import channel
@@ -97,6 +99,24 @@ class Release:
         """Change values at the top level, or the chart too, and wait until every pod runs with them."""
         self.values = merged(changes, self.values)
         _write_and("upgrade", self, chart)
+        for component in SERVICES:
+            self.reach(component)
+
+    def reach(self, component: str) -> None:
+        """Wait until the forward leads to a pod again: kubectl tells that its pod is gone to whoever comes next."""
+        trusted = ssl.create_default_context(cafile=str(self.authority))
+
+        def answers() -> bool:
+            try:
+                with (
+                    socket.create_connection(("127.0.0.1", self.ports[component]), timeout=5) as plain,
+                    trusted.wrap_socket(plain, server_hostname="localhost"),
+                ):
+                    return True
+            except OSError:
+                return False
+
+        until(answers, f"{component} is reached", 60)
 
     def image(self, service: str) -> str:
         """Name an image as the chart does."""

@@ -43,7 +43,7 @@ def namespace() -> Iterator[str]:
 
 
 def make_secrets(namespace: str, values: Document) -> None:
-    """Make the Secrets that the values name, with the keys that they name."""
+    """Make the Secrets and the ConfigMap that the values name, with the keys that they name."""
     defaults: Document = yaml.safe_load((CHART / "values.yaml").read_text())
     for part in ("auth", "bucket", "tls"):
         name = values[part].get("existingSecret")
@@ -57,6 +57,15 @@ def make_secrets(namespace: str, values: Document) -> None:
             "stringData": dict.fromkeys(keys, "value"),
         }
         applied = kubectl("apply", "-f", "-", given=secret)
+        assert applied.returncode == 0, applied.stderr
+    if authority := values["bucket"].get("ca", {}).get("existingConfigMap"):
+        config = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": authority, "namespace": namespace},
+            "data": {{**defaults["bucket"]["ca"], **values["bucket"]["ca"]}["key"]: "value"},
+        }
+        applied = kubectl("apply", "-f", "-", given=config)
         assert applied.returncode == 0, applied.stderr
 
 

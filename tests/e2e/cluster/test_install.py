@@ -25,7 +25,13 @@ FORBIDDEN = (
     ("create", "roles.rbac.authorization.k8s.io"),
     ("create", "clusterrolebindings.rbac.authorization.k8s.io"),
 )
-ALLOWED = (("create", "jobs.batch"), ("list", "pods"), ("get", "pods", "--subresource=log"), ("list", "events"))
+ALLOWED = (
+    ("create", "jobs.batch"),
+    ("list", "pods"),
+    ("patch", "pods"),
+    ("get", "pods", "--subresource=log"),
+    ("list", "events"),
+)
 
 
 def test_all_pods_serve(release: Release) -> None:

@@ -1,5 +1,6 @@
 """The demo's whole path on a cluster, with the real model: harvest, train on two pods, export, explain, show."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -41,6 +42,7 @@ async def test_graph_is_read_on_the_page(release: Release, story: Story, chromiu
     page = await context.new_page()
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
+    await asyncio.to_thread(release.reach, "console")
     await page.goto(f"{console}/?token={release.tokens['console']}")
     await expect(page.get_by_role("heading", name="Graphs")).to_be_visible()
     await page.goto(f"{console}/{story.graph.name}")
