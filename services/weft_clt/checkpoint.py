@@ -46,8 +46,8 @@ class Manifest:
     data_ranks: int
     config_digest: str
     files: dict[str, FileFacts]
-    data: list[dict[str, Any]]
-    """Where each rank was in its data, from which all later random numbers follow too."""
+    data: dict[str, Any]
+    """Where the run was in its data, from which all later random numbers follow too; the same for every rank."""
 
     def to_document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""

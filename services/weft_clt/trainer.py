@@ -84,7 +84,7 @@ class Trainer:
         """Whether all steps are done."""
         return self.step >= self.config.batch.num_steps
 
-    def train_step(self, batch: Batch, *, data_wait_s: float = 0.0) -> StepMetrics:
+    def train_step(self, batch: Batch, data_wait_s: float = 0.0) -> StepMetrics:
         """
         Do the next step.
 

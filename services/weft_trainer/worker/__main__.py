@@ -28,6 +28,7 @@ def main() -> int:
 
     from weft.cache.v1 import service_pb2_grpc as cache_grpc
     from weft.training.v1 import service_pb2_grpc as training_grpc
+    from weft_clt.loader import LoaderOptions
     from weft_clt.mesh import make_mesh
     from weft_common.client import channel
     from weft_store import open_store
@@ -68,7 +69,11 @@ def main() -> int:
             stop,
             run=settings.run,
             attempt=settings.attempt,
-            pool_row_groups=settings.pool_row_groups,
+            loading=LoaderOptions(
+                num_streams=settings.mixed_row_groups,
+                ahead_bytes=settings.read_ahead_bytes,
+                read_threads=settings.read_threads,
+            ),
         )
         if settings.mode == "evaluate":
             own.evaluate(settings.checkpoint_step, settings.evaluation_tokens)

@@ -2,7 +2,7 @@
 Checkpoints of a run in the bucket.
 
     runs/{run}/checkpoints/{step:08d}/rank{r}-of-{R}.safetensors     by the ranks of the first data group
-    runs/{run}/checkpoints/{step:08d}/part-{rank}.json               by every rank: its file's hash, its data position
+    runs/{run}/checkpoints/{step:08d}/part-{rank}.json               by every rank: its file's hash
     runs/{run}/checkpoints/{step:08d}/manifest.json                  by rank 0, after all others, never twice
 """
 
@@ -80,7 +80,7 @@ class RunCheckpoints:
         folder = self.folder(step)
         if mesh.any(mesh.rank == 0 and self._exists(f"{folder}manifest.json")):
             return
-        part: dict[str, Any] = {"data": data, "files": {}}
+        part: dict[str, Any] = {"files": {}}
         if mesh.data.rank == 0:
             name = file_name(mesh.feature.rank, mesh.feature.size)
             with tempfile.TemporaryDirectory(prefix="weft-") as temporary:
@@ -100,7 +100,7 @@ class RunCheckpoints:
                 data_ranks=mesh.data.size,
                 config_digest=config.digest(),
                 files=files,
-                data=[each["data"] for each in parts],
+                data=data,
             )
             self._commit(f"{folder}manifest.json", manifest)
 

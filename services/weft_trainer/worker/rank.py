@@ -10,13 +10,14 @@ from typing import Any
 
 from weft.cache.v1 import messages_pb2, service_pb2_grpc
 from weft_clt.config import TrainingConfig
-from weft_clt.data import TokenPool, held_out_batches
+from weft_clt.data import held_out_batches
 from weft_clt.kernels import CpuKernels
+from weft_clt.loader import LoaderOptions, TokenLoader
 from weft_clt.mesh import Mesh
 from weft_clt.metrics import Evaluation, StepMetrics
 from weft_clt.normalization import Normalization
-from weft_clt.trainer import Trainer
-from weft_common.errors import FailedPreconditionError
+from weft_clt.trainer import Batch, Trainer
+from weft_common.errors import DataLossError, FailedPreconditionError
 from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import encode_json
@@ -38,7 +39,7 @@ class Rank:
 
     Args:
         attempt: Which start of the ranks this is.
-        pool_row_groups: Row groups that are mixed in memory.
+        loading: How much is mixed and read ahead.
         stop: Set by SIGTERM.
     """
 
@@ -54,11 +55,11 @@ class Rank:
         *,
         run: str,
         attempt: int,
-        pool_row_groups: int,
+        loading: LoaderOptions,
     ) -> None:
         self._store, self._cache, self._reporter, self._mesh = store, cache, reporter, mesh
         self._config, self._normalization, self._stop = config, normalization, stop
-        self._run, self._attempt, self._pool_row_groups = run, attempt, pool_row_groups
+        self._run, self._attempt, self._loading = run, attempt, loading
         num_layers, d_model = normalization.input_mean_LD.shape
         self._trainer = Trainer(config, normalization, mesh, CpuKernels(), num_layers=num_layers, d_model=d_model)
         self._checkpoints = RunCheckpoints(store, run, attempt)
@@ -66,38 +67,45 @@ class Rank:
 
     def train(self) -> None:
         """Do the steps that are left, or stop where a directive or a signal says so."""
-        trainer, config = self._trainer, self._config
-        pool = TokenPool(
-            self._source(messages_pb2.SPLIT_TRAIN),
+        # One plan for all ranks, so that a step's tokens do not depend on how many there are.
+        source = self._source(messages_pb2.SPLIT_TRAIN, rank=0, world_size=1)
+        loader = TokenLoader(
+            source,
             self._normalization,
-            batch_tokens=trainer.rank_tokens,
-            seed=config.batch.seed,
+            step_tokens=self._config.batch.step_tokens,
             rank=self._mesh.rank,
-            num_row_groups=self._pool_row_groups,
+            world_size=self._mesh.world_size,
+            options=self._loading,
         )
-        self._resume(pool)
+        try:
+            self._train(source, loader)
+        finally:
+            loader.close()
+
+    def _train(self, source: CacheRowGroups, loader: TokenLoader) -> None:
+        trainer, config = self._trainer, self._config
+        self._resume(loader)
         _log.info("ready", step=trainer.step, tokens_per_step=config.batch.step_tokens)
         saved_step, order = trainer.step, CONTINUE
         while not trainer.finished:
             order = self._order()
             if order != CONTINUE:
                 break
-            start_s = time.perf_counter()
-            batch = pool.draw()
-            metrics = trainer.train_step(batch, data_wait_s=time.perf_counter() - start_s)
+            metrics = trainer.train_step(*self._draw(loader))
+            self._check_finite(metrics, source, loader)
             self._record(metrics)
             records, step = config.records, trainer.step
             if not trainer.finished:
                 if records.evaluation_steps and step % records.evaluation_steps == 0:
                     self._evaluate_and_report()
                 if records.checkpoint_steps and step % records.checkpoint_steps == 0:
-                    self._save(pool.state())
+                    self._save(loader.state())
                     saved_step = step
         self._close_chunk()
         if order == STOP:
             return
         if trainer.step > saved_step:
-            self._save(pool.state())
+            self._save(loader.state())
         if trainer.finished:
             self._evaluate_and_report()
             self._reporter.finished()
@@ -112,18 +120,24 @@ class Rank:
             key = f"{self._checkpoints.folder(checkpoint_step)}evaluation.json"
             self._store.put(key, encode_json(asdict(evaluation)))
 
-    def _source(self, split: messages_pb2.Split.ValueType) -> CacheRowGroups:
+    def _source(self, split: messages_pb2.Split.ValueType, *, rank: int, world_size: int) -> CacheRowGroups:
         return CacheRowGroups(
             self._cache,
             self._store,
             self._config.batch.dataset,
             split,
-            rank=self._mesh.rank,
-            world_size=self._mesh.world_size,
+            rank=rank,
+            world_size=world_size,
             seed=self._config.batch.seed,
         )
 
-    def _resume(self, pool: TokenPool) -> None:
+    def _draw(self, loader: TokenLoader) -> tuple[Batch, float]:
+        """Draw a batch, and tell how many seconds the rank that had to wait longest waited for its own."""
+        start_s = time.perf_counter()
+        batch = loader.draw()
+        return batch, self._mesh.largest(round((time.perf_counter() - start_s) * 1e6)) / 1e6
+
+    def _resume(self, loader: TokenLoader) -> None:
         step = self._checkpoints.newest_step()
         if not step:
             return
@@ -134,23 +148,36 @@ class Rank:
         manifest = self._checkpoints.load(step, axis.rank, axis.size, state)
         self._trainer.step = manifest.step
         if not final:
-            pool.restore(manifest.data[self._mesh.rank])
+            loader.restore(manifest.data)
         _log.info("resumed", step=step, attempt=self._attempt)
 
     def _order(self) -> int:
         """What all ranks do next: the most urgent of what each has heard."""
-        own = max(self._reporter.directive, SAVE_AND_STOP if self._stop.is_set else CONTINUE)
-        for order in (STOP, SAVE_AND_STOP):
-            if self._mesh.any(own >= order):
-                return order
-        return CONTINUE
+        return self._mesh.largest(max(self._reporter.directive, SAVE_AND_STOP if self._stop.is_set else CONTINUE))
+
+    def _check_finite(self, metrics: StepMetrics, source: CacheRowGroups, loader: TokenLoader) -> None:
+        """Where a step came to nothing, say which value of the data is to blame, or that none is."""
+        if math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm):
+            return
+        found = loader.find_not_finite()
+        # The lowest rank that found something tells all, so that all end with the same words.
+        teller = self._mesh.world_size - self._mesh.largest(self._mesh.world_size - self._mesh.rank if found else 0)
+        if teller < self._mesh.world_size:
+            own = found if found and self._mesh.rank == teller else (0,) * 5
+            epoch, position, row, stream, layer = (self._mesh.largest(value) for value in own)
+            row_group = source.at(epoch, position)
+            where = source.describe(row_group) if row_group is not None else f"row group {position} of epoch {epoch}"
+            raise DataLossError(
+                f"The data of step {metrics.step} is not finite: {('input', 'output')[stream]} of layer {layer}, token "
+                f"{row} of {where}. Harvest the dataset again, without what makes such activations."
+            )
+        raise FailedPreconditionError(
+            f"Training diverged: the loss of step {metrics.step} is {metrics.loss}, its gradient's norm "
+            f"{metrics.gradient_norm}, and its data is finite. Start a run with a lower learning rate or a longer "
+            "warm-up."
+        )
 
     def _record(self, metrics: StepMetrics) -> None:
-        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
-            raise FailedPreconditionError(
-                f"Training diverged: the loss of step {metrics.step} is {metrics.loss}, its gradient's norm "
-                f"{metrics.gradient_norm}. Start a run with a lower learning rate or a longer warm-up."
-            )
         if self._mesh.rank != 0:
             return
         self._reporter.step(metrics)
@@ -166,8 +193,8 @@ class Rank:
             self._chunk = []
 
     def _evaluation(self, most_tokens: int) -> Evaluation:
-        source = self._source(messages_pb2.SPLIT_HELD_OUT)
         world, rank = self._mesh.world_size, self._mesh.rank
+        source = self._source(messages_pb2.SPLIT_HELD_OUT, rank=rank, world_size=world)
         own_most = most_tokens // world + (rank < most_tokens % world) if most_tokens else 0
         own_tokens = source.num_tokens()
         if most_tokens:

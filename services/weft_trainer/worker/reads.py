@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import Any
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
-from weft_clt.data import RowGroup
+from weft_clt.data import CodedRowGroup, CodedStream, RowGroup
 from weft_clt.normalization import Moments, Normalization
 from weft_common.client import error_from_rpc
 from weft_common.errors import FailedPreconditionError
@@ -19,8 +19,10 @@ from weft_store.shard import ShardReader
 
 __all__ = ["CacheRowGroups", "get_dataset", "normalization_of"]
 
-_PAGE_SLICES = 512
-_OPEN_SHARDS = 4
+_PAGE_SLICES = 4096
+_KEPT_PAGES = 4
+# An index of SmolLM2's shards takes 0.3 MB; a shuffle over all shards comes back to each soon.
+_OPEN_SHARDS = 64
 _TIMEOUT_S = 60.0
 
 
@@ -74,6 +76,7 @@ class CacheRowGroups:
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._pages: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
+        self._readers_lock = threading.Lock()
 
     def num_tokens(self) -> int:
         """Return the tokens of the share."""
@@ -87,14 +90,25 @@ class CacheRowGroups:
         found = slices[index]
         return RowGroup(epoch, position, found.num_tokens, found.seed, (found.key, found.row_group))
 
-    def read(self, row_group: RowGroup) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def read(self, row_group: RowGroup) -> CodedRowGroup:
         key, index = row_group.where
-        reader = self._readers.pop(key, None) or ShardReader(self._store, key)
-        self._readers[key] = reader
-        if len(self._readers) > _OPEN_SHARDS:
-            self._readers.popitem(last=False)
-        streams = reader.read_row_group(index)
-        return streams["input"], streams["output"]
+        with self._readers_lock:
+            reader = self._readers.pop(key, None)
+        reader = reader or ShardReader(self._store, key)
+        with self._readers_lock:
+            self._readers[key] = reader
+            if len(self._readers) > _OPEN_SHARDS:
+                self._readers.popitem(last=False)
+        streams = reader.read_codes(index)
+        inputs, outputs = (
+            CodedStream(stream.codes_LTD, stream.step_L, stream.mean_LD)
+            for stream in (streams["input"], streams["output"])
+        )
+        return CodedRowGroup(inputs, outputs)
+
+    def describe(self, row_group: RowGroup) -> str:
+        key, index = row_group.where
+        return f"row group {index} of shard {key!r} of {self._dataset}"
 
     def _page(self, epoch: int, start: int) -> Any:
         if (epoch, start) not in self._pages:
@@ -113,6 +127,6 @@ class CacheRowGroups:
             except grpc.RpcError as error:
                 raise error_from_rpc(error) from error
             self._pages[epoch, start] = answer
-            if len(self._pages) > _OPEN_SHARDS:
+            if len(self._pages) > _KEPT_PAGES:
                 self._pages.popitem(last=False)
         return self._pages[epoch, start]

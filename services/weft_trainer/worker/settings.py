@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from weft_common.settings import ChannelTls, check_pem_file, variable_name
@@ -80,8 +80,12 @@ class RankSettings(WorkerSettings):
     """For `evaluate`: held-out tokens over all ranks, 0 means all."""
     metrics_port: int | None = None
     """Port of /metrics, on every address; unset shows nothing, as where ranks share a machine."""
-    pool_row_groups: int = 4
-    """Row groups that are mixed in memory."""
+    mixed_row_groups: int = Field(default=16, ge=1)
+    """Row groups that a step's tokens come from, over all ranks; a run that resumes keeps its own number."""
+    read_ahead_bytes: int = Field(default=64 << 20, ge=0)
+    """Bytes of codes that a rank reads ahead of those that it mixes; at least one row group always is."""
+    read_threads: int = Field(default=2, ge=1)
+    """Row groups that a rank reads and decodes at once, in the background."""
 
 
 class ExportSettings(WorkerSettings):

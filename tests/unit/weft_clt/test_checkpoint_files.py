@@ -54,7 +54,7 @@ def test_checkpoint_of_other_tensors_is_refused(tmp_path: Path) -> None:
 
 def test_manifest_survives_its_document_and_refuses_another_run() -> None:
     """A resume that would silently forget the configuration or the mesh is refused."""
-    manifest = Manifest(3, 1, 2, 1, "abc", {"rank0-of-2.safetensors": FileFacts("00", 4)}, [{}, {}])
+    manifest = Manifest(3, 1, 2, 1, "abc", {"rank0-of-2.safetensors": FileFacts("00", 4)}, {})
     assert Manifest.from_document(manifest.to_document()) == manifest
     manifest.check_run("abc", 2, 1)
     with pytest.raises(FailedPreconditionError, match="configuration"):
