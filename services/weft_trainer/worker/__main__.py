@@ -74,6 +74,8 @@ def main() -> int:
                 ahead_bytes=settings.read_ahead_bytes,
                 read_threads=settings.read_threads,
             ),
+            keep_checkpoints=settings.keep_checkpoints,
+            retry_s=settings.retry_s,
         )
         if settings.mode == "evaluate":
             own.evaluate(settings.checkpoint_step, settings.evaluation_tokens)

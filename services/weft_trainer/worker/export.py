@@ -38,21 +38,9 @@ _EVALUATION_TOKENS = 512
 _log = get_logger(__name__)
 
 
-def load_whole(checkpoints: RunCheckpoints, step: int, config: TrainingConfig, like: Parameters) -> None:
-    """Join the shares of all ranks of a checkpoint in `like`, one rank in memory at a time."""
-    from weft_clt.parameters import Parameters, Share
-
-    size = config.mesh.feature_ranks
-    for rank in range(size):
-        share = Share(like.share.shape, rank, size)
-        part = Parameters.zeros(share, thresholds=like.threshold_LS is not None, dtype=like.w_enc_LSD.dtype)
-        checkpoints.load(step, rank, size, part.named())
-        like.w_enc_LSD[:, share.features] = part.w_enc_LSD
-        like.b_enc_LS[:, share.features] = part.b_enc_LS
-        if like.threshold_LS is not None and part.threshold_LS is not None:
-            like.threshold_LS[:, share.features] = part.threshold_LS
-        like.w_dec_PFC[:, :, share.columns] = part.w_dec_PFC
-        like.b_dec_LC[:, share.columns] = part.b_dec_LC
+def load_whole(checkpoints: RunCheckpoints, step: int, like: Parameters) -> None:
+    """Join the shares of all ranks of a checkpoint in `like`."""
+    checkpoints.load(step, 0, 1, like.named())
 
 
 def calibrate(params: Parameters, source: CacheRowGroups, normalization: Normalization, top_k: int) -> Parameters:
@@ -126,7 +114,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     is_top_k = config.features.activation is Activation.TOP_K
     shape = Shape(spec.num_layers, config.features.num_features, spec.d_model)
     params = Parameters.zeros(Share(shape, 0, 1), thresholds=not is_top_k, dtype=torch.float32)
-    load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, config, params)
+    load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, params)
 
     def source(split: messages_pb2.Split.ValueType) -> CacheRowGroups:
         return CacheRowGroups(cache, store, dataset.name, split, rank=0, world_size=1, seed=config.batch.seed)

@@ -21,9 +21,12 @@ from weft_common.errors import DataLossError, FailedPreconditionError
 from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import encode_json
+from weft_trainer.core.retention import prune
+from weft_trainer.worker.background import Background
 from weft_trainer.worker.checkpoints import RunCheckpoints
 from weft_trainer.worker.reads import CacheRowGroups
 from weft_trainer.worker.reports import CONTINUE, SAVE_AND_STOP, STOP, Reporter
+from weft_trainer.worker.saving import CheckpointSaver
 from weft_trainer.worker.signals import StopFlag
 
 __all__ = ["Rank"]
@@ -40,6 +43,8 @@ class Rank:
     Args:
         attempt: Which start of the ranks this is.
         loading: How much is mixed and read ahead.
+        keep_checkpoints: Newest checkpoints that stay, beside the best by evaluation; 0 keeps all.
+        retry_s: How long a bucket that refuses is asked again.
         stop: Set by SIGTERM.
     """
 
@@ -56,6 +61,8 @@ class Rank:
         run: str,
         attempt: int,
         loading: LoaderOptions,
+        keep_checkpoints: int,
+        retry_s: float,
     ) -> None:
         self._store, self._cache, self._reporter, self._mesh = store, cache, reporter, mesh
         self._config, self._normalization, self._stop = config, normalization, stop
@@ -63,6 +70,9 @@ class Rank:
         num_layers, d_model = normalization.input_mean_LD.shape
         self._trainer = Trainer(config, normalization, mesh, CpuKernels(), num_layers=num_layers, d_model=d_model)
         self._checkpoints = RunCheckpoints(store, run, attempt)
+        self._keep_checkpoints, self._retry_s = keep_checkpoints, retry_s
+        self._background = Background(retry_s)
+        self._saver = CheckpointSaver(self._checkpoints, config, mesh, self._background, self._saved)
         self._chunk: list[StepMetrics] = []
 
     def train(self) -> None:
@@ -94,6 +104,7 @@ class Rank:
             metrics = trainer.train_step(*self._draw(loader))
             self._check_finite(metrics, source, loader)
             self._record(metrics)
+            self._saver.advance()
             records, step = config.records, trainer.step
             if not trainer.finished:
                 if records.evaluation_steps and step % records.evaluation_steps == 0:
@@ -106,6 +117,8 @@ class Rank:
             return
         if trainer.step > saved_step:
             self._save(loader.state())
+        self._saver.finish()
+        self._background.drain()
         if trainer.finished:
             self._evaluate_and_report()
             self._reporter.finished()
@@ -129,6 +142,7 @@ class Rank:
             rank=rank,
             world_size=world_size,
             seed=self._config.batch.seed,
+            retry_s=self._retry_s,
         )
 
     def _draw(self, loader: TokenLoader) -> tuple[Batch, float]:
@@ -141,8 +155,8 @@ class Rank:
         step = self._checkpoints.newest_step()
         if not step:
             return
-        axis, mesh = self._mesh.feature, self._config.mesh
-        self._checkpoints.manifest(step).check_run(self._config.digest(), mesh.feature_ranks, mesh.data_ranks)
+        axis = self._mesh.feature
+        self._checkpoints.manifest(step).check_run(self._config)
         final = step >= self._config.batch.num_steps
         state = self._trainer.params.named() if final else self._trainer.state()
         manifest = self._checkpoints.load(step, axis.rank, axis.size, state)
@@ -189,7 +203,8 @@ class Rank:
         if self._chunk:
             lines = [json.dumps(asdict(metrics), sort_keys=True) for metrics in self._chunk]
             key = f"runs/{self._run}/attempts/{self._attempt}/metrics-{self._chunk[0].step:08d}.jsonl"
-            self._store.put(key, ("\n".join(lines) + "\n").encode())
+            data = ("\n".join(lines) + "\n").encode()
+            self._background.submit("metrics", lambda: self._store.put(key, data))
             self._chunk = []
 
     def _evaluation(self, most_tokens: int) -> Evaluation:
@@ -210,10 +225,13 @@ class Rank:
             self._reporter.evaluation(evaluation)
 
     def _save(self, data: dict[str, Any]) -> None:
-        """Save; after the last step without moments and clocks, which nothing will need again."""
+        """Begin to save; after the last step without moments and clocks, which nothing will need again."""
         self._close_chunk()
         trainer = self._trainer
-        state = trainer.params.named() if trainer.finished else trainer.state()
-        self._checkpoints.save(trainer.step, state, data, self._config, self._mesh)
-        if self._mesh.rank == 0:
-            self._reporter.checkpoint(trainer.step)
+        self._saver.begin(trainer.step, trainer.params.named() if trainer.finished else trainer.state(), data)
+
+    def _saved(self, step: int) -> None:
+        """Tell of a checkpoint that is complete, and delete those that it makes superfluous."""
+        self._reporter.checkpoint(step)
+        if self._keep_checkpoints:
+            prune(self._store, self._run, self._keep_checkpoints)

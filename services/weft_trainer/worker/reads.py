@@ -16,6 +16,7 @@ from weft_common.client import error_from_rpc
 from weft_common.errors import FailedPreconditionError
 from weft_store import ObjectStore
 from weft_store.shard import ShardReader
+from weft_trainer.worker.patience import patiently
 
 __all__ = ["CacheRowGroups", "get_dataset", "normalization_of"]
 
@@ -59,6 +60,7 @@ class CacheRowGroups:
 
     Args:
         seed: Of the shuffle over the whole split.
+        retry_s: How long a bucket or a cache that refuses is asked again.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class CacheRowGroups:
         rank: int,
         world_size: int,
         seed: int,
+        retry_s: float = 0.0,
     ) -> None:
+        self._retry_s = retry_s
         self._stub, self._store, self._dataset, self._split = stub, store, dataset, split
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._pages: OrderedDict[tuple[int, int], Any] = OrderedDict()
@@ -91,6 +95,9 @@ class CacheRowGroups:
         return RowGroup(epoch, position, found.num_tokens, found.seed, (found.key, found.row_group))
 
     def read(self, row_group: RowGroup) -> CodedRowGroup:
+        return patiently(lambda: self._read(row_group), self.describe(row_group), self._retry_s)
+
+    def _read(self, row_group: RowGroup) -> CodedRowGroup:
         key, index = row_group.where
         with self._readers_lock:
             reader = self._readers.pop(key, None)
@@ -122,11 +129,16 @@ class CacheRowGroups:
                 start_position=start,
                 max_slices=_PAGE_SLICES,
             )
-            try:
-                answer = self._stub.PlanReads(request, timeout=_TIMEOUT_S, wait_for_ready=True)
-            except grpc.RpcError as error:
-                raise error_from_rpc(error) from error
-            self._pages[epoch, start] = answer
+            self._pages[epoch, start] = patiently(lambda: self._ask(request), "a plan of reads", self._retry_s)
             if len(self._pages) > _KEPT_PAGES:
                 self._pages.popitem(last=False)
         return self._pages[epoch, start]
+
+    def _ask(self, request: service_pb2.PlanReadsRequest) -> service_pb2.PlanReadsResponse:
+        try:
+            answer: service_pb2.PlanReadsResponse = self._stub.PlanReads(
+                request, timeout=_TIMEOUT_S, wait_for_ready=True
+            )
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+        return answer

@@ -86,6 +86,10 @@ class RankSettings(WorkerSettings):
     """Bytes of codes that a rank reads ahead of those that it mixes; at least one row group always is."""
     read_threads: int = Field(default=2, ge=1)
     """Row groups that a rank reads and decodes at once, in the background."""
+    keep_checkpoints: int = Field(default=0, ge=0)
+    """Newest checkpoints that stay, beside the best by evaluation and those that are being read; 0 keeps all."""
+    retry_s: float = Field(default=600.0, ge=0)
+    """Seconds that a bucket or a cache that refuses is asked again, before the rank gives up."""
 
 
 class ExportSettings(WorkerSettings):

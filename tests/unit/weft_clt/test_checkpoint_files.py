@@ -8,7 +8,17 @@ import torch
 from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, tokens, trainer_of
 from safetensors.torch import load_file
 
-from weft_clt.checkpoint import FileFacts, Manifest, read_tensors, write_tensors
+from weft_clt.checkpoint import (
+    FileFacts,
+    Manifest,
+    check_file,
+    file_facts,
+    learning_digest,
+    read_shares,
+    sharded_dim,
+    write_tensors,
+    writers_of,
+)
 from weft_clt.export import config_yaml, export_transcoder, thresholds_from_top_k
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.normalization import Normalization
@@ -18,14 +28,13 @@ from weft_common.errors import DataLossError, FailedPreconditionError, ShapeErro
 def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
     """The library reads what was written, and reading it back fills the same values."""
     trainer = trainer_of(config_of(), ReferenceKernels())
-    facts = write_tensors(tmp_path / "rank", trainer.state())
-    assert facts.size_bytes == (tmp_path / "rank").stat().st_size
+    write_tensors(tmp_path / "rank", trainer.state())
     loaded = load_file(tmp_path / "rank")
     assert loaded.keys() == {name for name, _ in trainer.state()}
     for name, tensor in trainer.state():
         assert torch.equal(loaded[name], tensor)
     blank = trainer_of(config_of(seed=99), ReferenceKernels())
-    read_tensors(tmp_path / "rank", blank.state(), facts)
+    read_shares({0: tmp_path / "rank"}, 1, blank.state(), 0, 1)
     for (name, tensor), (_, wanted) in zip(blank.state(), trainer.state(), strict=True):
         assert torch.equal(tensor, wanted), name
 
@@ -33,36 +42,80 @@ def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
 def test_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     """No damaged number is ever loaded."""
     trainer = trainer_of(config_of(), ReferenceKernels())
-    facts = write_tensors(tmp_path / "rank", trainer.state())
+    write_tensors(tmp_path / "rank", trainer.state())
+    facts = file_facts(tmp_path / "rank")
+    check_file(tmp_path / "rank", facts)
     data = bytearray((tmp_path / "rank").read_bytes())
     for place in (3, 40, len(data) // 2, len(data) - 1):
         damaged = bytearray(data)
         damaged[place] ^= 4
         (tmp_path / "damaged").write_bytes(damaged)
         with pytest.raises(DataLossError, match="SHA-256"):
-            read_tensors(tmp_path / "damaged", trainer.state(), facts)
+            check_file(tmp_path / "damaged", facts)
 
 
 def test_checkpoint_of_other_tensors_is_refused(tmp_path: Path) -> None:
     """A file that is whole but of another shape or without a tensor is refused by name."""
-    facts = write_tensors(tmp_path / "rank", [("w_enc", torch.zeros(2, 3))])
+    write_tensors(tmp_path / "rank", [("w_enc", torch.zeros(2, 3))])
     with pytest.raises(DataLossError, match="w_enc"):
-        read_tensors(tmp_path / "rank", [("w_enc", torch.zeros(3, 2))], facts)
+        read_shares({0: tmp_path / "rank"}, 1, [("w_enc", torch.zeros(3, 2))], 0, 1)
     with pytest.raises(DataLossError, match="b_enc"):
-        read_tensors(tmp_path / "rank", [("b_enc", torch.zeros(3, 2))], facts)
+        read_shares({0: tmp_path / "rank"}, 1, [("b_enc", torch.zeros(3, 2))], 0, 1)
+
+
+WHOLE = {
+    "w_enc": (2, 12, 8),
+    "b_enc": (2, 12),
+    "threshold": (2, 12),
+    "w_dec": (3, 12, 12),
+    "b_dec": (2, 12),
+    "adam_first.w_dec": (3, 12, 12),
+    "adam_second.w_enc": (2, 12, 8),
+    "silent_tokens": (2, 12),
+}
+
+
+def _share(whole: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
+    shares = {}
+    for name, tensor in whole.items():
+        dim = sharded_dim(name)
+        shares[name] = tensor if dim is None else tensor.chunk(size, dim)[rank].contiguous()
+    return shares
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("wrote", "size"), [(1, 2), (2, 1), (2, 4), (4, 2), (4, 1), (2, 3), (3, 2), (6, 4)])
+def test_checkpoint_is_resharded_bit_for_bit(tmp_path: Path, wrote: int, size: int, dtype: torch.dtype) -> None:
+    """Whoever wrote it, every rank reads exactly its slice of the whole: encoder by feature, decoder by column."""
+    random = torch.Generator().manual_seed(3)
+    whole = {name: torch.randn(shape, generator=random, dtype=torch.float64) for name, shape in WHOLE.items()}
+    whole = {
+        name: tensor.mul(9).long() if name == "silent_tokens" else tensor.to(dtype) for name, tensor in whole.items()
+    }
+    for writer in range(wrote):
+        write_tensors(tmp_path / str(writer), _share(whole, writer, wrote).items())
+    for rank in range(size):
+        wanted = _share(whole, rank, size)
+        found = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
+        paths = {writer: tmp_path / str(writer) for writer in writers_of(rank, size, wrote)}
+        read_shares(paths, wrote, found.items(), rank, size)
+        for name, tensor in wanted.items():
+            assert torch.equal(found[name], tensor), name
 
 
 def test_manifest_survives_its_document_and_refuses_another_run() -> None:
-    """A resume that would silently forget the configuration or the mesh is refused."""
-    manifest = Manifest(3, 1, 2, 1, "abc", {"rank0-of-2.safetensors": FileFacts("00", 4)}, {})
+    """Another configuration is refused; other ranks and other steps to save at are not."""
+    digest = learning_digest(config_of())
+    manifest = Manifest(3, 1, 2, 1, digest, {"rank0-of-2.safetensors": FileFacts("00", 4)}, {"epoch": 0})
     assert Manifest.from_document(manifest.to_document()) == manifest
-    manifest.check_run("abc", 2, 1)
+    manifest.check_run(config_of())
+    manifest.check_run(config_of(feature_ranks=4, data_ranks=2, checkpoint_steps=2))
     with pytest.raises(FailedPreconditionError, match="configuration"):
-        manifest.check_run("abd", 2, 1)
-    with pytest.raises(FailedPreconditionError, match="2 x 1 ranks"):
-        manifest.check_run("abc", 1, 2)
+        manifest.check_run(config_of(learning_rate=2e-2))
     with pytest.raises(DataLossError, match="config_digest"):
         Manifest.from_document({name: 1 for name in manifest.to_document() if name != "config_digest"})
+    with pytest.raises(DataLossError, match="earlier version"):
+        Manifest.from_document(manifest.to_document() | {"data": [{}, {}]})
 
 
 def test_export_computes_what_the_model_does_in_the_models_own_units(tmp_path: Path) -> None:

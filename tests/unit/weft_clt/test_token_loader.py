@@ -156,7 +156,7 @@ def test_loader_frees_what_it_is_through_with() -> None:
     loader = _loader(NumberedTokens([48] * 6))
     for _ in range(90):
         loader.draw()
-    assert len(loader._reads) <= 3 + 3 + 1
+    assert len(loader._reads) <= 3 + 3 + 3
     assert set(loader._orders) <= set(loader._reads)
 
 
