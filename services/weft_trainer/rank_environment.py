@@ -36,6 +36,7 @@ class RankEnvironment:
             "WEFT_WORKER_BUCKET_URL": settings.bucket_url,
             "WEFT_WORKER_CACHE_TARGET": settings.cache_target,
             "WEFT_WORKER_THREADS": threads,
+            "WEFT_WORKER_KEEP_CHECKPOINTS": str(settings.keep_checkpoints),
             "WEFT_WORKER_MODE": "train",
             "OMP_NUM_THREADS": threads,
         }

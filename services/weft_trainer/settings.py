@@ -40,6 +40,8 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
     """Most ranks that one run may ask for."""
     rank_threads: int = Field(default=0, ge=0)
     """Threads of one rank; 0 shares the processors between the ranks of a run."""
+    keep_checkpoints: int = Field(default=0, ge=0)
+    """Newest checkpoints of a run that stay, beside the best by evaluation and any that is being read; 0 keeps all."""
     stop_grace_s: float = Field(default=6.0, ge=0)
     """Seconds that ranks are given to save and stop before they are ended."""
     drain_s: float = Field(default=2.0, ge=0)

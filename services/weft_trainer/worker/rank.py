@@ -96,13 +96,16 @@ class Rank:
         trainer, config = self._trainer, self._config
         self._resume(loader)
         _log.info("ready", step=trainer.step, tokens_per_step=config.batch.step_tokens)
-        saved_step, order = trainer.step, CONTINUE
+        saved_step, order, begun = trainer.step, CONTINUE, False
         while not trainer.finished:
             order = self._order()
             if order != CONTINUE:
                 break
             metrics = trainer.train_step(*self._draw(loader))
             self._check_finite(metrics, source, loader)
+            if not begun:
+                begun = True
+                _log.info("first_step", step=metrics.step)
             self._record(metrics)
             self._saver.advance()
             records, step = config.records, trainer.step

@@ -71,7 +71,10 @@ class RankSettings(WorkerSettings):
     trainer_token: SecretStr | None = None
     """Its bearer token."""
     rendezvous_s: float = 600.0
-    """Seconds that a rank waits for the name of rank 0 to resolve."""
+    """Seconds that a rank waits for the name of rank 0 to resolve, and then for all ranks to come."""
+    hang_s: float = Field(default=900.0, gt=0)
+    """Seconds that a rank waits for the others in one exchange before it tells who has not come, and ends; longer than
+    retry_s, as a rank whose bucket is away is late and does not hang."""
     mode: Literal["train", "evaluate"] = "train"
     """What to do."""
     checkpoint_step: int = 0
