@@ -21,6 +21,7 @@ __all__ = ["ExportSize", "Flops", "Memory", "Network", "Traffic", "Workload"]
 
 _INDEX_BYTES = 4
 _FLOAT64_BYTES = 8
+_CODE_BYTES, _AHEAD_BYTES = 2, 64 << 20
 _CALIBRATION_TOKENS, _EXPORT_TOKENS = 2048, 512
 
 
@@ -43,7 +44,7 @@ class Workload:
         float_bytes: b; what weft trains in is 4.
         first_moment: Whether Adam's beta1 is above 0.
         preact_loss: Whether the pre-activation loss is on.
-        pool_row_groups: Row groups that a rank mixes.
+        mixed_row_groups: Row groups that a step's tokens come from, over all ranks.
         row_group_tokens: Tokens of one.
 
     Raises:
@@ -63,7 +64,7 @@ class Workload:
     float_bytes: int = 4
     first_moment: bool = True
     preact_loss: bool = False
-    pool_row_groups: int = 4
+    mixed_row_groups: int = 16
     row_group_tokens: int = 256
 
     def __post_init__(self) -> None:
@@ -210,7 +211,7 @@ class Memory:
     activations: int
     """Inputs, targets and errors of the group's tokens, and pre-activations (`step.StepEngine`)."""
     data: int
-    """The batch, and the row groups that it is drawn from (`data.TokenPool`)."""
+    """The batch, and the row groups that it is drawn from, as codes of at most 2 bytes (`loader`)."""
     entries: int
     """Active features: own lists, exchanged lists, and what comes back (`exchange`, `kernels`)."""
     transient: int
@@ -232,9 +233,11 @@ class Memory:
         tensors = work.rank_parameters * size
         preacts = tokens * own_features * size
         batch = 2 * layers * own_tokens * width * 4
-        row_group = 2 * layers * work.row_group_tokens * width * 4
-        # Row groups are taken until a batch is there, and stay until their last token has gone.
-        num_row_groups = max(work.pool_row_groups, math.ceil(own_tokens / work.row_group_tokens) + 1)
+        row_group = 2 * layers * work.row_group_tokens * width * _CODE_BYTES
+        mixed = math.ceil(min(work.mixed_row_groups, work.step_tokens) / work.world_size)
+        # A step that takes more rows than its streams hold takes further row groups.
+        mixed = max(mixed, math.ceil(own_tokens / work.row_group_tokens))
+        num_row_groups = mixed + max(1, min(mixed, _AHEAD_BYTES // row_group))
         listed = round(layers * tokens * work.listed)
         own_listed = round(layers * tokens * work.listed_by_rank)
         kept = round(layers * tokens * work.kept)
