@@ -265,10 +265,15 @@ def pause_run(run: RunArgument, as_json: JsonFlag = False) -> None:
 
 
 @app.command("resume")
-def resume_run(run: RunArgument, as_json: JsonFlag = False) -> None:
-    """Go on from the newest complete checkpoint."""
+def resume_run(
+    run: RunArgument,
+    feature_ranks: Annotated[int, typer.Option(min=0, help="Ranks on the feature axis from now on; 0 as before.")] = 0,
+    data_ranks: Annotated[int, typer.Option(min=0, help="Groups of ranks from now on; 0 as before.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Go on from the newest complete checkpoint, with other ranks where wanted."""
     with connected() as client:
-        found = client.runs.resume(run)
+        found = client.runs.resume(run, feature_ranks=feature_ranks, data_ranks=data_ranks)
     print_one(found, _fields(found), as_json=as_json)
 
 

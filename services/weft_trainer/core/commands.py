@@ -127,8 +127,20 @@ class RunCommands:
                 return record
             await self._signals.wait(bell, min(_LOOK_INTERVAL_S, max(0.0, deadline - time.monotonic())))
 
-    async def resume(self, run: str) -> RunRecord:
-        """Go on from the newest checkpoint. FailedPreconditionError: neither paused nor failed."""
+    async def resume(self, run: str, ranks: Mapping[str, int] | None = None) -> RunRecord:
+        """
+        Go on from the newest checkpoint.
+
+        Args:
+            ranks: `feature_ranks` and `data_ranks` from now on; 0, or one that is missing, stays as it was.
+
+        Raises:
+            FailedPreconditionError: Neither paused nor failed.
+            InvalidArgumentError: See `check_run`.
+        """
+        other = {field: count for field, count in (ranks or {}).items() if count}
+        if other:
+            await check_run({**(await self._runs.get(run)).spec, **other}, self._catalog, self._max_ranks)
 
         def change(record: RunRecord) -> RunRecord:
             if record.state not in (RunState.PAUSED, RunState.FAILED):
@@ -136,6 +148,7 @@ class RunCommands:
                     f"{record.name} is {record.state}, and only a PAUSED or FAILED run can be resumed: "
                     "look at it with GetRun."
                 )
+            record = replace(record, spec={**record.spec, **other})
             changes: dict[str, Any] = {"failures": 0, "error_message": ""}
             if record.state is RunState.FAILED:
                 # The operation of a failed run has ended with its error.
