@@ -4,7 +4,7 @@ The sparse products of a whole step, target layer by target layer and strip by s
 A strip of a target's error is copied into a panel once and serves all source layers. Threads share out the columns of
 the decoder, so that they never write to the same place.
 `starts[l, f]` to `starts[l, f + 1]` are the entries of feature f of layer l. `pairs` has a row (source, target, block)
-for every decoder block, sorted by target. Entries whose value is 0 need gradients only: `actives[l, f]` ends the others.
+for every decoder block, sorted by target. Entries whose value is 0 need gradients only: `actives[l, f]` ends the rest.
 """
 
 from __future__ import annotations
