@@ -138,7 +138,7 @@ class CpuKernels:
         def work(run: int) -> None:
             panel_loops.decode_loop(
                 *runs[run], pairs.pairs_P3.numpy(), *entries, w_dec_PFC.numpy(), b_dec_LC.numpy(),
-                targets_LTC.numpy(), error_LTC.numpy(), self._panel(run, error_LTC),
+                targets_LTC.numpy(), error_LTC.numpy(), self._panels(run, *runs[run], error_LTC),
             )  # fmt: skip
 
         self._workers.each(work, len(runs))
@@ -158,7 +158,7 @@ class CpuKernels:
         def work(run: int) -> float:
             return panel_loops.value_grad_loop(
                 *runs[run], pairs.pairs_P3.numpy(), start, token, value, w_dec_PFC.numpy(), grad_out_LTC.numpy(),
-                grad_b_dec_LC.numpy(), parts[run], self._panel(run, grad_out_LTC),
+                grad_b_dec_LC.numpy(), parts[run], self._panels(run, *runs[run], grad_out_LTC),
             )  # fmt: skip
 
         squares = sum(self._workers.each(work, len(runs)))
@@ -186,7 +186,7 @@ class CpuKernels:
         def work(run: int) -> None:
             panel_loops.adam_loop(
                 *runs[run], pairs.pairs_P3.numpy(), *entries, grad_out_LTC.numpy(), coeff_LF.numpy(), weight, first,
-                second, first_PFC is not None, scalars, self._panel(run, grad_out_LTC),
+                second, first_PFC is not None, scalars, self._panels(run, *runs[run], grad_out_LTC),
             )  # fmt: skip
 
         self._workers.each(work, len(runs))
@@ -205,7 +205,7 @@ class CpuKernels:
         def work(run: int) -> None:
             panel_loops.gradient_loop(
                 *runs[run], pairs.pairs_P3.numpy(), *entries, grad_out_LTC.numpy(), coeff_LF.numpy(),
-                w_dec_PFC.numpy(), grad_w_dec_PFC.numpy(), self._panel(run, grad_out_LTC),
+                w_dec_PFC.numpy(), grad_w_dec_PFC.numpy(), self._panels(run, *runs[run], grad_out_LTC),
             )  # fmt: skip
 
         self._workers.each(work, len(runs))
@@ -213,9 +213,8 @@ class CpuKernels:
     def _runs(self, matrix_LTC: Tensor) -> list[tuple[int, int]]:
         return column_runs(matrix_LTC.shape[2], matrix_LTC.itemsize, self._workers.num_threads)
 
-    def _panel(self, run: int, matrix_LTC: Tensor) -> NDArray[Any]:
-        count = matrix_LTC.shape[1] * panel_loops.WIDEST_BYTES // matrix_LTC.itemsize
-        return self._buffers.get("panel", run, count, matrix_LTC.numpy().dtype)
+    def _panels(self, run: int, low: int, high: int, matrix_LTC: Tensor) -> NDArray[Any]:
+        return self._buffers.get("panels", run, matrix_LTC.shape[1] * (high - low), matrix_LTC.numpy().dtype)
 
     def encode_backward(
         self, counts_T: Tensor, feature_M: Tensor, grad_preact_M: Tensor, inputs_TD: Tensor, grad_w_enc_SD: Tensor

@@ -12,6 +12,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from weft_clt.kernels.panel_rows import GROUP, any_above
+
 __all__ = [
     "adam_loop",
     "adam_without_first_loop",
@@ -229,48 +231,68 @@ def select_above(preact: Any, bound: Any, counts: Any, out_feature: Any, out_val
     return place
 
 
-_GROUP = 16  # features that are looked at together, in vector registers
-
-
 @_exact
-def _largest(preact: Any, token: int, first: int, last: int) -> Any:
-    best = preact[token, first]
-    for feature in range(first + 1, last):
-        best = max(best, preact[token, feature])
-    return best
+def _kth_largest(preact: Any, token: int, bound: Any, kept: Any) -> int:
+    """Fill `kept` with the largest values above `bound`, descending; returns how many there are."""
+    num_features, most = preact.shape[1], kept.shape[0]
+    count = 0
+    for first in range(0, num_features, GROUP):
+        last = min(first + GROUP, num_features)
+        if last - first == GROUP and not any_above(preact, token, first, bound):
+            continue
+        for feature in range(first, last):
+            value = preact[token, feature]
+            if not value > bound:
+                continue
+            spot = count if count < most else most - 1
+            while spot > 0 and kept[spot - 1] < value:
+                kept[spot] = kept[spot - 1]
+                spot -= 1
+            kept[spot] = value
+            count = min(count + 1, most)
+            if count == most:
+                bound = kept[most - 1]
+    return count
 
 
 @_exact
 def select_top(preact: Any, top_k: int, counts: Any, out_feature: Any, out_value: Any, place: int) -> int:
     """List each token's `top_k` largest entries above 0, the smaller feature first among equals; returns the end."""
     num_tokens, num_features = preact.shape
-    kept_value = np.empty(top_k, preact.dtype)
-    kept_feature = np.empty(top_k, np.int64)
+    kept = np.empty(top_k, preact.dtype)
+    zero = preact.dtype.type(0)
+    guess = zero
     for token in range(num_tokens):
-        kept = 0
-        bound = preact.dtype.type(0)
-        for first in range(0, num_features, _GROUP):
-            last = min(first + _GROUP, num_features)
-            if not _largest(preact, token, first, last) > bound:
+        # Most of a row need not be looked at twice where the row before tells about how large the k-th value is.
+        count = _kth_largest(preact, token, guess, kept)
+        if count < top_k and guess > 0:
+            count = _kth_largest(preact, token, zero, kept)
+        counts[token] = count
+        if count == 0:
+            continue
+        least = kept[count - 1]
+        ties = 0
+        for index in range(count):
+            if kept[index] == least:
+                ties += 1
+        guess = least * preact.dtype.type(0.9)
+        left = count
+        for first in range(0, num_features, GROUP):
+            last = min(first + GROUP, num_features)
+            if last - first == GROUP and not any_above(preact, token, first, guess):
                 continue
             for feature in range(first, last):
                 value = preact[token, feature]
-                if not value > bound:
+                if value < least or not value > 0:
                     continue
-                spot = kept if kept < top_k else top_k - 1
-                while spot > 0 and kept_value[spot - 1] < value:
-                    kept_value[spot] = kept_value[spot - 1]
-                    kept_feature[spot] = kept_feature[spot - 1]
-                    spot -= 1
-                kept_value[spot] = value
-                kept_feature[spot] = feature
-                kept = min(kept + 1, top_k)
-                if kept == top_k:
-                    bound = kept_value[top_k - 1]
-        counts[token] = kept
-        order = np.argsort(kept_feature[:kept])
-        for index in range(kept):
-            out_feature[place] = kept_feature[order[index]]
-            out_value[place] = kept_value[order[index]]
-            place += 1
+                if value == least:
+                    if ties == 0:
+                        continue
+                    ties -= 1
+                out_feature[place] = feature
+                out_value[place] = value
+                place += 1
+                left -= 1
+            if left == 0:
+                break
     return place

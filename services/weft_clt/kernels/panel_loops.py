@@ -14,44 +14,100 @@ from typing import Any
 
 import numba
 
-from weft_clt.kernels.panel_rows import make_adam_row, make_add_row, make_dot_rows, make_write_row
+from weft_clt.kernels.panel_rows import (
+    make_adam_row,
+    make_add_row,
+    make_dot_rows,
+    make_miss_strip,
+    make_move_strip,
+    make_write_row,
+)
 
 __all__ = ["WIDEST_BYTES", "adam_loop", "decode_loop", "gradient_loop", "value_grad_loop"]
 
 _WIDTHS_BYTES = (128, 64, 1)  # measured: narrower reads each index more often, wider leaves too few registers
 WIDEST_BYTES = _WIDTHS_BYTES[0]
 _compiled = numba.njit(cache=True, nogil=True)
-_reordered = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 @_compiled
-def _fill(panel: Any, given: Any, low: int) -> None:
+def _width(left: int, size: int) -> int:
+    """Return how many columns the next strip has."""
+    for width_bytes in _WIDTHS_BYTES:
+        width = max(1, width_bytes // size)
+        if width <= left:
+            return width
+    return 1
+
+
+_pack_wide, _unpack_wide = (make_move_strip(WIDEST_BYTES, out_of_panel) for out_of_panel in (False, True))
+_miss_wide = make_miss_strip(WIDEST_BYTES)
+
+
+@_compiled
+def _pack(given: Any, low: int, high: int, storage: Any) -> None:
+    """Lay out columns `low` to `high` as panels, one strip after the other; rows are read in one go."""
+    num_rows, wide = given.shape[0], WIDEST_BYTES // given.itemsize
+    for row in range(num_rows):
+        column = low
+        while column < high:
+            width = _width(high - column, given.itemsize)
+            place = (column - low) * num_rows + row * width
+            if width == wide:
+                _pack_wide(given, row, column, storage, place)
+            else:
+                for lane in range(width):
+                    storage[place + lane] = given[row, column + lane]
+            column += width
+
+
+@_compiled
+def _pack_misses(bias: Any, wanted: Any, low: int, high: int, storage: Any) -> None:
+    """Lay out bias - wanted as `_pack` does."""
+    num_rows, wide = wanted.shape[0], WIDEST_BYTES // wanted.itemsize
+    for row in range(num_rows):
+        column = low
+        while column < high:
+            width = _width(high - column, wanted.itemsize)
+            place = (column - low) * num_rows + row * width
+            if width == wide:
+                _miss_wide(bias, wanted, row, column, storage, place)
+            else:
+                for lane in range(width):
+                    storage[place + lane] = bias[column + lane] - wanted[row, column + lane]
+            column += width
+
+
+@_compiled
+def _unpack(storage: Any, low: int, high: int, out: Any) -> None:
+    """Undo `_pack`."""
+    num_rows, wide = out.shape[0], WIDEST_BYTES // out.itemsize
+    for row in range(num_rows):
+        column = low
+        while column < high:
+            width = _width(high - column, out.itemsize)
+            place = (column - low) * num_rows + row * width
+            if width == wide:
+                _unpack_wide(out, row, column, storage, place)
+            else:
+                for lane in range(width):
+                    out[row, column + lane] = storage[place + lane]
+            column += width
+
+
+@_compiled
+def _panel(storage: Any, low: int, column: int, width: int, num_rows: int) -> Any:
+    """Return the panel of the strip that begins at a column."""
+    first = (column - low) * num_rows
+    return storage[first : first + num_rows * width].reshape(num_rows, width)
+
+
+@_compiled
+def _sum_rows(given: Any, low: int, high: int, out: Any) -> None:
+    out[low:high] = 0
     for row in range(given.shape[0]):
-        for column in range(panel.shape[1]):
-            panel[row, column] = given[row, low + column]
-
-
-@_compiled
-def _fill_misses(panel: Any, bias: Any, wanted: Any, low: int) -> None:
-    for row in range(wanted.shape[0]):
-        for column in range(panel.shape[1]):
-            panel[row, column] = bias[low + column] - wanted[row, low + column]
-
-
-@_compiled
-def _empty(panel: Any, out: Any, low: int) -> None:
-    for row in range(out.shape[0]):
-        for column in range(panel.shape[1]):
-            out[row, low + column] = panel[row, column]
-
-
-@_reordered
-def _sum_columns(panel: Any, out: Any, low: int, num_rows: int) -> None:
-    for column in range(panel.shape[1]):
-        total = 0.0
-        for row in range(num_rows):
-            total += panel[row, column]
-        out[low + column] = total
+        for column in range(low, high):
+            out[column] += given[row, column]
 
 
 def _decode_of(add_row: Any) -> Callable[..., None]:
@@ -133,16 +189,6 @@ _write_wide, _write_lane, _write_single = (_gradient_of(make_write_row(width)) f
 
 
 @_compiled
-def _width(left: int, size: int) -> int:
-    """Return how many columns the next strip has."""
-    for width_bytes in _WIDTHS_BYTES:
-        width = max(1, width_bytes // size)
-        if width <= left:
-            return width
-    return 1
-
-
-@_compiled
 def _last(pairs: Any, first: int) -> int:
     """Return the end of the pairs that have the target of pair `first`."""
     last = first
@@ -161,19 +207,19 @@ def decode_loop(
     first = 0
     while first < pairs.shape[0]:
         last, target = _last(pairs, first), pairs[first, 1]
+        _pack_misses(bias[target], wanted[target], low, high, storage)
         column = low
         while column < high:
             width = _width(high - column, error.itemsize)
-            panel = storage[: num_tokens * width].reshape(num_tokens, width)
-            _fill_misses(panel, bias[target], wanted[target], column)
+            panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
                 _decode_wide(pairs, starts, actives, token, value, weight, panel, first, last, column)
             elif width == lane:
                 _decode_lane(pairs, starts, actives, token, value, weight, panel, first, last, column)
             else:
                 _decode_single(pairs, starts, actives, token, value, weight, panel, first, last, column)
-            _empty(panel, error[target], column)
             column += width
+        _unpack(storage, low, high, error[target])
         first = last
 
 
@@ -193,12 +239,12 @@ def value_grad_loop(
     first = 0
     while first < pairs.shape[0]:
         last, target = _last(pairs, first), pairs[first, 1]
+        _pack(error[target], low, high, storage)
+        _sum_rows(error[target], low, high, sums[target])
         column = low
         while column < high:
             width = _width(high - column, error.itemsize)
-            panel = storage[: num_tokens * width].reshape(num_tokens, width)
-            _fill(panel, error[target], column)
-            _sum_columns(panel, sums[target], column, num_tokens)
+            panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
                 squares += _dots_wide(pairs, starts, token, value, weight, panel, first, last, column, dots)
             elif width == lane:
@@ -225,11 +271,11 @@ def adam_loop(
     first = 0
     while first < pairs.shape[0]:
         last, target = _last(pairs, first), pairs[first, 1]
+        _pack(error[target], low, high, storage)
         column = low
         while column < high:
             width = _width(high - column, error.itemsize)
-            panel = storage[: num_tokens * width].reshape(num_tokens, width)
-            _fill(panel, error[target], column)
+            panel = _panel(storage, low, column, width, num_tokens)
             if has_first:
                 if width == wide:
                     squares += _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
@@ -258,11 +304,11 @@ def gradient_loop(
     first = 0
     while first < pairs.shape[0]:
         last, target = _last(pairs, first), pairs[first, 1]
+        _pack(error[target], low, high, storage)
         column = low
         while column < high:
             width = _width(high - column, error.itemsize)
-            panel = storage[: num_tokens * width].reshape(num_tokens, width)
-            _fill(panel, error[target], column)
+            panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
                 _write_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
             elif width == lane:

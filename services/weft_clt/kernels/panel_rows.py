@@ -17,13 +17,55 @@ from numba.extending import intrinsic
 
 from weft_clt.kernels.vector_code import I64, Matrix, Strip, count_up, element
 
-__all__ = ["make_adam_row", "make_add_row", "make_dot_rows", "make_write_row"]
+__all__ = ["GROUP", "any_above", "make_adam_row", "make_add_row", "make_dot_rows", "make_miss_strip", "make_move_strip", "make_write_row"]
 
 _AHEAD = 12  # features; far enough ahead that a strip of a weight has come from memory when it is needed
 
 
 def _at(context: Any, builder: Any, given_type: Any, given: Any, index: Any) -> Any:
     return builder.load(element(builder, context, given_type, given, index))
+
+
+def make_move_strip(width_bytes: int, out_of_panel: bool) -> Any:
+    """Make: panels[place ...] = matrix[row, strip], or the other way round."""
+
+    def move_strip(_: Any, matrix: Any, row: Any, low: Any, panels: Any, place: Any) -> Any:
+        signature = types.void(matrix, types.int64, types.int64, panels, types.int64)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            matrix_type, _, _, panels_type, _ = signature.args
+            matrix, row, low, panels, place = args
+            strip = Strip(context, builder, panels_type.dtype, width_bytes)
+            outside = Matrix(context, builder, matrix_type, matrix).at(row, low)
+            inside = element(builder, context, panels_type, panels, place)
+            source, target = (inside, outside) if out_of_panel else (outside, inside)
+            strip.store(strip.load(source), target)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(move_strip)
+
+
+def make_miss_strip(width_bytes: int) -> Any:
+    """Make: panels[place ...] = bias[strip] - wanted[row, strip]."""
+
+    def miss_strip(_: Any, bias: Any, wanted: Any, row: Any, low: Any, panels: Any, place: Any) -> Any:
+        signature = types.void(bias, wanted, types.int64, types.int64, panels, types.int64)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            bias_type, wanted_type, _, _, panels_type, _ = signature.args
+            bias, wanted, row, low, panels, place = args
+            strip = Strip(context, builder, panels_type.dtype, width_bytes)
+            offsets = strip.load(element(builder, context, bias_type, bias, low))
+            values = strip.load(Matrix(context, builder, wanted_type, wanted).at(row, low))
+            misses = [builder.fsub(offset, value) for offset, value in zip(offsets, values, strict=True)]
+            strip.store(misses, element(builder, context, panels_type, panels, place))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(miss_strip)
 
 
 def make_add_row(width_bytes: int) -> Any:
@@ -241,3 +283,27 @@ def make_adam_row(width_bytes: int, first_moment: bool) -> Any:
         return signature, codegen
 
     return intrinsic(adam_row)
+
+
+GROUP = 32
+"""Elements that `any_above` looks at."""
+
+
+@intrinsic
+def any_above(_: Any, matrix: Any, row: Any, column: Any, bound: Any) -> Any:
+    """Say whether one of the `GROUP` elements from `matrix[row, column]` on is above the bound."""
+    signature = types.boolean(matrix, types.int64, types.int64, matrix.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        matrix, row, column, bound = args
+        dtype = signature.args[0].dtype
+        strip = Strip(context, builder, dtype, GROUP * dtype.bitwidth // 8)
+        limit = strip.splat(bound)
+        above = None
+        for part in strip.load(Matrix(context, builder, signature.args[0], matrix).at(row, column)):
+            larger = builder.fcmp_ordered(">", part, limit)
+            above = larger if above is None else builder.or_(above, larger)
+        bits = builder.bitcast(above, ir.IntType(strip.lanes))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return signature, codegen
