@@ -158,9 +158,10 @@ class CpuKernels:
         def work(run: int) -> float:
             return panel_loops.value_grad_loop(
                 *runs[run], pairs.pairs_P3.numpy(), start, token, value, w_dec_PFC.numpy(), grad_out_LTC.numpy(),
-                grad_b_dec_LC.numpy(), parts[run], self._panels(run, *runs[run], grad_out_LTC),
+                parts[run], self._panels(run, *runs[run], grad_out_LTC),
             )  # fmt: skip
 
+        torch.sum(grad_out_LTC, 1, out=grad_b_dec_LC)
         squares = sum(self._workers.each(work, len(runs)))
         for part in parts[1:]:
             parts[0] += part

@@ -102,14 +102,6 @@ def _panel(storage: Any, low: int, column: int, width: int, num_rows: int) -> An
     return storage[first : first + num_rows * width].reshape(num_rows, width)
 
 
-@_compiled
-def _sum_rows(given: Any, low: int, high: int, out: Any) -> None:
-    out[low:high] = 0
-    for row in range(given.shape[0]):
-        for column in range(low, high):
-            out[column] += given[row, column]
-
-
 def _decode_of(add_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
@@ -225,11 +217,11 @@ def decode_loop(
 
 @_compiled
 def value_grad_loop(
-    low: int, high: int, pairs: Any, starts: Any, token: Any, value: Any, weight: Any, error: Any, sums: Any, dots: Any,
+    low: int, high: int, pairs: Any, starts: Any, token: Any, value: Any, weight: Any, error: Any, dots: Any,
     storage: Any,
 ) -> float:  # fmt: skip
     """
-    dots[n] = sum over targets of <error[k, t], weight[block, feature]>; sums[k] = sum of error[k, t] over tokens.
+    dots[n] = sum over targets k of <error[k, t], weight[block, feature]>.
 
     Returns the sum of squares of all decoder gradients of the columns.
     """
@@ -240,7 +232,6 @@ def value_grad_loop(
     while first < pairs.shape[0]:
         last, target = _last(pairs, first), pairs[first, 1]
         _pack(error[target], low, high, storage)
-        _sum_rows(error[target], low, high, sums[target])
         column = low
         while column < high:
             width = _width(high - column, error.itemsize)
