@@ -122,7 +122,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
 
     config, _ = read_config(store, settings.run)
     spec, step = dataset.spec, settings.checkpoint_step
-    normalization = normalization_of(dataset)
+    normalization = normalization_of(dataset, config.batch.scales)
     is_top_k = config.features.activation is Activation.TOP_K
     shape = Shape(spec.num_layers, config.features.num_features, spec.d_model)
     params = Parameters.zeros(Share(shape, 0, 1), thresholds=not is_top_k, dtype=torch.float32)
