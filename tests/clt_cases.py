@@ -223,10 +223,32 @@ class Oracle:
         ]
         return torch.stack(parts).sum(0)
 
+    def errors(self, inputs: Tensor, targets: Tensor, config: TrainingConfig) -> list[Tensor]:
+        """Target minus prediction, layer by layer."""
+        _, acts = self.acts(inputs, config)
+        errors = []
+        for target in range(NUM_LAYERS):
+            predicted = self.b_dec[target] + self.decoded(acts, target)
+            if self.skip is not None:
+                predicted = predicted + inputs[target] @ self.skip[target].T
+            errors.append(targets[target] - predicted)
+        return errors
+
     def losses(
-        self, inputs: Tensor, targets: Tensor, config: TrainingConfig, coeff: float, dead: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        config: TrainingConfig,
+        coeff: float,
+        dead: Tensor | None = None,
+        fixed: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Reconstruction, sparsity, pre-activation and AuxK loss, means over tokens."""
+        """
+        Reconstruction, sparsity, pre-activation and AuxK loss, means over tokens.
+
+        Args:
+            fixed: The error that AuxK predicts, where it is not to follow the parameters.
+        """
         preacts, acts = self.acts(inputs, config)
         zero = torch.zeros((), dtype=torch.float64)
         reconstruction, sparsity, preact_loss, aux = zero, zero, zero, zero
@@ -236,14 +258,10 @@ class Oracle:
                 offered = torch.where(dead_S, torch.relu(preact), 0.0)
                 best = offered.topk(min(config.loss.aux_top_k, offered.shape[1]), dim=1)
                 revived.append(torch.zeros_like(offered).scatter(1, best.indices, best.values))
-        for target in range(NUM_LAYERS):
-            predicted = self.b_dec[target] + self.decoded(acts, target)
-            if self.skip is not None:
-                predicted = predicted + inputs[target] @ self.skip[target].T
-            error = targets[target] - predicted
+        for target, error in enumerate(self.errors(inputs, targets, config)):
             reconstruction = reconstruction + error.square().sum()
             if dead is not None:
-                left = error.detach() - self.decoded(revived, target)
+                left = (fixed[target] if fixed else error.detach()) - self.decoded(revived, target)
                 aux = aux + config.loss.aux_coeff * left.square().sum()
         if not config.features.activation.counts:
             for layer in range(NUM_LAYERS):
@@ -254,6 +272,19 @@ class Oracle:
                 preact_loss = preact_loss + config.loss.preact_coeff * (gap * norm).sum()
         parts = torch.stack([reconstruction, sparsity, preact_loss, aux]) / inputs.shape[1]
         return parts[0], parts[1], parts[2], parts[3]
+
+    def leaves_of(self, name: str) -> list[Tensor]:
+        """The tensors that a name of `Parameters.named` stands for; decoder blocks one by one."""
+        blocks = [block for row in self.w_dec for block in row]
+        single = {
+            "w_enc": self.w_enc,
+            "b_enc": self.b_enc,
+            "threshold": self.threshold,
+            "b_dec": self.b_dec,
+            "w_skip": self.skip,
+        }
+        found = blocks if name == "w_dec" else [single[name]]
+        return [leaf for leaf in found if leaf is not None]
 
     def leaves(self) -> list[Tensor]:
         """In the order of `Parameters.named`."""

@@ -1,8 +1,10 @@
 """
 A model that counts (TopK, joint TopK) as one with a threshold a feature (JumpReLU).
 
-A feature's threshold is the smallest pre-activation with which it was selected on calibration tokens; all thresholds of
-a layer are then multiplied by the one factor with which the layer is as active as it was: L0 is kept layer by layer.
+A feature's threshold is set such that on calibration tokens it fires exactly as often as it was selected; so L0 is kept
+layer by layer and feature by feature. The published way, the smallest pre-activation selected times one factor a layer
+that keeps L0, was tried beside it: at the same L0 it explained 1 to 4 % less of held-out variance in eight runs of eight
+(synthetic data; TopK 8 and joint TopK 8 with three seeds, TopK 24 with two).
 BatchTopK needs none of this: its running threshold is one already.
 Shapes: L layers, N calibration tokens, F features of a layer.
 """
@@ -15,8 +17,19 @@ import torch
 from torch import Tensor
 
 from weft_clt.config import Activation, FeatureConfig
+from weft_clt.parameters import Parameters
 
-__all__ = ["selections", "thresholds_from_selection"]
+__all__ = ["decoder_norms", "selections", "thresholds_from_selection"]
+
+
+def decoder_norms(params: Parameters) -> Tensor:
+    """Return the norms [L, F] of a whole model's decoder rows over all targets."""
+    shape = params.share.shape
+    squares_LF = torch.zeros(shape.num_layers, shape.num_features, dtype=params.w_dec_PFC.dtype)
+    for source in range(shape.num_layers):
+        for target in shape.targets(source):
+            squares_LF[source] += params.decoder(source, target).square().sum(1)
+    return squares_LF.sqrt_()
 
 
 def selections(preact_LNF: Tensor, norms_LF: Tensor, features: FeatureConfig) -> Iterator[Tensor]:
@@ -46,28 +59,23 @@ def selections(preact_LNF: Tensor, norms_LF: Tensor, features: FeatureConfig) ->
 
 def thresholds_from_selection(preact_NF: Tensor, selected_NF: Tensor) -> Tensor:
     """
-    Return the thresholds of a layer, above which as many entries lie as were selected.
+    Return the threshold of every feature of a layer, at least 0.
 
-    A feature that was never selected gets its largest pre-activation, at least 0, so that it stays silent on these
-    tokens. L0 is exact but for entries whose ratio to their threshold is the same.
+    It lies half-way between the smallest pre-activation that still counts and the next below. A feature that was never
+    selected gets its largest pre-activation, so that it stays silent on these tokens.
 
-    >>> preact_NF = torch.tensor([[3.0, 1.0], [2.0, 4.0], [1.5, 0.5]])
-    >>> selected_NF = torch.tensor([[True, False], [False, True], [True, False]])
-    >>> threshold_F = thresholds_from_selection(preact_NF, selected_NF)
-    >>> int((preact_NF > threshold_F).sum())
-    3
+    Args:
+        selected_NF: Boolean; what is selected is above 0.
+
+    >>> preact_NF = torch.tensor([[3.0, 1.0], [2.0, 4.0]])
+    >>> thresholds_from_selection(preact_NF, torch.tensor([[True, False], [False, True]])).tolist()
+    [2.5, 2.5]
     """
-    chosen_F = selected_NF.any(0)
-    smallest_F = torch.where(selected_NF, preact_NF, torch.inf).amin(0)
-    silent_F = preact_NF.amax(0).clamp(min=0)
-    # What is selected is above 0, so a ratio of 0 or less never fires; factors are looked for among the rest.
-    ratio_NF = torch.where(chosen_F, preact_NF / smallest_F, 0.0)
-    ratio_M = ratio_NF[ratio_NF > 0].double()
-    wanted = int(selected_NF.sum())
-    if not wanted:
-        return silent_F
-    last = torch.kthvalue(ratio_M, ratio_M.shape[0] - wanted + 1).values
-    below_M = ratio_M[ratio_M < last]
-    next_ = below_M.max() if below_M.numel() else last.new_zeros(())
-    factor = ((last + next_) / 2).to(preact_NF.dtype)
-    return torch.where(chosen_F, smallest_F * factor, silent_F)
+    count_F = selected_NF.sum(0)
+    ordered_NF = torch.sort(preact_NF, dim=0, descending=True).values
+    last = preact_NF.shape[0] - 1
+    counted_F = ordered_NF.gather(0, (count_F - 1).clamp(min=0)[None])[0]
+    next_F = ordered_NF.gather(0, count_F.clamp(max=last)[None])[0]
+    next_F = torch.where(count_F > last, torch.zeros_like(next_F), next_F)
+    threshold_F = torch.where(count_F > 0, (counted_F + next_F) / 2, ordered_NF[0])
+    return threshold_F.clamp(min=0)
