@@ -66,7 +66,7 @@ def _gather_padded(own: Tensor, sizes_R: list[int], axis: Axis) -> list[Tensor]:
     """Gather lists of different lengths, as bytes."""
     if axis.size == 1:
         return [own]
-    padded = own.new_empty(max(sizes_R))
+    padded = own.new_empty(max(1, *sizes_R))  # an empty tensor has no bytes to view
     padded[: own.shape[0]] = own
     gathered = axis.gather(padded.view(torch.uint8)).view(own.dtype)
     return [gathered[rank, :size] for rank, size in enumerate(sizes_R)]

@@ -38,6 +38,7 @@ class StepMetrics:
     tokens_per_s: float
     data_wait_share: float
     sent_bytes_per_token: float
+    aux_loss: float = 0.0
 
 
 @dataclass(frozen=True)
