@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from weft_clt.active import ActiveLayer
 from weft_clt.auxiliary import dead_candidates, stack_tokens
 from weft_clt.config import Activation, FeatureConfig, LossConfig
 from weft_clt.exchange import Exchanged, OwnEntries, exchange_entries

@@ -17,7 +17,16 @@ from numba.extending import intrinsic
 
 from weft_clt.kernels.vector_code import I64, Matrix, Strip, count_up, element
 
-__all__ = ["GROUP", "any_above", "make_adam_row", "make_add_row", "make_dot_rows", "make_miss_strip", "make_move_strip", "make_write_row"]
+__all__ = [
+    "GROUP",
+    "any_above",
+    "make_adam_row",
+    "make_add_row",
+    "make_dot_rows",
+    "make_miss_strip",
+    "make_move_strip",
+    "make_write_row",
+]
 
 _AHEAD = 8  # features; far enough ahead that a strip of a weight has come from memory when it is needed
 
