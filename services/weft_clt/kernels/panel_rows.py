@@ -298,8 +298,7 @@ GROUP = 32
 """Elements that `any_above` looks at."""
 
 
-@intrinsic
-def any_above(_: Any, matrix: Any, row: Any, column: Any, bound: Any) -> Any:
+def _any_above(_: Any, matrix: Any, row: Any, column: Any, bound: Any) -> Any:
     """Say whether one of the `GROUP` elements from `matrix[row, column]` on is above the bound."""
     signature = types.boolean(matrix, types.int64, types.int64, matrix.dtype)
 
@@ -316,3 +315,6 @@ def any_above(_: Any, matrix: Any, row: Any, column: Any, bound: Any) -> Any:
         return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     return signature, codegen
+
+
+any_above: Any = intrinsic(_any_above)
