@@ -65,7 +65,7 @@ def main() -> int:
             reporter,
             make_mesh(config.mesh.feature_ranks, config.mesh.data_ranks),
             config,
-            normalization_of(dataset),
+            normalization_of(dataset, config.batch.scales),
             stop,
             run=settings.run,
             attempt=settings.attempt,
