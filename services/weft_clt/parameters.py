@@ -9,7 +9,7 @@ P = L (L + 1) / 2 pairs of a source and a target layer, source by source.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -105,9 +105,10 @@ class Parameters:
             b_dec_LC=torch.zeros(num_layers, num_columns, dtype=dtype),
         )
 
-    def zeros_like(self) -> Parameters:
-        """Allocate tensors of the same shapes, all zero."""
-        return Parameters.zeros(self.share, thresholds=self.threshold_LS is not None, dtype=self.w_enc_LSD.dtype)
+    def zeros_like(self, *, decoder: bool = True) -> Parameters:
+        """Allocate tensors of the same shapes, all zero; without `decoder`, its weights have no pairs."""
+        zeros = Parameters.zeros(self.share, thresholds=self.threshold_LS is not None, dtype=self.w_enc_LSD.dtype)
+        return zeros if decoder else replace(zeros, w_dec_PFC=zeros.w_dec_PFC[:0].clone())
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor under the name that a checkpoint gives it, in a fixed order."""

@@ -16,6 +16,7 @@ F features of a layer over all ranks, M entries of this rank.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from weft_clt.config import Activation, FeatureConfig, LossConfig
 from weft_clt.exchange import Exchanged, OwnEntries, exchange_entries
-from weft_clt.kernels import Kernels
+from weft_clt.gradients import DecoderGradient
+from weft_clt.kernels import DecoderPairs, FeatureLists, Kernels
 from weft_clt.losses import jump_relu_backward, preact_loss, sparsity_loss
 from weft_clt.mesh import Mesh
 from weft_clt.parameters import Parameters
@@ -50,6 +52,12 @@ class Forward:
     """Prediction minus target, in this rank's columns."""
     own_L: list[OwnEntries]
     exchanged: Exchanged
+    lists: FeatureLists
+
+
+def _shaped(buffer: Tensor, *shape: int) -> Tensor:
+    """Return the first elements of a buffer as a contiguous tensor."""
+    return buffer[: math.prod(shape)].view(shape)
 
 
 class StepEngine:
@@ -72,15 +80,22 @@ class StepEngine:
     ) -> None:
         self.params, self.mesh, self.kernels = params, mesh, kernels
         self.features, self.loss = features, loss
-        self.grads = params.zeros_like()
+        # Only a sum over the data axis needs the decoder's gradient in memory.
+        self.grads = params.zeros_like(decoder=mesh.data.size > 1)
+        self.decoder_grads: DecoderGradient | None = None
         share, dtype = params.share, params.w_enc_LSD.dtype
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
         if group_tokens % ranks:
             raise ShapeError(f"{group_tokens} tokens cannot be split evenly over {ranks} ranks; change one of the two.")
-        self._inputs_LTD = torch.empty(num_layers, group_tokens, d_model, dtype=dtype)
-        self._targets_LTC = torch.empty(num_layers, group_tokens, share.num_columns, dtype=dtype)
-        self._error_LTC = torch.empty_like(self._targets_LTC)
-        self._preact_TS = torch.empty(group_tokens, share.num_features, dtype=dtype)
+        self._group_tokens = group_tokens
+        # One rank works on what it is given.
+        gathered_tokens = group_tokens if ranks > 1 else 0
+        self._inputs = torch.empty(num_layers * gathered_tokens * d_model, dtype=dtype)
+        self._targets = torch.empty(num_layers * gathered_tokens * share.num_columns, dtype=dtype)
+        self._error = torch.empty(num_layers * group_tokens * share.num_columns, dtype=dtype)
+        self._pairs = DecoderPairs.of(
+            num_layers, [(source, target) for source in range(num_layers) for target in range(source, num_layers)]
+        )
         self._keeps_preacts = loss.preact_coeff > 0
         kept_layers = num_layers if self._keeps_preacts else 0
         self._preact_LTS = torch.empty(kept_layers, group_tokens, share.num_features, dtype=dtype)
@@ -98,11 +113,15 @@ class StepEngine:
         axis, share = self.mesh.feature, self.params.share
         rank_tokens = inputs_LOD.shape[1]
         group_tokens = rank_tokens * axis.size
-        if group_tokens > self._inputs_LTD.shape[1]:
-            raise ShapeError(f"{group_tokens} tokens were given; the engine was made for {self._inputs_LTD.shape[1]}.")
-        inputs_LTD, targets_LTC = self._inputs_LTD[:, :group_tokens], self._targets_LTC[:, :group_tokens]
+        if group_tokens > self._group_tokens:
+            raise ShapeError(f"{group_tokens} tokens were given; the engine was made for {self._group_tokens}.")
+        if axis.size == 1:
+            return inputs_LOD.contiguous(), targets_LOD.contiguous()
+        num_layers = inputs_LOD.shape[0]
+        inputs_LTD = _shaped(self._inputs, num_layers, group_tokens, inputs_LOD.shape[2])
+        targets_LTC = _shaped(self._targets, num_layers, group_tokens, share.num_columns)
         rows = [rank_tokens] * axis.size
-        for layer in range(inputs_LOD.shape[0]):
+        for layer in range(num_layers):
             axis.gather_into(inputs_LTD[layer], inputs_LOD[layer].contiguous())
             by_rank_ROC = targets_LOD[layer].view(rank_tokens, axis.size, share.num_columns).transpose(0, 1)
             axis.exchange(
@@ -130,28 +149,23 @@ class StepEngine:
             rank_features=share.num_features,
             top_k=self.features.top_k if self.features.activation is Activation.TOP_K else 0,
         )
-        error_LTC = self._error_LTC[:, : inputs_LTD.shape[1]]
-        for target in range(shape.num_layers):
-            torch.sub(self.params.b_dec_LC[target], targets_LTC[target], out=error_LTC[target])
-            for source in range(target + 1):
-                self.kernels.decode(exchanged.layers[source], self.params.decoder(source, target), error_LTC[target])
-        return Forward(inputs_LTD, targets_LTC, error_LTC, own_L, exchanged)
+        error_LTC = _shaped(self._error, *targets_LTC.shape)
+        lists = FeatureLists.of(exchanged.layers)
+        self.kernels.decode_pass(
+            lists, self._pairs, self.params.w_dec_PFC, self.params.b_dec_LC, targets_LTC, error_LTC
+        )
+        return Forward(inputs_LTD, targets_LTC, error_LTC, own_L, exchanged, lists)
 
     def _encode(self, layer: int, inputs_TD: Tensor, *, near: bool) -> OwnEntries:
         params, config = self.params, self.features
         keep = self._keeps_preacts and near
-        preact_TS = (self._preact_LTS[layer] if keep else self._preact_TS)[: inputs_TD.shape[0]]
-        torch.addmm(params.b_enc_LS[layer], inputs_TD, params.w_enc_LSD[layer].T, out=preact_TS)
-        if params.threshold_LS is None:
-            most = min(config.top_k, preact_TS.shape[1])
-            smallest_T1 = torch.topk(preact_TS, most, dim=1, sorted=False).values.amin(1, keepdim=True)
-            listed_TS = (preact_TS >= smallest_T1) & (preact_TS > 0)
-        else:
-            bound_S = params.threshold_LS[layer]
-            listed_TS = preact_TS > (bound_S - config.bandwidth / 2 if near else bound_S)
-        counts_T = listed_TS.sum(1, dtype=torch.int32)
-        _, feature_M = torch.nonzero(listed_TS, as_tuple=True)
-        value_M = preact_TS[listed_TS]
+        bound_S = None if params.threshold_LS is None else params.threshold_LS[layer]
+        if bound_S is not None and near:
+            bound_S = bound_S - config.bandwidth / 2
+        counts_T, feature_M, value_M = self.kernels.encode(
+            inputs_TD, params.w_enc_LSD[layer], params.b_enc_LS[layer], bound_S, config.top_k,
+            self._preact_LTS[layer, : inputs_TD.shape[0]] if keep else None,
+        )  # fmt: skip
         if params.threshold_LS is None:
             return OwnEntries(counts_T, feature_M, value_M)
         active_M = value_M > params.threshold_LS[layer][feature_M]
@@ -168,18 +182,10 @@ class StepEngine:
         """
         params, grads, shape = self.params, self.grads, self.params.share.shape
         forward.error_LTC.mul_(2.0 / step_tokens)
-        grad_value_L = [torch.zeros_like(layer.value_N) for layer in forward.exchanged.layers]
-        for target in range(shape.num_layers):
-            torch.sum(forward.error_LTC[target], 0, out=grads.b_dec_LC[target])
-            for source in range(target + 1):
-                self.kernels.decode_backward(
-                    forward.exchanged.layers[source],
-                    params.decoder(source, target),
-                    forward.error_LTC[target],
-                    grad_value_L[source],
-                    grads.decoder(source, target),
-                )
-        grad_own_L = forward.exchanged.return_gradients(grad_value_L, self.mesh.feature)
+        grad_slots = forward.error_LTC.new_zeros(sum(forward.exchanged.sizes_R))
+        decoder = DecoderGradient(self.kernels, params, self._pairs, forward.lists, forward.error_LTC)
+        decoder.back_to_values(grad_slots, grads.b_dec_LC)
+        grad_own_L = forward.exchanged.return_gradients(grad_slots, self.mesh.feature)
         norms_LF = self._norms() if self._has_norms else None
         grad_norms_LS = torch.zeros_like(params.b_enc_LS)
         losses = Losses(0.0, 0.0)
@@ -191,9 +197,12 @@ class StepEngine:
             )
             losses = Losses(losses.sparsity + part.sparsity, losses.preact + part.preact)
         if norms_LF is not None:
-            self._norms_backward(norms_LF, grad_norms_LS)
-        for _, grad in grads.named():
-            self.mesh.data.sum_(grad)
+            self._norms_backward(decoder, norms_LF, grad_norms_LS)
+        if self.mesh.data.size > 1:
+            decoder.write(grads.w_dec_PFC)
+            for _, grad in grads.named():
+                self.mesh.data.sum_(grad)
+        self.decoder_grads = decoder if self.mesh.data.size == 1 else None
         return losses
 
     def _norms(self) -> Tensor:
@@ -205,16 +214,10 @@ class StepEngine:
                 self.kernels.add_row_squares(self.params.decoder(source, target), squares_LF[source])
         return self.mesh.feature.sum_(squares_LF).sqrt_()
 
-    def _norms_backward(self, norms_LF: Tensor, grad_norms_LS: Tensor) -> None:
+    def _norms_backward(self, decoder: DecoderGradient, norms_LF: Tensor, grad_norms_LS: Tensor) -> None:
         """Take the gradients of the norms to the decoder: d norm / d row = row / norm."""
-        num_layers = norms_LF.shape[0]
         grad_norms_LF = self.mesh.feature.gather(grad_norms_LS).transpose(0, 1).reshape(norms_LF.shape)
-        coeff_LF = torch.where(norms_LF > 0, grad_norms_LF / norms_LF, torch.zeros_like(norms_LF))
-        for source in range(num_layers):
-            for target in range(source, num_layers):
-                self.kernels.add_scaled_rows(
-                    coeff_LF[source], self.params.decoder(source, target), self.grads.decoder(source, target)
-                )
+        decoder.add_norms(norms_LF, grad_norms_LF, self.mesh.feature.size)
 
     def _encode_backward(
         self,

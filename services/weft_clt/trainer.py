@@ -104,7 +104,7 @@ class Trainer:
             forward, step_tokens=step_tokens, sparsity_coeff=sparsity_coeff(config.loss, step, num_steps)
         )
         rate = learning_rate(config.optimizer, step, num_steps)
-        norm = self.adam.update(self.engine.grads, step=step, learning_rate=rate)
+        norm = self.adam.update(self.engine.grads, self.engine.decoder_grads, step=step, learning_rate=rate)
         if self.params.threshold_LS is not None:
             self.params.threshold_LS.clamp_(min=0)
         self.step = step

@@ -37,6 +37,12 @@ def test_step_has_the_losses_and_gradients_of_the_oracle(case: str, kernels: Ker
     torch.stack(wanted).sum().backward()
     assert [reconstruction, losses.sparsity, losses.preact] == pytest.approx(torch.stack(wanted).tolist(), rel=1e-12)
     grads = dict(trainer.engine.grads.named())
+    assert trainer.engine.decoder_grads is not None
+    grads["w_dec"] = torch.zeros_like(trainer.params.w_dec_PFC)
+    trainer.engine.decoder_grads.write(grads["w_dec"])
+    assert trainer.engine.decoder_grads.squares == pytest.approx(
+        float(oracle.grads()["w_dec"].square().sum()), rel=1e-10
+    )
     assert grads.keys() == oracle.grads().keys()
     for name, grad in oracle.grads().items():
         assert float(grad.abs().max()) > 0, name
