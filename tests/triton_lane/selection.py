@@ -42,11 +42,13 @@ def test_encode_lists_what_is_above_its_bound(
     weight = (weight / d_model**0.5).to(dtype)
     bias, bound = random(dtype, seed + 2, num_features), random(torch.float32, seed + 3, num_features).abs() + level
     exact = inputs.double() @ weight.double().T + bias.double()
-    values, present = _dense(Encoder(SMALL, widen=True).above(inputs, weight, bias, bound), num_features)
+    kept = torch.empty(num_tokens, num_features, dtype=dtype)
+    values, present = _dense(Encoder(SMALL).above(inputs, weight, bias, bound, kept), num_features)
     margin = exact - bound.double()
     assert bool((present == (margin > 0))[margin.abs() > 3e-5].all())
     tolerance = 2.0**-8 if dtype is torch.bfloat16 else 1e-5
     torch.testing.assert_close(values[present], exact[present], rtol=tolerance, atol=3e-5)
+    torch.testing.assert_close(kept.double(), exact, rtol=tolerance, atol=3e-5)
 
 
 @every_type
@@ -59,7 +61,7 @@ def test_encode_lists_the_largest(dtype: torch.dtype, top_k: int) -> None:
     bias[-3:] = 30  # the last slice holds the best
     inputs[0] = 0  # only these are above 0
     exact = inputs.double() @ weight.double().T + bias.double()
-    encoder = Encoder(Tile(16, 64, 16, 4, 2), widen=True, first_slice=20)
+    encoder = Encoder(Tile(16, 64, 16, 4, 2), first_slice=20)
     values, present = _dense(encoder.largest(inputs, weight, bias, top_k), num_features)
     best = torch.topk(exact, top_k, dim=1)
     wanted = torch.zeros_like(present).scatter_(1, best.indices, True) & (exact > 0)

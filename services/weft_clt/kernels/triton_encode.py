@@ -19,11 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from weft_clt.kernels.triton_lists import segment_starts
-from weft_clt.kernels.triton_numbers import jit
+from weft_clt.kernels.sorted_lists import segment_starts
+from weft_clt.kernels.triton_numbers import jit, rounded
 from weft_clt.kernels.triton_top_k import keep_largest
 
 __all__ = ["Encoder", "Tile"]
+
+_INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""The interpreter multiplies the bits of bfloat16 numbers; there they are widened first."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,17 @@ class Tile:
 @jit
 def select_kernel(
     inputs: tl.tensor, weight: tl.tensor, bias: tl.tensor, feature_bound: tl.tensor, token_bound: tl.tensor,
-    out_key: tl.tensor, out_value: tl.tensor, counter: tl.tensor, room: tl.tensor,
+    kept: tl.tensor, out_key: tl.tensor, out_value: tl.tensor, counter: tl.tensor, room: tl.tensor,
     num_tokens: tl.tensor, num_features: tl.tensor, d_model: tl.tensor, first_feature: tl.tensor,
     all_features: tl.tensor, TOKENS: tl.constexpr, FEATURES: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr,
-    WIDEN: tl.constexpr, BY_FEATURE: tl.constexpr, BY_TOKEN: tl.constexpr,
+    WIDEN: tl.constexpr, BY_FEATURE: tl.constexpr, BY_TOKEN: tl.constexpr, KEEP: tl.constexpr,
 ) -> None:  # fmt: skip
     """
     List inputs . weight + bias where it is above all bounds.
 
     Programs that follow each other take the same features, so that weights are read from memory once.
     WHOLE: d_model is a multiple of DEPTH. WIDEN: multiply in float32 whatever the types.
+    KEEP: also write all pre-activations to `kept`.
     """
     token_tiles = tl.cdiv(num_tokens, TOKENS)
     token = (tl.program_id(0) % token_tiles) * TOKENS + tl.arange(0, TOKENS)
@@ -79,6 +83,9 @@ def select_kernel(
     known = feature < num_features
     preact += tl.load(bias + feature, mask=known, other=0.0).to(tl.float32)[None, :]
     listed = (token < num_tokens)[:, None] & known[None, :]
+    if KEEP:
+        spot = token.to(tl.int64)[:, None] * all_features + (first_feature + feature)[None, :]
+        tl.store(kept + spot, rounded(preact, kept.dtype.element_ty), mask=listed)
     if BY_FEATURE:
         listed = listed & (preact > tl.load(feature_bound + feature, mask=known, other=0.0).to(tl.float32)[None, :])
     if BY_TOKEN:
@@ -103,33 +110,33 @@ class Encoder:
 
     Args:
         tile: How the product is cut; by default by the type.
-        widen: Multiply bfloat16 in float32: for the interpreter, whose product of bfloat16 is of their bits.
         first_slice: Features that top-k looks at before it has a bound.
     """
 
-    def __init__(self, tile: Tile | None = None, *, widen: bool = False, first_slice: int = 1024) -> None:
-        self._tile, self._widen, self._first_slice, self._room = tile, widen, first_slice, 1 << 12
+    def __init__(self, tile: Tile | None = None, *, first_slice: int = 1024) -> None:
+        self._tile, self._first_slice, self._room = tile, first_slice, 1 << 12
 
     def above(
-        self, inputs_TD: Tensor, w_enc_SD: Tensor, b_enc_S: Tensor, bound_S: Tensor
+        self, inputs_TD: Tensor, w_enc_SD: Tensor, b_enc_S: Tensor, bound_S: Tensor, preact_TS: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
         List the pre-activations above a bound a feature.
 
         Args:
             bound_S: Any floating type; compared in float32, before pre-activations are rounded.
+            preact_TS: Receives all pre-activations, where they are wanted.
 
         Returns:
             Entries of a token, int32; the features, int64, by token and, within it, ascending; the pre-activations, of
             the inputs' type.
         """
         num_features = w_enc_SD.shape[0]
-        key_M, value_M = self._listed(inputs_TD, w_enc_SD, b_enc_S, 0, num_features, bound_S=bound_S)
+        key_M, value_M = self._listed(inputs_TD, w_enc_SD, b_enc_S, 0, num_features, preact_TS, bound_S=bound_S)
         key_M, order_M = torch.sort(key_M)
         return _by_token(key_M, value_M[order_M], inputs_TD, num_features)
 
     def largest(
-        self, inputs_TD: Tensor, w_enc_SD: Tensor, b_enc_S: Tensor, top_k: int
+        self, inputs_TD: Tensor, w_enc_SD: Tensor, b_enc_S: Tensor, top_k: int, preact_TS: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
         List the `top_k` largest pre-activations of a token that are above 0, the smaller feature first among equals.
@@ -145,7 +152,7 @@ class Encoder:
         while first < num_features:
             end = min(num_features, first + width)
             key_M, value_M = self._listed(
-                inputs_TD, w_enc_SD[first:end], b_enc_S[first:end], first, num_features, bound_T=bound_T
+                inputs_TD, w_enc_SD[first:end], b_enc_S[first:end], first, num_features, preact_TS, bound_T=bound_T
             )
             key_M, order_M = torch.sort(torch.cat([kept_key_M, key_M]))
             value_M = torch.cat([kept_value_M, value_M])[order_M]
@@ -162,6 +169,7 @@ class Encoder:
         b_enc_S: Tensor,
         first_feature: int,
         all_features: int,
+        preact_TS: Tensor | None,
         *,
         bound_S: Tensor | None = None,
         bound_T: Tensor | None = None,
@@ -178,11 +186,13 @@ class Encoder:
                 grid = (triton.cdiv(num_tokens, tile.tokens) * triton.cdiv(num_features, tile.features),)
                 select_kernel[grid](
                     inputs_TD, w_enc_SD, b_enc_S, b_enc_S if bound_S is None else bound_S,
-                    b_enc_S if bound_T is None else bound_T, key_M, value_M, counter, self._room,
+                    b_enc_S if bound_T is None else bound_T, value_M if preact_TS is None else preact_TS,
+                    key_M, value_M, counter, self._room,
                     num_tokens, num_features, d_model, first_feature, all_features,
                     TOKENS=tile.tokens, FEATURES=tile.features, DEPTH=tile.depth, WHOLE=d_model % tile.depth == 0,
-                    WIDEN=self._widen or inputs_TD.dtype is not torch.bfloat16,
+                    WIDEN=_INTERPRETED or inputs_TD.dtype is not torch.bfloat16,
                     BY_FEATURE=bound_S is not None, BY_TOKEN=bound_T is not None,
+                    KEEP=preact_TS is not None,
                     num_warps=tile.num_warps, num_stages=tile.num_stages,
                 )  # fmt: skip
             found = int(counter)

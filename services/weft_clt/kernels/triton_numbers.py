@@ -19,11 +19,13 @@ __all__ = ["dithered", "jit", "rounded"]
 
 _VARYING = ["num_entries", "room", "seed", "top_k"]
 """Arguments of which no value deserves a compilation of its own, as 1 and multiples of 16 otherwise get."""
+_SLICED = ["token", "value", "row_end"]
+"""Addresses inside longer lists: read entry by entry, so alignment does not matter."""
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile for the device at the first launch; under TRITON_INTERPRET=1, run as NumPy."""
-    return triton.jit(function, do_not_specialize=_VARYING)
+    return triton.jit(function, do_not_specialize=_VARYING, do_not_specialize_on_alignment=_SLICED)
 
 
 @jit

@@ -1,5 +1,5 @@
 """
-Norms and scaled rows: plain passes over a decoder block.
+Norms: plain passes over a decoder block.
 
 A program takes one row, or one block of a flat tensor; sums within it are float32 in a tree, over blocks float64.
 Shapes: see `weft_clt.kernels.port`.
@@ -15,7 +15,7 @@ from torch import Tensor
 from weft_clt.kernels.triton_numbers import jit, rounded
 from weft_clt.kernels.triton_rows import column_block
 
-__all__ = ["add_row_squares", "add_scaled_rows", "sum_squares"]
+__all__ = ["add_row_squares", "sum_squares"]
 
 _BLOCK = 4096
 
@@ -35,22 +35,6 @@ def row_squares_kernel(weight: tl.tensor, out: tl.tensor, num_columns: tl.tensor
 
 
 @jit
-def scaled_rows_kernel(
-    coeff: tl.tensor, weight: tl.tensor, out: tl.tensor, num_columns: tl.tensor, COLUMNS: tl.constexpr
-) -> None:
-    """out[f] += coeff[f] * weight[f]."""
-    feature = tl.program_id(0)
-    row = feature.to(tl.int64) * num_columns
-    scale = tl.load(coeff + feature).to(tl.float32)
-    for first in range(0, num_columns, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
-        mask = column < num_columns
-        w = tl.load(weight + row + column, mask=mask, other=0.0).to(tl.float32)
-        before = tl.load(out + row + column, mask=mask, other=0.0).to(tl.float32)
-        tl.store(out + row + column, rounded(before + scale * w, out.dtype.element_ty), mask=mask)
-
-
-@jit
 def squares_kernel(values: tl.tensor, part: tl.tensor, numel: tl.tensor, BLOCK: tl.constexpr) -> None:
     """part[b] = sum of the squares of block b."""
     block = tl.program_id(0)
@@ -63,13 +47,6 @@ def add_row_squares(w_FC: Tensor, out_F: Tensor) -> None:
     """Add the squared norm of every row to `out_F`."""
     num_features, num_columns = w_FC.shape
     row_squares_kernel[(num_features,)](w_FC, out_F, num_columns, COLUMNS=column_block(num_columns, 2048), num_warps=4)
-
-
-def add_scaled_rows(coeff_F: Tensor, w_FC: Tensor, out_FC: Tensor) -> None:
-    """Add `coeff_F` times the rows of `w_FC` to `out_FC`."""
-    num_features, num_columns = w_FC.shape
-    columns = column_block(num_columns, 2048)
-    scaled_rows_kernel[(num_features,)](coeff_F, w_FC, out_FC, num_columns, COLUMNS=columns, num_warps=4)
 
 
 def sum_squares(values: Tensor) -> float:

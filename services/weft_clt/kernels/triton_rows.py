@@ -1,22 +1,27 @@
 """
-Products by token: the rows of a token's features, gathered from a decoder block.
+Decode: the rows of a token's features, gathered from the decoder blocks of all sources of a target.
 
-A program takes one token and one block of columns, and reads several rows at once so that memory stays busy. Programs
-of one column block run together: where that block of the decoder fits the second-level cache, memory is read once.
-Sums are in float32 and always in the order of the entries. Row offsets are 64 bit: F x C may pass 2^31.
+A program takes one target, one token and one block of columns, and reads several rows at once so that memory stays
+busy. It goes through the sources itself: the sum is in float32 whatever the types, always in the same order, and
+written once. Programs of one column block run together, so that rows which many tokens share are still in the
+second-level cache.
+Addresses are 64 bit: P x F x C passes 2^31.
 Shapes: see `weft_clt.kernels.port`.
 """
 
 from __future__ import annotations
 
+from itertools import accumulate
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from weft_clt.active import ActiveLayer
+from weft_clt.kernels.feature_lists import DecoderPairs, FeatureLists
 from weft_clt.kernels.triton_numbers import jit, rounded
 
-__all__ = ["add_decoded", "add_value_gradients", "column_block"]
+__all__ = ["column_block", "decode_all"]
 
 _ROWS = 16
 """Rows read at once."""
@@ -35,83 +40,58 @@ def column_block(num_columns: int, most: int) -> int:
 
 @jit
 def decode_kernel(
-    row_start: tl.tensor, row_active: tl.tensor, feature: tl.tensor, value: tl.tensor, weight: tl.tensor,
-    out: tl.tensor, num_columns: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    pair_start: tl.tensor, pairs: tl.tensor, row_start: tl.tensor, row_active: tl.tensor, feature: tl.tensor,
+    value: tl.tensor, weight: tl.tensor, bias: tl.tensor, target_rows: tl.tensor, out: tl.tensor,
+    num_tokens: tl.tensor, num_features: tl.tensor, num_columns: tl.tensor,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out[t] += sum over entries n of token t of value[n] * weight[feature[n]]."""
-    token = tl.program_id(0)
+    """out[target, t] = bias[target] - target_rows[target, t] + sum of value[n] * weight[block, feature[n]]."""
+    token = tl.program_id(0) % num_tokens
+    target = tl.program_id(0) // num_tokens
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < num_columns
-    start, end = tl.load(row_start + token), tl.load(row_active + token)
-    if end > start:
-        total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    for pair in range(tl.load(pair_start + target), tl.load(pair_start + target + 1)):
+        source, block = tl.load(pairs + 3 * pair), tl.load(pairs + 3 * pair + 2)
+        start = tl.load(row_start + source * (num_tokens + 1) + token)
+        end = tl.load(row_active + source * num_tokens + token)
         for first in range(start, end, ROWS):
             entry = first + tl.arange(0, ROWS)
             listed = entry < end
-            row = tl.load(feature + entry, mask=listed, other=0).to(tl.int64) * num_columns
+            row = (block * num_features + tl.load(feature + entry, mask=listed, other=0)) * num_columns
             scale = tl.load(value + entry, mask=listed, other=0.0).to(tl.float32)
             part = tl.load(
                 weight + row[:, None] + column[None, :], mask=listed[:, None] & inside[None, :], other=0.0
             ).to(tl.float32)
             total += scale[:, None] * part
-        spot = out + token.to(tl.int64) * num_columns + column
-        before = tl.load(spot, mask=inside, other=0.0).to(tl.float32)
-        tl.store(spot, rounded(before + tl.sum(total, 0), out.dtype.element_ty), mask=inside)
+    offset = tl.program_id(0).to(tl.int64) * num_columns + column
+    start_value = tl.load(bias + target * num_columns + column, mask=inside, other=0.0).to(tl.float32)
+    start_value -= tl.load(target_rows + offset, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + offset, rounded(start_value + tl.sum(total, 0), out.dtype.element_ty), mask=inside)
 
 
-@jit
-def value_gradient_kernel(
-    row_first: tl.tensor, row_end: tl.tensor, feature: tl.tensor, weight: tl.tensor, grad_out: tl.tensor,
-    grad_value: tl.tensor, num_columns: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-) -> None:  # fmt: skip
-    """grad_value[n] += weight[feature[n]] . grad_out[t] for the entries n of token t from `row_first` to `row_end`."""
-    token = tl.program_id(0)
-    start, end = tl.load(row_first + token), tl.load(row_end + token)
-    grad_row = token.to(tl.int64) * num_columns
-    for first in range(start, end, ROWS):
-        entry = first + tl.arange(0, ROWS)
-        listed = entry < end
-        row = tl.load(feature + entry, mask=listed, other=0).to(tl.int64) * num_columns
-        total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-        for first_column in range(0, num_columns, COLUMNS):
-            column = first_column + tl.arange(0, COLUMNS)
-            inside = column < num_columns
-            grad = tl.load(grad_out + grad_row + column, mask=inside, other=0.0).to(tl.float32)
-            part = tl.load(
-                weight + row[:, None] + column[None, :], mask=listed[:, None] & inside[None, :], other=0.0
-            ).to(tl.float32)
-            total += part * grad[None, :]
-        spot = grad_value + entry
-        before = tl.load(spot, mask=listed, other=0.0).to(tl.float32)
-        tl.store(spot, rounded(before + tl.sum(total, 1), grad_value.dtype.element_ty), mask=listed)
-
-
-def add_decoded(active: ActiveLayer, w_dec_FC: Tensor, out_TC: Tensor) -> None:
-    """Add to `out_TC` the decoder rows of the active features, times their values; the three types may differ."""
-    num_tokens, num_columns = out_TC.shape
-    if not num_tokens or not active.value_N.shape[0]:
-        return
-    columns = column_block(num_columns, _MOST_COLUMNS)
-    decode_kernel[(num_tokens, triton.cdiv(num_columns, columns))](
-        active.row_start_T1, active.row_active_T, active.feature_N, active.value_N, w_dec_FC, out_TC, num_columns,
-        ROWS=_ROWS, COLUMNS=columns, num_warps=4,
-    )  # fmt: skip
-
-
-def add_value_gradients(
-    active: ActiveLayer, w_dec_FC: Tensor, grad_out_TC: Tensor, grad_value_N: Tensor, *, near_only: bool = False
+def decode_all(
+    lists: FeatureLists,
+    pairs: DecoderPairs,
+    w_dec_PFC: Tensor,
+    b_dec_LC: Tensor,
+    targets_LTC: Tensor,
+    error_LTC: Tensor,
 ) -> None:
-    """
-    Add the gradient of every entry's value to `grad_value_N`.
-
-    Args:
-        near_only: Leave out the entries above 0: their gradients come with the decoder's (`triton_segments`).
-    """
-    num_tokens, num_columns = grad_out_TC.shape
-    if not num_tokens or not active.value_N.shape[0]:
+    """See `Kernels.decode_pass`; the types of the tensors may differ."""
+    num_layers, num_tokens, num_columns = error_LTC.shape
+    if not num_tokens:
         return
-    row_first = active.row_active_T if near_only else active.row_start_T1
-    value_gradient_kernel[(num_tokens,)](
-        row_first, active.row_start_T1[1:], active.feature_N, w_dec_FC, grad_out_TC, grad_value_N, num_columns,
-        ROWS=_ROWS, COLUMNS=column_block(num_columns, _MOST_COLUMNS), num_warps=4,
+    device, layers = error_LTC.device, lists.layers
+    firsts = [0, *accumulate(layer.value_N.shape[0] for layer in layers[:-1])]
+    row_start = torch.stack([layer.row_start_T1 + first for layer, first in zip(layers, firsts, strict=True)])
+    row_active = torch.stack([layer.row_active_T + first for layer, first in zip(layers, firsts, strict=True)])
+    counts_L = torch.bincount(pairs.pairs_P3[:, 1], minlength=num_layers)
+    pair_start = torch.cat([counts_L.new_zeros(1), counts_L.cumsum(0)]).to(device, non_blocking=True)
+    columns = column_block(num_columns, _MOST_COLUMNS)
+    decode_kernel[(num_layers * num_tokens, triton.cdiv(num_columns, columns))](
+        pair_start, pairs.pairs_P3.to(device, non_blocking=True), row_start, row_active,
+        torch.cat([layer.feature_N for layer in layers]), torch.cat([layer.value_N for layer in layers]),
+        w_dec_PFC, b_dec_LC, targets_LTC, error_LTC, num_tokens, layers[0].num_features, num_columns,
+        ROWS=_ROWS, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
