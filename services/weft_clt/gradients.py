@@ -1,9 +1,9 @@
 """
 The decoder's gradient as its factors: the entries' values and the errors, not the product.
 
-The gradient of a decoder row is the sum of value * error over the row's entries, plus, where a loss has norms of rows in
-it, a multiple of the row itself. As large as the decoder, it would be written once and read twice; here the product is
-taken twice instead, once for its norm and once where Adam uses it.
+The gradient of a decoder row is the sum of value * error over the row's entries, plus, where a loss has norms of rows
+in it, a multiple of the row itself. As large as the decoder, it would be written once and read twice; here the product
+is taken twice instead, once for its norm and once where Adam uses it.
 Shapes: L layers, F features of a layer over all ranks, C columns of this rank, P pairs of a source and a target layer.
 """
 

@@ -1,9 +1,9 @@
 """
 Adam on one rank's share, with the gradient clipped by its norm over the whole mesh.
 
-The gradient is clipped by its norm of this very step, so that results are those of dense clipping and Adam. The decoder's
-is never in memory where one data group trains (`gradients`); all others are. With beta1 = 0 the first moment is the gradient itself and takes no
-memory. Moments have the parameters' floating type.
+The gradient is clipped by its norm of this very step, so that results are those of dense clipping and Adam. The
+decoder's is never in memory where one data group trains (`gradients`); all others are. With beta1 = 0 the first moment
+is the gradient itself and takes no memory. Moments have the parameters' floating type.
 """
 
 from __future__ import annotations

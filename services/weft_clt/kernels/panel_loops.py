@@ -3,8 +3,8 @@ The sparse products of a whole step, target layer by target layer and strip by s
 
 A strip of a target's error is copied into a panel once and serves all source layers. Threads share out the columns of
 the decoder, so that they never write to the same place.
-`starts[l, f]` to `starts[l, f + 1]` are the entries of feature f of layer l. `pairs` has a row (source, target, block) for
-every decoder block, sorted by target. Entries whose value is 0 need gradients only: `actives[l, f]` ends the others.
+`starts[l, f]` to `starts[l, f + 1]` are the entries of feature f of layer l. `pairs` has a row (source, target, block)
+for every decoder block, sorted by target. Entries whose value is 0 need gradients only: `actives[l, f]` ends the rest.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def decode_loop(
     low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, weight: Any, bias: Any,
     wanted: Any, error: Any, storage: Any,
 ) -> None:  # fmt: skip
-    """error[k, t] = bias[k] - wanted[k, t] + sum of value * weight[block, feature] over the entries of t, all sources."""
+    """error[k, t] = bias[k] - wanted[k, t] + sum of value * weight[block, feature] over the entries of t."""
     num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
     first = 0
     while first < pairs.shape[0]:

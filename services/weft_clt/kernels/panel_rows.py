@@ -1,9 +1,9 @@
 """
 The sparse products of a step, and the update that one of them ends in, for one feature and one strip of columns.
 
-A panel holds a strip of columns of all tokens, one token after the other, so that it stays in the second-level cache and
-its rows share no cache set by accident. A feature's entries (token, value) pick rows of the panel; the feature's own
-strip, of a weight or a gradient, stays in registers. What is read from the panel is multiplied and added at once.
+A panel holds a strip of columns of all tokens, one token after the other, so that it stays in the second-level cache
+and its rows share no cache set by accident. A feature's entries (token, value) pick rows of the panel; the feature's
+own strip, of a weight or a gradient, stays in registers. What is read from the panel is multiplied and added at once.
 Sums within a strip are fused (fmuladd). Indices are int32 and not negative.
 """
 

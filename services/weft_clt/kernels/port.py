@@ -72,7 +72,7 @@ class Kernels(Protocol):
         Compute the pre-activations of one layer and list some of them.
 
         Args:
-            bound_S: List those above it; None lists the `top_k` largest above 0, the smaller feature first among equals.
+            bound_S: List those above it; None lists the `top_k` largest above 0, of equal ones the first.
             preact_TS: Receives all pre-activations, where they are wanted.
 
         Returns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def column_runs(num_columns: int, item_bytes: int, num_threads: int) -> list[tup
     strips = -(-num_columns // width)
     count = max(1, min(num_threads, strips))
     cuts = [min(num_columns, -(-strips * run // count) * width) for run in range(count + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
 class Workers:

@@ -1,8 +1,8 @@
 """
 What the compiled sparse products are made of: vectors in registers, written as LLVM code.
 
-Numba's own loops cannot say "keep this in registers". The pieces here emit loads, stores and sums of LLVM vectors, which
-the compiler maps to whatever width the processor has.
+Numba's own loops cannot say "keep this in registers". The pieces here emit loads, stores and sums of LLVM vectors,
+which the compiler maps to whatever width the processor has.
 """
 
 from __future__ import annotations
