@@ -55,7 +55,7 @@ def test_encode_lists_what_is_above_its_bound(
 @pytest.mark.parametrize("top_k", [1, 5, 60])
 def test_encode_lists_the_largest(dtype: torch.dtype, top_k: int) -> None:
     """The k largest above 0 of every token, over several slices of features and rows with fewer."""
-    num_tokens, num_features, d_model = 9, 300, 24
+    num_tokens, num_features, d_model = 5, 300, 24
     inputs, weight = random(dtype, 1, num_tokens, d_model), random(dtype, 2, num_features, d_model)
     bias = random(dtype, 3, num_features) - 5
     bias[-3:] = 30  # the last slice holds the best

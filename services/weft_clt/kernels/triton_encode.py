@@ -83,9 +83,13 @@ def select_kernel(
     known = feature < num_features
     preact += tl.load(bias + feature, mask=known, other=0.0).to(tl.float32)[None, :]
     listed = (token < num_tokens)[:, None] & known[None, :]
+    # Within a tile, places are of 32 bit: those of 64 would not fit the registers.
+    corner = (tl.program_id(0) % token_tiles).to(tl.int64) * TOKENS * all_features + (
+        first_feature + (tl.program_id(0) // token_tiles) * FEATURES
+    )
+    local = tl.arange(0, TOKENS)[:, None] * all_features + tl.arange(0, FEATURES)[None, :]
     if KEEP:
-        spot = token.to(tl.int64)[:, None] * all_features + (first_feature + feature)[None, :]
-        tl.store(kept + spot, rounded(preact, kept.dtype.element_ty), mask=listed)
+        tl.store(kept + corner + local, rounded(preact, kept.dtype.element_ty), mask=listed)
     if BY_FEATURE:
         listed = listed & (preact > tl.load(feature_bound + feature, mask=known, other=0.0).to(tl.float32)[None, :])
     if BY_TOKEN:
@@ -97,11 +101,10 @@ def select_kernel(
     if in_tile > 0:
         base = tl.atomic_add(counter, in_tile.to(tl.int64))
         before_row = tl.cumsum(in_row, 0) - in_row
-        place = base + (before_row[:, None] + tl.cumsum(one, 1) - one)
-        fits = listed & (place < room)
-        key = token.to(tl.int64)[:, None] * all_features + (first_feature + feature)[None, :]
-        tl.store(out_key + place, key, mask=fits)
-        tl.store(out_value + place, preact, mask=fits)
+        place = before_row[:, None] + tl.cumsum(one, 1) - one
+        fits = listed & (place < tl.minimum(room - base, in_tile))
+        tl.store(out_key + base + place, corner + local, mask=fits)
+        tl.store(out_value + base + place, preact, mask=fits)
 
 
 class Encoder:

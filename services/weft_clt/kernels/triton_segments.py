@@ -86,9 +86,12 @@ def segment_kernel(
         before = tl.load(grad + offset, mask=inside & touched, other=0.0).to(tl.float32)
         tl.store(grad + offset, rounded(before + result, grad.dtype.element_ty), mask=inside & touched)
     if ADAM:
+        moves = inside & touched
+        if HAS_FIRST:
+            moves = inside
         store_adam(
-            weight, first, second, result * grad_scale, offset, offset + first_place, inside,
-            inside & (touched | HAS_FIRST), seed, beta1, rest1, beta2, rest2, rate, root, epsilon, HAS_FIRST,
+            weight, first, second, result * grad_scale, offset, offset + first_place, inside, moves, seed,
+            beta1, rest1, beta2, rest2, rate, root, epsilon, HAS_FIRST,
         )  # fmt: skip
 
 
