@@ -33,7 +33,6 @@ def test_interpreted_kernels_agree_with_the_reference(part: str) -> None:
 def test_kernels_compile_for_a_gpu(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every launch compiles for compute capability 9.0; only the encoder may need more than its registers."""
     import triton
-
     from tests.triton_compiler import compiled, launches, spilled_bytes
 
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "cache"))
