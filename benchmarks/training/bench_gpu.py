@@ -43,7 +43,7 @@ Made = TypeVar("Made")
 class Machine:
     """What was measured on the spot."""
 
-    name: str
+    device: str
     memory_bytes: int
     matmul_flops: float
     """Of a bfloat16 product of 8,192 cubed."""
@@ -88,7 +88,7 @@ def measured_machine(device: torch.device, rounds: int) -> Machine:
     target = torch.empty_like(source)
     copy_s = best_s(lambda: target.copy_(source), device, 2 * rounds)
     return Machine(
-        name=torch.cuda.get_device_name() if real else "Triton's interpreter",
+        device=torch.cuda.get_device_name() if real else "Triton's interpreter",
         memory_bytes=torch.cuda.get_device_properties(0).total_memory if real else 1 << 30,
         matmul_flops=2 * side**3 / matmul_s,
         copy_bytes_per_s=2 * source.nbytes / copy_s,
@@ -152,7 +152,7 @@ def measured(shape: GpuShape, machine: Machine, device: torch.device, rounds: in
     floors = floors_s(step, lists, machine)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     conditions = (
-        f"{machine.name}, L {shape.num_layers}, d {shape.d_model}, F {shape.num_features}, T {shape.num_tokens}, "
+        f"{machine.device}, L {shape.num_layers}, d {shape.d_model}, F {shape.num_features}, T {shape.num_tokens}, "
         f"k {shape.top_k}, bfloat16, beta1 0, {tile}, torch {torch.__version__}, triton {triton.__version__}, "
         f"median of {rounds}"
     )
@@ -197,10 +197,10 @@ def main() -> int:
         return 2
     if not options.interpret and not torch.cuda.is_available():
         print(
-            "No GPU was found. This benchmark needs an NVIDIA GPU of compute capability 8.0 or later with its driver, and "
-            f"torch for CUDA; this is torch {torch.__version__}. Of its memory, 16k features take {_gigabytes(16384):.0f} "
-            f"GB, 64k {_gigabytes(65536):.0f} GB and 96k {_gigabytes(98304):.0f} GB. `--interpret`, where the environment "
-            "has TRITON_INTERPRET=1, walks through it on the CPU.",
+            "No GPU was found. This benchmark needs an NVIDIA GPU of compute capability 8.0 or later with its driver, "
+            f"and torch for CUDA; this is torch {torch.__version__}. Of its memory, 16k features take "
+            f"{_gigabytes(16384):.0f} GB, 64k {_gigabytes(65536):.0f} GB and 96k {_gigabytes(98304):.0f} GB. "
+            "`--interpret`, where the environment has TRITON_INTERPRET=1, walks through it on the CPU.",
             file=sys.stderr,
         )
         return 2
@@ -212,7 +212,7 @@ def main() -> int:
         )  # fmt: skip
         print(f"{dtype}: all results are the reference's; largest error {max(errors.values()):.2g} of what is allowed")
     machine = measured_machine(device, options.rounds)
-    print(f"{machine.name}: {machine.matmul_flops / 1e12:.1f} TFLOP/s, {machine.copy_bytes_per_s / 1e9:.0f} GB/s")
+    print(f"{machine.device}: {machine.matmul_flops / 1e12:.1f} TFLOP/s, {machine.copy_bytes_per_s / 1e9:.0f} GB/s")
     rows: list[dict[str, object]] = [{"name": "machine", **asdict(machine)}]
     for num_features in options.features:
         shape = GpuShape(options.layers, options.d_model, num_features, options.tokens, options.top_k)

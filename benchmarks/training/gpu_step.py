@@ -33,7 +33,7 @@ class GpuShape:
         return [(s, t) for s in range(self.num_layers) for t in range(s, self.num_layers)]
 
     def num_bytes(self, itemsize: int) -> int:
-        """Parameters, second moments, the encoder's gradient and the activations, and 1 % for lists and partial sums."""
+        """Parameters, second moments, the encoder's gradient the activations, and 1 % for lists and partial sums."""
         row = self.num_features * self.d_model
         held = 2 * (self.num_layers + len(self.blocks)) * row + self.num_layers * row
         streams = 3 * self.num_layers * self.num_tokens * self.d_model
