@@ -7,12 +7,14 @@ Shapes: L layers, F features of a layer over all ranks, N entries of all layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer
 from weft_clt.kernels import loops
+from weft_clt.kernels.sorted_lists import by_feature
 
 __all__ = ["DecoderPairs", "FeatureLists"]
 
@@ -59,6 +61,9 @@ class FeatureLists:
     @classmethod
     def of(cls, layers: list[ActiveLayer]) -> FeatureLists:
         """Sort the entries of every layer by feature; tokens ascend within each part."""
+        value_N = layers[0].value_N
+        if value_N.device.type != "cpu" or value_N.dtype is torch.bfloat16:  # which NumPy does not have
+            return cls._sorted_by_torch(layers)
         num_layers, num_features = len(layers), layers[0].num_features
         total = sum(layer.value_N.shape[0] for layer in layers)
         lists = cls(
@@ -78,3 +83,16 @@ class FeatureLists:
             )  # fmt: skip
             first += layer.value_N.shape[0]
         return lists
+
+    @classmethod
+    def _sorted_by_torch(cls, layers: list[ActiveLayer]) -> FeatureLists:
+        start_L, active_L, token_L, value_L, slot_L = zip(*(by_feature(layer) for layer in layers), strict=True)
+        firsts = [0, *accumulate(layer.value_N.shape[0] for layer in layers[:-1])]
+        return cls(
+            layers=layers,
+            start_LF1=torch.stack([start_F1 + first for start_F1, first in zip(start_L, firsts, strict=True)]),
+            active_LF=torch.stack([active_F + first for active_F, first in zip(active_L, firsts, strict=True)]),
+            token_N=torch.cat(token_L),
+            value_N=torch.cat(value_L),
+            slot_N=torch.cat(slot_L),
+        )
