@@ -12,6 +12,8 @@ from weft_clt.kernels import Kernels
 from weft_clt.mesh import Mesh, SingleAxis
 from weft_clt.normalization import Normalization
 from weft_clt.parameters import Parameters
+from weft_clt.recipes import RECIPES as PUBLISHED
+from weft_clt.recipes import RunSize
 from weft_clt.trainer import Batch, Trainer
 
 NUM_LAYERS, NUM_FEATURES, D_MODEL, NUM_TOKENS = 3, 12, 8, 8
@@ -82,6 +84,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "jump_relu_window_skip_aux": JUMP_RELU | {"decoder_span": 2, "linear_skip": True} | AUX,
 }
 """Every way of selecting features, alone and with what goes beside it."""
+
+NAMED: dict[str, dict[str, Any]] = {
+    name: recipe.make(
+        RunSize("datasets/small", num_features=NUM_FEATURES, top_k=3, num_steps=5, step_tokens=NUM_TOKENS)
+    ).to_spec()
+    for name, recipe in PUBLISHED.items()
+}
+"""The published recipes, at this size."""
 
 
 def normalization() -> Normalization:

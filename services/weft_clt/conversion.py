@@ -3,8 +3,8 @@ A model that counts (TopK, joint TopK) as one with a threshold a feature (JumpRe
 
 A feature's threshold is set such that on calibration tokens it fires exactly as often as it was selected; so L0 is kept
 layer by layer and feature by feature. The published way, the smallest pre-activation selected times one factor a layer
-that keeps L0, was tried beside it: at the same L0 it explained 1 to 4 % less of held-out variance in eight runs of eight
-(synthetic data; TopK 8 and joint TopK 8 with three seeds, TopK 24 with two).
+that keeps L0, was tried beside it: at the same L0 it explained 1 to 4 % less of held-out variance in each of eight
+runs (synthetic data; TopK 8 and joint TopK 8 with three seeds, TopK 24 with two).
 BatchTopK needs none of this: its running threshold is one already.
 Shapes: L layers, N calibration tokens, F features of a layer.
 """

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clt_cases import NUM_TOKENS, RECIPES, Oracle, config_of, some_dead, tokens, trainer_of
+from clt_cases import NAMED, NUM_TOKENS, RECIPES, Oracle, config_of, some_dead, tokens, trainer_of
 from torch import Tensor
 
 from weft_clt.kernels import CpuKernels
@@ -15,11 +15,14 @@ EXACT = {"bandwidth": 1e-7, "gradient_through_threshold": False}
 """No entry within the band, so that the pseudo-derivative, which no difference shows, is 0."""
 
 
-@pytest.mark.parametrize("name", RECIPES)
+CASES = RECIPES | NAMED
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_gradient_is_the_slope_of_the_loss(name: str) -> None:
     """Along random directions through every parameter tensor, one tensor at a time, slope and gradient agree."""
-    case: dict[str, Any] = RECIPES[name]
-    config = config_of(**case | (EXACT if "bandwidth" in case else {}))
+    case: dict[str, Any] = CASES[name]
+    config = config_of(**case | (EXACT if case.get("bandwidth") else {}))
     trainer = trainer_of(config, CpuKernels())
     inputs, targets = tokens(0)
     coeff, dead = 0.7 * config.loss.sparsity_coeff, some_dead(config)

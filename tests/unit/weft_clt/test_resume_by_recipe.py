@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from clt_cases import RECIPES, config_of, own_batch, trainer_of
+from clt_cases import NAMED, RECIPES, config_of, own_batch, trainer_of
 
 from weft_clt.checkpoint import read_tensors, write_tensors
 from weft_clt.kernels import CpuKernels
 
+CASES = RECIPES | NAMED
 
-@pytest.mark.parametrize("name", RECIPES)
+
+@pytest.mark.parametrize("name", CASES)
 def test_resumed_run_ends_bit_for_bit_where_the_other_does(name: str, tmp_path: Path) -> None:
     """Parameters, thresholds, moments and clocks after the last step are the same bits, and so is an evaluation."""
-    config = config_of(**RECIPES[name])
+    config = config_of(**CASES[name])
     whole = trainer_of(config, CpuKernels())
     for step in range(1, 4):
         whole.train_step(own_batch(step, whole.mesh))
