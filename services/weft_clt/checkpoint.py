@@ -30,7 +30,6 @@ __all__ = [
     "check_file",
     "file_facts",
     "file_name",
-    "learning_digest",
     "read_shares",
     "sharded_dim",
     "write_tensors",
@@ -51,13 +50,6 @@ _NAMES = {
 }
 _MAX_HEADER_BYTES = 16 << 20
 _DIGEST_BYTES = 8 << 20
-_WITHOUT_EFFECT = ("feature_ranks", "data_ranks", "checkpoint_steps", "evaluation_steps", "evaluation_tokens")
-
-
-def learning_digest(config: TrainingConfig) -> str:
-    """Return the hex SHA-256 of all that decides what is learnt: not the ranks, nor when it is saved and evaluated."""
-    spec = {name: value for name, value in config.to_spec().items() if name not in _WITHOUT_EFFECT}
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -78,8 +70,8 @@ class Manifest:
     data_ranks: int
     config_digest: str
     files: dict[str, FileFacts]
-    data: dict[str, Any]
-    """Where the run was in its data, from which all later random numbers follow too; the same for every rank."""
+    data: Any
+    """Where the run was in its data, from which all later random numbers follow too; earlier versions had a list."""
 
     def to_document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -92,8 +84,6 @@ class Manifest:
         try:
             fields = {name: document[name] for name in cls.__dataclass_fields__}
             fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}
-            if not isinstance(fields["data"], dict):
-                raise TypeError("data: it is of an earlier version of weft")
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataLossError(
@@ -102,7 +92,12 @@ class Manifest:
 
     def check_run(self, config: TrainingConfig) -> None:
         """Refuse to go on with another configuration; the mesh may differ. FailedPreconditionError."""
-        digest = learning_digest(config)
+        if not isinstance(self.data, dict):
+            raise FailedPreconditionError(
+                f"The checkpoint of step {self.step} is of an earlier version of weft, which drew tokens in another "
+                "order: it can be evaluated and exported; start a new run to train."
+            )
+        digest = config.digest()
         if self.config_digest != digest:
             raise FailedPreconditionError(
                 f"The checkpoint of step {self.step} is of a run with configuration {self.config_digest[:12]}, "

@@ -2,7 +2,7 @@
 Checkpoints of a run in the bucket.
 
     runs/{run}/checkpoints/{step:08d}/rank{r}-of-{R}.safetensors     by the ranks of the first data group
-    runs/{run}/checkpoints/{step:08d}/part-{r}.json                  by the same ranks: the file's hash
+    runs/{run}/checkpoints/{step:08d}/part-rank{r}-of-{R}.json         by the same ranks: the file's hash
     runs/{run}/checkpoints/{step:08d}/manifest.json                  by rank 0, after all others, never twice
 """
 
@@ -22,7 +22,6 @@ from weft_clt.checkpoint import (
     check_file,
     file_facts,
     file_name,
-    learning_digest,
     read_shares,
     writers_of,
 )
@@ -50,6 +49,9 @@ class RunCheckpoints:
     def folder(self, step: int) -> str:
         """Return the key prefix of a checkpoint, with a slash."""
         return f"runs/{self._run}/checkpoints/{step:08d}/"
+
+    def _part(self, step: int, stem: str) -> str:
+        return f"{self.folder(step)}part-{stem}.json"
 
     def newest_step(self) -> int:
         """Return the step of the newest complete checkpoint, 0 where there is none."""
@@ -82,12 +84,12 @@ class RunCheckpoints:
             read_shares(paths, wrote, into, rank, size)
         return manifest
 
-    def upload(self, step: int, path: Path, rank: int) -> None:
+    def upload(self, step: int, path: Path) -> None:
         """Put one rank's file, and beside it what the manifest will say of it."""
         facts = file_facts(path)
         self._store.put_file(f"{self.folder(step)}{path.name}", path)
         part = {"name": path.name, **asdict(facts)}
-        self._store.put(f"{self.folder(step)}part-{rank}.json", encode_json(part))
+        self._store.put(self._part(step, path.stem), encode_json(part))
 
     def commit(self, step: int, data: dict[str, Any], config: TrainingConfig, mesh: Mesh) -> None:
         """
@@ -96,13 +98,15 @@ class RunCheckpoints:
         Raises:
             FailedPreconditionError: Another attempt is the present one.
         """
-        parts = [read_json(self._store, f"{self.folder(step)}part-{rank}.json")[0] for rank in range(mesh.feature.size)]
+        size = mesh.feature.size
+        names = [Path(file_name(rank, size)).stem for rank in range(size)]
+        parts = [read_json(self._store, self._part(step, name))[0] for name in names]
         manifest = Manifest(
             step=step,
             attempt=self._attempt,
-            feature_ranks=mesh.feature.size,
+            feature_ranks=size,
             data_ranks=mesh.data.size,
-            config_digest=learning_digest(config),
+            config_digest=config.digest(),
             files={part["name"]: FileFacts(part["sha256"], part["size_bytes"]) for part in parts},
             data=data,
         )

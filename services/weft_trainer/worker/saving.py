@@ -107,7 +107,7 @@ class CheckpointSaver:
         copied_s = time.perf_counter() - begun_s
 
         def upload() -> None:
-            self._checkpoints.upload(step, path, axis.rank)
+            self._checkpoints.upload(step, path)
             _log.info(
                 "checkpoint_uploaded",
                 step=step,

@@ -28,6 +28,8 @@ class WorkerSettings(BaseSettings):
     """For S3."""
     bucket_secret_key: SecretStr | None = None
     """For S3."""
+    bucket_ca: Path | None = None
+    """PEM file of the authority that an s3+https bucket's certificate comes from; the system's own where unset."""
     cache_target: str
     """host:port of the cache service."""
     cache_token: SecretStr | None = None
@@ -43,7 +45,7 @@ class WorkerSettings(BaseSettings):
     log_level: str = "info"
     """debug, info, warning or error."""
 
-    @field_validator("tls_ca", "tls_cert", "tls_key")
+    @field_validator("tls_ca", "tls_cert", "tls_key", "bucket_ca")
     @classmethod
     def _file_is_readable(cls, path: Path | None) -> Path | None:
         return check_pem_file(path)
