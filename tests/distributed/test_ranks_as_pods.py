@@ -79,7 +79,7 @@ def test_ranks_whose_partner_was_killed_end_soon(rig: Rig) -> None:
     with _pods(rig, "killed-pod") as ranks:
         _until_begun(rig, "killed-pod")
         ranks[1].kill()
-        assert ranks[0].wait(30) == 1
+        assert ranks[0].wait(120) == 1
 
 
 def test_rank_that_waits_for_the_others_ends_when_told_to(rig: Rig) -> None:

@@ -75,7 +75,7 @@ def test_writer_killed_at_any_write_loses_no_bit(alone: tuple[int, dict[str, tor
         prepare(str(root))
         child = _FORKS.Process(target=_train_and_die, args=(str(root), write))
         child.start()
-        child.join(120)
+        child.join(300)
         assert child.exitcode == -signal.SIGKILL
         _check_all_whole(root)
         train(str(root), _nothing)
@@ -98,7 +98,7 @@ def test_bucket_that_refuses_for_a_while_delays_nothing_but_the_checkpoint(
             raise error
 
     prepare(str(tmp_path))
-    train(str(tmp_path), fault, retry_s=20.0)
+    train(str(tmp_path), fault, retry_s=120.0)
     assert len(failed) > 12
     found = _state(tmp_path)
     for name, tensor in alone[1].items():
@@ -134,7 +134,7 @@ def test_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
     prepare(str(tmp_path))
     child = _FORKS.Process(target=_train_on_a_small_disk, args=(str(tmp_path), 8192))
     child.start()
-    child.join(120)
+    child.join(300)
     assert child.exitcode == 7
     assert RunCheckpoints(FileObjectStore(tmp_path), "r", 1).newest_step() == 0
 
@@ -155,7 +155,7 @@ def test_steps_go_on_while_a_checkpoint_is_uploaded(tmp_path: Path) -> None:
     gate, saved = threading.Event(), []
 
     def fault(moment: str, op: str, key: str, count: int) -> None:
-        assert gate.wait(20)
+        assert gate.wait(60)
 
     store = FaultyObjectStore(FileObjectStore(tmp_path), fault)
     checkpoints = RunCheckpoints(store, "r", 1)

@@ -43,7 +43,7 @@ class RunCommands:
         signals: Rung at every change.
         start_operation: Starts the work.
         max_ranks: Ranks that can be started.
-        check_ranks: Finds out whether the ranks of a new run could be started; raises where not.
+        check_ranks: Finds out whether the ranks of a run could be started; raises where not.
     """
 
     def __init__(
@@ -136,11 +136,14 @@ class RunCommands:
 
         Raises:
             FailedPreconditionError: Neither paused nor failed.
-            InvalidArgumentError: See `check_run`.
+            InvalidArgumentError: See `check_run`, or so many ranks cannot be started.
         """
         other = {field: count for field, count in (ranks or {}).items() if count}
         if other:
-            await check_run({**(await self._runs.get(run)).spec, **other}, self._catalog, self._max_ranks)
+            present = await self._runs.get(run)
+            present = replace(present, spec={**present.spec, **other})
+            await check_run(present.spec, self._catalog, self._max_ranks)
+            await self._check_ranks(present)
 
         def change(record: RunRecord) -> RunRecord:
             if record.state not in (RunState.PAUSED, RunState.FAILED):

@@ -171,9 +171,12 @@ class CheckpointJobs:
     @asynccontextmanager
     async def _held(self, checkpoint: CheckpointRef) -> AsyncIterator[None]:
         """Keep a checkpoint from being deleted while ranks read it. NotFoundError where it is gone already."""
-        with ExitStack() as stack:
+        stack = ExitStack()
+        try:
             await asyncio.to_thread(stack.enter_context, hold(self._store, checkpoint.run, checkpoint.step))
             yield
+        finally:
+            await asyncio.to_thread(stack.close)
 
     async def _run(self, job: RankJob, result: str, record: RunRecord) -> dict[str, Any]:
         detail = ""

@@ -5,14 +5,37 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
+from weft_clt.mesh import Mesh
 from weft_trainer.worker.patience import patiently
 
-__all__ = ["Background"]
+__all__ = ["Background", "done", "together"]
 
 T = TypeVar("T")
+
+_MEET_S = 1.0
+
+
+def done(result: T) -> Future[T]:
+    """Give a piece of work that there is nothing to do for."""
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
+
+
+def together(mesh: Mesh, future: Future[T]) -> T:
+    """
+    Wait until a piece of work is done on every rank; return this rank's result, or raise what it failed with.
+
+    Ranks meet every second meanwhile: however long one takes, it does not look to the others as if it hung.
+
+    Collectives: a reduction over the mesh each time.
+    """
+    while mesh.any(not wait([future], _MEET_S).done):
+        pass
+    return future.result()
 
 
 class Background:
@@ -28,7 +51,6 @@ class Background:
     def __init__(self, retry_s: float) -> None:
         self._retry_s = retry_s
         self._waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._last: Future[None] | None = None
         self._failure: BaseException | None = None
         threading.Thread(target=self._run, name="writes", daemon=True).start()
 

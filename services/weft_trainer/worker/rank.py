@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from weft.cache.v1 import messages_pb2, service_pb2_grpc
+from weft_clt.checkpoint import Manifest
 from weft_clt.config import TrainingConfig
 from weft_clt.data import held_out_batches
 from weft_clt.kernels import CpuKernels
@@ -22,7 +23,7 @@ from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import encode_json
 from weft_trainer.core.retention import prune
-from weft_trainer.worker.background import Background
+from weft_trainer.worker.background import Background, together
 from weft_trainer.worker.checkpoints import RunCheckpoints
 from weft_trainer.worker.reads import CacheRowGroups
 from weft_trainer.worker.reports import CONTINUE, SAVE_AND_STOP, STOP, Reporter
@@ -91,6 +92,7 @@ class Rank:
             self._train(source, loader)
         finally:
             loader.close()
+            source.close()
 
     def _train(self, source: CacheRowGroups, loader: TokenLoader) -> None:
         trainer, config = self._trainer, self._config
@@ -155,18 +157,23 @@ class Rank:
         return batch, self._mesh.largest(round((time.perf_counter() - start_s) * 1e6)) / 1e6
 
     def _resume(self, loader: TokenLoader) -> None:
-        step = self._checkpoints.newest_step()
+        found = together(self._mesh, self._background.submit("the newest checkpoint", self._checkpoints.newest_step))
+        step = self._mesh.largest(found)
         if not step:
             return
-        axis = self._mesh.feature
-        self._checkpoints.manifest(step).check_run(self._config)
-        final = step >= self._config.batch.num_steps
-        state = self._trainer.params.named() if final else self._trainer.state()
-        manifest = self._checkpoints.load(step, axis.rank, axis.size, state)
+        manifest = together(self._mesh, self._background.submit(f"the load of step {step}", lambda: self._load(step)))
         self._trainer.step = manifest.step
-        if not final:
+        if not self._trainer.finished:
             loader.restore(manifest.data)
         _log.info("resumed", step=step, attempt=self._attempt)
+
+    def _load(self, step: int) -> Manifest:
+        """Fill this rank's state; of the last step only parameters were saved."""
+        axis, trainer = self._mesh.feature, self._trainer
+        self._checkpoints.manifest(step).check_run(self._config)
+        final = step >= self._config.batch.num_steps
+        state = trainer.params.named() if final else trainer.state()
+        return self._checkpoints.load(step, axis.rank, axis.size, state)
 
     def _order(self) -> int:
         """What all ranks do next: the most urgent of what each has heard."""

@@ -76,12 +76,16 @@ class CacheRowGroups:
         seed: int,
         retry_s: float = 0.0,
     ) -> None:
-        self._retry_s = retry_s
+        self._retry_s, self._closed = retry_s, threading.Event()
         self._stub, self._store, self._dataset, self._split = stub, store, dataset, split
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._pages: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
         self._readers_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let reads that wait for the bucket fail now, so that the threads that do them can end."""
+        self._closed.set()
 
     def num_tokens(self) -> int:
         """Return the tokens of the share."""
@@ -96,7 +100,7 @@ class CacheRowGroups:
         return RowGroup(epoch, position, found.num_tokens, found.seed, (found.key, found.row_group))
 
     def read(self, row_group: RowGroup) -> CodedRowGroup:
-        return patiently(lambda: self._read(row_group), self.describe(row_group), self._retry_s)
+        return patiently(lambda: self._read(row_group), self.describe(row_group), self._retry_s, self._closed)
 
     def _read(self, row_group: RowGroup) -> CodedRowGroup:
         key, index = row_group.where

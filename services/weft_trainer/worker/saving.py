@@ -27,7 +27,7 @@ from weft_clt.config import TrainingConfig
 from weft_clt.mesh import Mesh
 from weft_common.errors import StorageFullError
 from weft_common.logging import get_logger
-from weft_trainer.worker.background import Background
+from weft_trainer.worker.background import Background, done, together
 from weft_trainer.worker.checkpoints import RunCheckpoints
 
 __all__ = ["CheckpointSaver"]
@@ -77,18 +77,12 @@ class CheckpointSaver:
         """
         self.finish()
         mesh = self._mesh
-        if mesh.any(mesh.rank == 0 and self._is_complete(step)):
+        look = done(False)
+        if mesh.rank == 0:
+            look = self._background.submit(f"a look at step {step}", lambda: self._checkpoints.is_complete(step))
+        if mesh.any(together(mesh, look)):
             return
-        if mesh.data.rank:
-            uploaded: Future[None] = Future()
-            uploaded.set_result(None)
-        else:
-            uploaded = self._upload(step, state)
-        self._flight = _Flight(step, data, uploaded)
-
-    def _is_complete(self, step: int) -> bool:
-        look = self._background.submit(f"a look at step {step}", lambda: self._checkpoints.is_complete(step))
-        return look.result()
+        self._flight = _Flight(step, data, done(None) if mesh.data.rank else self._upload(step, state))
 
     def _upload(self, step: int, state: Iterable[tuple[str, Tensor]]) -> Future[None]:
         axis, begun_s = self._mesh.feature, time.perf_counter()
@@ -137,22 +131,16 @@ class CheckpointSaver:
         """Wait until no checkpoint is on its way: then the last one is complete, for every rank."""
         flight = self._flight
         if self._mesh.any(flight is not None):
-            if flight is not None:
-                flight.uploaded.result()
-            self._mesh.any(False)
-            if flight is not None:
-                if flight.committed is None:
-                    self._commit(flight)
-                if flight.committed is not None:
-                    flight.committed.result()
+            together(self._mesh, flight.uploaded if flight else done(None))
+            if flight and flight.committed is None:
+                self._commit(flight)
+            together(self._mesh, flight.committed if flight and flight.committed else done(None))
             self._flight = None
-            self._mesh.any(False)
         self._background.check()
 
     def _commit(self, flight: _Flight) -> None:
         if self._mesh.rank:
-            flight.committed = Future()
-            flight.committed.set_result(None)
+            flight.committed = done(None)
             return
         step, data = flight.step, flight.data
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,12 +115,15 @@ def test_first_row_groups_run_out_at_different_steps() -> None:
 
 @dataclass
 class SlowTokens(NumberedTokens):
-    """Reads wait until they are let."""
+    """Reads from the fifth row group on wait until they are let."""
 
-    gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    begun: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event = field(default_factory=threading.Event)
 
     def read(self, row_group: RowGroup) -> CodedRowGroup:
-        self.gate.acquire(timeout=10)
+        if row_group.position >= 4:
+            self.begun.set()
+            assert self.gate.wait(60)
         return super().read(row_group)
 
 
@@ -130,24 +134,22 @@ def test_loader_reads_ahead_within_bounds() -> None:
     source.reads.clear()
     options = LoaderOptions(num_streams=4, ahead_bytes=2 * one, read_threads=2)
     loader = TokenLoader(source, normalization(), step_tokens=4, rank=0, world_size=1, options=options)
-    loader.draw()
-    loader.draw()
-    loader.close()
+    for _ in range(2):
+        loader.draw()
+        assert not wait(loader._reads.values(), 60).not_done
     assert 4 + 1 <= len(set(source.reads)) <= 4 + 2
+    loader.close()
 
 
 def test_loader_reads_in_the_background() -> None:
     """The row group that a step will need is being read while no draw waits for it."""
     source = SlowTokens([24] * 50)
-    for _ in range(5):
-        source.gate.release()
-    options = LoaderOptions(num_streams=4, read_threads=5)
+    options = LoaderOptions(num_streams=4, read_threads=2)
     loader = TokenLoader(source, normalization(), step_tokens=4, rank=0, world_size=1, options=options)
-    loader.draw()
-    source.gate.release()
-    assert source.gate.acquire(timeout=10)
-    for _ in range(60):
-        source.gate.release()
+    drawn = _draw(loader)
+    assert {number // 100 for number in drawn} == {0, 1, 2, 3}
+    assert source.begun.wait(60)
+    source.gate.set()
     loader.close()
 
 
