@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import worker_rig
 from numpy.typing import NDArray
 from safetensors.numpy import load
 from worker_rig import D_MODEL, NUM_LAYERS, Rig, harvest, spec_of
@@ -18,7 +21,7 @@ from worker_rig import D_MODEL, NUM_LAYERS, Rig, harvest, spec_of
 from weft_clt.checkpoint import sharded_dim
 from weft_store import open_store
 from weft_store.documents import encode_json, list_ids, read_json
-from weft_store.shard import encoding
+from weft_store.shard import EncodedShard, encode_shard, encoding
 from weft_store.shard.bf16 import round_to_bf16
 
 pytestmark = pytest.mark.distributed
@@ -135,7 +138,14 @@ def test_data_that_is_not_finite_is_named_and_not_tried_again(rig: Rig, monkeypa
         bits[5, 3] = 0x7FC0
         return bits
 
-    monkeypatch.setattr(encoding, "round_to_bf16", with_nan)
+    def encode(*args: Any, **kwargs: Any) -> EncodedShard:
+        sound = encode_shard(*args, **kwargs)
+        with monkeypatch.context() as broken:
+            broken.setattr(encoding, "round_to_bf16", with_nan)
+            # The catalog refuses statistics that are not finite.
+            return replace(sound, data=encode_shard(*args, **kwargs).data)
+
+    monkeypatch.setattr(worker_rig, "encode_shard", encode)
     harvest(rig, "broken", shard_tokens=(64, 64, 32))
     rig.create_run("broken", spec_of(dataset="datasets/broken", feature_ranks=1))
     done = subprocess.run(
