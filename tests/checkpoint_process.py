@@ -9,6 +9,7 @@ from faulty_store import Fault, FaultyObjectStore
 from weft_clt.config import TrainingConfig
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.trainer import Trainer
+from weft_store import ObjectStore
 from weft_store.adapters.file import FileObjectStore
 from weft_store.documents import encode_json
 from weft_trainer.core.retention import prune
@@ -36,9 +37,15 @@ def load(checkpoints: RunCheckpoints) -> Trainer:
 
 
 def train(root: str, fault: Fault, retry_s: float = 0.0) -> int:
-    """Go on from the newest checkpoint to the end; return how many writes that took."""
-    torch.set_num_threads(1)
+    """Train over a folder; return how many writes that took."""
     store = FaultyObjectStore(FileObjectStore(Path(root)), fault)
+    train_over(store, retry_s)
+    return store.writes
+
+
+def train_over(store: ObjectStore, retry_s: float) -> None:
+    """Go on from the newest checkpoint to the end."""
+    torch.set_num_threads(1)
     checkpoints = RunCheckpoints(store, "r", 1)
     trainer = load(checkpoints)
     background = Background(retry_s)
@@ -55,7 +62,6 @@ def train(root: str, fault: Fault, retry_s: float = 0.0) -> int:
             saver.begin(step, trainer.state(), {"draws": step})
     saver.finish()
     background.drain()
-    return store.writes
 
 
 def prepare(root: str) -> None:
