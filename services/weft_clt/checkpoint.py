@@ -30,7 +30,7 @@ __all__ = [
     "check_file",
     "file_facts",
     "file_name",
-    "read_shares",
+    "read_part",
     "sharded_dim",
     "write_tensors",
     "writers_of",
@@ -217,36 +217,33 @@ class _File:
         return torch.from_numpy(aligned).view(dtype).view(shape)
 
 
-def read_shares(
-    paths: Mapping[int, Path], wrote: int, into: Iterable[tuple[str, Tensor]], rank: int, size: int
-) -> None:
+def read_part(path: Path, writer: int, wrote: int, into: Iterable[tuple[str, Tensor]], rank: int, size: int) -> None:
     """
-    Fill one rank's contiguous tensors from the files that hold parts of its share.
+    Fill what one file holds of one rank's contiguous tensors.
 
     Args:
-        paths: Files of `writers_of(rank, size, wrote)`, by the rank that wrote them; checked against their manifest.
+        path: The file, checked against its manifest.
+        writer: Who wrote it, one of `writers_of(rank, size, wrote)`; the others' files fill the rest.
         wrote: Ranks that wrote the checkpoint.
         into: Tensors by name, as `write_tensors` took them.
         rank: Who reads, of `size`.
 
     Raises:
-        DataLossError: A file lacks a tensor, or has it of another type or shape.
+        DataLossError: The file lacks a tensor, or has it of another type or shape.
     """
-    files = {writer: _File(path) for writer, path in paths.items()}
+    file = _File(path)
     for name, tensor in into:
         dim = sharded_dim(name)
-        if dim is None or wrote == size:
-            file = files[rank] if wrote == size else next(iter(files.values()))
+        if dim is None:
             tensor.copy_(file.tensor(name, tensor.dtype, list(tensor.shape)))
             continue
         dim %= tensor.dim()
         own = tensor.shape[dim]
-        whole = own * size
-        if whole % wrote:
-            raise DataLossError(f"{name} of {whole} cannot have been written by {wrote} ranks.")
-        theirs, first = whole // wrote, rank * own
-        for writer, file in files.items():
-            low, high = max(first, writer * theirs), min(first + own, (writer + 1) * theirs)
-            shape = [*tensor.shape[:dim], theirs, *tensor.shape[dim + 1 :]]
-            part = file.tensor(name, tensor.dtype, shape).narrow(dim, low - writer * theirs, high - low)
-            tensor.narrow(dim, low - first, high - low).copy_(part)
+        theirs, rest = divmod(own * size, wrote)
+        if rest:
+            raise DataLossError(f"{name} of {own * size} cannot have been written by {wrote} ranks.")
+        first = rank * own
+        low, high = max(first, writer * theirs), min(first + own, (writer + 1) * theirs)
+        shape = [*tensor.shape[:dim], theirs, *tensor.shape[dim + 1 :]]
+        part = file.tensor(name, tensor.dtype, shape).narrow(dim, low - writer * theirs, high - low)
+        tensor.narrow(dim, low - first, high - low).copy_(part)

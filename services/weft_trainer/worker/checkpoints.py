@@ -22,7 +22,7 @@ from weft_clt.checkpoint import (
     check_file,
     file_facts,
     file_name,
-    read_shares,
+    read_part,
     writers_of,
 )
 from weft_clt.config import TrainingConfig
@@ -72,16 +72,16 @@ class RunCheckpoints:
 
     def load(self, step: int, rank: int, size: int, into: Iterable[tuple[str, Tensor]]) -> Manifest:
         """Fill tensors with the share of one of `size` ranks on the feature axis, whoever wrote it. DataLossError."""
-        manifest = self.manifest(step)
+        manifest, tensors = self.manifest(step), list(into)
         wrote = manifest.feature_ranks
-        with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-            paths = {}
-            for writer in writers_of(rank, size, wrote):
-                name = file_name(writer, wrote)
-                paths[writer] = Path(folder) / name
-                self._store.get_to_file(f"{self.folder(step)}{name}", paths[writer])
-                check_file(paths[writer], manifest.files[name])
-            read_shares(paths, wrote, into, rank, size)
+        for writer in writers_of(rank, size, wrote):
+            name = file_name(writer, wrote)
+            # One file at a time is on this machine's disk.
+            with tempfile.TemporaryDirectory(prefix="weft-") as folder:
+                path = Path(folder) / name
+                self._store.get_to_file(f"{self.folder(step)}{name}", path)
+                check_file(path, manifest.files[name])
+                read_part(path, writer, wrote, tensors, rank, size)
         return manifest
 
     def upload(self, step: int, path: Path) -> None:

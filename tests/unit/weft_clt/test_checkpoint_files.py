@@ -13,7 +13,7 @@ from weft_clt.checkpoint import (
     Manifest,
     check_file,
     file_facts,
-    read_shares,
+    read_part,
     sharded_dim,
     write_tensors,
     writers_of,
@@ -33,7 +33,7 @@ def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
     for name, tensor in trainer.state():
         assert torch.equal(loaded[name], tensor)
     blank = trainer_of(config_of(seed=99), ReferenceKernels())
-    read_shares({0: tmp_path / "rank"}, 1, blank.state(), 0, 1)
+    read_part(tmp_path / "rank", 0, 1, blank.state(), 0, 1)
     for (name, tensor), (_, wanted) in zip(blank.state(), trainer.state(), strict=True):
         assert torch.equal(tensor, wanted), name
 
@@ -57,9 +57,9 @@ def test_checkpoint_of_other_tensors_is_refused(tmp_path: Path) -> None:
     """A file that is whole but of another shape or without a tensor is refused by name."""
     write_tensors(tmp_path / "rank", [("w_enc", torch.zeros(2, 3))])
     with pytest.raises(DataLossError, match="w_enc"):
-        read_shares({0: tmp_path / "rank"}, 1, [("w_enc", torch.zeros(3, 2))], 0, 1)
+        read_part(tmp_path / "rank", 0, 1, [("w_enc", torch.zeros(3, 2))], 0, 1)
     with pytest.raises(DataLossError, match="b_enc"):
-        read_shares({0: tmp_path / "rank"}, 1, [("b_enc", torch.zeros(3, 2))], 0, 1)
+        read_part(tmp_path / "rank", 0, 1, [("b_enc", torch.zeros(3, 2))], 0, 1)
 
 
 WHOLE = {
@@ -96,8 +96,8 @@ def test_checkpoint_is_resharded_bit_for_bit(tmp_path: Path, wrote: int, size: i
     for rank in range(size):
         wanted = _share(whole, rank, size)
         found = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
-        paths = {writer: tmp_path / str(writer) for writer in writers_of(rank, size, wrote)}
-        read_shares(paths, wrote, found.items(), rank, size)
+        for writer in writers_of(rank, size, wrote):
+            read_part(tmp_path / str(writer), writer, wrote, found.items(), rank, size)
         for name, tensor in wanted.items():
             assert torch.equal(found[name], tensor), name
 

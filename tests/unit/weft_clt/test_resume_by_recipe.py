@@ -6,7 +6,7 @@ import pytest
 import torch
 from clt_cases import NAMED, RECIPES, config_of, own_batch, trainer_of
 
-from weft_clt.checkpoint import read_shares, write_tensors
+from weft_clt.checkpoint import read_part, write_tensors
 from weft_clt.kernels import CpuKernels
 
 CASES = RECIPES | NAMED
@@ -21,7 +21,7 @@ def test_resumed_run_ends_bit_for_bit_where_the_other_does(name: str, tmp_path: 
         whole.train_step(own_batch(step, whole.mesh))
     write_tensors(tmp_path / "saved.safetensors", whole.state())
     resumed = trainer_of(config, CpuKernels())
-    read_shares({0: tmp_path / "saved.safetensors"}, 1, resumed.state(), 0, 1)
+    read_part(tmp_path / "saved.safetensors", 0, 1, resumed.state(), 0, 1)
     resumed.step = 3
     for trainer in (whole, resumed):
         for step in range(4, 6):
