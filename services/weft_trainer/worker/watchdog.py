@@ -2,7 +2,7 @@
 Finds the rank that the others wait for.
 
 Every rank notes, from a thread, how many collectives it has entered. One that is in a collective for too long reads
-the notes of all: whoever has entered fewer has not come. It tells who that is and ends, which ends the attempt.
+the notes of all: whoever has entered fewest has not come. It tells who that is and ends, which ends the attempt.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ def verdict(entered: Sequence[int | None], rank: int, waited_s: float) -> str:
     Say who keeps a rank waiting.
 
     Args:
-        entered: Collectives that each rank has entered; None where its note could not be read.
+        entered: Collectives that each rank has entered; None where its note could not be read, never this rank's.
 
     >>> verdict([7, 6, 7], 0, 60).split(";")[0]
     'rank 1 has not come to what rank 0 has been waiting in for 60 s'
     """
-    own = entered[rank]
-    behind = [other for other, count in enumerate(entered) if count is None or (own is not None and count < own)]
+    # Whoever waits for the one that has not come is behind others too, but not as far.
+    counts = [-1 if count is None else count for count in entered]
+    behind = [other for other, count in enumerate(counts) if count == min(counts) < counts[rank]]
     if not behind:
         return (
             f"rank {rank} has been waiting for {waited_s:.0f} s in a collective that all ranks have entered: "
@@ -115,7 +116,8 @@ class Watchdog:
             return verdict(self._all_but_rank_0(entered), self._rank, waited_s) if waited_s >= self._bound_s else ""
         if waited_s < self._bound_s:
             return ""
-        return verdict([self._note(other) for other in range(self._world_size)], self._rank, waited_s)
+        notes = [entered if other == self._rank else self._note(other) for other in range(self._world_size)]
+        return verdict(notes, self._rank, waited_s)
 
     def _all_but_rank_0(self, entered: int) -> list[int | None]:
         return [None, *[entered] * (self._world_size - 1)]

@@ -65,6 +65,11 @@ def test_notes_that_are_gone_accuse_rank_0_only_of_a_real_wait() -> None:
     assert "rank 0 has not come" in _watchdog(FakeNotes(gone=True), _waiting(7, 61), rank=1).look()
 
 
+def test_rank_that_waits_for_the_one_that_hangs_is_not_accused() -> None:
+    """Rank 1 hangs, rank 0 waits for it, and rank 2, which went on over the other axis, waits for both."""
+    assert verdict([5, 4, 8], 2, 70.0).startswith("rank 1 has not come")
+
+
 def test_all_waiting_means_the_network() -> None:
     """Where everybody has come, nobody is accused."""
     assert "network" in verdict([4, 4, 5], 1, 70.0)
