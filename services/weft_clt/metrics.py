@@ -97,15 +97,10 @@ class ReconstructionSums:
             self.deviation_L[layer] += _squares(moved_TC)
             self.shift_LC[layer] += moved_TC.sum(0, dtype=torch.float64)
             self.active_L[layer] += counts_T.sum()
-            fired_F = active.column_start_F1.diff() > 0
+            fired_N = active.value_N > 0
             if valid_T is not None:
-                fired_F = torch.zeros_like(fired_F)
-                rows_A = valid_T[active.column_token_A.long()]
-                features_A = torch.repeat_interleave(
-                    torch.arange(fired_F.shape[0]), active.column_start_F1.diff().long()
-                )
-                fired_F[features_A[rows_A]] = True
-            self.fired_LF[layer] |= fired_F.int()
+                fired_N &= torch.repeat_interleave(valid_T, active.row_start_T1.diff().long())
+            self.fired_LF[layer, active.feature_N[fired_N].long()] = 1
         self.tokens += float(error_LTC.shape[1] if valid_T is None else valid_T.sum())
 
     def reduced(self, mesh: Mesh) -> ReconstructionSums:
