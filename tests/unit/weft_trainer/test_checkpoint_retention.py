@@ -7,7 +7,9 @@ import pytest
 from weft_common.errors import NotFoundError
 from weft_store.adapters.memory import MemoryObjectStore
 from weft_store.documents import create_json, encode_json, list_ids
+from weft_store.port import ObjectInfo
 from weft_trainer.core.retention import HOLD_S, held, hold, prune
+from weft_trainer.core.runs import RunRepository
 
 
 def _save(store: MemoryObjectStore, step: int, explained_variance: float | None = None) -> None:
@@ -90,3 +92,23 @@ def test_leftovers_of_a_save_that_was_killed_go(store: MemoryObjectStore) -> Non
     assert prune(store, "r", 5) == [35]
     assert list(store.list("runs/r/checkpoints/00000060/"))
     assert _steps(store) == [10, 20, 30, 40, 50]
+
+
+class GoneBetween(MemoryObjectStore):
+    """A checkpoint goes in the moment in which its manifest was read."""
+
+    def get_with_info(self, key: str) -> tuple[bytes, ObjectInfo]:
+        found = super().get_with_info(key)
+        if key == "runs/r/checkpoints/00000010/manifest.json":
+            for info in list(self.list("runs/r/checkpoints/00000010/")):
+                self.delete(info.key)
+        return found
+
+
+async def test_list_of_checkpoints_goes_on_without_one_that_goes() -> None:
+    """Whoever lists while ranks delete is told of those that stay."""
+    store = GoneBetween()
+    for step in (10, 20):
+        _save(store, step)
+    assert [found.step for found in await RunRepository(store).checkpoints("r")] == [20]
+    assert not list(store.list("runs/r/checkpoints/00000010/"))
