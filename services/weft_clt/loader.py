@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from weft_clt.data import BatchBuffer, CodedRowGroup, RowGroup, RowGroupSource
 from weft_clt.dealing import Dealer, Piece, own_pieces
@@ -119,6 +120,11 @@ class TokenLoader:
         self._forget()
         return self._buffer.batch(filled)
 
+    def is_finite(self) -> bool:
+        """Whether all numbers of the batch that was drawn last are finite, in the units of training."""
+        extremes = [edge for values_LOD in self._values() for edge in torch.aminmax(values_LOD)]
+        return bool(torch.stack(extremes).isfinite().all())
+
     def find_not_finite(self) -> tuple[int, int, int, int, int] | None:
         """
         Look through the batch that was drawn last for a value that is not finite.
@@ -127,7 +133,7 @@ class TokenLoader:
             Epoch and position of its row group, row there, 0 for inputs or 1 for outputs, layer; None where there is
             none.
         """
-        for stream, values_LOD in enumerate((self._buffer.inputs_LOD, self._buffer.targets_LOD)):
+        for stream, values_LOD in enumerate(self._values()):
             broken = (~values_LOD.isfinite().all(2)).nonzero()
             if not broken.shape[0]:
                 continue
@@ -138,6 +144,9 @@ class TokenLoader:
                     return *piece.row_group.key, row, stream, layer
                 place -= piece.size
         return None
+
+    def _values(self) -> tuple[Tensor, Tensor]:
+        return self._buffer.inputs_LOD, self._buffer.targets_LOD
 
     def _look_ahead(self) -> None:
         """Plan steps, and read what they need, until enough is read ahead of the next one."""

@@ -253,7 +253,8 @@ def select_top(preact: Any, top_k: int, counts: Any, out_feature: Any, out_value
         for index in range(count):
             if kept[index] == least:
                 ties += 1
-        guess = least * preact.dtype.type(0.9)
+        # Nothing is above infinity: the groups that hold it would be passed over.
+        guess = least * preact.dtype.type(0.9) if least < np.inf else zero
         left = count
         for first in range(0, num_features, GROUP):
             last = min(first + GROUP, num_features)

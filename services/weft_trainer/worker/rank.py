@@ -6,7 +6,7 @@ import json
 import math
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 from weft.cache.v1 import messages_pb2, service_pb2_grpc
 from weft_clt.checkpoint import Manifest
@@ -103,8 +103,8 @@ class Rank:
             order = self._order()
             if order != CONTINUE:
                 break
-            metrics = trainer.train_step(*self._draw(loader))
-            self._check_finite(metrics, source, loader)
+            metrics = trainer.train_step(*self._draw(source, loader))
+            self._check_finite(metrics)
             if not begun:
                 begun = True
                 _log.info("first_step", step=metrics.step)
@@ -150,11 +150,19 @@ class Rank:
             retry_s=self._retry_s,
         )
 
-    def _draw(self, loader: TokenLoader) -> tuple[Batch, float]:
-        """Draw a batch, and tell how many seconds the rank that had to wait longest waited for its own."""
+    def _draw(self, source: CacheRowGroups, loader: TokenLoader) -> tuple[Batch, float]:
+        """
+        Draw a batch, and tell how many seconds the rank that had to wait longest waited for its own.
+
+        Raises:
+            DataLossError: A value of some rank's batch is not finite.
+        """
         start_s = time.perf_counter()
         batch = loader.draw()
-        return batch, self._mesh.largest(round((time.perf_counter() - start_s) * 1e6)) / 1e6
+        wait_s = self._mesh.largest(round((time.perf_counter() - start_s) * 1e6)) / 1e6
+        if self._mesh.any(not loader.is_finite()):
+            self._blame(source, loader)
+        return batch, wait_s
 
     def _resume(self, loader: TokenLoader) -> None:
         found = together(self._mesh, self._background.submit("the newest checkpoint", self._checkpoints.newest_step))
@@ -179,22 +187,24 @@ class Rank:
         """What all ranks do next: the most urgent of what each has heard."""
         return self._mesh.largest(max(self._reporter.directive, SAVE_AND_STOP if self._stop.is_set else CONTINUE))
 
-    def _check_finite(self, metrics: StepMetrics, source: CacheRowGroups, loader: TokenLoader) -> None:
-        """Where a step came to nothing, say which value of the data is to blame, or that none is."""
+    def _blame(self, source: CacheRowGroups, loader: TokenLoader) -> NoReturn:
+        """Say which value of the data is not finite; all ranks end with the words of the lowest that has one."""
+        found = loader.find_not_finite()
+        world = self._mesh.world_size
+        teller = world - self._mesh.largest(world - self._mesh.rank if found else 0)
+        own = found if found and self._mesh.rank == teller else (0,) * 5
+        epoch, position, row, stream, layer = (self._mesh.largest(value) for value in own)
+        row_group = source.at(epoch, position)
+        where = source.describe(row_group) if row_group is not None else f"row group {position} of epoch {epoch}"
+        raise DataLossError(
+            f"The data of step {self._trainer.step + 1} is not finite: {('input', 'output')[stream]} of layer {layer}, "
+            f"token {row} of {where}. Harvest the dataset again, without what makes such activations."
+        )
+
+    def _check_finite(self, metrics: StepMetrics) -> None:
+        """Refuse to go on from a step that came to nothing, whose data was finite."""
         if math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm):
             return
-        found = loader.find_not_finite()
-        # The lowest rank that found something tells all, so that all end with the same words.
-        teller = self._mesh.world_size - self._mesh.largest(self._mesh.world_size - self._mesh.rank if found else 0)
-        if teller < self._mesh.world_size:
-            own = found if found and self._mesh.rank == teller else (0,) * 5
-            epoch, position, row, stream, layer = (self._mesh.largest(value) for value in own)
-            row_group = source.at(epoch, position)
-            where = source.describe(row_group) if row_group is not None else f"row group {position} of epoch {epoch}"
-            raise DataLossError(
-                f"The data of step {metrics.step} is not finite: {('input', 'output')[stream]} of layer {layer}, token "
-                f"{row} of {where}. Harvest the dataset again, without what makes such activations."
-            )
         raise FailedPreconditionError(
             f"Training diverged: the loss of step {metrics.step} is {metrics.loss}, its gradient's norm "
             f"{metrics.gradient_norm}, and its data is finite. Start a run with a lower learning rate or a longer "

@@ -193,6 +193,7 @@ def test_value_that_is_not_finite_is_found_with_its_place() -> None:
     for _ in range(3):
         loader.draw()
         found.append(loader.find_not_finite())
+        assert loader.is_finite() == (found[-1] is None)
     assert (0, 3, 5, 1, 1) in found
     assert None in found
 
