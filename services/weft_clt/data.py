@@ -1,35 +1,31 @@
 """
-From row groups in storage to shuffled batches, resumable at the very token.
+Row groups of a dataset as codes, and what makes normalised batches of them on the training device.
 
-    slices (planned elsewhere) -> a pool of row groups -> tokens drawn at random from all of them -> normalised batches
-
-A row group's rows leave the pool in an order fixed by its slice's seed, and how many of a draw come from which row
-group is a function of the seed, the rank and the number of draws so far. So the whole state is a few integers.
-Shapes: L layers, T tokens of a row group, O tokens of a batch, D d_model.
+Codes travel to the device as they are; the float conversion and the scale of training happen there, in the same code
+on a CPU: one multiplication and one addition a value.
+Shapes: L layers, T tokens of a row group, N rows that are taken of it, O tokens of a batch, D d_model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from weft_clt.normalization import Normalization
 from weft_clt.trainer import Batch
-from weft_common.errors import FailedPreconditionError
 
-__all__ = ["RowGroup", "RowGroupSource", "TokenPool", "held_out_batches"]
-
-Activations = NDArray[np.float32]
+__all__ = ["BatchBuffer", "CodedRowGroup", "CodedStream", "RowGroup", "RowGroupSource", "held_out_batches"]
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group that a rank is to read; `where` is for its source only."""
+    """A row group that is to be read; `where` is for its source only."""
 
     epoch: int
     position: int
@@ -37,153 +33,111 @@ class RowGroup:
     seed: int
     where: Any
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """What names it in a plan."""
+        return self.epoch, self.position
+
+    def order(self) -> NDArray[np.int64]:
+        """The order in which its rows are taken, [T]; it follows from the seed."""
+        return np.random.Generator(np.random.Philox(key=self.seed)).permutation(self.num_tokens)
+
+
+@dataclass(frozen=True)
+class CodedStream:
+    """Codes of one stream; without step and mean they are the bits of bfloat16, as uint16."""
+
+    codes_LTD: NDArray[Any]
+    step_L: NDArray[np.float32] | None = None
+    mean_LD: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class CodedRowGroup:
+    """Both streams of a row group."""
+
+    inputs: CodedStream
+    outputs: CodedStream
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes."""
+        return self.inputs.codes_LTD.nbytes + self.outputs.codes_LTD.nbytes
+
 
 class RowGroupSource(Protocol):
-    """One rank's share of a dataset's split."""
+    """A dataset's split, or a rank's share of it; called from several threads."""
 
     def at(self, epoch: int, position: int) -> RowGroup | None:
         """Return the row group at a position of an epoch's plan; None past its end."""
         ...
 
-    def read(self, row_group: RowGroup) -> tuple[Activations, Activations]:
-        """Read inputs and outputs, float32, [L, T, D] each."""
+    def read(self, row_group: RowGroup) -> CodedRowGroup:
+        """Read and decode. DataLossError where it is damaged."""
+        ...
+
+    def describe(self, row_group: RowGroup) -> str:
+        """Name where a row group lies, for a message to a person."""
         ...
 
 
-@dataclass
-class _Slot:
-    row_group: RowGroup
-    inputs_LTD: Activations
-    outputs_LTD: Activations
-    order_T: NDArray[np.int64] = field(init=False)
-    taken: int = 0
-
-    def __post_init__(self) -> None:
-        random = np.random.Generator(np.random.Philox(key=self.row_group.seed))
-        self.order_T = random.permutation(self.row_group.num_tokens)
-
-    @property
-    def left(self) -> int:
-        return self.row_group.num_tokens - self.taken
-
-
-class TokenPool:
+class BatchBuffer:
     """
-    Draws batches of one rank's tokens.
+    One batch on the device, filled piece by piece.
 
     Args:
-        seed: With `rank`, decides the draws.
-        num_row_groups: How many row groups are mixed; they are all in memory.
+        normalization: Units of training.
+        batch_tokens: O.
+        device: Where the trainer wants its batches.
     """
 
-    def __init__(
-        self,
-        source: RowGroupSource,
-        normalization: Normalization,
-        *,
-        batch_tokens: int,
-        seed: int,
-        rank: int,
-        num_row_groups: int,
-    ) -> None:
-        self._source, self._normalization = source, normalization
-        self._batch_tokens, self._num_row_groups = batch_tokens, num_row_groups
-        self._key = (seed, rank)
-        self._slots: list[_Slot] = []
-        self._draws, self._epoch, self._position = 0, 0, 0
+    def __init__(self, normalization: Normalization, batch_tokens: int, device: torch.device | None = None) -> None:
         num_layers, d_model = normalization.input_mean_LD.shape
-        self._batch = Batch(
-            torch.zeros(num_layers, batch_tokens, d_model), torch.zeros(num_layers, batch_tokens, d_model), batch_tokens
+        self._device = device or torch.device("cpu")
+        self._scales = (normalization.input_scale_L, normalization.output_scale_L)
+        self.inputs_LOD = torch.zeros(num_layers, batch_tokens, d_model, device=self._device)
+        self.targets_LOD = torch.zeros_like(self.inputs_LOD)
+
+    def fill(self, start: int, coded: CodedRowGroup, rows_N: NDArray[np.int64]) -> int:
+        """Write rows of a row group from `start` on, and return where they end."""
+        stop = start + rows_N.size
+        streams = ((self.inputs_LOD, coded.inputs), (self.targets_LOD, coded.outputs))
+        for (out_LOD, stream), scale_L in zip(streams, self._scales, strict=True):
+            self._dequantise(out_LOD[:, start:stop], stream, rows_N, scale_L)
+        return stop
+
+    def batch(self, num_valid: int) -> Batch:
+        """Return the batch, whose tensors are overwritten by what is filled next."""
+        return Batch(self.inputs_LOD, self.targets_LOD, num_valid)
+
+    def _dequantise(
+        self, out_LND: Tensor, stream: CodedStream, rows_N: NDArray[np.int64], scale_L: NDArray[np.float64]
+    ) -> None:
+        codes_LND = torch.from_numpy(stream.codes_LTD.take(rows_N, axis=1))
+        if stream.step_L is None or stream.mean_LD is None:
+            out_LND.copy_(codes_LND.to(self._device).view(torch.bfloat16))
+            out_LND.mul_(self._moved(scale_L)[:, None, None])
+            return
+        out_LND.copy_(codes_LND.to(self._device))
+        factor_L, offset_LD = scale_L * stream.step_L, scale_L[:, None] * stream.mean_LD
+        torch.addcmul(
+            self._moved(offset_LD)[:, None],
+            out_LND,
+            self._moved(factor_L)[:, None, None].expand_as(out_LND),
+            out=out_LND,
         )
 
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` needs, as plain JSON values."""
-        slots = [[slot.row_group.epoch, slot.row_group.position, slot.taken] for slot in self._slots]
-        return {"draws": self._draws, "epoch": self._epoch, "position": self._position, "slots": slots}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go to where a pool of the same source, seed and rank was; its row groups are read again."""
-        self._draws, self._epoch, self._position = state["draws"], state["epoch"], state["position"]
-        self._slots = []
-        for epoch, position, taken in state["slots"]:
-            row_group = self._source.at(epoch, position)
-            if row_group is None:
-                raise FailedPreconditionError(
-                    f"The checkpoint was reading row group {position} of epoch {epoch}, which the plan lacks; "
-                    "resume with the dataset and the number of ranks that the run was started with."
-                )
-            slot = _Slot(row_group, *self._source.read(row_group))
-            slot.taken = taken
-            self._slots.append(slot)
-
-    def draw(self) -> Batch:
-        """
-        Return the next batch; its tensors are overwritten by the next draw.
-
-        Raises:
-            FailedPreconditionError: This rank's share of the dataset has no tokens.
-        """
-        self._fill()
-        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._key, self._draws])))
-        self._draws += 1
-        start = 0
-        for slot, count in self._shares(random):
-            rows = slot.order_T[slot.taken : slot.taken + count]
-            _copy_rows(self._batch, start, slot.inputs_LTD, slot.outputs_LTD, rows, self._normalization)
-            slot.taken += count
-            start += count
-        self._slots = [slot for slot in self._slots if slot.left]
-        return self._batch
-
-    def _shares(self, random: np.random.Generator) -> Iterator[tuple[_Slot, int]]:
-        """Say how many tokens come from which slot, as if all that is left were drawn from without putting back."""
-        left = [slot.left for slot in self._slots]
-        counts = random.multivariate_hypergeometric(left, self._batch_tokens, method="marginals")
-        for slot, count in zip(self._slots, counts.tolist(), strict=True):
-            if count:
-                yield slot, count
-
-    def _whole_epoch(self) -> Iterator[RowGroup]:
-        position = 0
-        while (row_group := self._source.at(self._epoch, position)) is not None:
-            yield row_group
-            position += 1
-
-    def _fill(self) -> None:
-        while len(self._slots) < self._num_row_groups or sum(slot.left for slot in self._slots) < self._batch_tokens:
-            row_group = self._source.at(self._epoch, self._position)
-            if row_group is None:
-                if not any(found.num_tokens for found in self._whole_epoch()):
-                    raise FailedPreconditionError(
-                        "This rank's share of the training split has no tokens; harvest more, or use fewer ranks."
-                    )
-                self._epoch, self._position = self._epoch + 1, 0
-                continue
-            self._position += 1
-            if row_group.num_tokens:
-                self._slots.append(_Slot(row_group, *self._source.read(row_group)))
-
-
-def _copy_rows(
-    batch: Batch,
-    start: int,
-    inputs_LTD: Activations,
-    outputs_LTD: Activations,
-    rows: NDArray[np.int64],
-    normalization: Normalization,
-) -> None:
-    stop = start + rows.size
-    for batch_LOD, values_LTD, scale_L in (
-        (batch.inputs_LOD, inputs_LTD, normalization.input_scale_L),
-        (batch.targets_LOD, outputs_LTD, normalization.output_scale_L),
-    ):
-        out_LOD = batch_LOD.numpy()
-        for layer in range(out_LOD.shape[0]):
-            np.multiply(values_LTD[layer, rows], np.float32(scale_L[layer]), out=out_LOD[layer, start:stop])
+    def _moved(self, array: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(array.astype(np.float32)).to(self._device)
 
 
 def held_out_batches(
-    source: RowGroupSource, normalization: Normalization, *, batch_tokens: int, most_tokens: int
+    source: RowGroupSource,
+    normalization: Normalization,
+    *,
+    batch_tokens: int,
+    most_tokens: int,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """
     Yield a split in its plan's order, once; when it ends, go on with batches that have no valid row.
@@ -191,25 +145,21 @@ def held_out_batches(
     Args:
         most_tokens: Stop after this many of this rank's tokens.
     """
-    num_layers, d_model = normalization.input_mean_LD.shape
-    shape = (num_layers, batch_tokens, d_model)
-    inputs_LOD, targets_LOD = torch.zeros(shape), torch.zeros(shape)
+    buffer = BatchBuffer(normalization, batch_tokens, device)
     position, filled, given = 0, 0, 0
     while given < most_tokens and (row_group := source.at(0, position)) is not None:
         position += 1
         if not row_group.num_tokens:
             continue
-        inputs_LTD, outputs_LTD = source.read(row_group)
-        rows = np.arange(row_group.num_tokens)
-        rows = rows[: most_tokens - given]
+        coded = source.read(row_group)
+        rows = np.arange(min(row_group.num_tokens, most_tokens - given))
         given += rows.size
         while rows.size:
             now, rows = rows[: batch_tokens - filled], rows[batch_tokens - filled :]
-            _copy_rows(Batch(inputs_LOD, targets_LOD, 0), filled, inputs_LTD, outputs_LTD, now, normalization)
-            filled += now.size
+            filled = buffer.fill(filled, coded, now)
             if filled == batch_tokens:
-                yield Batch(inputs_LOD, targets_LOD, filled)
+                yield buffer.batch(filled)
                 filled = 0
     while True:
-        yield Batch(inputs_LOD, targets_LOD, filled)
+        yield buffer.batch(filled)
         filled = 0

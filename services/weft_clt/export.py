@@ -3,12 +3,11 @@ A checkpoint as a transcoder that other tools read: circuit-tracer's layout.
 
     config.yaml                 model_name, model_kind, feature_input_hook, feature_output_hook
     W_enc_{i}.safetensors       W_enc_{i} [F, D], b_enc_{i} [F], b_dec_{i} [D], threshold_{i} [F]
-    W_dec_{i}.safetensors       W_dec_{i} [F, L-i, D], axis 1 the targets i to L-1
+    W_dec_{i}.safetensors       W_dec_{i} [F, L-i, D], axis 1 the targets i to L-1; zeros where features write to fewer
 
 The normalisation is folded in: W_enc *= s_in[i]; W_dec to k /= s_out[k]; b_dec /= s_out; b_enc and thresholds stay.
-TopK becomes JumpReLU by a threshold a feature, set such that on calibration tokens a feature fires exactly as often as
-TopK selected it; so L0 is kept layer by layer and feature by feature.
-Shapes: L layers, F features, D d_model, N calibration tokens, P pairs of layers (`weft_clt.parameters`).
+What counts becomes JumpReLU first (`weft_clt.conversion`).
+Shapes: L layers, F features, D d_model, P pairs of layers (`weft_clt.parameters`).
 """
 
 from __future__ import annotations
@@ -17,38 +16,15 @@ from collections.abc import Iterator
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from weft_clt.normalization import Normalization
 from weft_clt.parameters import Parameters
 from weft_common.errors import ShapeError
 
-__all__ = ["config_yaml", "export_transcoder", "thresholds_from_top_k"]
+__all__ = ["config_yaml", "export_transcoder"]
 
 _INPUT_HOOKS = {"mlp_in": "mlp.hook_in", "resid_mid": "hook_resid_mid"}
 _OUTPUT_HOOKS = {"mlp_out": "hook_mlp_out"}
-
-
-def thresholds_from_top_k(preact_NF: Tensor, top_k: int) -> Tensor:
-    """
-    Return the threshold of every feature of a layer, at least 0.
-
-    It lies half-way between the smallest pre-activation that still counts and the next below. A feature that TopK never
-    selected gets its largest pre-activation, so that it stays silent on these tokens.
-
-    >>> thresholds_from_top_k(torch.tensor([[3.0, 1.0], [2.0, 4.0]]), 1).tolist()
-    [2.5, 2.5]
-    """
-    kept_NK = torch.topk(preact_NF, min(top_k, preact_NF.shape[1]), dim=1)
-    selected_NF = torch.zeros_like(preact_NF, dtype=torch.bool).scatter_(1, kept_NK.indices, kept_NK.values > 0)
-    count_F = selected_NF.sum(0)
-    ordered_NF = torch.sort(preact_NF, dim=0, descending=True).values
-    last = preact_NF.shape[0] - 1
-    counted_F = ordered_NF.gather(0, (count_F - 1).clamp(min=0)[None])[0]
-    next_F = ordered_NF.gather(0, count_F.clamp(max=last)[None])[0]
-    next_F = torch.where(count_F > last, torch.zeros_like(next_F), next_F)
-    threshold_F = torch.where(count_F > 0, (counted_F + next_F) / 2, ordered_NF[0])
-    return threshold_F.clamp(min=0)
 
 
 def config_yaml(model: str, input_hook: str, output_hook: str) -> bytes:
@@ -81,6 +57,8 @@ def export_transcoder(params: Parameters, normalization: Normalization, folder: 
     """
     if params.share.size != 1 or params.threshold_LS is None:
         raise ShapeError("An export needs the parameters of all ranks joined, and thresholds.")
+    if params.w_skip_LCD is not None:
+        raise ShapeError("circuit-tracer's layout has no place for a linear skip; train without linear_skip to export.")
     num_layers = params.share.shape.num_layers
     scale_in_L = torch.from_numpy(normalization.input_scale_L)
     scale_out_L = torch.from_numpy(normalization.output_scale_L)
@@ -95,6 +73,8 @@ def export_transcoder(params: Parameters, normalization: Normalization, folder: 
         yield f"W_enc_{layer}.safetensors"
         decoders = [
             params.decoder(layer, target) / scale_out_L[target].to(params.w_dec_PFC.dtype)
+            if target in params.share.shape.targets(layer)
+            else params.w_dec_PFC.new_zeros(params.share.shape.num_features, params.share.shape.d_model)
             for target in range(layer, num_layers)
         ]
         save_file({f"W_dec_{layer}": torch.stack(decoders, 1).float()}, f"{folder}/W_dec_{layer}.safetensors")

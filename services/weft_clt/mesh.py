@@ -7,6 +7,9 @@ An axis of one rank does nothing and needs no process group.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +17,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Axis", "GroupAxis", "Mesh", "SingleAxis", "make_mesh"]
+__all__ = ["Axis", "GroupAxis", "Mesh", "Progress", "SingleAxis", "make_mesh"]
+
+
+@dataclass
+class Progress:
+    """
+    How far a rank is in the collectives that all ranks go through in one order.
+
+    A rank that waits for others has entered one more than a rank that has not come.
+    """
+
+    entered: int = 0
+    inside_since_s: float | None = None
+    """By `time.monotonic`, where it is in one."""
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Count a collective."""
+        self.inside_since_s = time.monotonic()
+        self.entered += 1
+        try:
+            yield
+        finally:
+            self.inside_since_s = None
 
 
 class Axis(Protocol):
@@ -78,6 +104,7 @@ class GroupAxis:
     rank: int = field(init=False)
     size: int = field(init=False)
     sent_bytes: int = 0
+    progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self.rank, self.size = self.group.rank(), self.group.size()
@@ -88,22 +115,26 @@ class GroupAxis:
         return out
 
     def gather_into(self, out: Tensor, own: Tensor) -> None:
-        dist.all_gather_single(out.view(-1), own.reshape(-1), group=self.group)
+        with self.progress.inside():
+            dist.all_gather_single(out.view(-1), own.reshape(-1), group=self.group)
         self.sent_bytes += own.nbytes * (self.size - 1)
 
     def exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> None:
-        dist.all_to_all_single(out, own, out_sizes, own_sizes, group=self.group)
+        with self.progress.inside():
+            dist.all_to_all_single(out, own, out_sizes, own_sizes, group=self.group)
         kept = own_sizes[self.rank]
         row_bytes = own.nbytes // max(own.shape[0], 1)
         self.sent_bytes += (own.shape[0] - kept) * row_bytes
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        dist.all_reduce(tensor, dist.ReduceOp.SUM, group=self.group)
+        with self.progress.inside():
+            dist.all_reduce(tensor, dist.ReduceOp.SUM, group=self.group)
         self.sent_bytes += self._reduced_bytes(tensor)
         return tensor
 
     def max_(self, tensor: Tensor) -> Tensor:
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        with self.progress.inside():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         self.sent_bytes += self._reduced_bytes(tensor)
         return tensor
 
@@ -118,6 +149,8 @@ class Mesh:
 
     feature: Axis
     data: Axis
+    progress: Progress = field(default_factory=Progress)
+    """Over both axes; one rank alone makes none."""
 
     @property
     def world_size(self) -> int:
@@ -151,7 +184,7 @@ def make_mesh(feature_ranks: int, data_ranks: int) -> Mesh:
     """
     if feature_ranks * data_ranks == 1:
         return Mesh(SingleAxis(), SingleAxis())
-    rank = dist.get_rank()
+    rank, progress = dist.get_rank(), Progress()
     feature: Axis = SingleAxis()
     data: Axis = SingleAxis()
     if feature_ranks > 1:
@@ -159,11 +192,11 @@ def make_mesh(feature_ranks: int, data_ranks: int) -> Mesh:
             members = list(range(group * feature_ranks, (group + 1) * feature_ranks))
             made = dist.new_group(members)
             if rank in members:
-                feature = GroupAxis(made)
+                feature = GroupAxis(made, progress=progress)
     if data_ranks > 1:
         for column in range(feature_ranks):
             members = list(range(column, feature_ranks * data_ranks, feature_ranks))
             made = dist.new_group(members)
             if rank in members:
-                data = GroupAxis(made)
-    return Mesh(feature, data)
+                data = GroupAxis(made, progress=progress)
+    return Mesh(feature, data, progress)

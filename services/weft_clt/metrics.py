@@ -38,6 +38,7 @@ class StepMetrics:
     tokens_per_s: float
     data_wait_share: float
     sent_bytes_per_token: float
+    aux_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Evaluation:
     l0_by_layer: list[float]
     silent_share: float
     reconstruction_loss: float
+
+
+def _squares(values_TC: Tensor) -> Tensor:
+    """Sum the squares: within a row as torch does best, rows in float64."""
+    norm_T: Tensor = torch.linalg.vector_norm(values_TC, dim=1)
+    return norm_T.double().square().sum()
 
 
 @dataclass
@@ -86,19 +93,14 @@ class ReconstructionSums:
             counts_T = active.row_active_T - active.row_start_T1[:-1]
             if valid_T is not None:
                 error_TC, moved_TC, counts_T = error_TC[valid_T], moved_TC[valid_T], counts_T[valid_T]
-            self.error_L[layer] += torch.linalg.vector_norm(error_TC, dtype=torch.float64) ** 2
-            self.deviation_L[layer] += torch.linalg.vector_norm(moved_TC, dtype=torch.float64) ** 2
+            self.error_L[layer] += _squares(error_TC)
+            self.deviation_L[layer] += _squares(moved_TC)
             self.shift_LC[layer] += moved_TC.sum(0, dtype=torch.float64)
             self.active_L[layer] += counts_T.sum()
-            fired_F = active.column_start_F1.diff() > 0
+            fired_N = active.value_N > 0
             if valid_T is not None:
-                fired_F = torch.zeros_like(fired_F)
-                rows_A = valid_T[active.column_token_A.long()]
-                features_A = torch.repeat_interleave(
-                    torch.arange(fired_F.shape[0]), active.column_start_F1.diff().long()
-                )
-                fired_F[features_A[rows_A]] = True
-            self.fired_LF[layer] |= fired_F.int()
+                fired_N &= torch.repeat_interleave(valid_T, active.row_start_T1.diff().long())
+            self.fired_LF[layer, active.feature_N[fired_N].long()] = 1
         self.tokens += float(error_LTC.shape[1] if valid_T is None else valid_T.sum())
 
     def reduced(self, mesh: Mesh) -> ReconstructionSums:

@@ -36,6 +36,11 @@ class RankEnvironment:
             "WEFT_WORKER_BUCKET_URL": settings.bucket_url,
             "WEFT_WORKER_CACHE_TARGET": settings.cache_target,
             "WEFT_WORKER_THREADS": threads,
+            "WEFT_WORKER_KEEP_CHECKPOINTS": str(settings.keep_checkpoints),
+            "WEFT_WORKER_MIXED_ROW_GROUPS": str(settings.mixed_row_groups),
+            "WEFT_WORKER_READ_AHEAD_BYTES": str(settings.read_ahead_bytes),
+            "WEFT_WORKER_RETRY_S": str(settings.rank_retry_s),
+            "WEFT_WORKER_HANG_S": str(settings.rank_hang_s),
             "WEFT_WORKER_MODE": "train",
             "OMP_NUM_THREADS": threads,
         }

@@ -101,7 +101,8 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
         return converting.run_to_proto(await self._commands.pause(parse_name(request.name, "runs"), wait_s))
 
     async def ResumeRun(self, request: service_pb2.ResumeRunRequest, context: Context) -> messages_pb2.Run:
-        return converting.run_to_proto(await self._commands.resume(parse_name(request.name, "runs")))
+        ranks = {"feature_ranks": request.feature_ranks, "data_ranks": request.data_ranks}
+        return converting.run_to_proto(await self._commands.resume(parse_name(request.name, "runs"), ranks))
 
     async def CancelRun(self, request: service_pb2.CancelRunRequest, context: Context) -> messages_pb2.Run:
         return converting.run_to_proto(await self._commands.cancel(parse_name(request.name, "runs")))

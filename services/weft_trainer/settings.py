@@ -40,6 +40,16 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
     """Most ranks that one run may ask for."""
     rank_threads: int = Field(default=0, ge=0)
     """Threads of one rank; 0 shares the processors between the ranks of a run."""
+    keep_checkpoints: int = Field(default=0, ge=0)
+    """Newest checkpoints of a run that stay, beside the best by evaluation and any that is being read; 0 keeps all."""
+    mixed_row_groups: int = Field(default=16, ge=1)
+    """Row groups that a step's tokens come from, over all ranks; a run that resumes keeps its own number."""
+    read_ahead_bytes: int = Field(default=64 << 20, ge=0)
+    """Bytes of a dataset that a rank reads ahead of those; at least one row group always is."""
+    rank_retry_s: float = Field(default=600.0, ge=0)
+    """Seconds that ranks ask a bucket or a cache again that refuses, before they give up."""
+    rank_hang_s: float = Field(default=900.0, gt=0)
+    """Seconds that ranks wait for one that does not come, before they say which it is and end."""
     stop_grace_s: float = Field(default=6.0, ge=0)
     """Seconds that ranks are given to save and stop before they are ended."""
     drain_s: float = Field(default=2.0, ge=0)
@@ -78,6 +88,16 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
             raise ValueError(
                 f"{variable('kubernetes_tls_secret')} turns TLS on in ranks, but the trainer has none: set "
                 f"{variable('tls_cert')} and {variable('tls_key')}, or unset it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rank_that_asks_again_does_not_hang(self) -> Self:
+        if self.rank_hang_s <= self.rank_retry_s:
+            hang, retry = (variable_name(type(self), field) for field in ("rank_hang_s", "rank_retry_s"))
+            raise ValueError(
+                f"a rank whose bucket is away for {self.rank_retry_s:g} s would be taken for one that hangs after "
+                f"{self.rank_hang_s:g} s: make {hang} longer than {retry}"
             )
         return self
 

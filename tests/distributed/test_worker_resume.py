@@ -2,17 +2,27 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import psutil
 import pytest
+import worker_rig
+from numpy.typing import NDArray
 from safetensors.numpy import load
-from worker_rig import D_MODEL, NUM_LAYERS, Rig, spec_of
+from worker_rig import D_MODEL, NUM_LAYERS, Rig, harvest, spec_of
 
+from weft_clt.checkpoint import sharded_dim
 from weft_store import open_store
-from weft_store.documents import list_ids, read_json
+from weft_store.documents import encode_json, list_ids, read_json
+from weft_store.shard import EncodedShard, encode_shard, encoding
+from weft_store.shard.bf16 import round_to_bf16
 
 pytestmark = pytest.mark.distributed
 
@@ -54,20 +64,119 @@ def test_worker_killed_at_a_random_moment_resumes_bit_for_bit(alone: Rig) -> Non
 
 def test_worker_saves_and_stops_when_terminated(alone: Rig) -> None:
     """SIGTERM ends with a checkpoint of the step reached; the next start goes on from it to the same bytes."""
-    alone.create_run("stopped", spec_of(checkpoint_steps=0))
+    spec = spec_of(checkpoint_steps=0, num_steps=100)
+    alone.create_run("stopped", spec)
     group = alone.start("stopped", 2)
     deadline = time.monotonic() + 120
-    while '"ready"' not in (alone.folder / "stopped.log").read_text():
+    while '"first_step"' not in (alone.folder / "stopped.log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(group.pid, signal.SIGTERM)
-    group.wait(60)
-    assert len(_steps_saved(alone, "stopped")) == 1
+    group.wait(180)
+    assert len(_steps_saved(alone, "stopped")) == 1, (alone.folder / "stopped.log").read_text()[-6000:]
     alone.train("stopped", 2)
     reference = "alone-uncheckpointed"
-    alone.create_run(reference, spec_of(checkpoint_steps=0))
+    alone.create_run(reference, spec)
     alone.train(reference, 2)
-    assert alone.digests("stopped", 12) == alone.digests(reference, 12)
+    assert alone.digests("stopped", 100) == alone.digests(reference, 100)
+
+
+def _wait_for(rig: Rig, run: str, event: str, group: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 120
+    while f'"{event}"' not in (log := (rig.folder / f"{run}.log").read_text()):
+        assert time.monotonic() < deadline, log[-4000:]
+        assert group.poll() is None, log[-4000:]
+        time.sleep(0.01)
+
+
+def _go_back(rig: Rig, run: str, step: int, feature_ranks: int, data_ranks: int) -> None:
+    """Leave a run with its checkpoint of a step as the newest, and with other ranks to go on."""
+    store = open_store(rig.bucket_url)
+    for saved in _steps_saved(rig, run):
+        if int(saved) > step:
+            store.delete(f"runs/{run}/checkpoints/{saved}/manifest.json")
+    document, _ = read_json(store, f"runs/{run}/run.json")
+    document["spec"] |= {"feature_ranks": feature_ranks, "data_ranks": data_ranks}
+    store.put(f"runs/{run}/run.json", encode_json(document))
+
+
+def test_worker_goes_on_with_other_ranks(alone: Rig) -> None:
+    """Three steps of one rank, three of two feature ranks, six of two data ranks: what two feature ranks come to."""
+    alone.create_run("resharded", spec_of(feature_ranks=1))
+    alone.train("resharded", 1)
+    for step, feature_ranks, data_ranks in ((3, 2, 1), (6, 1, 2)):
+        _go_back(alone, "resharded", step, feature_ranks, data_ranks)
+        alone.train("resharded", 2)
+    store = open_store(alone.bucket_url)
+    found = load(store.get("runs/resharded/checkpoints/00000012/rank0-of-1.safetensors"))
+    halves = [load(store.get(f"runs/alone/checkpoints/00000012/rank{rank}-of-2.safetensors")) for rank in range(2)]
+    for name, array in found.items():
+        whole = np.concatenate([half[name] for half in halves], axis=sharded_dim(name))
+        np.testing.assert_allclose(array, whole, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_rank_that_hangs_is_named(rig: Rig) -> None:
+    """A rank that is stopped without an end is told by the others after the bound, and the attempt ends."""
+    rig.create_run("hanging", spec_of(num_steps=100_000, checkpoint_steps=0))
+    group = rig.start("hanging", 2, WEFT_WORKER_HANG_S="20")
+    _wait_for(rig, "hanging", "first_step", group)
+    ranks = [
+        process
+        for process in psutil.Process(group.pid).children(recursive=True)
+        if process.environ().get("RANK") == "1" and "weft_trainer.worker" in process.cmdline()
+    ]
+    ranks[0].suspend()
+    assert group.wait(240) == 1
+    assert "rank 1 has not come to what rank 0 has been waiting in" in (rig.folder / "hanging.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "bits", "told"),
+    [
+        (
+            "nan",
+            0x7FC0,
+            r"shard '[^']+' is damaged: it holds 1 values that are not finite, the first at token 5, channel 3.* "
+            r"stream 'input', layer 0, row group \d",
+        ),
+        # The largest number: finite in the shard, but neither in the units of training nor squared in the loss.
+        (
+            "large",
+            0x7F7F,
+            r"data of step \d+ is not finite: (input|output) of layer 0, token 5 of row group \d of shard '[^']+'",
+        ),
+    ],
+)
+def test_data_that_is_not_finite_is_named_and_not_tried_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, dataset: str, bits: int, told: str
+) -> None:
+    """What a harvest should never have written ends all ranks with 42, and with its shard and place there."""
+
+    def with_fault(values_TD: NDArray[np.float32]) -> NDArray[np.uint16]:
+        bits_TD = round_to_bf16(values_TD)
+        bits_TD[5, 3] = bits
+        return bits_TD
+
+    def encode(*args: Any, **kwargs: Any) -> EncodedShard:
+        sound = encode_shard(*args, **kwargs)
+        with monkeypatch.context() as broken:
+            broken.setattr(encoding, "round_to_bf16", with_fault)
+            # The catalog refuses statistics that are not finite.
+            return replace(sound, data=encode_shard(*args, **kwargs).data)
+
+    monkeypatch.setattr(worker_rig, "encode_shard", encode)
+    harvest(rig, dataset, shard_tokens=(64, 64, 32))
+    rig.create_run(dataset, spec_of(dataset=f"datasets/{dataset}", feature_ranks=1))
+    done = subprocess.run(
+        [sys.executable, "-m", "weft_trainer.worker"],
+        env=rig.environment(dataset),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 42, done.stderr[-3000:]
+    assert re.search(told, done.stderr), done.stderr[-3000:]
+    assert f"datasets/{dataset}/shards/" in done.stderr
 
 
 def test_worker_refuses_a_wrong_spec_with_its_own_exit_code(rig: Rig) -> None:
@@ -78,7 +187,7 @@ def test_worker_refuses_a_wrong_spec_with_its_own_exit_code(rig: Rig) -> None:
         [sys.executable, "-m", "weft_trainer.worker"],
         env=rig.environment("impossible"),
         capture_output=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 42
     assert b"top_k" in done.stderr

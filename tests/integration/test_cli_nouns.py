@@ -119,6 +119,10 @@ class Trainer(training_grpc.TrainingServiceServicer):
     async def PauseRun(self, request: training_rpc.PauseRunRequest, context: Any) -> Any:
         raise FailedPreconditionError(f"{request.name} has ended; start a new run")
 
+    async def ResumeRun(self, request: training_rpc.ResumeRunRequest, context: Any) -> Any:
+        spec = training.TrainingSpec(feature_ranks=request.feature_ranks, data_ranks=request.data_ranks)
+        return training.Run(name=request.name, state=training.RUN_STATE_PENDING, spec=spec)
+
     async def GetTranscoder(self, request: training_rpc.GetTranscoderRequest, context: Any) -> Any:
         return training.Transcoder(name=request.name, model="models/a")
 
@@ -353,6 +357,13 @@ async def test_run_is_created_from_a_file(house: House) -> None:
     assert document["name"] == "runs/from-file"
     assert house.trainer.asked[0].run_id == "from-file"
     assert house.trainer.asked[0].spec.top_k == 4
+
+
+async def test_run_is_resumed_with_other_ranks(house: House) -> None:
+    """The numbers go out as they are given; what is not given is 0, which leaves it as it was."""
+    for options, sent in ((["--feature-ranks", "4", "--data-ranks", "2"], (4, 2)), ([], (0, 0))):
+        spec = (await house.json("runs", "resume", "r1", *options))["spec"]
+        assert (spec["feature_ranks"], spec["data_ranks"]) == sent
 
 
 async def test_context_reaches_the_services(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,9 +90,12 @@ class AsyncRuns:
         """Save and stop."""
         return await unary(self._stub.PauseRun, service_pb2.PauseRunRequest(name=full_name("runs", name)))
 
-    async def resume(self, name: str) -> messages_pb2.Run:
-        """Go on from the newest complete checkpoint."""
-        return await unary(self._stub.ResumeRun, service_pb2.ResumeRunRequest(name=full_name("runs", name)))
+    async def resume(self, name: str, *, feature_ranks: int = 0, data_ranks: int = 0) -> messages_pb2.Run:
+        """Go on from the newest complete checkpoint; with other ranks where they are not 0."""
+        request = service_pb2.ResumeRunRequest(
+            name=full_name("runs", name), feature_ranks=feature_ranks, data_ranks=data_ranks
+        )
+        return await unary(self._stub.ResumeRun, request)
 
     async def cancel(self, name: str) -> messages_pb2.Run:
         """Stop for good."""

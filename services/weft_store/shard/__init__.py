@@ -6,12 +6,13 @@ A block is one stream of one layer over one row group. The bytes are specified i
 
 from weft_store.shard.encoding import EncodedShard, encode_shard
 from weft_store.shard.layout import STREAMS, CodecSpec, ShardHeader, Stream
-from weft_store.shard.reading import ShardReader, verify
+from weft_store.shard.reading import CodedStream, ShardReader, verify
 from weft_store.shard.statistics import LayerStatistics, StreamStatistics, merge_statistics
 
 __all__ = [
     "STREAMS",
     "CodecSpec",
+    "CodedStream",
     "EncodedShard",
     "LayerStatistics",
     "ShardHeader",

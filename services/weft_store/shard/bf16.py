@@ -29,13 +29,21 @@ def encode_bf16(bits_TD: NDArray[np.uint16]) -> bytes:
     return pack_plane(exponents) + pack_plane(rest)
 
 
-def decode_bf16(payload: bytes | memoryview, num_tokens: int, d_model: int, key: str) -> NDArray[np.float32]:
-    """Read a block. DataLossError."""
+def decode_bf16_bits(payload: bytes | memoryview, num_tokens: int, d_model: int, key: str) -> NDArray[np.uint16]:
+    """Read a block's bits, [T, D]. DataLossError, also where a value is not finite."""
     reader = PlaneReader(payload, key)
-    exponents = reader.plane(num_tokens * d_model).astype(np.uint16)
-    rest = reader.plane(num_tokens * d_model).astype(np.uint16)
+    exponents = reader.plane(num_tokens * d_model)
+    rest = reader.plane(num_tokens * d_model)
     reader.end()
-    if (exponents == 0xFF).any():
-        raise reader.fault("it holds values that are not finite")
-    bits = ((rest & 0x80) << 8 | exponents << 7 | rest & 0x7F).astype(np.uint16)
-    return widen_bf16(bits).reshape(num_tokens, d_model)
+    broken = np.flatnonzero(exponents == 0xFF)
+    if broken.size:
+        token, channel = divmod(int(broken[0]), d_model)
+        raise reader.fault(
+            f"it holds {broken.size} values that are not finite, the first at token {token}, channel {channel}"
+        )
+    bits: NDArray[np.uint16] = (rest & 0x80).astype(np.uint16)
+    bits <<= 1
+    bits |= exponents
+    bits <<= 7
+    bits |= rest & 0x7F
+    return bits.reshape(num_tokens, d_model)

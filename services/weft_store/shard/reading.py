@@ -5,13 +5,15 @@ Shapes: L layers, T tokens of a row group, D d_model.
 """
 
 import hashlib
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weft_common.errors import DataLossError, InvalidArgumentError
 from weft_store.port import ObjectStore
-from weft_store.shard.bf16 import decode_bf16
+from weft_store.shard.bf16 import decode_bf16_bits, widen_bf16
 from weft_store.shard.layout import (
     PRELUDE_BYTES,
     STREAMS,
@@ -22,11 +24,36 @@ from weft_store.shard.layout import (
     read_index,
     read_prelude,
 )
-from weft_store.shard.uniform import decode_uniform
+from weft_store.shard.uniform import decode_uniform_codes
 
 # Enough for the index of a small model's shard in one request.
 _FIRST_BYTES = 256 << 10
 _VERIFY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CodedStream:
+    """
+    One stream of a row group before its codes are made numbers of.
+
+    Attributes:
+        codes_LTD: Signed integers of the width that the widest layer needs, or uint16 with the bits of a bfloat16.
+        step_L: A value is its code times this, float32; None for bfloat16.
+        mean_LD: Plus this, float32; None for bfloat16.
+    """
+
+    codes_LTD: NDArray[Any]
+    step_L: NDArray[np.float32] | None
+    mean_LD: NDArray[np.float32] | None
+
+    def values(self) -> NDArray[np.float32]:
+        """Give the numbers, [L, T, D]."""
+        if self.step_L is None or self.mean_LD is None:
+            return widen_bf16(self.codes_LTD)
+        values: NDArray[np.float32] = self.codes_LTD.astype(np.float32)
+        values *= self.step_L[:, None, None]
+        values += self.mean_LD[:, None]
+        return values
 
 
 class ShardReader:
@@ -58,27 +85,31 @@ class ShardReader:
         self._check_row_group(row_group)
         at = STREAMS.index(stream)
         row = self._index.table_GSL[row_group, at, layer]
-        payload = self._fetch(int(row["offset"]), int(row["length"]))
-        self._check_block(memoryview(payload), row_group, at, layer)
-        return self._decode(memoryview(payload), row_group, at, layer)
+        payload = memoryview(self._fetch(int(row["offset"]), int(row["length"])))
+        self._check_block(payload, row_group, at, layer)
+        coded = self._coded(at, [self._decode(payload, row_group, at, layer)], slice(layer, layer + 1))
+        return coded.values().reshape(-1, self.header.d_model)
 
     def read_row_group(self, row_group: int) -> dict[Stream, NDArray[np.float32]]:
         """Read all blocks of a row group with one request: `input` and `output`, [L, T, D] each."""
+        return {stream: coded.values() for stream, coded in self.read_codes(row_group).items()}
+
+    def read_codes(self, row_group: int) -> dict[Stream, CodedStream]:
+        """Read all blocks of a row group with one request and leave their codes as they are."""
         self._check_row_group(row_group)
         rows = self._index.table_GSL[row_group]
         start = int(rows["offset"].flat[0])
         payload = memoryview(self._fetch(start, int(rows["length"].sum())))
-        places = [(at, layer) for at in range(len(STREAMS)) for layer in range(self.header.num_layers)]
         blocks = {}
-        for place in places:
+        for place in np.ndindex(rows.shape):
             begin = int(rows[place]["offset"]) - start
             blocks[place] = payload[begin : begin + int(rows[place]["length"])]
             self._check_block(blocks[place], row_group, *place)
-        shape = (self.header.num_layers, self.header.rows(row_group), self.header.d_model)
-        decoded = {stream: np.empty(shape, np.float32) for stream in STREAMS}
-        for at, layer in places:
-            decoded[STREAMS[at]][layer] = self._decode(blocks[at, layer], row_group, at, layer)
-        return decoded
+        layers = range(self.header.num_layers)
+        return {
+            stream: self._coded(at, [self._decode(blocks[at, layer], row_group, at, layer) for layer in layers])
+            for at, stream in enumerate(STREAMS)
+        }
 
     def _check_row_group(self, row_group: int) -> None:
         if not 0 <= row_group < self.header.num_row_groups:
@@ -102,20 +133,27 @@ class ShardReader:
                 f"{row_group} does not have its digest. Restore it from a backup or harvest it again."
             )
 
-    def _decode(self, payload: memoryview, row_group: int, at: int, layer: int) -> NDArray[np.float32]:
+    def _decode(self, payload: memoryview, row_group: int, at: int, layer: int) -> NDArray[Any]:
         rows = self.header.rows(row_group)
         parameters = self._index.parameters
+        try:
+            if parameters is None:
+                return decode_bf16_bits(payload, rows, self.header.d_model, self._key)
+            order_D = parameters.orders_SLD[at, layer]
+            return decode_uniform_codes(payload, rows, order_D, self.header.group_channels, self._key)
+        except DataLossError as error:
+            where = f"stream {STREAMS[at]!r}, layer {layer}, row group {row_group}"
+            raise DataLossError(f"{error.message} It is the block of {where}.") from error
+
+    def _coded(self, at: int, codes_L: list[NDArray[Any]], layers: slice = slice(None)) -> CodedStream:
+        widest = max((codes.dtype for codes in codes_L), key=lambda kind: kind.itemsize)
+        codes_LTD = np.empty((len(codes_L), *codes_L[0].shape), widest)
+        for layer, codes in enumerate(codes_L):
+            codes_LTD[layer] = codes
+        parameters = self._index.parameters
         if parameters is None:
-            return decode_bf16(payload, rows, self.header.d_model, self._key)
-        return decode_uniform(
-            payload,
-            rows,
-            parameters.steps_SL[at, layer],
-            parameters.means_SLD[at, layer],
-            parameters.orders_SLD[at, layer],
-            self.header.group_channels,
-            self._key,
-        )
+            return CodedStream(codes_LTD, None, None)
+        return CodedStream(codes_LTD, parameters.steps_SL[at, layers], parameters.means_SLD[at, layers])
 
 
 def verify(store: ObjectStore, key: str, sha256: str) -> ShardHeader:

@@ -9,6 +9,7 @@ Shapes: T tokens of a shard or of a block, D d_model.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,36 +99,27 @@ def encode_uniform(codes_TD: NDArray[np.uint32], group_channels: int) -> bytes:
     return b"".join(parts)
 
 
-def decode_uniform(
-    payload: bytes | memoryview,
-    num_tokens: int,
-    step: np.float32,
-    mean_D: NDArray[np.float32],
-    order_D: NDArray[np.uint16],
-    group_channels: int,
-    key: str,
-) -> NDArray[np.float32]:
-    """Read a block. DataLossError."""
+def decode_uniform_codes(
+    payload: bytes | memoryview, num_tokens: int, order_D: NDArray[np.uint16], group_channels: int, key: str
+) -> NDArray[np.signedinteger[Any]]:
+    """Read a block's codes, [T, D] in the order of channels, as the narrowest of int8, int16, int32. DataLossError."""
     reader = PlaneReader(payload, key)
-    d_model = len(mean_D)
-    codes = np.empty((num_tokens, d_model), np.float32)
+    d_model = len(order_D)
+    groups: list[NDArray[np.signedinteger[Any]]] = []
     for start in range(0, d_model, group_channels):
         shape = (num_tokens, min(group_channels, d_model - start))
         num_planes = reader.byte()
         if not 1 <= num_planes <= 4:
             raise reader.fault(f"a group of channels has {num_planes} planes")
-        plane = reader.plane(shape[0] * shape[1])
-        if num_planes == 1:
-            signed = _SIGNED_BYTES[plane]
-        else:
-            zigzag = plane.astype(np.uint32)
+        zigzag: NDArray[np.unsignedinteger[Any]] = reader.plane(shape[0] * shape[1])
+        if num_planes > 1:
+            zigzag = zigzag.astype(np.uint16 if num_planes == 2 else np.uint32)
             for shift in range(8, 8 * num_planes, 8):
-                zigzag |= reader.plane(plane.size).astype(np.uint32) << np.uint32(shift)
-            signed = _unzigzag(zigzag).astype(np.float32)
-        codes[:, start : start + shape[1]] = signed.reshape(shape)
+                zigzag |= reader.plane(zigzag.size).astype(zigzag.dtype) << zigzag.dtype.type(shift)
+        groups.append(_unzigzag(zigzag).reshape(shape))
     reader.end()
-    codes *= step
-    codes += mean_D[order_D]
+    codes = np.empty((num_tokens, d_model), max((group.dtype for group in groups), key=lambda kind: kind.itemsize))
+    np.concatenate(groups, axis=1, out=codes)
     inverse = np.empty(d_model, np.intp)
     inverse[order_D] = np.arange(d_model)
     return codes.take(inverse, axis=1)
@@ -150,11 +142,13 @@ def _zigzag(codes: NDArray[np.int32]) -> NDArray[np.uint32]:
     return ((codes << 1) ^ (codes >> 31)).view(np.uint32)
 
 
-def _unzigzag(zigzag: NDArray[np.uint32]) -> NDArray[np.int32]:
-    return (zigzag >> 1).view(np.int32) ^ -(zigzag & 1).view(np.int32)
-
-
-_SIGNED_BYTES = _unzigzag(np.arange(256, dtype=np.uint32)).astype(np.float32)
+def _unzigzag(zigzag: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.signedinteger[Any]]:
+    """Give the signed codes, of the same width."""
+    signed = np.dtype(f"i{zigzag.dtype.itemsize}")
+    one = zigzag.dtype.type(1)
+    codes: NDArray[np.signedinteger[Any]] = (zigzag >> one).view(signed)
+    codes ^= -(zigzag & one).view(signed)
+    return codes
 
 
 def _first_step(values: NDArray[np.float32], mean: NDArray[np.float32], total: float, target_fvu: float) -> np.float32:

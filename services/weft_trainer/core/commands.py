@@ -43,7 +43,7 @@ class RunCommands:
         signals: Rung at every change.
         start_operation: Starts the work.
         max_ranks: Ranks that can be started.
-        check_ranks: Finds out whether the ranks of a new run could be started; raises where not.
+        check_ranks: Finds out whether the ranks of a run could be started; raises where not.
     """
 
     def __init__(
@@ -127,8 +127,23 @@ class RunCommands:
                 return record
             await self._signals.wait(bell, min(_LOOK_INTERVAL_S, max(0.0, deadline - time.monotonic())))
 
-    async def resume(self, run: str) -> RunRecord:
-        """Go on from the newest checkpoint. FailedPreconditionError: neither paused nor failed."""
+    async def resume(self, run: str, ranks: Mapping[str, int] | None = None) -> RunRecord:
+        """
+        Go on from the newest checkpoint.
+
+        Args:
+            ranks: `feature_ranks` and `data_ranks` from now on; 0, or one that is missing, stays as it was.
+
+        Raises:
+            FailedPreconditionError: Neither paused nor failed.
+            InvalidArgumentError: See `check_run`, or so many ranks cannot be started.
+        """
+        other = {field: count for field, count in (ranks or {}).items() if count}
+        if other:
+            present = await self._runs.get(run)
+            present = replace(present, spec={**present.spec, **other})
+            await check_run(present.spec, self._catalog, self._max_ranks)
+            await self._check_ranks(present)
 
         def change(record: RunRecord) -> RunRecord:
             if record.state not in (RunState.PAUSED, RunState.FAILED):
@@ -136,6 +151,7 @@ class RunCommands:
                     f"{record.name} is {record.state}, and only a PAUSED or FAILED run can be resumed: "
                     "look at it with GetRun."
                 )
+            record = replace(record, spec={**record.spec, **other})
             changes: dict[str, Any] = {"failures": 0, "error_message": ""}
             if record.state is RunState.FAILED:
                 # The operation of a failed run has ended with its error.

@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from weft_store.documents import read_json
 from weft_trainer.core.admission import check_new_id
 from weft_trainer.core.ports import BAD_CONFIGURATION, RankJob, RankLauncher
 from weft_trainer.core.records import RunRecord
+from weft_trainer.core.retention import hold
 from weft_trainer.core.runs import RunRepository, checkpoint_prefix
 
 __all__ = ["CheckpointJobs", "CheckpointRef", "parse_checkpoint"]
@@ -139,7 +141,8 @@ class CheckpointJobs:
         )
         async with self._locks.setdefault(job.key, asyncio.Lock()):
             await asyncio.to_thread(self._store.delete, result)
-            return await self._run(job, result, record)
+            async with self._held(checkpoint):
+                return await self._run(job, result, record)
 
     async def export(self, checkpoint: CheckpointRef, transcoder: str) -> dict[str, Any]:
         """Write a checkpoint as a transcoder and return its manifest; one that is there is returned as it is."""
@@ -159,10 +162,21 @@ class CheckpointJobs:
             try:
                 manifest, _ = await asyncio.to_thread(read_json, self._store, result)
             except NotFoundError:
-                return await self._run(job, result, record)
+                async with self._held(checkpoint):
+                    return await self._run(job, result, record)
             if manifest.get("run") != record.name:
                 raise AlreadyExistsError(f"there is another transcoders/{transcoder} already: choose another id.")
             return manifest
+
+    @asynccontextmanager
+    async def _held(self, checkpoint: CheckpointRef) -> AsyncIterator[None]:
+        """Keep a checkpoint from being deleted while ranks read it. NotFoundError where it is gone already."""
+        stack = ExitStack()
+        try:
+            await asyncio.to_thread(stack.enter_context, hold(self._store, checkpoint.run, checkpoint.step))
+            yield
+        finally:
+            await asyncio.to_thread(stack.close)
 
     async def _run(self, job: RankJob, result: str, record: RunRecord) -> dict[str, Any]:
         detail = ""

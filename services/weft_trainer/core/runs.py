@@ -120,15 +120,15 @@ class RunRepository:
             prefix = checkpoint_prefix(run, step)
             try:
                 manifest, _ = read_json(self._store, f"{prefix}manifest.json")
+                written_s = self._store.info(f"{prefix}manifest.json").modified_s
             except NotFoundError:
+                # Deleted since it was listed.
                 continue
-            objects = list(self._store.list(prefix))
-            written_s = max(entry.modified_s for entry in objects if entry.key.endswith("/manifest.json"))
             found.append(
                 CheckpointFacts(
                     step=step,
                     attempt=int(manifest.get("attempt", 0)),
-                    size_bytes=sum(entry.size_bytes for entry in objects),
+                    size_bytes=sum(entry.size_bytes for entry in self._store.list(prefix)),
                     create_time=datetime.fromtimestamp(written_s, UTC).isoformat().replace("+00:00", "Z"),
                 )
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 
 from weft_common.errors import FailedPreconditionError
 from weft_common.logging import configure_logging, get_logger
@@ -28,6 +29,7 @@ def main() -> int:
 
     from weft.cache.v1 import service_pb2_grpc as cache_grpc
     from weft.training.v1 import service_pb2_grpc as training_grpc
+    from weft_clt.loader import LoaderOptions
     from weft_clt.mesh import make_mesh
     from weft_common.client import channel
     from weft_store import open_store
@@ -35,6 +37,7 @@ def main() -> int:
     from weft_trainer.worker.reads import get_dataset, normalization_of
     from weft_trainer.worker.reports import Reporter, peak_memory_bytes
     from weft_trainer.worker.starting import read_config
+    from weft_trainer.worker.watchdog import Watchdog
 
     stop = StopFlag()
     torch.set_num_threads(settings.threads)
@@ -45,6 +48,13 @@ def main() -> int:
             channel(settings.trainer_target, token=settings.trainer_token, **settings.tls)
         )
     reporter = Reporter(trainer, run=settings.run, attempt=settings.attempt, rank=rank)
+
+    def give_up(message: str) -> None:
+        """End at once: the main thread is in a collective that nothing ends."""
+        get_logger(__name__).error("rank_hangs", details=message)
+        reporter.failed(message)
+        reporter.close(5.0)
+        os._exit(1)
 
     def work() -> None:
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
@@ -58,25 +68,39 @@ def main() -> int:
             raise FailedPreconditionError(
                 f"The run wants {config.mesh.world_size} ranks, {world_size} were started; start as many as it wants."
             )
-        join(rank, world_size, settings.rendezvous_s, stop)
+        notes = join(rank, world_size, settings.rendezvous_s, stop)
+        mesh = make_mesh(config.mesh.feature_ranks, config.mesh.data_ranks)
+        if notes is not None:
+            watchdog = Watchdog(
+                notes, mesh.progress, rank=rank, world_size=world_size, bound_s=settings.hang_s, give_up=give_up
+            )
+            watchdog.start()
+            ending.callback(watchdog.stop)
         own = Rank(
             store,
             cache,
             reporter,
-            make_mesh(config.mesh.feature_ranks, config.mesh.data_ranks),
+            mesh,
             config,
-            normalization_of(dataset),
+            normalization_of(dataset, config.batch.scales),
             stop,
             run=settings.run,
             attempt=settings.attempt,
-            pool_row_groups=settings.pool_row_groups,
+            loading=LoaderOptions(
+                num_streams=settings.mixed_row_groups,
+                ahead_bytes=settings.read_ahead_bytes,
+                read_threads=settings.read_threads,
+            ),
+            keep_checkpoints=settings.keep_checkpoints,
+            retry_s=settings.retry_s,
         )
         if settings.mode == "evaluate":
             own.evaluate(settings.checkpoint_step, settings.evaluation_tokens)
         else:
             own.train()
 
-    code = exit_code(work, reporter.failed)
+    with ExitStack() as ending:
+        code = exit_code(work, reporter.failed)
     get_logger(__name__).info("ended", exit_code=code, peak_memory_bytes=peak_memory_bytes())
     reporter.close(60.0 if code == 0 else 15.0)
     if dist.is_initialized():

@@ -23,7 +23,7 @@ from weft_trainer.worker.starting import exit_code, prepare_process, read_config
 
 if TYPE_CHECKING:
     from weft.cache.v1 import messages_pb2
-    from weft_clt.config import TrainingConfig
+    from weft_clt.config import FeatureConfig, TrainingConfig
     from weft_clt.metrics import Evaluation
     from weft_clt.normalization import Normalization
     from weft_clt.parameters import Parameters
@@ -38,30 +38,20 @@ _EVALUATION_TOKENS = 512
 _log = get_logger(__name__)
 
 
-def load_whole(checkpoints: RunCheckpoints, step: int, config: TrainingConfig, like: Parameters) -> None:
-    """Join the shares of all ranks of a checkpoint in `like`, one rank in memory at a time."""
-    from weft_clt.parameters import Parameters, Share
-
-    size = config.mesh.feature_ranks
-    for rank in range(size):
-        share = Share(like.share.shape, rank, size)
-        part = Parameters.zeros(share, thresholds=like.threshold_LS is not None, dtype=like.w_enc_LSD.dtype)
-        checkpoints.load(step, rank, size, part.named())
-        like.w_enc_LSD[:, share.features] = part.w_enc_LSD
-        like.b_enc_LS[:, share.features] = part.b_enc_LS
-        if like.threshold_LS is not None and part.threshold_LS is not None:
-            like.threshold_LS[:, share.features] = part.threshold_LS
-        like.w_dec_PFC[:, :, share.columns] = part.w_dec_PFC
-        like.b_dec_LC[:, share.columns] = part.b_dec_LC
+def load_whole(checkpoints: RunCheckpoints, step: int, like: Parameters) -> None:
+    """Join the shares of all ranks of a checkpoint in `like`."""
+    checkpoints.load(step, 0, 1, like.named())
 
 
-def calibrate(params: Parameters, source: CacheRowGroups, normalization: Normalization, top_k: int) -> Parameters:
-    """Give a TopK model thresholds from tokens of the training split."""
+def calibrate(
+    params: Parameters, source: CacheRowGroups, normalization: Normalization, features: FeatureConfig
+) -> Parameters:
+    """Give a model that counts thresholds from tokens of the training split."""
     import numpy as np
     import torch
 
+    from weft_clt.conversion import decoder_norms, selections, thresholds_from_selection
     from weft_clt.data import held_out_batches
-    from weft_clt.export import thresholds_from_top_k
 
     wanted = min(_CALIBRATION_TOKENS, source.num_tokens())
     batches = held_out_batches(source, normalization, batch_tokens=_EVALUATION_TOKENS, most_tokens=wanted)
@@ -69,10 +59,13 @@ def calibrate(params: Parameters, source: CacheRowGroups, normalization: Normali
     while sum(part.shape[1] for part in parts) < wanted and (batch := next(batches)).num_valid:
         preact_LNF = torch.baddbmm(params.b_enc_LS[:, None], batch.inputs_LOD, params.w_enc_LSD.transpose(1, 2))
         parts.append(preact_LNF[:, : batch.num_valid].numpy())
+    preact_LNF = torch.from_numpy(np.concatenate(parts, 1))
+    parts.clear()
+    selected = selections(preact_LNF, decoder_norms(params), features)
     threshold_LS = torch.stack(
         [
-            thresholds_from_top_k(torch.from_numpy(np.concatenate([part[layer] for part in parts])), top_k)
-            for layer in range(params.share.shape.num_layers)
+            thresholds_from_selection(preact_NF, selected_NF)
+            for preact_NF, selected_NF in zip(preact_LNF, selected, strict=True)
         ]
     )
     return replace(params, threshold_LS=threshold_LS)
@@ -81,7 +74,7 @@ def calibrate(params: Parameters, source: CacheRowGroups, normalization: Normali
 def evaluate(
     params: Parameters, config: TrainingConfig, source: CacheRowGroups, normalization: Normalization, step: int
 ) -> Evaluation:
-    """Measure a whole model on the held-out split; thresholds make it JumpReLU, their absence TopK."""
+    """Measure a whole model on the held-out split; thresholds make it JumpReLU, without them it selects as trained."""
     import torch
 
     from weft_clt.config import Activation
@@ -91,8 +84,9 @@ def evaluate(
     from weft_clt.metrics import ReconstructionSums
     from weft_clt.step import StepEngine
 
-    activation = Activation.TOP_K if params.threshold_LS is None else Activation.JUMP_RELU
-    features = replace(config.features, activation=activation, threshold_init=1.0, bandwidth=1.0)
+    features = config.features
+    if params.threshold_LS is not None:
+        features = replace(features, activation=Activation.JUMP_RELU, threshold_init=1.0, bandwidth=1.0)
     mesh = Mesh(SingleAxis(), SingleAxis())
     engine = StepEngine(params, mesh, CpuKernels(), features, config.loss, group_tokens=_EVALUATION_TOKENS)
     sums = ReconstructionSums(params.share, torch.from_numpy(normalization.output_mean_LD))
@@ -115,31 +109,39 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     from weft_clt.config import Activation
     from weft_clt.export import config_yaml, export_transcoder
     from weft_clt.parameters import Parameters, Shape, Share
-    from weft_common.errors import AlreadyExistsError
+    from weft_common.errors import AlreadyExistsError, FailedPreconditionError
     from weft_store.documents import create_json
     from weft_trainer.worker.checkpoints import RunCheckpoints
     from weft_trainer.worker.reads import CacheRowGroups, normalization_of
 
     config, _ = read_config(store, settings.run)
     spec, step = dataset.spec, settings.checkpoint_step
-    normalization = normalization_of(dataset)
-    is_top_k = config.features.activation is Activation.TOP_K
-    shape = Shape(spec.num_layers, config.features.num_features, spec.d_model)
-    params = Parameters.zeros(Share(shape, 0, 1), thresholds=not is_top_k, dtype=torch.float32)
-    load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, config, params)
+    normalization = normalization_of(dataset, config.batch.scales)
+    features = config.features
+    if features.linear_skip:
+        raise FailedPreconditionError(
+            f"runs/{settings.run} has a linear skip, for which circuit-tracer's layout has no place; "
+            "train without linear_skip to export."
+        )
+    shape = Shape(spec.num_layers, features.num_features, spec.d_model, features.decoder_span)
+    params = Parameters.zeros(Share(shape, 0, 1), thresholds=features.activation.has_thresholds, dtype=torch.float32)
+    load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, params)
 
     def source(split: messages_pb2.Split.ValueType) -> CacheRowGroups:
         return CacheRowGroups(cache, store, dataset.name, split, rank=0, world_size=1, seed=config.batch.seed)
 
     variants = [params]
-    if is_top_k:
-        params = calibrate(params, source(messages_pb2.SPLIT_TRAIN), normalization, config.features.top_k)
+    if features.activation is Activation.RELU:
+        params = replace(params, threshold_LS=torch.zeros_like(params.b_enc_LS))
+    elif not features.activation.has_thresholds:
+        params = calibrate(params, source(messages_pb2.SPLIT_TRAIN), normalization, features)
         variants.append(params)
     with ThreadPoolExecutor(len(variants)) as threads:
         held_out = (source(messages_pb2.SPLIT_HELD_OUT) for _ in variants)
-        trained, *_, exported = threads.map(
-            lambda variant, data: evaluate(variant, config, data, normalization, step), variants, held_out
+        evaluations = list(
+            threads.map(lambda variant, data: evaluate(variant, config, data, normalization, step), variants, held_out)
         )
+    trained, exported = evaluations[0], evaluations[-1]
     _log.info(
         "evaluated",
         explained_variance=exported.explained_variance,

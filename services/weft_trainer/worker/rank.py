@@ -6,23 +6,28 @@ import json
 import math
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 from weft.cache.v1 import messages_pb2, service_pb2_grpc
+from weft_clt.checkpoint import Manifest
 from weft_clt.config import TrainingConfig
-from weft_clt.data import TokenPool, held_out_batches
+from weft_clt.data import held_out_batches
 from weft_clt.kernels import CpuKernels
+from weft_clt.loader import LoaderOptions, TokenLoader
 from weft_clt.mesh import Mesh
 from weft_clt.metrics import Evaluation, StepMetrics
 from weft_clt.normalization import Normalization
-from weft_clt.trainer import Trainer
-from weft_common.errors import FailedPreconditionError
+from weft_clt.trainer import Batch, Trainer
+from weft_common.errors import DataLossError, FailedPreconditionError
 from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import encode_json
+from weft_trainer.core.retention import prune
+from weft_trainer.worker.background import Background, together
 from weft_trainer.worker.checkpoints import RunCheckpoints
 from weft_trainer.worker.reads import CacheRowGroups
 from weft_trainer.worker.reports import CONTINUE, SAVE_AND_STOP, STOP, Reporter
+from weft_trainer.worker.saving import CheckpointSaver
 from weft_trainer.worker.signals import StopFlag
 
 __all__ = ["Rank"]
@@ -38,7 +43,9 @@ class Rank:
 
     Args:
         attempt: Which start of the ranks this is.
-        pool_row_groups: Row groups that are mixed in memory.
+        loading: How much is mixed and read ahead.
+        keep_checkpoints: Newest checkpoints that stay, beside the best by evaluation; 0 keeps all.
+        retry_s: How long a bucket that refuses is asked again.
         stop: Set by SIGTERM.
     """
 
@@ -54,50 +61,69 @@ class Rank:
         *,
         run: str,
         attempt: int,
-        pool_row_groups: int,
+        loading: LoaderOptions,
+        keep_checkpoints: int,
+        retry_s: float,
     ) -> None:
         self._store, self._cache, self._reporter, self._mesh = store, cache, reporter, mesh
         self._config, self._normalization, self._stop = config, normalization, stop
-        self._run, self._attempt, self._pool_row_groups = run, attempt, pool_row_groups
+        self._run, self._attempt, self._loading = run, attempt, loading
         num_layers, d_model = normalization.input_mean_LD.shape
         self._trainer = Trainer(config, normalization, mesh, CpuKernels(), num_layers=num_layers, d_model=d_model)
         self._checkpoints = RunCheckpoints(store, run, attempt)
+        self._keep_checkpoints, self._retry_s = keep_checkpoints, retry_s
+        self._background = Background(retry_s)
+        self._saver = CheckpointSaver(self._checkpoints, config, mesh, self._background, self._saved)
         self._chunk: list[StepMetrics] = []
 
     def train(self) -> None:
         """Do the steps that are left, or stop where a directive or a signal says so."""
-        trainer, config = self._trainer, self._config
-        pool = TokenPool(
-            self._source(messages_pb2.SPLIT_TRAIN),
+        # One plan for all ranks, so that a step's tokens do not depend on how many there are.
+        source = self._source(messages_pb2.SPLIT_TRAIN, rank=0, world_size=1)
+        loader = TokenLoader(
+            source,
             self._normalization,
-            batch_tokens=trainer.rank_tokens,
-            seed=config.batch.seed,
+            step_tokens=self._config.batch.step_tokens,
             rank=self._mesh.rank,
-            num_row_groups=self._pool_row_groups,
+            world_size=self._mesh.world_size,
+            options=self._loading,
         )
-        self._resume(pool)
+        try:
+            self._train(source, loader)
+        finally:
+            loader.close()
+            source.close()
+
+    def _train(self, source: CacheRowGroups, loader: TokenLoader) -> None:
+        trainer, config = self._trainer, self._config
+        self._resume(loader)
         _log.info("ready", step=trainer.step, tokens_per_step=config.batch.step_tokens)
-        saved_step, order = trainer.step, CONTINUE
+        saved_step, order, begun = trainer.step, CONTINUE, False
         while not trainer.finished:
             order = self._order()
             if order != CONTINUE:
                 break
-            start_s = time.perf_counter()
-            batch = pool.draw()
-            metrics = trainer.train_step(batch, data_wait_s=time.perf_counter() - start_s)
+            metrics = trainer.train_step(*self._draw(source, loader))
+            self._check_finite(metrics)
+            if not begun:
+                begun = True
+                _log.info("first_step", step=metrics.step)
             self._record(metrics)
+            self._saver.advance()
             records, step = config.records, trainer.step
             if not trainer.finished:
                 if records.evaluation_steps and step % records.evaluation_steps == 0:
                     self._evaluate_and_report()
                 if records.checkpoint_steps and step % records.checkpoint_steps == 0:
-                    self._save(pool.state())
+                    self._save(loader.state())
                     saved_step = step
         self._close_chunk()
         if order == STOP:
             return
         if trainer.step > saved_step:
-            self._save(pool.state())
+            self._save(loader.state())
+        self._saver.finish()
+        self._background.drain()
         if trainer.finished:
             self._evaluate_and_report()
             self._reporter.finished()
@@ -112,45 +138,80 @@ class Rank:
             key = f"{self._checkpoints.folder(checkpoint_step)}evaluation.json"
             self._store.put(key, encode_json(asdict(evaluation)))
 
-    def _source(self, split: messages_pb2.Split.ValueType) -> CacheRowGroups:
+    def _source(self, split: messages_pb2.Split.ValueType, *, rank: int, world_size: int) -> CacheRowGroups:
         return CacheRowGroups(
             self._cache,
             self._store,
             self._config.batch.dataset,
             split,
-            rank=self._mesh.rank,
-            world_size=self._mesh.world_size,
+            rank=rank,
+            world_size=world_size,
             seed=self._config.batch.seed,
+            retry_s=self._retry_s,
         )
 
-    def _resume(self, pool: TokenPool) -> None:
-        step = self._checkpoints.newest_step()
+    def _draw(self, source: CacheRowGroups, loader: TokenLoader) -> tuple[Batch, float]:
+        """
+        Draw a batch, and tell how many seconds the rank that had to wait longest waited for its own.
+
+        Raises:
+            DataLossError: A value of some rank's batch is not finite.
+        """
+        start_s = time.perf_counter()
+        batch = loader.draw()
+        wait_s = self._mesh.largest(round((time.perf_counter() - start_s) * 1e6)) / 1e6
+        if self._mesh.any(not loader.is_finite()):
+            self._blame(source, loader)
+        return batch, wait_s
+
+    def _resume(self, loader: TokenLoader) -> None:
+        found = together(self._mesh, self._background.submit("the newest checkpoint", self._checkpoints.newest_step))
+        step = self._mesh.largest(found)
         if not step:
             return
-        axis, mesh = self._mesh.feature, self._config.mesh
-        self._checkpoints.manifest(step).check_run(self._config.digest(), mesh.feature_ranks, mesh.data_ranks)
-        final = step >= self._config.batch.num_steps
-        state = self._trainer.params.named() if final else self._trainer.state()
-        manifest = self._checkpoints.load(step, axis.rank, axis.size, state)
+        manifest = together(self._mesh, self._background.submit(f"the load of step {step}", lambda: self._load(step)))
         self._trainer.step = manifest.step
-        if not final:
-            pool.restore(manifest.data[self._mesh.rank])
+        if not self._trainer.finished:
+            loader.restore(manifest.data)
         _log.info("resumed", step=step, attempt=self._attempt)
+
+    def _load(self, step: int) -> Manifest:
+        """Fill this rank's state; of the last step only parameters were saved."""
+        axis, trainer = self._mesh.feature, self._trainer
+        self._checkpoints.manifest(step).check_run(self._config)
+        final = step >= self._config.batch.num_steps
+        state = trainer.params.named() if final else trainer.state()
+        return self._checkpoints.load(step, axis.rank, axis.size, state)
 
     def _order(self) -> int:
         """What all ranks do next: the most urgent of what each has heard."""
-        own = max(self._reporter.directive, SAVE_AND_STOP if self._stop.is_set else CONTINUE)
-        for order in (STOP, SAVE_AND_STOP):
-            if self._mesh.any(own >= order):
-                return order
-        return CONTINUE
+        return self._mesh.largest(max(self._reporter.directive, SAVE_AND_STOP if self._stop.is_set else CONTINUE))
+
+    def _blame(self, source: CacheRowGroups, loader: TokenLoader) -> NoReturn:
+        """Say which value of the data is not finite; all ranks end with the words of the lowest that has one."""
+        found = loader.find_not_finite()
+        world = self._mesh.world_size
+        teller = world - self._mesh.largest(world - self._mesh.rank if found else 0)
+        own = found if found and self._mesh.rank == teller else (0,) * 5
+        epoch, position, row, stream, layer = (self._mesh.largest(value) for value in own)
+        row_group = source.at(epoch, position)
+        where = source.describe(row_group) if row_group is not None else f"row group {position} of epoch {epoch}"
+        raise DataLossError(
+            f"The data of step {self._trainer.step + 1} is not finite: {('input', 'output')[stream]} of layer {layer}, "
+            f"token {row} of {where}. Harvest the dataset again, without what makes such activations."
+        )
+
+    def _check_finite(self, metrics: StepMetrics) -> None:
+        """Refuse to go on from a step that came to nothing, whose data was finite."""
+        if math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm):
+            return
+        raise FailedPreconditionError(
+            f"Training diverged: the loss of step {metrics.step} is {metrics.loss}, its gradient's norm "
+            f"{metrics.gradient_norm}, and its data is finite. Start a run with a lower learning rate or a longer "
+            "warm-up."
+        )
 
     def _record(self, metrics: StepMetrics) -> None:
-        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
-            raise FailedPreconditionError(
-                f"Training diverged: the loss of step {metrics.step} is {metrics.loss}, its gradient's norm "
-                f"{metrics.gradient_norm}. Start a run with a lower learning rate or a longer warm-up."
-            )
         if self._mesh.rank != 0:
             return
         self._reporter.step(metrics)
@@ -162,12 +223,13 @@ class Rank:
         if self._chunk:
             lines = [json.dumps(asdict(metrics), sort_keys=True) for metrics in self._chunk]
             key = f"runs/{self._run}/attempts/{self._attempt}/metrics-{self._chunk[0].step:08d}.jsonl"
-            self._store.put(key, ("\n".join(lines) + "\n").encode())
+            data = ("\n".join(lines) + "\n").encode()
+            self._background.submit("metrics", lambda: self._store.put(key, data))
             self._chunk = []
 
     def _evaluation(self, most_tokens: int) -> Evaluation:
-        source = self._source(messages_pb2.SPLIT_HELD_OUT)
         world, rank = self._mesh.world_size, self._mesh.rank
+        source = self._source(messages_pb2.SPLIT_HELD_OUT, rank=rank, world_size=world)
         own_most = most_tokens // world + (rank < most_tokens % world) if most_tokens else 0
         own_tokens = source.num_tokens()
         if most_tokens:
@@ -183,10 +245,13 @@ class Rank:
             self._reporter.evaluation(evaluation)
 
     def _save(self, data: dict[str, Any]) -> None:
-        """Save; after the last step without moments and clocks, which nothing will need again."""
+        """Begin to save; after the last step without moments and clocks, which nothing will need again."""
         self._close_chunk()
         trainer = self._trainer
-        state = trainer.params.named() if trainer.finished else trainer.state()
-        self._checkpoints.save(trainer.step, state, data, self._config, self._mesh)
-        if self._mesh.rank == 0:
-            self._reporter.checkpoint(trainer.step)
+        self._saver.begin(trainer.step, trainer.params.named() if trainer.finished else trainer.state(), data)
+
+    def _saved(self, step: int) -> None:
+        """Tell of a checkpoint that is complete, and delete those that it makes superfluous."""
+        self._reporter.checkpoint(step)
+        if self._keep_checkpoints:
+            prune(self._store, self._run, self._keep_checkpoints)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import Any
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
-from weft_clt.data import RowGroup
+from weft_clt.config import Scales
+from weft_clt.data import CodedRowGroup, CodedStream, RowGroup
 from weft_clt.normalization import Moments, Normalization
 from weft_common.client import error_from_rpc
 from weft_common.errors import FailedPreconditionError
 from weft_store import ObjectStore
 from weft_store.shard import ShardReader
+from weft_trainer.worker.patience import patiently
 
 __all__ = ["CacheRowGroups", "get_dataset", "normalization_of"]
 
-_PAGE_SLICES = 512
-_OPEN_SHARDS = 4
+_PAGE_SLICES = 4096
+_KEPT_PAGES = 4
+# An index of SmolLM2's shards takes 0.3 MB; a shuffle over all shards comes back to each soon.
+_OPEN_SHARDS = 64
 _TIMEOUT_S = 60.0
 
 
@@ -39,7 +43,7 @@ def get_dataset(stub: service_pb2_grpc.CacheServiceStub, name: str) -> messages_
     return dataset
 
 
-def normalization_of(dataset: messages_pb2.Dataset) -> Normalization:
+def normalization_of(dataset: messages_pb2.Dataset, scales: Scales) -> Normalization:
     """Derive the units of training from a dataset's statistics."""
     layers = sorted(dataset.statistics, key=lambda entry: entry.layer)
     if [entry.layer for entry in layers] != list(range(dataset.spec.num_layers)):
@@ -48,7 +52,7 @@ def normalization_of(dataset: messages_pb2.Dataset) -> Normalization:
         [Moments(stream.mean_norm, np.array(stream.mean)) for stream in streams]
         for streams in ([entry.input for entry in layers], [entry.output for entry in layers])
     ]
-    return Normalization.from_moments(*moments)
+    return Normalization.from_moments(moments[0], moments[1], scales)
 
 
 class CacheRowGroups:
@@ -57,6 +61,7 @@ class CacheRowGroups:
 
     Args:
         seed: Of the shuffle over the whole split.
+        retry_s: How long a bucket or a cache that refuses is asked again.
     """
 
     def __init__(
@@ -69,11 +74,18 @@ class CacheRowGroups:
         rank: int,
         world_size: int,
         seed: int,
+        retry_s: float = 0.0,
     ) -> None:
+        self._retry_s, self._closed = retry_s, threading.Event()
         self._stub, self._store, self._dataset, self._split = stub, store, dataset, split
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._pages: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
+        self._readers_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let reads that wait for the bucket fail now, so that the threads that do them can end."""
+        self._closed.set()
 
     def num_tokens(self) -> int:
         """Return the tokens of the share."""
@@ -87,14 +99,28 @@ class CacheRowGroups:
         found = slices[index]
         return RowGroup(epoch, position, found.num_tokens, found.seed, (found.key, found.row_group))
 
-    def read(self, row_group: RowGroup) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def read(self, row_group: RowGroup) -> CodedRowGroup:
+        return patiently(lambda: self._read(row_group), self.describe(row_group), self._retry_s, self._closed)
+
+    def _read(self, row_group: RowGroup) -> CodedRowGroup:
         key, index = row_group.where
-        reader = self._readers.pop(key, None) or ShardReader(self._store, key)
-        self._readers[key] = reader
-        if len(self._readers) > _OPEN_SHARDS:
-            self._readers.popitem(last=False)
-        streams = reader.read_row_group(index)
-        return streams["input"], streams["output"]
+        with self._readers_lock:
+            reader = self._readers.pop(key, None)
+        reader = reader or ShardReader(self._store, key)
+        with self._readers_lock:
+            self._readers[key] = reader
+            if len(self._readers) > _OPEN_SHARDS:
+                self._readers.popitem(last=False)
+        streams = reader.read_codes(index)
+        inputs, outputs = (
+            CodedStream(stream.codes_LTD, stream.step_L, stream.mean_LD)
+            for stream in (streams["input"], streams["output"])
+        )
+        return CodedRowGroup(inputs, outputs)
+
+    def describe(self, row_group: RowGroup) -> str:
+        key, index = row_group.where
+        return f"row group {index} of shard {key!r} of {self._dataset}"
 
     def _page(self, epoch: int, start: int) -> Any:
         if (epoch, start) not in self._pages:
@@ -108,11 +134,16 @@ class CacheRowGroups:
                 start_position=start,
                 max_slices=_PAGE_SLICES,
             )
-            try:
-                answer = self._stub.PlanReads(request, timeout=_TIMEOUT_S, wait_for_ready=True)
-            except grpc.RpcError as error:
-                raise error_from_rpc(error) from error
-            self._pages[epoch, start] = answer
-            if len(self._pages) > _OPEN_SHARDS:
+            self._pages[epoch, start] = patiently(lambda: self._ask(request), "a plan of reads", self._retry_s)
+            if len(self._pages) > _KEPT_PAGES:
                 self._pages.popitem(last=False)
         return self._pages[epoch, start]
+
+    def _ask(self, request: service_pb2.PlanReadsRequest) -> service_pb2.PlanReadsResponse:
+        try:
+            answer: service_pb2.PlanReadsResponse = self._stub.PlanReads(
+                request, timeout=_TIMEOUT_S, wait_for_ready=True
+            )
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+        return answer

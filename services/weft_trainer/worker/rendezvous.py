@@ -10,10 +10,15 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from weft_common.errors import InvalidArgumentError, UnavailableError
 from weft_common.logging import get_logger
 from weft_trainer.worker.signals import StopFlag
+
+if TYPE_CHECKING:
+    from weft_trainer.worker.watchdog import Notes
 
 __all__ = ["join", "rank_and_world", "wait_for_name"]
 
@@ -57,20 +62,43 @@ def wait_for_name(host: str, bound_s: float, pause_s: float = 0.5) -> None:
             return
 
 
-def join(rank: int, world_size: int, bound_s: float, stop: StopFlag) -> None:
+def join(rank: int, world_size: int, bound_s: float, stop: StopFlag) -> Notes | None:
     """
     Make the process group of all ranks; alone, there is none to make.
 
     Args:
         rank: This one.
         world_size: How many there are.
-        bound_s: Seconds to wait for the name of rank 0.
+        bound_s: Seconds to wait for the name of rank 0, and again for all ranks to come.
         stop: Installed once the others count on this rank: from then on it goes when all do.
+
+    Returns:
+        The place where ranks leave each other notes; None for a rank alone.
+
+    Raises:
+        UnavailableError: Ranks did not come; it names them as far as that is known.
     """
     if rank:
         wait_for_name(os.environ["MASTER_ADDR"], bound_s)
     stop.install()
-    if world_size > 1:
-        import torch.distributed as dist
+    if world_size == 1:
+        return None
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-        dist.init_process_group("gloo")
+    bound = timedelta(seconds=bound_s)
+    try:
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=bound))
+    except dist.DistError as error:
+        raise UnavailableError(
+            f"not all {world_size} ranks have come within {bound_s:g} s ({error}): look at those that do not run."
+        ) from error
+    store.set(f"weft/joined/{rank}", "")
+    try:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=bound)
+    except (dist.DistError, RuntimeError) as error:
+        missing = [other for other in range(world_size) if not store.check([f"weft/joined/{other}"])]
+        who = f"ranks {missing} have not come" if missing else "all ranks have come, but do not reach each other"
+        raise UnavailableError(f"after {bound_s:g} s {who} ({error}): look at their logs and machines.") from error
+    notes: Notes = dist.PrefixStore("weft/watchdog", store)  # type: ignore[attr-defined]
+    return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from weft_common.settings import ChannelTls, check_pem_file, variable_name
@@ -73,7 +73,10 @@ class RankSettings(WorkerSettings):
     trainer_token: SecretStr | None = None
     """Its bearer token."""
     rendezvous_s: float = 600.0
-    """Seconds that a rank waits for the name of rank 0 to resolve."""
+    """Seconds that a rank waits for the name of rank 0 to resolve, and then for all ranks to come."""
+    hang_s: float = Field(default=900.0, gt=0)
+    """Seconds that a rank waits for the others in one exchange before it tells who has not come, and ends; longer than
+    retry_s, as a rank whose bucket is away is late and does not hang."""
     mode: Literal["train", "evaluate"] = "train"
     """What to do."""
     checkpoint_step: int = 0
@@ -82,8 +85,16 @@ class RankSettings(WorkerSettings):
     """For `evaluate`: held-out tokens over all ranks, 0 means all."""
     metrics_port: int | None = None
     """Port of /metrics, on every address; unset shows nothing, as where ranks share a machine."""
-    pool_row_groups: int = 4
-    """Row groups that are mixed in memory."""
+    mixed_row_groups: int = Field(default=16, ge=1)
+    """Row groups that a step's tokens come from, over all ranks; a run that resumes keeps its own number."""
+    read_ahead_bytes: int = Field(default=64 << 20, ge=0)
+    """Bytes of codes that a rank reads ahead of those that it mixes; at least one row group always is."""
+    read_threads: int = Field(default=2, ge=1)
+    """Row groups that a rank reads and decodes at once, in the background."""
+    keep_checkpoints: int = Field(default=0, ge=0)
+    """Newest checkpoints that stay, beside the best by evaluation and those that are being read; 0 keeps all."""
+    retry_s: float = Field(default=600.0, ge=0)
+    """Seconds that a bucket or a cache that refuses is asked again, before the rank gives up."""
 
 
 class ExportSettings(WorkerSettings):

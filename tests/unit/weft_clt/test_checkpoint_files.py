@@ -5,11 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, tokens, trainer_of
+from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, normalization, tokens, trainer_of
 from safetensors.torch import load_file
 
-from weft_clt.checkpoint import FileFacts, Manifest, read_tensors, write_tensors
-from weft_clt.export import config_yaml, export_transcoder, thresholds_from_top_k
+from weft_clt.checkpoint import (
+    FileFacts,
+    Manifest,
+    check_file,
+    file_facts,
+    read_part,
+    sharded_dim,
+    write_tensors,
+    writers_of,
+)
+from weft_clt.export import config_yaml, export_transcoder
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.normalization import Normalization
 from weft_common.errors import DataLossError, FailedPreconditionError, ShapeError
@@ -18,14 +27,13 @@ from weft_common.errors import DataLossError, FailedPreconditionError, ShapeErro
 def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
     """The library reads what was written, and reading it back fills the same values."""
     trainer = trainer_of(config_of(), ReferenceKernels())
-    facts = write_tensors(tmp_path / "rank", trainer.state())
-    assert facts.size_bytes == (tmp_path / "rank").stat().st_size
+    write_tensors(tmp_path / "rank", trainer.state())
     loaded = load_file(tmp_path / "rank")
     assert loaded.keys() == {name for name, _ in trainer.state()}
     for name, tensor in trainer.state():
         assert torch.equal(loaded[name], tensor)
     blank = trainer_of(config_of(seed=99), ReferenceKernels())
-    read_tensors(tmp_path / "rank", blank.state(), facts)
+    read_part(tmp_path / "rank", 0, 1, blank.state(), 0, 1)
     for (name, tensor), (_, wanted) in zip(blank.state(), trainer.state(), strict=True):
         assert torch.equal(tensor, wanted), name
 
@@ -33,41 +41,93 @@ def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
 def test_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     """No damaged number is ever loaded."""
     trainer = trainer_of(config_of(), ReferenceKernels())
-    facts = write_tensors(tmp_path / "rank", trainer.state())
+    write_tensors(tmp_path / "rank", trainer.state())
+    facts = file_facts(tmp_path / "rank")
+    check_file(tmp_path / "rank", facts)
     data = bytearray((tmp_path / "rank").read_bytes())
     for place in (3, 40, len(data) // 2, len(data) - 1):
         damaged = bytearray(data)
         damaged[place] ^= 4
         (tmp_path / "damaged").write_bytes(damaged)
         with pytest.raises(DataLossError, match="SHA-256"):
-            read_tensors(tmp_path / "damaged", trainer.state(), facts)
+            check_file(tmp_path / "damaged", facts)
 
 
 def test_checkpoint_of_other_tensors_is_refused(tmp_path: Path) -> None:
     """A file that is whole but of another shape or without a tensor is refused by name."""
-    facts = write_tensors(tmp_path / "rank", [("w_enc", torch.zeros(2, 3))])
+    write_tensors(tmp_path / "rank", [("w_enc", torch.zeros(2, 3))])
     with pytest.raises(DataLossError, match="w_enc"):
-        read_tensors(tmp_path / "rank", [("w_enc", torch.zeros(3, 2))], facts)
+        read_part(tmp_path / "rank", 0, 1, [("w_enc", torch.zeros(3, 2))], 0, 1)
     with pytest.raises(DataLossError, match="b_enc"):
-        read_tensors(tmp_path / "rank", [("b_enc", torch.zeros(3, 2))], facts)
+        read_part(tmp_path / "rank", 0, 1, [("b_enc", torch.zeros(3, 2))], 0, 1)
+
+
+WHOLE = {
+    "w_enc": (2, 12, 8),
+    "b_enc": (2, 12),
+    "threshold": (2, 12),
+    "w_dec": (3, 12, 12),
+    "b_dec": (2, 12),
+    "adam_first.w_dec": (3, 12, 12),
+    "adam_second.w_enc": (2, 12, 8),
+    "silent_tokens": (2, 12),
+}
+
+
+def _share(whole: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
+    shares = {}
+    for name, tensor in whole.items():
+        dim = sharded_dim(name)
+        shares[name] = tensor if dim is None else tensor.chunk(size, dim)[rank].contiguous()
+    return shares
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("wrote", "size"), [(1, 2), (2, 1), (2, 4), (4, 2), (4, 1), (2, 3), (3, 2), (6, 4)])
+def test_checkpoint_is_resharded_bit_for_bit(tmp_path: Path, wrote: int, size: int, dtype: torch.dtype) -> None:
+    """Whoever wrote it, every rank reads exactly its slice of the whole: encoder by feature, decoder by column."""
+    random = torch.Generator().manual_seed(3)
+    whole = {name: torch.randn(shape, generator=random, dtype=torch.float64) for name, shape in WHOLE.items()}
+    whole = {
+        name: tensor.mul(9).long() if name == "silent_tokens" else tensor.to(dtype) for name, tensor in whole.items()
+    }
+    for writer in range(wrote):
+        write_tensors(tmp_path / str(writer), _share(whole, writer, wrote).items())
+    for rank in range(size):
+        wanted = _share(whole, rank, size)
+        found = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
+        for writer in writers_of(rank, size, wrote):
+            read_part(tmp_path / str(writer), writer, wrote, found.items(), rank, size)
+        for name, tensor in wanted.items():
+            assert torch.equal(found[name], tensor), name
 
 
 def test_manifest_survives_its_document_and_refuses_another_run() -> None:
-    """A resume that would silently forget the configuration or the mesh is refused."""
-    manifest = Manifest(3, 1, 2, 1, "abc", {"rank0-of-2.safetensors": FileFacts("00", 4)}, [{}, {}])
+    """Another configuration is refused; other ranks and other steps to save at are not."""
+    digest = config_of().digest()
+    manifest = Manifest(3, 1, 2, 1, digest, {"rank0-of-2.safetensors": FileFacts("00", 4)}, {"epoch": 0})
     assert Manifest.from_document(manifest.to_document()) == manifest
-    manifest.check_run("abc", 2, 1)
+    manifest.check_run(config_of())
+    manifest.check_run(config_of(feature_ranks=4, data_ranks=2, checkpoint_steps=2))
     with pytest.raises(FailedPreconditionError, match="configuration"):
-        manifest.check_run("abd", 2, 1)
-    with pytest.raises(FailedPreconditionError, match="2 x 1 ranks"):
-        manifest.check_run("abc", 1, 2)
+        manifest.check_run(config_of(learning_rate=2e-2))
     with pytest.raises(DataLossError, match="config_digest"):
         Manifest.from_document({name: 1 for name in manifest.to_document() if name != "config_digest"})
+    with pytest.raises(FailedPreconditionError, match="earlier version"):
+        Manifest.from_document(manifest.to_document() | {"data": [{}, {}]}).check_run(config_of())
 
 
-def test_export_computes_what_the_model_does_in_the_models_own_units(tmp_path: Path) -> None:
+def test_export_refuses_a_linear_skip(tmp_path: Path) -> None:
+    """The layout has no place for it, and a transcoder without it would be another one."""
+    trainer = trainer_of(config_of(**JUMP_RELU, linear_skip=True), ReferenceKernels())
+    with pytest.raises(ShapeError, match="linear_skip"):
+        list(export_transcoder(trainer.params, normalization(), str(tmp_path)))
+
+
+@pytest.mark.parametrize("span", [0, 1, 2])
+def test_export_computes_what_the_model_does_in_the_models_own_units(span: int, tmp_path: Path) -> None:
     """A dense reading of the exported files on raw inputs gives the trained prediction, scaled back."""
-    trainer = trainer_of(config_of(**JUMP_RELU), ReferenceKernels())
+    trainer = trainer_of(config_of(**JUMP_RELU, decoder_span=span), ReferenceKernels())
     random = np.random.default_rng(8)
     scales = random.uniform(0.5, 3.0, (2, NUM_LAYERS))
     units = Normalization(scales[0], scales[1], np.zeros((NUM_LAYERS, 8)), np.zeros((NUM_LAYERS, 8)))
@@ -87,19 +147,6 @@ def test_export_computes_what_the_model_does_in_the_models_own_units(tmp_path: P
             predicted[target] += acts @ block
     wanted = forward.error_LTC / torch.from_numpy(scales[1])[:, None, None]
     torch.testing.assert_close(predicted, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_thresholds_keep_how_often_each_feature_fires() -> None:
-    """On the calibration tokens every feature is above its threshold exactly as often as TopK selected it."""
-    preact_NF = torch.randn(200, 17, generator=torch.Generator().manual_seed(4))
-    preact_NF[:, 3] = -1.0
-    best = torch.zeros_like(preact_NF, dtype=torch.bool)
-    for row in range(200):
-        for feature in sorted(range(17), key=lambda f, row=row: -float(preact_NF[row, f]))[:5]:
-            best[row, feature] = preact_NF[row, feature] > 0
-    threshold_F = thresholds_from_top_k(preact_NF, 5)
-    assert torch.equal((preact_NF > threshold_F).sum(0), best.sum(0))
-    assert (threshold_F >= 0).all()
 
 
 def test_config_yaml_names_circuit_tracers_hooks() -> None:

@@ -113,6 +113,26 @@ async def test_pause_and_resume_refuse_the_wrong_state() -> None:
         await controller.commands.resume("r")
 
 
+async def test_resume_takes_other_ranks() -> None:
+    """They are checked like those of a new run, and the spec that the ranks read has them."""
+    controller = Controller()
+    await controller.create()
+    await controller.runs.change("r", lambda record: record.moved(RunState.RUNNING, "reports"))
+    await controller.runs.change("r", lambda record: record.moved(RunState.PAUSED, "asked"))
+    with pytest.raises(InvalidArgumentError, match="cannot be split evenly"):
+        await controller.commands.resume("r", {"feature_ranks": 7, "data_ranks": 0})
+    with pytest.raises(InvalidArgumentError, match="at least 1"):
+        await controller.commands.resume("r", {"feature_ranks": 0, "data_ranks": -1})
+    controller.launcher.refuses = InvalidArgumentError("there are not so many nodes")
+    with pytest.raises(InvalidArgumentError, match="not so many nodes"):
+        await controller.commands.resume("r", {"feature_ranks": 2, "data_ranks": 0})
+    controller.launcher.refuses = None
+    assert (await controller.runs.get("r")).state is RunState.PAUSED
+    record = await controller.commands.resume("r", {"feature_ranks": 2, "data_ranks": 0})
+    assert record.spec == {**SPEC, "feature_ranks": 2}
+    assert record.state is RunState.PENDING
+
+
 async def test_commands_on_an_unknown_run_are_not_found() -> None:
     """Each says that there is no such run."""
     commands = Controller().commands

@@ -10,6 +10,7 @@ from weft_trainer.adapters.kubernetes_manifests import AuthorityFile, SecretKey
 from weft_trainer.adapters.report_server import RunTokens
 from weft_trainer.rank_environment import RankEnvironment
 from weft_trainer.settings import TrainerSettings
+from weft_trainer.worker.settings import RankSettings
 
 CLUSTER = {
     "LAUNCHER": "kubernetes",
@@ -51,6 +52,7 @@ def settings_of(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"RANK_RETRY_S": "900"}, "make WEFT_TRAINER_RANK_HANG_S longer than WEFT_TRAINER_RANK_RETRY_S"),
         ({"KUBERNETES_NAMESPACE": None}, "WEFT_TRAINER_LAUNCHER=kubernetes needs WEFT_TRAINER_KUBERNETES_NAMESPACE"),
         ({"KUBERNETES_RANK_IMAGE": ""}, "WEFT_TRAINER_KUBERNETES_RANK_IMAGE"),
         ({"REPORT_TOKEN": None, "KUBERNETES_AUTH_SECRET": None}, "REPORT_TOKEN, WEFT_TRAINER_KUBERNETES_AUTH_SECRET"),
@@ -170,3 +172,16 @@ def test_shared_report_token_is_that_of_every_run(settings_of: Any) -> None:
     assert shared.token("a") == shared.token("b") == "the-report-token"
     shared.check("a", "Bearer the-report-token")
     assert own.token("a") != own.token("b")
+
+
+def test_ranks_are_told_what_the_trainer_is_set_to(settings_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How they read, keep and give up is the trainer's to set; nobody else reaches a pod's environment."""
+    settings = settings_of(
+        KEEP_CHECKPOINTS="3", MIXED_ROW_GROUPS="5", READ_AHEAD_BYTES="7", RANK_RETRY_S="11", RANK_HANG_S="13"
+    )
+    for name, value in RankEnvironment(settings, lambda: "", lambda run: "")("r", 2, 4).items():
+        monkeypatch.setenv(name, value)
+    told = load_settings(RankSettings)
+    assert (told.run, told.attempt, told.mode) == ("r", 2, "train")
+    assert (told.keep_checkpoints, told.mixed_row_groups, told.read_ahead_bytes) == (3, 5, 7)
+    assert (told.retry_s, told.hang_s) == (11, 13)

@@ -26,15 +26,15 @@ from google.longrunning import operations_pb2 as google_dot_longrunning_dot_oper
 from weft.training.v1 import messages_pb2 as weft_dot_training_dot_v1_dot_messages__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweft/training/v1/service.proto\x12\x10weft.training.v1\x1a#google/longrunning/operations.proto\x1a\x1fweft/training/v1/messages.proto\"{\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.weft.training.v1.TrainingSpec\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x10ListRunsResponse\x12#\n\x04runs\x18\x01 \x03(\x0b\x32\x15.weft.training.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x03\"\xa3\x01\n\x10WatchRunResponse\x12,\n\x07metrics\x18\x01 \x01(\x0b\x32\x19.weft.training.v1.MetricsH\x00\x12\x32\n\nevaluation\x18\x02 \x01(\x0b\x32\x1c.weft.training.v1.EvaluationH\x00\x12$\n\x03run\x18\x03 \x01(\x0b\x32\x15.weft.training.v1.RunH\x00\x42\x07\n\x05\x65vent\"E\n\x11GetRunLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\tmax_bytes\x18\x03 \x01(\x05\"N\n\x12GetRunLogsResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\'\n\x04logs\x18\x02 \x03(\x0b\x32\x19.weft.training.v1.RankLog\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x16ListCheckpointsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x17ListCheckpointsResponse\x12\x31\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1c.weft.training.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x19\x45valuateCheckpointRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\x03\"D\n\x17\x45xportTranscoderRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x15\n\rtranscoder_id\x18\x02 \x01(\t\"g\n\x17ImportTranscoderRequest\x12\x15\n\rtranscoder_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x16\n\x0emodel_revision\x18\x04 \x01(\t\"$\n\x14GetTranscoderRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x16ListTranscodersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x17ListTranscodersResponse\x12\x31\n\x0btranscoders\x18\x01 \x03(\x0b\x32\x1c.weft.training.v1.Transcoder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf6\x01\n\rReportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12*\n\x07metrics\x18\x04 \x03(\x0b\x32\x19.weft.training.v1.Metrics\x12\x30\n\nevaluation\x18\x05 \x01(\x0b\x32\x1c.weft.training.v1.Evaluation\x12\x17\n\x0f\x63heckpoint_step\x18\x06 \x01(\x03\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x12\x15\n\rerror_message\x18\x08 \x01(\t\x12\x19\n\x11peak_memory_bytes\x18\t \x01(\x03\"@\n\x0eReportResponse\x12.\n\tdirective\x18\x01 \x01(\x0e\x32\x1b.weft.training.v1.Directive*o\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTIVE_CONTINUE\x10\x01\x12\x1b\n\x17\x44IRECTIVE_SAVE_AND_STOP\x10\x02\x12\x12\n\x0e\x44IRECTIVE_STOP\x10\x03\x32\xbe\t\n\x0fTrainingService\x12N\n\tCreateRun\x12\".weft.training.v1.CreateRunRequest\x1a\x1d.google.longrunning.Operation\x12@\n\x06GetRun\x12\x1f.weft.training.v1.GetRunRequest\x1a\x15.weft.training.v1.Run\x12Q\n\x08ListRuns\x12!.weft.training.v1.ListRunsRequest\x1a\".weft.training.v1.ListRunsResponse\x12S\n\x08WatchRun\x12!.weft.training.v1.WatchRunRequest\x1a\".weft.training.v1.WatchRunResponse0\x01\x12W\n\nGetRunLogs\x12#.weft.training.v1.GetRunLogsRequest\x1a$.weft.training.v1.GetRunLogsResponse\x12\x44\n\x08PauseRun\x12!.weft.training.v1.PauseRunRequest\x1a\x15.weft.training.v1.Run\x12\x46\n\tResumeRun\x12\".weft.training.v1.ResumeRunRequest\x1a\x15.weft.training.v1.Run\x12\x46\n\tCancelRun\x12\".weft.training.v1.CancelRunRequest\x1a\x15.weft.training.v1.Run\x12\x66\n\x0fListCheckpoints\x12(.weft.training.v1.ListCheckpointsRequest\x1a).weft.training.v1.ListCheckpointsResponse\x12`\n\x12\x45valuateCheckpoint\x12+.weft.training.v1.EvaluateCheckpointRequest\x1a\x1d.google.longrunning.Operation\x12\\\n\x10\x45xportTranscoder\x12).weft.training.v1.ExportTranscoderRequest\x1a\x1d.google.longrunning.Operation\x12[\n\x10ImportTranscoder\x12).weft.training.v1.ImportTranscoderRequest\x1a\x1c.weft.training.v1.Transcoder\x12U\n\rGetTranscoder\x12&.weft.training.v1.GetTranscoderRequest\x1a\x1c.weft.training.v1.Transcoder\x12\x66\n\x0fListTranscoders\x12(.weft.training.v1.ListTranscodersRequest\x1a).weft.training.v1.ListTranscodersResponse2_\n\x10RunReportService\x12K\n\x06Report\x12\x1f.weft.training.v1.ReportRequest\x1a .weft.training.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweft/training/v1/service.proto\x12\x10weft.training.v1\x1a#google/longrunning/operations.proto\x1a\x1fweft/training/v1/messages.proto\"{\n\x10\x43reateRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.weft.training.v1.TrainingSpec\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x10ListRunsResponse\x12#\n\x04runs\x18\x01 \x03(\x0b\x32\x15.weft.training.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nafter_step\x18\x02 \x01(\x03\"\xa3\x01\n\x10WatchRunResponse\x12,\n\x07metrics\x18\x01 \x01(\x0b\x32\x19.weft.training.v1.MetricsH\x00\x12\x32\n\nevaluation\x18\x02 \x01(\x0b\x32\x1c.weft.training.v1.EvaluationH\x00\x12$\n\x03run\x18\x03 \x01(\x0b\x32\x15.weft.training.v1.RunH\x00\x42\x07\n\x05\x65vent\"E\n\x11GetRunLogsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\tmax_bytes\x18\x03 \x01(\x05\"N\n\x12GetRunLogsResponse\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\'\n\x04logs\x18\x02 \x03(\x0b\x32\x19.weft.training.v1.RankLog\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rfeature_ranks\x18\x02 \x01(\x05\x12\x12\n\ndata_ranks\x18\x03 \x01(\x05\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x16ListCheckpointsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x17ListCheckpointsResponse\x12\x31\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x1c.weft.training.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x19\x45valuateCheckpointRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x12\n\nnum_tokens\x18\x02 \x01(\x03\"D\n\x17\x45xportTranscoderRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x15\n\rtranscoder_id\x18\x02 \x01(\t\"g\n\x17ImportTranscoderRequest\x12\x15\n\rtranscoder_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x16\n\x0emodel_revision\x18\x04 \x01(\t\"$\n\x14GetTranscoderRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x16ListTranscodersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"e\n\x17ListTranscodersResponse\x12\x31\n\x0btranscoders\x18\x01 \x03(\x0b\x32\x1c.weft.training.v1.Transcoder\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf6\x01\n\rReportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12*\n\x07metrics\x18\x04 \x03(\x0b\x32\x19.weft.training.v1.Metrics\x12\x30\n\nevaluation\x18\x05 \x01(\x0b\x32\x1c.weft.training.v1.Evaluation\x12\x17\n\x0f\x63heckpoint_step\x18\x06 \x01(\x03\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x12\x15\n\rerror_message\x18\x08 \x01(\t\x12\x19\n\x11peak_memory_bytes\x18\t \x01(\x03\"@\n\x0eReportResponse\x12.\n\tdirective\x18\x01 \x01(\x0e\x32\x1b.weft.training.v1.Directive*o\n\tDirective\x12\x19\n\x15\x44IRECTIVE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44IRECTIVE_CONTINUE\x10\x01\x12\x1b\n\x17\x44IRECTIVE_SAVE_AND_STOP\x10\x02\x12\x12\n\x0e\x44IRECTIVE_STOP\x10\x03\x32\xbe\t\n\x0fTrainingService\x12N\n\tCreateRun\x12\".weft.training.v1.CreateRunRequest\x1a\x1d.google.longrunning.Operation\x12@\n\x06GetRun\x12\x1f.weft.training.v1.GetRunRequest\x1a\x15.weft.training.v1.Run\x12Q\n\x08ListRuns\x12!.weft.training.v1.ListRunsRequest\x1a\".weft.training.v1.ListRunsResponse\x12S\n\x08WatchRun\x12!.weft.training.v1.WatchRunRequest\x1a\".weft.training.v1.WatchRunResponse0\x01\x12W\n\nGetRunLogs\x12#.weft.training.v1.GetRunLogsRequest\x1a$.weft.training.v1.GetRunLogsResponse\x12\x44\n\x08PauseRun\x12!.weft.training.v1.PauseRunRequest\x1a\x15.weft.training.v1.Run\x12\x46\n\tResumeRun\x12\".weft.training.v1.ResumeRunRequest\x1a\x15.weft.training.v1.Run\x12\x46\n\tCancelRun\x12\".weft.training.v1.CancelRunRequest\x1a\x15.weft.training.v1.Run\x12\x66\n\x0fListCheckpoints\x12(.weft.training.v1.ListCheckpointsRequest\x1a).weft.training.v1.ListCheckpointsResponse\x12`\n\x12\x45valuateCheckpoint\x12+.weft.training.v1.EvaluateCheckpointRequest\x1a\x1d.google.longrunning.Operation\x12\\\n\x10\x45xportTranscoder\x12).weft.training.v1.ExportTranscoderRequest\x1a\x1d.google.longrunning.Operation\x12[\n\x10ImportTranscoder\x12).weft.training.v1.ImportTranscoderRequest\x1a\x1c.weft.training.v1.Transcoder\x12U\n\rGetTranscoder\x12&.weft.training.v1.GetTranscoderRequest\x1a\x1c.weft.training.v1.Transcoder\x12\x66\n\x0fListTranscoders\x12(.weft.training.v1.ListTranscodersRequest\x1a).weft.training.v1.ListTranscodersResponse2_\n\x10RunReportService\x12K\n\x06Report\x12\x1f.weft.training.v1.ReportRequest\x1a .weft.training.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.training.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIRECTIVE']._serialized_start=1835
-  _globals['_DIRECTIVE']._serialized_end=1946
+  _globals['_DIRECTIVE']._serialized_start=1878
+  _globals['_DIRECTIVE']._serialized_end=1989
   _globals['_CREATERUNREQUEST']._serialized_start=122
   _globals['_CREATERUNREQUEST']._serialized_end=245
   _globals['_GETRUNREQUEST']._serialized_start=247
@@ -54,31 +54,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAUSERUNREQUEST']._serialized_start=788
   _globals['_PAUSERUNREQUEST']._serialized_end=819
   _globals['_RESUMERUNREQUEST']._serialized_start=821
-  _globals['_RESUMERUNREQUEST']._serialized_end=853
-  _globals['_CANCELRUNREQUEST']._serialized_start=855
-  _globals['_CANCELRUNREQUEST']._serialized_end=887
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=889
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=965
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=967
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1068
-  _globals['_EVALUATECHECKPOINTREQUEST']._serialized_start=1070
-  _globals['_EVALUATECHECKPOINTREQUEST']._serialized_end=1137
-  _globals['_EXPORTTRANSCODERREQUEST']._serialized_start=1139
-  _globals['_EXPORTTRANSCODERREQUEST']._serialized_end=1207
-  _globals['_IMPORTTRANSCODERREQUEST']._serialized_start=1209
-  _globals['_IMPORTTRANSCODERREQUEST']._serialized_end=1312
-  _globals['_GETTRANSCODERREQUEST']._serialized_start=1314
-  _globals['_GETTRANSCODERREQUEST']._serialized_end=1350
-  _globals['_LISTTRANSCODERSREQUEST']._serialized_start=1352
-  _globals['_LISTTRANSCODERSREQUEST']._serialized_end=1415
-  _globals['_LISTTRANSCODERSRESPONSE']._serialized_start=1417
-  _globals['_LISTTRANSCODERSRESPONSE']._serialized_end=1518
-  _globals['_REPORTREQUEST']._serialized_start=1521
-  _globals['_REPORTREQUEST']._serialized_end=1767
-  _globals['_REPORTRESPONSE']._serialized_start=1769
-  _globals['_REPORTRESPONSE']._serialized_end=1833
-  _globals['_TRAININGSERVICE']._serialized_start=1949
-  _globals['_TRAININGSERVICE']._serialized_end=3163
-  _globals['_RUNREPORTSERVICE']._serialized_start=3165
-  _globals['_RUNREPORTSERVICE']._serialized_end=3260
+  _globals['_RESUMERUNREQUEST']._serialized_end=896
+  _globals['_CANCELRUNREQUEST']._serialized_start=898
+  _globals['_CANCELRUNREQUEST']._serialized_end=930
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=932
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1008
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1010
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1111
+  _globals['_EVALUATECHECKPOINTREQUEST']._serialized_start=1113
+  _globals['_EVALUATECHECKPOINTREQUEST']._serialized_end=1180
+  _globals['_EXPORTTRANSCODERREQUEST']._serialized_start=1182
+  _globals['_EXPORTTRANSCODERREQUEST']._serialized_end=1250
+  _globals['_IMPORTTRANSCODERREQUEST']._serialized_start=1252
+  _globals['_IMPORTTRANSCODERREQUEST']._serialized_end=1355
+  _globals['_GETTRANSCODERREQUEST']._serialized_start=1357
+  _globals['_GETTRANSCODERREQUEST']._serialized_end=1393
+  _globals['_LISTTRANSCODERSREQUEST']._serialized_start=1395
+  _globals['_LISTTRANSCODERSREQUEST']._serialized_end=1458
+  _globals['_LISTTRANSCODERSRESPONSE']._serialized_start=1460
+  _globals['_LISTTRANSCODERSRESPONSE']._serialized_end=1561
+  _globals['_REPORTREQUEST']._serialized_start=1564
+  _globals['_REPORTREQUEST']._serialized_end=1810
+  _globals['_REPORTRESPONSE']._serialized_start=1812
+  _globals['_REPORTRESPONSE']._serialized_end=1876
+  _globals['_TRAININGSERVICE']._serialized_start=1992
+  _globals['_TRAININGSERVICE']._serialized_end=3206
+  _globals['_RUNREPORTSERVICE']._serialized_start=3208
+  _globals['_RUNREPORTSERVICE']._serialized_end=3303
 # @@protoc_insertion_point(module_scope)

@@ -311,16 +311,24 @@ class ResumeRunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    FEATURE_RANKS_FIELD_NUMBER: _builtins.int
+    DATA_RANKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}`."""
+    feature_ranks: _builtins.int
+    """Ranks on the feature axis from now on; 0 as before."""
+    data_ranks: _builtins.int
+    """Groups of ranks from now on; 0 as before."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        feature_ranks: _builtins.int = ...,
+        data_ranks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_ranks", b"data_ranks", "feature_ranks", b"feature_ranks", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -156,7 +156,7 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """Goes on from the newest complete checkpoint. FAILED_PRECONDITION: neither paused nor failed.
+        """Goes on from the newest complete checkpoint, with other ranks where wanted. FAILED_PRECONDITION: neither paused nor failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,7 @@ class TrainingServiceStub:
     PauseRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.PauseRunRequest, _messages_pb2.Run]
     """Saves and stops. FAILED_PRECONDITION: not running."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResumeRunRequest, _messages_pb2.Run]
-    """Goes on from the newest complete checkpoint. FAILED_PRECONDITION: neither paused nor failed."""
+    """Goes on from the newest complete checkpoint, with other ranks where wanted. FAILED_PRECONDITION: neither paused nor failed."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.CancelRunRequest, _messages_pb2.Run]
     """Stops for good. FAILED_PRECONDITION: it has ended."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListCheckpointsRequest, _service_pb2.ListCheckpointsResponse]
@@ -82,7 +82,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     PauseRun: _aio.UnaryUnaryMultiCallable[_service_pb2.PauseRunRequest, _messages_pb2.Run]  # type: ignore[assignment]
     """Saves and stops. FAILED_PRECONDITION: not running."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_service_pb2.ResumeRunRequest, _messages_pb2.Run]  # type: ignore[assignment]
-    """Goes on from the newest complete checkpoint. FAILED_PRECONDITION: neither paused nor failed."""
+    """Goes on from the newest complete checkpoint, with other ranks where wanted. FAILED_PRECONDITION: neither paused nor failed."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_service_pb2.CancelRunRequest, _messages_pb2.Run]  # type: ignore[assignment]
     """Stops for good. FAILED_PRECONDITION: it has ended."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_service_pb2.ListCheckpointsRequest, _service_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
@@ -155,7 +155,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_messages_pb2.Run, _abc.Awaitable[_messages_pb2.Run]]:
-        """Goes on from the newest complete checkpoint. FAILED_PRECONDITION: neither paused nor failed."""
+        """Goes on from the newest complete checkpoint, with other ranks where wanted. FAILED_PRECONDITION: neither paused nor failed."""
 
     @_abc_1.abstractmethod
     def CancelRun(
