@@ -17,6 +17,7 @@ F features of a layer over all ranks, M entries of this rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -72,7 +73,6 @@ class StepEngine:
     ) -> None:
         self.params, self.mesh, self.kernels = params, mesh, kernels
         self.features, self.loss = features, loss
-        self.grads = params.zeros_like()
         share, dtype = params.share, params.w_enc_LSD.dtype
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
         if group_tokens % ranks:
@@ -84,6 +84,11 @@ class StepEngine:
         self._keeps_preacts = loss.preact_coeff > 0
         kept_layers = num_layers if self._keeps_preacts else 0
         self._preact_LTS = torch.empty(kept_layers, group_tokens, share.num_features, dtype=dtype)
+
+    @cached_property
+    def grads(self) -> Parameters:
+        """Gradients, allocated by the first step: whoever only evaluates has none."""
+        return self.params.zeros_like()
 
     @property
     def _has_norms(self) -> bool:

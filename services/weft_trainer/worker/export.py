@@ -1,7 +1,8 @@
 """
 Writes a checkpoint as a transcoder: `python -m weft_trainer.worker.export`.
 
-One process; in memory are the weights once, the calibration's pre-activations of one layer's features, and one batch.
+One process; in memory are the weights once, one rank's share of them while they are joined, the calibration's
+pre-activations, one batch, and what `weft_clt.formats` holds of a layer while it writes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def load_whole(checkpoints: RunCheckpoints, step: int, config: TrainingConfig, l
     from weft_clt.parameters import Parameters, Share
 
     size = config.mesh.feature_ranks
+    if size == 1:
+        checkpoints.load(step, 0, 1, like.named())
+        return
     for rank in range(size):
         share = Share(like.share.shape, rank, size)
         part = Parameters.zeros(share, thresholds=like.threshold_LS is not None, dtype=like.w_enc_LSD.dtype)
@@ -53,6 +57,8 @@ def load_whole(checkpoints: RunCheckpoints, step: int, config: TrainingConfig, l
             like.threshold_LS[:, share.features] = part.threshold_LS
         like.w_dec_PFC[:, :, share.columns] = part.w_dec_PFC
         like.b_dec_LC[:, share.columns] = part.b_dec_LC
+        # Before the next one is there.
+        del part
 
 
 def calibrate(params: Parameters, source: CacheRowGroups, normalization: Normalization, top_k: int) -> Parameters:
@@ -113,7 +119,8 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
 
     from weft.cache.v1 import messages_pb2
     from weft_clt.config import Activation
-    from weft_clt.export import config_yaml, export_transcoder
+    from weft_clt.export import TrainedTranscoder
+    from weft_clt.formats.circuit_tracer import write_circuit_tracer
     from weft_clt.parameters import Parameters, Shape, Share
     from weft_common.errors import AlreadyExistsError
     from weft_store.documents import create_json
@@ -147,11 +154,10 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     )
 
     prefix = f"transcoders/{settings.transcoder}/"
-    config_file = config_yaml(spec.model.removeprefix("models/"), spec.input_hook, spec.output_hook)
-    store.put(f"{prefix}config.yaml", config_file)
-    sizes = {"config.yaml": len(config_file)}
+    whole = TrainedTranscoder(params, normalization, spec.input_hook, spec.output_hook)
+    sizes = {}
     with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        for name in export_transcoder(params, normalization, folder):
+        for name in write_circuit_tracer(whole, Path(folder), spec.model.removeprefix("models/")):
             path = Path(folder) / name
             sizes[name] = path.stat().st_size
             store.put_file(f"{prefix}{name}", path)

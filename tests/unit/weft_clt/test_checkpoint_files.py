@@ -9,10 +9,11 @@ from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, tokens, trainer_of
 from safetensors.torch import load_file
 
 from weft_clt.checkpoint import FileFacts, Manifest, read_tensors, write_tensors
-from weft_clt.export import config_yaml, export_transcoder, thresholds_from_top_k
+from weft_clt.export import TrainedTranscoder, thresholds_from_top_k
+from weft_clt.formats.circuit_tracer import config_yaml, write_circuit_tracer
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.normalization import Normalization
-from weft_common.errors import DataLossError, FailedPreconditionError, ShapeError
+from weft_common.errors import DataLossError, FailedPreconditionError
 
 
 def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
@@ -71,8 +72,8 @@ def test_export_computes_what_the_model_does_in_the_models_own_units(tmp_path: P
     random = np.random.default_rng(8)
     scales = random.uniform(0.5, 3.0, (2, NUM_LAYERS))
     units = Normalization(scales[0], scales[1], np.zeros((NUM_LAYERS, 8)), np.zeros((NUM_LAYERS, 8)))
-    names = list(export_transcoder(trainer.params, units, str(tmp_path)))
-    assert names[:2] == ["W_enc_0.safetensors", "W_dec_0.safetensors"]
+    config, *names = write_circuit_tracer(TrainedTranscoder(trainer.params, units), tmp_path, "small")
+    assert [config, *names[:2]] == ["config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"]
     raw, zeros = tokens(2)[0], torch.zeros_like(tokens(2)[0])
     forward = trainer.engine.forward(raw * torch.from_numpy(scales[0])[:, None, None], zeros)
     files = {name: load_file(tmp_path / name) for name in names}
@@ -107,5 +108,5 @@ def test_config_yaml_names_circuit_tracers_hooks() -> None:
     text = config_yaml("small", "mlp_in", "mlp_out").decode()
     assert "feature_input_hook: mlp.hook_in\n" in text
     assert "model_kind: cross_layer_transcoder\n" in text
-    with pytest.raises(ShapeError, match="attn_out"):
+    with pytest.raises(FailedPreconditionError, match="attn_out"):
         config_yaml("small", "attn_out", "mlp_out")
