@@ -27,7 +27,7 @@ def positive(config: Mapping[str, Any], key: str, name: str, most: int = _MOST) 
     """Return a whole number from 1 on. DataLossError."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise DataLossError(f"{name} says {key} is {str(value)[:40]!r}: expected a whole number, 1 to {most}.")
+        raise DataLossError(f"{name} says {key} is {str(value)[:40]}: expected a whole number, 1 to {most}.")
     return value
 
 
@@ -35,5 +35,5 @@ def boolean(config: Mapping[str, Any], key: str, name: str, *, default: bool | N
     """Return a truth value. DataLossError where it is none, or is missing and has no default."""
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise DataLossError(f"{name} says {key} is {str(value)[:40]!r}: expected true or false.")
+        raise DataLossError(f"{name} says {key} is {str(value)[:40]}: expected true or false.")
     return value
