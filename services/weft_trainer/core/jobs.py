@@ -9,25 +9,19 @@ from typing import Any
 from weft_common.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
-    InternalError,
     InvalidArgumentError,
     NotFoundError,
 )
-from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import read_json
 from weft_trainer.core.admission import check_new_id
-from weft_trainer.core.ports import BAD_CONFIGURATION, RankJob, RankLauncher
-from weft_trainer.core.records import RunRecord
+from weft_trainer.core.job_running import run_job
+from weft_trainer.core.ports import RankJob, RankLauncher
 from weft_trainer.core.runs import RunRepository, checkpoint_prefix
 
 __all__ = ["CheckpointJobs", "CheckpointRef", "parse_checkpoint"]
 
-_log = get_logger(__name__)
-
 _NAME = re.compile(r"runs/(?P<run>[a-z0-9-]{1,63})(/checkpoints/(?P<step>[0-9]{1,18}))?")
-_STOP_GRACE_S = 3.0
-_MOST_STARTS = 2
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,7 @@ class CheckpointJobs:
         )
         async with self._locks.setdefault(job.key, asyncio.Lock()):
             await asyncio.to_thread(self._store.delete, result)
-            return await self._run(job, result, record)
+            return await run_job(self._launcher, self._store, job, result, record.name)
 
     async def export(self, checkpoint: CheckpointRef, transcoder: str) -> dict[str, Any]:
         """Write a checkpoint as a transcoder and return its manifest; one that is there is returned as it is."""
@@ -159,28 +153,7 @@ class CheckpointJobs:
             try:
                 manifest, _ = await asyncio.to_thread(read_json, self._store, result)
             except NotFoundError:
-                return await self._run(job, result, record)
+                return await run_job(self._launcher, self._store, job, result, record.name)
             if manifest.get("run") != record.name:
                 raise AlreadyExistsError(f"there is another transcoders/{transcoder} already: choose another id.")
             return manifest
-
-    async def _run(self, job: RankJob, result: str, record: RunRecord) -> dict[str, Any]:
-        detail = ""
-        for start in range(_MOST_STARTS):
-            await self._launcher.clear(job.key)
-            group = await self._launcher.start(job, _no_register)
-            try:
-                ended = await group.wait()
-            finally:
-                await group.stop(_STOP_GRACE_S)
-            _log.info("job_ended", job=job.key, exit_code=ended.code, start=start + 1)
-            if ended.code == 0:
-                return (await asyncio.to_thread(read_json, self._store, result))[0]
-            detail = ended.detail
-            if ended.code == BAD_CONFIGURATION:
-                raise FailedPreconditionError(f"{record.name} cannot be used for this: {detail}")
-        raise InternalError(f"work on {record.name} failed {_MOST_STARTS} times, the last time with: {detail}")
-
-
-async def _no_register(facts: Mapping[str, Any]) -> None:
-    """Keep no record: a controller that takes this work up again ends what is left of it and begins anew."""

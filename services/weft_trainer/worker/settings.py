@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from weft_common.settings import ChannelTls, check_pem_file, variable_name
 
-__all__ = ["ExportSettings", "RankSettings", "WorkerSettings"]
+__all__ = ["ConvertSettings", "ExportSettings", "RankSettings", "WorkerSettings"]
 
 
 class WorkerSettings(BaseSettings):
@@ -91,3 +91,32 @@ class ExportSettings(WorkerSettings):
     """Which checkpoint."""
     transcoder: str
     """Id of the transcoder to write."""
+
+
+class ConvertSettings(BaseSettings):
+    """A conversion between layouts; it talks to the bucket only."""
+
+    model_config = SettingsConfigDict(env_prefix="WEFT_WORKER_", frozen=True)
+
+    bucket_url: str
+    """The bucket, as weft_store.open_store takes it."""
+    bucket_access_key: SecretStr | None = None
+    """For S3."""
+    bucket_secret_key: SecretStr | None = None
+    """For S3."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    direction: Literal["in", "out"]
+    """`in` makes a transcoder of files, `out` writes one for others."""
+    transcoder: str
+    """Id of the transcoder to make or to write."""
+    layout: str
+    """Of the files that are read, or that are written."""
+    source_prefix: str
+    """Where the files lie that are read."""
+    model: str
+    """`models/{model}` that it is for."""
+    model_revision: str = ""
+    """For `in`: of that model's checkpoint."""
+    input_hook: str = ""
+    """For `in`: what it reads, where that is not what the files say."""

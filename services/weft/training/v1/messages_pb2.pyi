@@ -530,6 +530,7 @@ class Transcoder(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `transcoders/{transcoder}`."""
     model: _builtins.str
@@ -556,6 +557,8 @@ class Transcoder(_message.Message):
     """Size of all of its objects, in bytes."""
     prefix: _builtins.str
     """Key prefix of its files in the bucket."""
+    window: _builtins.int
+    """Layers that a feature writes to, its own included; 0 means all from its own on."""
     @_builtins.property
     def evaluation(self) -> Global___Evaluation:
         """Evaluation at export."""
@@ -582,10 +585,11 @@ class Transcoder(_message.Message):
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         prefix: _builtins.str = ...,
+        window: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "create_time", b"create_time", "d_model", b"d_model", "dataset", b"dataset", "evaluation", b"evaluation", "input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "name", b"name", "num_features", b"num_features", "num_layers", b"num_layers", "output_hook", b"output_hook", "prefix", b"prefix", "run", b"run", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "create_time", b"create_time", "d_model", b"d_model", "dataset", b"dataset", "evaluation", b"evaluation", "input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "name", b"name", "num_features", b"num_features", "num_layers", b"num_layers", "output_hook", b"output_hook", "prefix", b"prefix", "run", b"run", "size_bytes", b"size_bytes", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -624,3 +628,89 @@ class RunMetadata(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunMetadata: _TypeAlias = RunMetadata  # noqa: Y015
+
+@_typing.final
+class TranscoderMetadata(_message.Message):
+    """Metadata of the operations ConvertFiles and ConvertTranscoder return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCODER_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    transcoder: _builtins.str
+    """`transcoders/{transcoder}`."""
+    @_builtins.property
+    def progress(self) -> _operation_pb2.Progress:
+        """How far it is."""
+
+    def __init__(
+        self,
+        *,
+        transcoder: _builtins.str = ...,
+        progress: _operation_pb2.Progress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "transcoder", b"transcoder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscoderMetadata: _TypeAlias = TranscoderMetadata  # noqa: Y015
+
+@_typing.final
+class TranscoderFiles(_message.Message):
+    """A transcoder in a layout, file by file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCODER_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    transcoder: _builtins.str
+    """`transcoders/{transcoder}`."""
+    format: _builtins.str
+    """The layout."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___TranscoderFile]:
+        """Every file, in order of paths."""
+
+    def __init__(
+        self,
+        *,
+        transcoder: _builtins.str = ...,
+        format: _builtins.str = ...,
+        files: _abc.Iterable[Global___TranscoderFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "format", b"format", "transcoder", b"transcoder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscoderFiles: _TypeAlias = TranscoderFiles  # noqa: Y015
+
+@_typing.final
+class TranscoderFile(_message.Message):
+    """One file of a transcoder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path below the transcoder's folder, joined by `/`."""
+    size_bytes: _builtins.int
+    """Its length in bytes."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscoderFile: _TypeAlias = TranscoderFile  # noqa: Y015
