@@ -65,7 +65,7 @@ class AsyncTranscoders:
         prefix = ""
         for name, path in files_of(folder):
             try:
-                answer = await self._stub.UploadTranscoderFile(_pieces(transcoder_id, name, path))
+                answer = await self._stub.UploadTranscoderFile(_pieces(transcoder_id, name, path, clear=not prefix))
             except grpc.RpcError as error:
                 raise error_from_rpc(error) from error
             prefix = answer.prefix
@@ -129,11 +129,16 @@ class AsyncTranscoders:
                 progress(file.path, arrived)
 
 
-async def _pieces(transcoder_id: str, name: str, path: Path) -> AsyncIterator[service_pb2.UploadTranscoderFileRequest]:
+async def _pieces(
+    transcoder_id: str, name: str, path: Path, *, clear: bool
+) -> AsyncIterator[service_pb2.UploadTranscoderFileRequest]:
     first = True
     with path.open("rb") as file:
         while (data := file.read(PIECE_BYTES)) or first:
             yield service_pb2.UploadTranscoderFileRequest(
-                transcoder_id=transcoder_id if first else "", file=name if first else "", data=data
+                transcoder_id=transcoder_id if first else "",
+                file=name if first else "",
+                data=data,
+                clear=first and clear,
             )
             first = False

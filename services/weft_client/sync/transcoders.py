@@ -64,7 +64,7 @@ class Transcoders:
         prefix = ""
         for name, path in files_of(folder):
             try:
-                answer = self._stub.UploadTranscoderFile(_pieces(transcoder_id, name, path))
+                answer = self._stub.UploadTranscoderFile(_pieces(transcoder_id, name, path, clear=not prefix))
             except grpc.RpcError as error:
                 raise error_from_rpc(error) from error
             prefix = answer.prefix
@@ -126,11 +126,16 @@ class Transcoders:
                 progress(file.path, arrived)
 
 
-def _pieces(transcoder_id: str, name: str, path: Path) -> Iterator[service_pb2.UploadTranscoderFileRequest]:
+def _pieces(
+    transcoder_id: str, name: str, path: Path, *, clear: bool
+) -> Iterator[service_pb2.UploadTranscoderFileRequest]:
     first = True
     with path.open("rb") as file:
         while (data := file.read(PIECE_BYTES)) or first:
             yield service_pb2.UploadTranscoderFileRequest(
-                transcoder_id=transcoder_id if first else "", file=name if first else "", data=data
+                transcoder_id=transcoder_id if first else "",
+                file=name if first else "",
+                data=data,
+                clear=first and clear,
             )
             first = False

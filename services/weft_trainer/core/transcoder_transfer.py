@@ -51,9 +51,11 @@ class TranscoderTransfer:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
-    async def upload(self, transcoder: str, file: str, pieces: AsyncIterator[bytes]) -> tuple[str, int]:
+    async def upload(
+        self, transcoder: str, file: str, pieces: AsyncIterator[bytes], *, clear: bool = False
+    ) -> tuple[str, int]:
         """
-        Store a file as a whole, or not at all.
+        Store a file as a whole, or not at all; `clear` deletes what was uploaded for this transcoder before.
 
         Returns:
             The prefix of all uploads for this transcoder, and the file's size.
@@ -76,8 +78,14 @@ class TranscoderTransfer:
                             field="data",
                         )
                     await asyncio.to_thread(written.write, piece)
+            if clear:
+                await asyncio.to_thread(self._clear, prefix)
             await asyncio.to_thread(self._store.put_file, prefix + file, path)
         return prefix, size_bytes
+
+    def _clear(self, prefix: str) -> None:
+        for info in list(self._store.list(prefix)):
+            self._store.delete(info.key)
 
     async def read(self, transcoder: str, layout: str, file: str) -> AsyncIterator[bytes]:
         """Read a file that was written for others, by pieces. NotFoundError where it was not."""

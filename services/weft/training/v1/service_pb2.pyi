@@ -501,22 +501,26 @@ class UploadTranscoderFileRequest(_message.Message):
     TRANSCODER_ID_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    CLEAR_FIELD_NUMBER: _builtins.int
     transcoder_id: _builtins.str
     """Id of the transcoder that it is for, in the first message only: lower-case letters, digits and `-`, 1 to 63."""
     file: _builtins.str
     """Path of the file below the transcoder's folder, joined by `/`, in the first message only."""
     data: _builtins.bytes
     """The next piece, 1 MiB at most."""
+    clear: _builtins.bool
+    """Deletes what was uploaded for this transcoder before; in the first message of a folder's first file."""
     def __init__(
         self,
         *,
         transcoder_id: _builtins.str = ...,
         file: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        clear: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "file", b"file", "transcoder_id", b"transcoder_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear", b"clear", "data", b"data", "file", b"file", "transcoder_id", b"transcoder_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
