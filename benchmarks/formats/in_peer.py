@@ -68,7 +68,7 @@ class SaeLens:
         from sae_lens import SAE
 
         layers = [SAE.load_from_disk(folder / f"layer_{layer}", dtype="float64").eval() for layer in range(len(inputs))]
-        return torch.stack([layer(each) for layer, each in zip(layers, inputs)])
+        return torch.stack([layer(each) for layer, each in zip(layers, inputs, strict=True)])
 
 
 class CltForge:
@@ -113,7 +113,7 @@ class Llamascopium:
         made = CrossLayerTranscoder(config)
         random_like(made, generator)
         norms = torch.rand(2 * LAYERS, generator=generator) * 4 + 3
-        made.set_dataset_average_activation_norm(dict(zip(points[0] + points[1], norms.tolist())))
+        made.set_dataset_average_activation_norm(dict(zip(points[0] + points[1], norms.tolist(), strict=True)))
         made.save_hyperparameters(folder)
         made.save_checkpoint(folder / "sae_weights.safetensors")
 
