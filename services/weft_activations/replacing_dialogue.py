@@ -41,8 +41,8 @@ async def replace_mlps(
         start.start.input_hook,
         max_bytes=max_bytes,
     )
-    while (request := await _next(requests, "pass")) is not None:
-        asked = getattr(request, "pass")
+    while (request := await _next(requests, "plan")) is not None:
+        asked = request.plan
         plan = PassPlan(
             read_layers=tuple(asked.read_layers),
             read_output_norms=asked.read_output_norms,

@@ -161,6 +161,7 @@ def checkpoint_to_proto(run: str, facts: CheckpointFacts) -> messages_pb2.Checkp
         attempt=facts.attempt,
         size_bytes=facts.size_bytes,
         create_time=timestamp(facts.create_time),
+        evaluation=evaluation_to_proto(facts.evaluation) if facts.evaluation else None,
     )
 
 

@@ -127,7 +127,7 @@ class ReplacedPasses:
         scored_BP[:, -1] = False
         rows_M2 = scored_BP.nonzero()
         model, changed, kl, agreed = 0.0, 0.0, 0.0, 0
-        for part_M2 in rows_M2.split(_SCORED_ROWS):
+        for part_M2 in torch.split(rows_M2, _SCORED_ROWS):
             sequence_M, position_M = part_M2.unbind(1)
             next_M1 = self._tokens_BP[sequence_M, position_M + 1][:, None]
             clean_MV = clean_BPV[sequence_M, position_M].double().log_softmax(-1)

@@ -44,14 +44,14 @@ class Replacing:
             InvalidArgumentError: There is no such layer or row, or they are not rising.
         """
         num_layers = self._info.num_layers
-        _check_rising(plan.read_layers, num_layers, "layer", "pass.read_layers")
-        _check_rising(plan.replaced_layers, num_layers, "layer", "pass.replaced_layers")
-        _check_rising(plan.ablated_layers, num_layers, "layer", "pass.ablated_layers")
-        _check_rising(plan.kept_rows, self._num_rows, "row", "pass.kept_rows")
+        _check_rising(plan.read_layers, num_layers, "layer", "plan.read_layers")
+        _check_rising(plan.replaced_layers, num_layers, "layer", "plan.replaced_layers")
+        _check_rising(plan.ablated_layers, num_layers, "layer", "plan.ablated_layers")
+        _check_rising(plan.kept_rows, self._num_rows, "row", "plan.kept_rows")
         both = sorted(set(plan.replaced_layers) & set(plan.ablated_layers))
         if both:
             raise InvalidArgumentError(
-                f"layers {both} are both replaced and ablated; name each in one of the two", field="pass.ablated_layers"
+                f"layers {both} are both replaced and ablated; name each in one of the two", field="plan.ablated_layers"
             )
         return await self._inference.on_model_thread(lambda _: self._passes.begin(plan))
 

@@ -636,11 +636,15 @@ class ReplaceMlpsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     START_FIELD_NUMBER: _builtins.int
-    PASS_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___ReplaceStart:
         """First message of the stream."""
+
+    @_builtins.property
+    def plan(self) -> Global___ReplacePass:
+        """Begins the next pass."""
 
     @_builtins.property
     def output(self) -> _tensor_pb2.TensorChunk:
@@ -650,13 +654,14 @@ class ReplaceMlpsRequest(_message.Message):
         self,
         *,
         start: Global___ReplaceStart | None = ...,
+        plan: Global___ReplacePass | None = ...,
         output: _tensor_pb2.TensorChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "part", b"part", "pass", b"pass", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "part", b"part", "plan", b"plan", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "part", b"part", "pass", b"pass", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "part", b"part", "plan", b"plan", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["start", "pass", "output"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["start", "plan", "output"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
