@@ -45,7 +45,7 @@ export function ReplacementPart({ replacement, step }: { replacement: Replacemen
   return (
     <>
       <h2>Replacement model</h2>
-      <p class="note">Reconstructions in place of the MLPs&rsquo; outputs at step {count(step)}, on {count(replacement.tokens)} predictions of {count(replacement.sequences)} held-out sequences. Recovered: the share of the cross-entropy that zeros in their place lose and reconstructions do not.</p>
+      <p class="note">Reconstructions in place of the MLPs&rsquo; outputs at step {count(step)}, on held-out sequences. Recovered: the share of the cross-entropy that zeros in their place lose and reconstructions do not.</p>
       {all ? (
         <dl class="stats tiles" data-part="replacement">
           <Stat label="top-1, all layers" id="top-1" value={percent(all.top1_agreement)} />
@@ -54,10 +54,13 @@ export function ReplacementPart({ replacement, step }: { replacement: Replacemen
           <Stat label="cross-entropy, model" value={figure(replacement.cross_entropy)} />
           <Stat label="… replaced" value={figure(all.cross_entropy)} />
           <Stat label="… zeros" value={figure(all.ablated_cross_entropy)} />
+          <Stat label="predictions" value={count(replacement.tokens)} />
+          <Stat label="sequences" value={count(replacement.sequences)} />
         </dl>
       ) : null}
       <div class="charts">
-        <LayerBars title="One layer replaced: prediction kept" series={[{ name: "top-1 agreement", values: values((one) => one.top1_agreement) }, { name: "recovered", values: values((one) => one.recovered) }]} />
+        <LayerBars title="One layer replaced: top-1 agreement" series={[{ name: "agreement", values: values((one) => one.top1_agreement) }]} />
+        <LayerBars title="One layer replaced: cross-entropy recovered" series={[{ name: "recovered", values: values((one) => one.recovered) }]} />
         <LayerBars title="One layer replaced: KL, nats" series={[{ name: "KL", values: values((one) => one.kl_divergence) }]} />
       </div>
     </>
