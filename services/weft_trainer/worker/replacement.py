@@ -3,7 +3,7 @@ Measures the replacement model of a checkpoint: `python -m weft_trainer.worker.r
 
 The activations service runs the model; this process stands in the place of its MLPs. A batch takes a pass that reads
 every layer, for each layer one pass with its reconstruction and one with zeros, and the same for all layers at once.
-Between the two go 12 L D bytes a token.
+Between the two go 16 L D bytes a token.
 Shapes: N tokens of a batch, L layers, D d_model.
 """
 
