@@ -47,8 +47,9 @@ def timestamp(text: str) -> Timestamp:
 
 
 def fields_of(message: Message) -> dict[str, Any]:
-    """Return a flat message as a document: every field under its name, numbers that JSON does not have as None."""
-    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+    """Return the plain fields of a message as a document, by name; numbers that JSON does not have are None."""
+    fields = (field for field in message.DESCRIPTOR.fields if field.message_type is None)
+    return {field.name: _plain(getattr(message, field.name)) for field in fields}
 
 
 def _plain(value: Any) -> Any:
@@ -99,8 +100,14 @@ def metrics_to_proto(document: Mapping[str, Any]) -> messages_pb2.Metrics:
 
 
 def evaluation_to_proto(document: Mapping[str, Any]) -> messages_pb2.Evaluation:
-    """Return an evaluation."""
-    return _filled(messages_pb2.Evaluation(), document)
+    """Return an evaluation, with the replacement model's scores where the document has them."""
+    evaluation = _filled(messages_pb2.Evaluation(), document)
+    scores = document.get("replacement")
+    if scores:
+        replacement = _filled(evaluation.replacement, scores)
+        _filled(replacement.all, scores["all"])
+        replacement.by_layer.extend(_filled(messages_pb2.ReplacementScore(), each) for each in scores["by_layer"])
+    return evaluation
 
 
 def run_to_proto(record: RunRecord) -> messages_pb2.Run:
@@ -159,6 +166,7 @@ def checkpoint_to_proto(run: str, facts: CheckpointFacts) -> messages_pb2.Checkp
         attempt=facts.attempt,
         size_bytes=facts.size_bytes,
         create_time=timestamp(facts.create_time),
+        evaluation=evaluation_to_proto(facts.evaluation) if facts.evaluation else None,
     )
 
 

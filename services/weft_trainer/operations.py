@@ -115,7 +115,9 @@ class Handlers:
         """Evaluate a checkpoint."""
         request = context.request
         assert isinstance(request, service_pb2.EvaluateCheckpointRequest)
-        found = await self._jobs.evaluate(_checkpoint(request.checkpoint), request.num_tokens)
+        found = await self._jobs.evaluate(
+            _checkpoint(request.checkpoint), request.num_tokens, request.replacement_tokens
+        )
         return converting.evaluation_to_proto(found)
 
     async def export(self, context: OperationContext) -> Message:

@@ -151,10 +151,20 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
             raise InvalidArgumentError(
                 f"num_tokens is {request.num_tokens}: give 0 for all held-out tokens, or more.", field="num_tokens"
             )
+        if request.replacement_tokens < 0:
+            raise InvalidArgumentError(
+                f"replacement_tokens is {request.replacement_tokens}: give 0 to leave the replacement model out, or "
+                "more.",
+                field="replacement_tokens",
+            )
         found = await self._jobs.find(request.checkpoint)
+        if request.replacement_tokens:
+            self._jobs.check_replacement(found.run)
         # What "newest" meant is settled now, not whenever the work starts.
         settled = service_pb2.EvaluateCheckpointRequest(
-            checkpoint=f"runs/{found.run}/checkpoints/{found.step}", num_tokens=request.num_tokens
+            checkpoint=f"runs/{found.run}/checkpoints/{found.step}",
+            num_tokens=request.num_tokens,
+            replacement_tokens=request.replacement_tokens,
         )
         metadata = converting.metadata_to_proto(await self._runs.get(found.run), stage="evaluating")
         return await self._operations.start(EVALUATE, evaluation_operation(), settled, metadata)

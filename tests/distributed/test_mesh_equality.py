@@ -20,7 +20,8 @@ TESTS = Path(__file__).parents[1]
 
 
 def _train_mesh(feature_ranks: int, data_ranks: int, folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
             [
@@ -65,6 +66,12 @@ def _check_case(name: str, feature_ranks: int, ranks: list[dict[str, Any]]) -> N
         assert torch.tensor(rank["metrics"]) == pytest.approx(torch.tensor(wanted), rel=1e-9)
         assert rank["evaluation"] == pytest.approx(
             (evaluation.explained_variance, evaluation.reconstruction_loss, evaluation.silent_share), rel=1e-9
+        )
+        assert rank["counted"] == (
+            evaluation.l0_by_layer,
+            evaluation.silent_share_by_layer,
+            evaluation.dense_share_by_layer,
+            evaluation.density_counts_by_layer,
         )
         assert rank["sent_bytes"] > 0
     for rank in ranks[feature_ranks:]:

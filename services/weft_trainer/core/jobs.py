@@ -13,10 +13,11 @@ from weft_common.errors import (
     NotFoundError,
 )
 from weft_store import ObjectStore
-from weft_store.documents import read_json
+from weft_store.documents import encode_json, read_json
 from weft_trainer.core.admission import check_new_id
 from weft_trainer.core.job_running import run_job
 from weft_trainer.core.ports import RankJob, RankLauncher
+from weft_trainer.core.records import RunRecord
 from weft_trainer.core.runs import RunRepository, checkpoint_prefix
 
 __all__ = ["CheckpointJobs", "CheckpointRef", "parse_checkpoint"]
@@ -115,8 +116,24 @@ class CheckpointJobs:
             f"there is a transcoders/{transcoder} already: choose another transcoder_id.", field="transcoder_id"
         )
 
-    async def evaluate(self, checkpoint: CheckpointRef, num_tokens: int) -> dict[str, Any]:
-        """Evaluate a checkpoint on held-out tokens (0: all) and return the evaluation's fields."""
+    def check_replacement(self, run: str) -> None:
+        """Refuse to measure the replacement model where nothing can run the base model. FailedPreconditionError."""
+        if "WEFT_WORKER_ACTIVATIONS_TARGET" not in self._environment(run, 0, 0):
+            raise FailedPreconditionError(
+                "the trainer knows no activations service, which runs the replacement model: set "
+                "WEFT_TRAINER_ACTIVATIONS_TARGET, or leave replacement_tokens at 0.",
+                field="replacement_tokens",
+            )
+
+    async def evaluate(self, checkpoint: CheckpointRef, num_tokens: int, replacement_tokens: int = 0) -> dict[str, Any]:
+        """
+        Evaluate a checkpoint on held-out tokens and return the evaluation's fields; they stay beside the checkpoint.
+
+        Args:
+            checkpoint: Which one.
+            num_tokens: Held-out tokens; 0 means all.
+            replacement_tokens: Held-out tokens to run the replacement model on; 0 leaves it out.
+        """
         record = await self._runs.get(checkpoint.run)
         prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
         result = f"{prefix}evaluation.json"
@@ -133,7 +150,27 @@ class CheckpointJobs:
         )
         async with self._locks.setdefault(job.key, asyncio.Lock()):
             await asyncio.to_thread(self._store.delete, result)
-            return await run_job(self._launcher, self._store, job, result, record.name)
+            evaluation = await run_job(self._launcher, self._store, job, result, record.name)
+            if replacement_tokens:
+                evaluation["replacement"] = await self._replace(checkpoint, replacement_tokens, record)
+                await asyncio.to_thread(self._store.put, result, encode_json(evaluation))
+            return evaluation
+
+    async def _replace(self, checkpoint: CheckpointRef, num_tokens: int, record: RunRecord) -> dict[str, Any]:
+        prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
+        result = f"{prefix}replacement.json"
+        job = RankJob(
+            key=f"{prefix}replacement",
+            module=f"{self._worker_module}.replacement",
+            num_ranks=0,
+            environment={
+                **self._environment(checkpoint.run, record.attempt, record.num_ranks),
+                "WEFT_WORKER_CHECKPOINT_STEP": str(checkpoint.step),
+                "WEFT_WORKER_REPLACEMENT_TOKENS": str(num_tokens),
+            },
+        )
+        await asyncio.to_thread(self._store.delete, result)
+        return await run_job(self._launcher, self._store, job, result, record.name)
 
     async def export(self, checkpoint: CheckpointRef, transcoder: str) -> dict[str, Any]:
         """Write a checkpoint as a transcoder and return its manifest; one that is there is returned as it is."""

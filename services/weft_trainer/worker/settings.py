@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from weft_common.settings import ChannelTls, check_pem_file, variable_name
 
-__all__ = ["ConvertSettings", "ExportSettings", "RankSettings", "WorkerSettings"]
+__all__ = ["ConvertSettings", "ExportSettings", "RankSettings", "ReplacementSettings", "WorkerSettings"]
 
 
 class WorkerSettings(BaseSettings):
@@ -91,6 +91,19 @@ class ExportSettings(WorkerSettings):
     """Which checkpoint."""
     transcoder: str
     """Id of the transcoder to write."""
+
+
+class ReplacementSettings(WorkerSettings):
+    """A measurement of the replacement model."""
+
+    checkpoint_step: int
+    """Which checkpoint."""
+    replacement_tokens: int
+    """Held-out tokens to run, in whole sequences."""
+    activations_target: str
+    """host:port of the activations service."""
+    activations_token: SecretStr | None = None
+    """Its bearer token."""
 
 
 class ConvertSettings(BaseSettings):

@@ -414,19 +414,25 @@ class EvaluateCheckpointRequest(_message.Message):
 
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_TOKENS_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     """`runs/{run}/checkpoints/{step}`; `runs/{run}` means the newest."""
     num_tokens: _builtins.int
     """Held-out tokens to use; 0 means all."""
+    replacement_tokens: _builtins.int
+    """Held-out tokens to run the replacement model on, in whole sequences; 0 leaves it out. FAILED_PRECONDITION: the trainer was
+    given no activations service, or the dataset was not harvested by it.
+    """
     def __init__(
         self,
         *,
         checkpoint: _builtins.str = ...,
         num_tokens: _builtins.int = ...,
+        replacement_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "num_tokens", b"num_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "num_tokens", b"num_tokens", "replacement_tokens", b"replacement_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
