@@ -123,10 +123,11 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document]]:
 
 
 def main_environment(documents: list[Document], deployment: str) -> dict[str, str]:
-    """Give the variables that a Deployment's service sees; those of Secrets are `from-a-secret`."""
+    """Give the variables that a service sees; those of Secrets are `from-a-secret`, of the pod `from-the-pod`."""
     (container,) = find(documents, "Deployment", deployment)["spec"]["template"]["spec"]["containers"]
     (source,) = container["envFrom"]
     environment = dict(find(documents, "ConfigMap", source["configMapRef"]["name"])["data"])
     for entry in container["env"]:
-        environment[entry["name"]] = entry.get("value", "from-a-secret")
+        origin = "from-a-secret" if "secretKeyRef" in entry.get("valueFrom", {}) else "from-the-pod"
+        environment[entry["name"]] = entry.get("value", origin)
     return environment

@@ -4,7 +4,7 @@ import copy
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from weft_common.errors import AlreadyExistsError, ConflictError, InvalidArgumentError, NotFoundError, WeftError
@@ -83,6 +83,17 @@ class FakeCluster(ClusterApi):
                 raise ConflictError("the object has been modified")
             self._put(resource, copy.deepcopy(manifest), "MODIFIED")
             return copy.deepcopy(self.objects[resource, name])
+
+    def label(self, resource: Resource, name: str, labels: Mapping[str, str | None]) -> Manifest:
+        with self._lock:
+            self._call("label", resource, name)
+            if (resource, name) not in self.objects:
+                raise NotFoundError(f'{resource.plural} "{name}" not found')
+            changed = copy.deepcopy(self.objects[resource, name])
+            merged = {**changed["metadata"].get("labels", {}), **labels}
+            changed["metadata"]["labels"] = {key: value for key, value in merged.items() if value is not None}
+            self._put(resource, changed, "MODIFIED")
+            return copy.deepcopy(changed)
 
     def delete(self, resource: Resource, name: str, *, grace_s: int | None = None) -> None:
         with self._lock:

@@ -24,7 +24,9 @@ def run_case(rank: int, feature_ranks: int, data_ranks: int, name: str, case: di
         {
             "state": dict(trainer.state()),
             "share": (mesh.feature.rank, mesh.feature.size),
-            "metrics": [(m.loss, m.gradient_norm, m.l0, m.explained_variance, m.dead_share) for m in metrics],
+            "metrics": [
+                (m.loss, m.gradient_norm, m.l0, m.explained_variance, m.dead_share, m.aux_loss) for m in metrics
+            ],
             "evaluation": (evaluation.explained_variance, evaluation.reconstruction_loss, evaluation.silent_share),
             "counted": (
                 evaluation.l0_by_layer,

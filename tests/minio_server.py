@@ -8,6 +8,7 @@ A conftest takes it in with `from minio_server import minio_server, minio_store`
 import itertools
 import os
 import secrets
+import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trustme
+import urllib3
 from free_ports import free_port
 from minio import Minio
 
@@ -30,12 +33,13 @@ _START_S = 60.0
 
 @dataclass(slots=True)
 class MinioServer:
-    """A server on a loopback port of its own: its address and the credentials of its root user."""
+    """A server on a loopback port of its own: its address, the credentials of its root user, its authority for TLS."""
 
     folder: Path
     endpoint: str
     access_key: str
     secret_key: str
+    authority: Path | None = None
     _process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
@@ -48,10 +52,11 @@ class MinioServer:
             "MINIO_UPDATE": "off",
         }
         log = self.folder / "log"
-        command = [_executable(), "server", "--quiet", "--address", self.endpoint, self.folder / "data"]
+        command = [_executable(), "server", "--quiet", "--address", self.endpoint, "--certs-dir", self.folder / "certs"]
+        command.append(self.folder / "data")
         with open(log, "ab") as output:
             self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        _wait_until_ready(self.endpoint, self._process, log)
+        self._wait_until_ready(log)
 
     def stop(self) -> None:
         """Stop it; its data stays."""
@@ -67,8 +72,22 @@ class MinioServer:
 
     def make_bucket(self, name: str) -> str:
         """Make a bucket and give its URL for `open_store`."""
-        Minio(self.endpoint, self.access_key, self.secret_key, secure=False).make_bucket(name)
-        return f"s3+http://{self.endpoint}/{name}"
+        pool = urllib3.PoolManager(ca_certs=str(self.authority)) if self.authority else None
+        secure = self.authority is not None
+        Minio(self.endpoint, self.access_key, self.secret_key, secure=secure, http_client=pool).make_bucket(name)
+        return f"s3+{'https' if secure else 'http'}://{self.endpoint}/{name}"
+
+    def _wait_until_ready(self, log: Path) -> None:
+        context = ssl.create_default_context(cafile=self.authority) if self.authority else None
+        url = f"{'https' if context else 'http'}://{self.endpoint}/minio/health/cluster"
+        end = time.monotonic() + _START_S
+        while time.monotonic() < end and self._process is not None and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(url, timeout=1, context=context):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        pytest.fail(f"MinIO did not come up at {self.endpoint}: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _executable() -> Path:
@@ -81,21 +100,17 @@ def _executable() -> Path:
     return path
 
 
-def _wait_until_ready(endpoint: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    end = time.monotonic() + _START_S
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://{endpoint}/minio/health/cluster", timeout=1):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    pytest.fail(f"MinIO did not come up at {endpoint}: {log.read_text(errors='replace')[-2000:]}")
-
-
 @contextmanager
-def running_minio(folder: Path) -> Iterator[MinioServer]:
-    """Run a server over a folder for as long as this lasts."""
+def running_minio(folder: Path, authority: trustme.CA | None = None) -> Iterator[MinioServer]:
+    """Run a server over a folder for as long as this lasts; over TLS where an authority makes its certificate."""
     server = MinioServer(folder, f"127.0.0.1:{free_port()}", secrets.token_hex(8), secrets.token_hex(16))
+    if authority is not None:
+        (folder / "certs").mkdir()
+        issued = authority.issue_cert("127.0.0.1")
+        issued.cert_chain_pems[0].write_to_path(str(folder / "certs" / "public.crt"))
+        issued.private_key_pem.write_to_path(str(folder / "certs" / "private.key"))
+        server.authority = folder / "authority.pem"
+        authority.cert_pem.write_to_path(str(server.authority))
     try:
         server.start()
         yield server

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes processes of this machine and evaluates the chart's rules."""
+"""A real Prometheus that scrapes processes and evaluates the chart's rules."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +37,9 @@ class PrometheusServer:
         with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=30) as answer:
             return json.load(answer)["data"]
 
-    def values(self, expr: str, start_s: float) -> list[float]:
-        """Evaluate at every second since `start_s` and return all values that are numbers."""
-        end_s = time.time()
+    def values(self, expr: str, start_s: float, end_s: float | None = None) -> list[float]:
+        """Evaluate at every second since `start_s`, until `end_s` or now, and return all values that are numbers."""
+        end_s = end_s or time.time()
         found = self.get("query_range", query=expr, start=f"{start_s:.0f}", end=f"{end_s:.0f}", step="1")
         values = [float(value) for series in found["result"] for _, value in series["values"]]
         return [value for value in values if math.isfinite(value)]
@@ -55,16 +55,24 @@ class PrometheusServer:
 @contextmanager
 def prometheus_server(folder: Path, targets: Mapping[str, int]) -> Iterator[PrometheusServer]:
     """Scrape each job's metrics port on loopback every second, for as long as the context lasts."""
+    jobs = [
+        {
+            "job_name": f"weft-{component}",
+            "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "e2e"}}],
+        }
+        for component, port in targets.items()
+    ]
+    with scraping(folder, jobs) as found:
+        yield found
+
+
+@contextmanager
+def scraping(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> Iterator[PrometheusServer]:
+    """Scrape jobs, described as in Prometheus' own configuration, for as long as the context lasts."""
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(path) for path in RULES],
-        "scrape_configs": [
-            {
-                "job_name": f"weft-{component}",
-                "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "e2e"}}],
-            }
-            for component, port in targets.items()
-        ],
+        "scrape_configs": [dict(job) for job in jobs],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.socket() as probe:

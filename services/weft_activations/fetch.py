@@ -171,7 +171,8 @@ def _appearing(target: Path) -> Iterator[Path]:
 def _open_bucket() -> ObjectStore:
     settings = load_settings(_FetchSettings)
     keys = (settings.bucket_access_key, settings.bucket_secret_key)
-    return open_store(settings.bucket_url, *(key.get_secret_value() if key else None for key in keys))
+    given = (key.get_secret_value() if key else None for key in keys)
+    return open_store(settings.bucket_url, *given, ca=settings.bucket_ca)
 
 
 def _hub_snapshot() -> Snapshot:

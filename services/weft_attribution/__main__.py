@@ -31,6 +31,7 @@ def main() -> None:
             settings.bucket_url,
             access_key.get_secret_value() if access_key else None,
             secret_key.get_secret_value() if secret_key else None,
+            ca=settings.bucket_ca,
         )
         async with aio_channel(
             settings.activations_target, token=settings.activations_token, **settings.peers_tls

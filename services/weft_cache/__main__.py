@@ -22,6 +22,7 @@ def main() -> None:
             settings.bucket_url,
             access_key.get_secret_value() if access_key else None,
             secret_key.get_secret_value() if secret_key else None,
+            ca=settings.bucket_ca,
         )
         yield [registration(store, registry=REGISTRY, presign_s=settings.presign_s)]
 

@@ -9,7 +9,8 @@ A training run as a YAML file, checked against `weft.training.v1` before anythin
       top_k: 64
 
 Keys are the names of CreateRunRequest's and TrainingSpec's fields. Fields of the spec that are left out get the values
-of `weft_client.specs.training_spec`. A message names the line, the key, and what was expected.
+of `weft_client.specs.training_spec`, or with `recipe: NAME` beside the spec those of a published recipe. A message says
+the line, the key, and what was expected.
 """
 
 import difflib
@@ -24,7 +25,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from weft.training.v1 import messages_pb2
 from weft_client.names import full_name
-from weft_client.specs import training_spec
+from weft_client.specs import recipe_spec, training_spec
 from weft_common.errors import InvalidArgumentError, NotFoundError
 
 _MAX_BYTES = 1 << 20
@@ -88,24 +89,26 @@ class _Reader:
             raise InvalidArgumentError(f"{self._path}{place}: this is no YAML: {problem}") from error
         if root is None:
             raise InvalidArgumentError(f"{self._path} is empty; write run_id and spec into it")
-        run_id, spec = "", None
-        for key, node in self._items(root, "", ("run_id", "spec")):
-            if key == "run_id":
-                run_id = self._text(node, "run_id")
-            else:
-                spec = self._spec(node)
-        if spec is None:
+        nodes = dict(self._items(root, "", ("run_id", "spec", "recipe")))
+        if "spec" not in nodes:
             raise InvalidArgumentError(f"{self._path} has no spec; write `spec:` and the fields of TrainingSpec below")
-        return RunFile(run_id, spec)
+        run_id = self._text(nodes["run_id"], "run_id") if "run_id" in nodes else ""
+        return RunFile(run_id, self._spec(nodes["spec"], nodes.get("recipe")))
 
-    def _spec(self, root: yaml.Node) -> messages_pb2.TrainingSpec:
+    def _spec(self, root: yaml.Node, recipe: yaml.Node | None) -> messages_pb2.TrainingSpec:
         fields = messages_pb2.TrainingSpec.DESCRIPTOR.fields_by_name
         given = {key: self._value(node, fields[key]) for key, node in self._items(root, "spec", tuple(fields))}
         if "dataset" not in given:
             raise InvalidArgumentError(
                 f"{self._path}:{root.start_mark.line + 1}: spec has no dataset; name a sealed one", field="spec.dataset"
             )
-        return training_spec(**{**given, "dataset": full_name("datasets", given["dataset"])})
+        given["dataset"] = full_name("datasets", given["dataset"])
+        if recipe is None:
+            return training_spec(**given)
+        try:
+            return recipe_spec(self._text(recipe, "recipe"), **given)
+        except InvalidArgumentError as error:
+            raise self._error(recipe, "recipe", str(error)) from error
 
     def _items(self, node: yaml.Node, where: str, known: tuple[str, ...]) -> Iterator[tuple[str, yaml.Node]]:
         """Yield the keys of a mapping, each known and there once."""
@@ -126,7 +129,11 @@ class _Reader:
             yield key, value
 
     def _value(self, node: yaml.Node, field: Any) -> Any:
-        where = f"spec.{field.name}"
+        return self._typed(node, f"spec.{field.name}", field)
+
+    def _typed(self, node: yaml.Node, where: str, field: Any) -> Any:
+        if field.message_type is not None:
+            return self._messages(node, where, field.message_type)
         if field.type in _INTEGERS:
             return self._integer(node, where, *_INTEGERS[field.type])
         if field.type == _Field.TYPE_DOUBLE:
@@ -138,6 +145,18 @@ class _Reader:
         if field.type == _Field.TYPE_ENUM:
             return self._enum(node, where, field.enum_type)
         return self._text(node, where)
+
+    def _messages(self, node: yaml.Node, where: str, kind: Any) -> list[dict[str, Any]]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise self._expected(node, where, f"a list of {kind.name}")
+        fields = kind.fields_by_name
+        return [
+            {
+                key: self._typed(value, f"{where}[{index}].{key}", fields[key])
+                for key, value in self._items(entry, f"{where}[{index}]", tuple(fields))
+            }
+            for index, entry in enumerate(node.value)
+        ]
 
     def _text(self, node: yaml.Node, where: str) -> str:
         if _tag(node) != "str":
@@ -163,7 +182,8 @@ class _Reader:
         raise self._expected(node, where, "a number")
 
     def _enum(self, node: yaml.Node, where: str, enum: Any) -> int:
-        prefix = f"{enum.name.upper()}_"
+        first = enum.values_by_number[0].name
+        prefix = first.removesuffix("UNSPECIFIED")
         wanted = str(node.value).upper().replace("-", "_") if _tag(node) == "str" else ""
         known = {value.name: value.number for value in enum.values if value.number}
         for name, number in known.items():

@@ -7,8 +7,12 @@ those who do not want to.
 
 from typing import Any
 
+from google.protobuf import json_format
+
 from weft.activations.v1 import messages_pb2 as activations
 from weft.training.v1 import messages_pb2 as training
+from weft_clt.recipes import RunSize, find_recipe
+from weft_common.errors import InvalidArgumentError
 
 
 def harvest_spec(**given: Any) -> activations.HarvestSpec:
@@ -30,15 +34,44 @@ def harvest_spec(**given: Any) -> activations.HarvestSpec:
     return activations.HarvestSpec(**{**chosen, **given})
 
 
+def recipe_spec(recipe: str, **given: Any) -> training.TrainingSpec:
+    """
+    A published recipe, `weft_clt.recipes`; give `dataset`, its size, and what else you want other than published.
+
+    Raises:
+        InvalidArgumentError: There is no such recipe, or it makes no sense at this size.
+
+    >>> recipe_spec("anthropic", dataset="datasets/d", num_features=64).sparsity_coeff
+    20.0
+    """
+    found = find_recipe(recipe)
+    size = RunSize(**{name: value for name, value in given.items() if name in RunSize.__dataclass_fields__})
+    config = found.make(size)
+    if given.get("top_k") and not config.features.activation.counts:
+        raise InvalidArgumentError(
+            f"recipe {recipe} has no use for top_k: its loss decides how many features are active; leave it out",
+            field="spec.top_k",
+        )
+    published = config.to_spec()
+    kept = {name: value for name, value in published.items() if name not in given}
+    spec = json_format.ParseDict(kept, training.TrainingSpec())
+    spec.MergeFrom(training.TrainingSpec(**given))
+    return spec
+
+
 def training_spec(**given: Any) -> training.TrainingSpec:
     """
     A TopK run on one rank; give `dataset` and what else you want other than here.
 
-    JumpReLU, `activation=ACTIVATION_JUMP_RELU`, comes with its own sparsity loss in place of `top_k`.
+    JumpReLU and ReLU, `activation=ACTIVATION_JUMP_RELU`, come with a sparsity loss in place of `top_k`.
 
     >>> training_spec(dataset="datasets/d", num_features=64).top_k
     32
     """
+    if given.get("learning_rate_schedule"):
+        given = {"warmup_steps": 0, "decay_share": 0.0} | given
+    if given.get("sparsity_schedule"):
+        given = {"sparsity_ramp_share": 0.0} | given
     chosen: dict[str, Any] = {
         "num_features": 512,
         "activation": training.ACTIVATION_TOP_K,
@@ -67,6 +100,8 @@ def training_spec(**given: Any) -> training.TrainingSpec:
             "bandwidth": 1.0,
             "gradient_through_threshold": True,
         }
+    elif given.get("activation") == training.ACTIVATION_RELU:
+        chosen |= {"sparsity_coeff": 1.0, "sparsity_scale": 4.0, "sparsity_ramp_share": 1.0}
     else:
         chosen["top_k"] = 32
     return training.TrainingSpec(**{**chosen, **given})

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from weft_clt.piecewise import Pieces, check_pieces, parse_pieces
 from weft_common.errors import InvalidArgumentError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "RecordConfig",
+    "Scales",
     "TrainingConfig",
 ]
 
@@ -35,6 +37,33 @@ class Activation(StrEnum):
     """A learned threshold a feature."""
     TOP_K = "ACTIVATION_TOP_K"
     """The largest k of a layer, where they are positive."""
+    RELU = "ACTIVATION_RELU"
+    """All that are positive."""
+    BATCH_TOP_K = "ACTIVATION_BATCH_TOP_K"
+    """The largest k x tokens of a layer and step; outside of training all above the layer's running threshold."""
+    JOINT_TOP_K = "ACTIVATION_JOINT_TOP_K"
+    """The largest k x layers of a token over all layers, ranked by value times decoder norm."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether `top_k` decides how many features are active, and no loss does."""
+        return self in (Activation.TOP_K, Activation.BATCH_TOP_K, Activation.JOINT_TOP_K)
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether a threshold a feature is learnt or kept."""
+        return self in (Activation.JUMP_RELU, Activation.BATCH_TOP_K)
+
+
+class Scales(StrEnum):
+    """Which activations share a scale."""
+
+    SEPARATE = "SCALES_SEPARATE"
+    """Each layer has one for its inputs and one for its outputs."""
+    TIED = "SCALES_TIED"
+    """Inputs and outputs of a layer share one."""
+    ACROSS_LAYERS = "SCALES_ACROSS_LAYERS"
+    """The inputs of all layers share one, and so do the outputs."""
 
 
 def _check(ok: bool, field: str, message: str) -> None:
@@ -60,14 +89,25 @@ class FeatureConfig:
     threshold_init: float
     bandwidth: float
     gradient_through_threshold: bool
+    decoder_span: int = 0
+    linear_skip: bool = False
 
     def __post_init__(self) -> None:
         _check(self.num_features >= 1, "num_features", f"{self.num_features} features a layer; give at least 1.")
-        if self.activation is Activation.TOP_K:
+        _check(self.decoder_span >= 0, "decoder_span", f"{self.decoder_span} layers; give at least 0, which means all.")
+        if self.activation.counts:
             _check(
                 1 <= self.top_k <= self.num_features,
                 "top_k",
                 f"{self.top_k} of {self.num_features} features cannot be kept; give 1 to num_features.",
+            )
+            return
+        if self.activation is Activation.RELU:
+            _check(self.top_k == 0, "top_k", f"{self.top_k} has no meaning with {self.activation}; give 0.")
+            _check(
+                self.threshold_init == 0,
+                "threshold_init",
+                f"{self.threshold_init} has no meaning with {self.activation}, whose threshold is 0; give 0.",
             )
             return
         _check(
@@ -90,12 +130,33 @@ class LossConfig:
     sparsity_scale: float
     sparsity_ramp_share: float
     preact_coeff: float
+    aux_top_k: int = 0
+    aux_coeff: float = 0.0
+    sparsity_schedule: Pieces = ()
 
     def __post_init__(self) -> None:
         _check_not_negative(self.sparsity_coeff, "sparsity_coeff")
         _check_not_negative(self.sparsity_scale, "sparsity_scale")
         _check_share(self.sparsity_ramp_share, "sparsity_ramp_share")
         _check_not_negative(self.preact_coeff, "preact_coeff")
+        _check(self.aux_top_k >= 0, "aux_top_k", f"{self.aux_top_k} features; give at least 0, 512 is usual.")
+        _check_not_negative(self.aux_coeff, "aux_coeff")
+        _check(
+            (self.aux_top_k > 0) == (self.aux_coeff > 0),
+            "aux_coeff" if self.aux_top_k else "aux_top_k",
+            "AuxK needs aux_top_k and aux_coeff, usually 512 and 0.03125; give both above 0, or neither.",
+        )
+        check_pieces(self.sparsity_schedule, "sparsity_schedule")
+        _check(
+            not self.sparsity_schedule or self.sparsity_ramp_share == 0,
+            "sparsity_ramp_share",
+            f"{self.sparsity_ramp_share} is given beside sparsity_schedule, which says it all; give 0.",
+        )
+        _check(
+            not self.sparsity_schedule or self.sparsity_coeff > 0,
+            "sparsity_schedule",
+            "its factors are of sparsity_coeff, which is 0; give one above 0, or no schedule.",
+        )
         _check(
             self.sparsity_coeff == 0 or self.sparsity_scale > 0,
             "sparsity_scale",
@@ -113,6 +174,7 @@ class OptimizerConfig:
     beta1: float
     beta2: float
     clip_norm: float
+    schedule: Pieces = ()
 
     def __post_init__(self) -> None:
         _check(
@@ -125,6 +187,14 @@ class OptimizerConfig:
         _check(0.0 <= self.beta1 < 1.0, "adam_beta1", f"{self.beta1} is refused; give 0 up to, not including, 1.")
         _check(0.0 < self.beta2 < 1.0, "adam_beta2", f"{self.beta2} is refused; give a number between 0 and 1.")
         _check_not_negative(self.clip_norm, "clip_norm")
+        check_pieces(self.schedule, "learning_rate_schedule")
+        for field in ("warmup_steps", "decay_share"):
+            value = getattr(self, field)
+            _check(
+                not self.schedule or value == 0,
+                field,
+                f"{value} is given beside learning_rate_schedule, which says it all; give 0.",
+            )
 
 
 @dataclass(frozen=True)
@@ -136,6 +206,7 @@ class BatchConfig:
     step_tokens: int
     dead_after_tokens: int
     seed: int
+    scales: Scales = Scales.SEPARATE
 
     def __post_init__(self) -> None:
         _check(
@@ -211,8 +282,26 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "evaluation_steps": ("records", "evaluation_steps"),
     "evaluation_tokens": ("records", "evaluation_tokens"),
     "seed": ("batch", "seed"),
+    "decoder_span": ("features", "decoder_span"),
+    "linear_skip": ("features", "linear_skip"),
+    "aux_top_k": ("loss", "aux_top_k"),
+    "aux_coeff": ("loss", "aux_coeff"),
+    "learning_rate_schedule": ("optimizer", "schedule"),
+    "sparsity_schedule": ("loss", "sparsity_schedule"),
+    "scales": ("batch", "scales"),
 }
 """Field of weft.training.v1.TrainingSpec -> where it lies here."""
+
+_LATER = (
+    "decoder_span",
+    "linear_skip",
+    "aux_top_k",
+    "aux_coeff",
+    "learning_rate_schedule",
+    "sparsity_schedule",
+    "scales",
+)
+"""Fields that came later; at their default they are no part of the digest, so that older checkpoints keep theirs."""
 
 _CONCERNS: dict[str, type] = {
     "features": FeatureConfig,
@@ -249,12 +338,28 @@ def _parse(value: object, kind: str, field: str) -> object:
         case "str":
             _check(isinstance(value, str), field, f"{value!r} is no text.")
             return value
-    names = ", ".join(Activation)
-    _check(isinstance(value, str) and value in set(Activation), field, f"{value!r} is unknown; give one of {names}.")
-    return Activation(str(value))
+        case "Pieces":
+            return parse_pieces(value, field)
+        case "Scales":
+            return _member(Scales, Scales.SEPARATE if value == "SCALES_UNSPECIFIED" else value, field)
+    return _member(Activation, value, field)
 
 
-_UNSET: dict[str, object] = {"int": 0, "float": 0.0, "bool": False, "str": "", "Activation": "ACTIVATION_UNSPECIFIED"}
+def _member(kind: type[StrEnum], value: object, field: str) -> StrEnum:
+    names = ", ".join(kind)
+    _check(isinstance(value, str) and value in set(kind), field, f"{value!r} is unknown; give one of {names}.")
+    return kind(str(value))
+
+
+_UNSET: dict[str, object] = {
+    "int": 0,
+    "float": 0.0,
+    "bool": False,
+    "str": "",
+    "Activation": "ACTIVATION_UNSPECIFIED",
+    "Scales": "SCALES_UNSPECIFIED",
+    "Pieces": (),
+}
 """What protobuf means by a field that is not there."""
 
 
@@ -289,17 +394,19 @@ class TrainingConfig:
             f"{tokens} tokens a step cannot be split evenly over {world} ranks; "
             f"give a multiple of {world}, for example {-(-tokens // world) * world}.",
         )
-        if self.features.activation is Activation.TOP_K:
-            _check(
-                self.loss.sparsity_coeff == 0,
-                "sparsity_coeff",
-                f"{self.loss.sparsity_coeff} has no meaning with ACTIVATION_TOP_K, whose sparsity is top_k; give 0.",
-            )
-            _check(
-                self.loss.preact_coeff == 0,
-                "preact_coeff",
-                f"{self.loss.preact_coeff} has no meaning with ACTIVATION_TOP_K, which has no thresholds; give 0.",
-            )
+        activation = self.features.activation
+        if activation.counts:
+            for field, why in (
+                ("sparsity_coeff", "whose sparsity is top_k"),
+                ("preact_coeff", "which learns no threshold"),
+            ):
+                value = getattr(self.loss, field)
+                _check(value == 0, field, f"{value} has no meaning with {activation}, {why}; give 0.")
+        _check(
+            self.loss.aux_top_k <= num_features,
+            "aux_top_k",
+            f"{self.loss.aux_top_k} of {num_features} features cannot be kept; give at most num_features.",
+        )
         _check(
             self.optimizer.warmup_steps <= self.batch.num_steps,
             "warmup_steps",
@@ -320,6 +427,12 @@ class TrainingConfig:
             "feature_ranks",
             f"the {d_model} columns of {self.batch.dataset} cannot be split evenly over {ranks} feature ranks; "
             f"give a divisor of {d_model}.",
+        )
+        span = self.features.decoder_span
+        _check(
+            span <= num_layers,
+            "decoder_span",
+            f"a feature cannot write to {span} of {num_layers} layers; give 1 to {num_layers}, or 0 for all.",
         )
 
     @classmethod
@@ -346,9 +459,16 @@ class TrainingConfig:
         spec: dict[str, object] = {}
         for field, (concern, name) in _FIELDS.items():
             value = getattr(getattr(self, concern), name)
-            spec[field] = str(value) if isinstance(value, Activation) else value
+            if isinstance(value, tuple):
+                spec[field] = [piece.to_document() for piece in value]
+            else:
+                spec[field] = str(value) if isinstance(value, StrEnum) else value
         return spec
 
     def digest(self) -> str:
         """Return the hex SHA-256 of the configuration, by which a checkpoint knows its run's."""
-        return hashlib.sha256(json.dumps(self.to_spec(), sort_keys=True).encode()).hexdigest()
+        spec = self.to_spec()
+        for field in _LATER:
+            if not spec[field] or spec[field] == Scales.SEPARATE:
+                del spec[field]
+        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()

@@ -45,19 +45,16 @@ class Exchanged:
     """Entries that each rank listed, over all layers."""
     own_sizes_L: list[int]
 
-    def return_gradients(self, grad_value_L: list[Tensor], axis: Axis) -> list[Tensor]:
+    def return_gradients(self, grad_slots: Tensor, axis: Axis) -> list[Tensor]:
         """
         Sum the gradients of this rank's values over the group.
 
         Args:
-            grad_value_L: This rank's part, in the order of `layers`.
+            grad_slots: This rank's part, by the slots of the entries; 0 where an entry was not kept.
 
         Returns:
-            One tensor a layer, in the order of the rank's own entries; 0 where an entry was not kept.
+            One tensor a layer, in the order of the rank's own entries.
         """
-        grad_slots = grad_value_L[0].new_zeros(sum(self.sizes_R))
-        for layer, grad_N in zip(self.layers, grad_value_L, strict=True):
-            grad_slots[layer.slot_N.long()] = grad_N
         own = sum(self.own_sizes_L)
         parts = grad_slots.new_empty(axis.size * own)
         axis.exchange(parts, grad_slots, [own] * axis.size, self.sizes_R)
@@ -69,7 +66,7 @@ def _gather_padded(own: Tensor, sizes_R: list[int], axis: Axis) -> list[Tensor]:
     """Gather lists of different lengths, as bytes."""
     if axis.size == 1:
         return [own]
-    padded = own.new_empty(max(sizes_R))
+    padded = own.new_empty(max(1, *sizes_R))  # an empty tensor has no bytes to view
     padded[: own.shape[0]] = own
     gathered = axis.gather(padded.view(torch.uint8)).view(own.dtype)
     return [gathered[rank, :size] for rank, size in enumerate(sizes_R)]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from weft_clt.active import ActiveLayer, active_from_dense
 from weft_clt.config import Activation, FeatureConfig
-from weft_clt.kernels import Kernels
 from weft_clt.normalization import Normalization
 from weft_clt.parameters import Parameters
 from weft_common.errors import FailedPreconditionError, ShapeError
@@ -30,7 +29,8 @@ class LayerwiseTranscoder:
     Reads inputs from layer 0 up, and writes reconstructions of the layers it has read.
 
     Args:
-        params: Of one rank, that is whole; thresholds make it JumpReLU, their absence TopK.
+        params: Of one rank, that is whole; thresholds, at least 0, make it JumpReLU.
+        features: How a layer's features are selected without thresholds: TopK or ReLU.
 
     Raises:
         ShapeError: The parameters are one of several ranks' shares.
@@ -38,17 +38,16 @@ class LayerwiseTranscoder:
             before all are read.
     """
 
-    def __init__(
-        self, params: Parameters, features: FeatureConfig, normalization: Normalization, kernels: Kernels
-    ) -> None:
+    def __init__(self, params: Parameters, features: FeatureConfig, normalization: Normalization) -> None:
         if params.share.size != 1:
             raise ShapeError("A transcoder that reads layer by layer needs the parameters of all ranks joined.")
-        if params.threshold_LS is None and features.activation is not Activation.TOP_K:
+        if params.threshold_LS is None and features.activation not in (Activation.TOP_K, Activation.RELU):
             raise FailedPreconditionError(
-                f"{features.activation} has no thresholds and does not select layer by layer, so the replacement model "
-                "is not defined; export the checkpoint with thresholds first."
+                f"{features.activation} does not select layer by layer, so that nothing can be written before all "
+                "layers are read; give it thresholds first (`weft_clt.conversion`)."
             )
-        self._params, self._top_k, self._normalization, self._kernels = params, features.top_k, normalization, kernels
+        self._params, self._features, self._normalization = params, features, normalization
+        self._scaled_L: list[Tensor] = []
         self._active_L: list[ActiveLayer] = []
 
     @property
@@ -58,7 +57,7 @@ class LayerwiseTranscoder:
 
     def clear(self) -> None:
         """Forget what was read; the next layer is 0."""
-        self._active_L = []
+        self._scaled_L, self._active_L = [], []
 
     def read(self, layer: int, inputs_ND: Floats) -> None:
         """Read the next layer's input, in the model's units."""
@@ -68,12 +67,15 @@ class LayerwiseTranscoder:
         scale = np.float32(self._normalization.input_scale_L[layer])
         scaled_ND = torch.from_numpy(inputs_ND * scale).to(params.w_enc_LSD.dtype)
         preact_NF = torch.addmm(params.b_enc_LS[layer], scaled_ND, params.w_enc_LSD[layer].T)
+        self._scaled_L.append(scaled_ND)
         self._active_L.append(active_from_dense(self._selected(layer, preact_NF)))
 
     def _selected(self, layer: int, preact_NF: Tensor) -> Tensor:
         if self._params.threshold_LS is not None:
-            return preact_NF * (preact_NF > self._params.threshold_LS[layer].clamp(min=0))
-        kept = torch.topk(preact_NF, min(self._top_k, preact_NF.shape[1]), dim=1)
+            return preact_NF * (preact_NF > self._params.threshold_LS[layer])
+        if self._features.activation is Activation.RELU:
+            return preact_NF.clamp(min=0)
+        kept = torch.topk(preact_NF, min(self._features.top_k, preact_NF.shape[1]), dim=1)
         return torch.zeros_like(preact_NF).scatter_(1, kept.indices, kept.values.clamp(min=0))
 
     def reconstruct(self, layer: int) -> Floats:
@@ -81,9 +83,18 @@ class LayerwiseTranscoder:
         params = self._params
         if layer >= len(self._active_L):
             raise ShapeError(f"Layer {layer} cannot be written before it is read.")
-        num_tokens = self._active_L[layer].num_tokens
-        out_ND = params.b_dec_LC[layer].expand(num_tokens, -1).contiguous()
-        for source in range(layer + 1):
-            self._kernels.decode(self._active_L[source], params.decoder(source, layer), out_ND)
+        out_ND = params.b_dec_LC[layer].expand(self._active_L[layer].num_tokens, -1).contiguous()
+        if params.w_skip_LCD is not None:
+            out_ND.addmm_(self._scaled_L[layer], params.w_skip_LCD[layer].T)
+        for source in params.share.shape.sources(layer):
+            active = self._active_L[source]
+            out_ND += torch.nn.functional.embedding_bag(
+                active.feature_N,
+                params.decoder(source, layer),
+                active.row_start_T1,
+                mode="sum",
+                per_sample_weights=active.value_N,
+                include_last_offset=True,
+            )
         out_ND /= float(self._normalization.output_scale_L[layer])
         return np.asarray(out_ND.float().numpy())

@@ -45,6 +45,7 @@ class StepMetrics:
     tokens_per_s: float
     data_wait_share: float
     sent_bytes_per_token: float
+    aux_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Evaluation:
     density_edges_log10: list[float]
     density_counts_by_layer: list[int]
     """Row-major [L, B]; features that never fired are in no bin."""
+
+
+def _squares(values_TC: Tensor) -> Tensor:
+    """Sum the squares: within a row as torch does best, rows in float64."""
+    return torch.linalg.vector_norm(values_TC, dim=1).double().square().sum()
 
 
 @dataclass
@@ -100,8 +106,8 @@ class ReconstructionSums:
             counts_T = active.row_active_T - active.row_start_T1[:-1]
             if valid_T is not None:
                 error_TC, moved_TC, counts_T = error_TC[valid_T], moved_TC[valid_T], counts_T[valid_T]
-            self.error_L[layer] += torch.linalg.vector_norm(error_TC, dtype=torch.float64) ** 2
-            self.deviation_L[layer] += torch.linalg.vector_norm(moved_TC, dtype=torch.float64) ** 2
+            self.error_L[layer] += _squares(error_TC)
+            self.deviation_L[layer] += _squares(moved_TC)
             self.shift_LC[layer] += moved_TC.sum(0, dtype=torch.float64)
             self.active_L[layer] += counts_T.sum()
             fires_F = active.column_start_F1.diff()

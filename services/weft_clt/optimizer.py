@@ -1,8 +1,9 @@
 """
 Adam on one rank's share, with the gradient clipped by its norm over the whole mesh.
 
-The gradient is kept whole until its norm is known. With beta1 = 0 the first moment is the gradient itself and takes no
-memory. Moments have the parameters' floating type.
+The gradient is clipped by its norm of this very step, so that results are those of dense clipping and Adam. The
+decoder's is never in memory where one data group trains (`gradients`); all others are. With beta1 = 0 the first moment
+is the gradient itself and takes no memory. Moments have the parameters' floating type.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weft_clt.config import OptimizerConfig
+from weft_clt.gradients import DecoderGradient
 from weft_clt.kernels import AdamStep, Kernels
 from weft_clt.mesh import Mesh
 from weft_clt.parameters import Parameters
@@ -36,18 +38,22 @@ class Adam:
         self.first = params.zeros_like() if config.beta1 > 0 else None
         self.second = params.zeros_like()
 
-    def grad_norm(self, grads: Parameters) -> float:
+    def grad_norm(self, grads: Parameters, decoder: DecoderGradient | None) -> float:
         """
         Return the Euclidean norm of the whole gradient.
+
+        Args:
+            decoder: The gradient of the decoder's weights, where `grads` does not hold it.
 
         Collectives: one reduction on the feature axis; on the data axis the gradients are equal already.
         """
         squares = sum(self._kernels.sum_squares(grad) for _, grad in grads.named())
+        squares += decoder.squares if decoder is not None else 0.0
         return math.sqrt(float(self._mesh.feature.sum_(torch.tensor([squares], dtype=torch.float64))))
 
-    def update(self, grads: Parameters, *, step: int, learning_rate: float) -> float:
+    def update(self, grads: Parameters, decoder: DecoderGradient | None, *, step: int, learning_rate: float) -> float:
         """Clip, update the parameters, and return the norm before clipping."""
-        norm = self.grad_norm(grads)
+        norm = self.grad_norm(grads, decoder)
         clip = self._config.clip_norm
         adam = AdamStep(
             learning_rate=learning_rate,
@@ -59,10 +65,13 @@ class Adam:
         )
         firsts: Iterator[tuple[str, Tensor | None]]
         firsts = self.first.named() if self.first is not None else ((name, None) for name, _ in grads.named())
-        for (_, param), (_, grad), (_, first), (_, second) in zip(
+        for (name, param), (_, grad), (_, first), (_, second) in zip(
             self._params.named(), grads.named(), firsts, self.second.named(), strict=True
         ):
-            self._kernels.adam(param, grad, first, second, adam)
+            if name == "w_dec" and decoder is not None:
+                decoder.update(first, second, adam)
+            else:
+                self._kernels.adam(param, grad, first, second, adam)
         return norm
 
     def named(self) -> Iterator[tuple[str, Tensor]]:

@@ -3,13 +3,13 @@ One rank's share of a cross-layer transcoder.
 
 The encoder is split by feature, the decoder by column of its output.
 Shapes: L layers, F features of a layer over all ranks, S features of this rank, D d_model, C columns of this rank,
-P = L (L + 1) / 2 pairs of a source and a target layer, source by source.
+P pairs of a source and a target layer, source by source: L (L + 1) / 2 where features write to all from theirs on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,21 +26,41 @@ class Shape:
     num_layers: int
     num_features: int
     d_model: int
+    decoder_span: int = 0
+    """Layers that a feature writes to, its own the first; 0 means all from its own on."""
+
+    @property
+    def span(self) -> int:
+        """Most layers that a feature writes to."""
+        return min(self.decoder_span or self.num_layers, self.num_layers)
 
     @property
     def num_pairs(self) -> int:
         """P."""
-        return self.num_layers * (self.num_layers + 1) // 2
+        return pair_index(self.num_layers, self.num_layers, self.num_layers, self.span)
+
+    def targets(self, source: int) -> range:
+        """Layers that a layer's features write to."""
+        return range(source, min(source + self.span, self.num_layers))
+
+    def sources(self, target: int) -> range:
+        """Layers whose features write to a layer."""
+        return range(max(0, target - self.span + 1), target + 1)
 
 
-def pair_index(num_layers: int, source: int, target: int) -> int:
+def pair_index(num_layers: int, source: int, target: int, span: int = 0) -> int:
     """
     Return the place of a decoder block among the P pairs.
 
     >>> [pair_index(3, s, t) for s in range(3) for t in range(s, 3)]
     [0, 1, 2, 3, 4, 5]
+    >>> [pair_index(3, s, t, span=2) for s in range(3) for t in range(s, min(s + 2, 3))]
+    [0, 1, 2, 3, 4]
     """
-    return source * num_layers - source * (source - 1) // 2 + target - source
+    span = span or num_layers
+    whole = min(source, num_layers - span)
+    short = source - whole
+    return whole * span + short * span - short * (short - 1) // 2 + target - source
 
 
 @dataclass(frozen=True)
@@ -87,27 +107,38 @@ class Parameters:
     w_enc_LSD: Tensor
     b_enc_LS: Tensor
     threshold_LS: Tensor | None
-    """JumpReLU's thresholds, raw; None for TopK."""
+    """JumpReLU's thresholds, raw, at least float32; BatchTopK's running ones, which no gradient moves; or None."""
     w_dec_PFC: Tensor
     b_dec_LC: Tensor
+    w_skip_LCD: Tensor | None = None
+    """The linear map from a layer's input to its output, or None."""
 
     @classmethod
-    def zeros(cls, share: Share, *, thresholds: bool, dtype: torch.dtype) -> Parameters:
+    def zeros(cls, share: Share, *, thresholds: bool, dtype: torch.dtype, skip: bool = False) -> Parameters:
         """Allocate a rank's share, all zero."""
         shape = share.shape
         num_layers, num_features, num_columns = shape.num_layers, share.num_features, share.num_columns
+        # In 16 bits a threshold stalls: its steps are far smaller than itself.
+        wide = torch.promote_types(dtype, torch.float32)
         return cls(
             share=share,
             w_enc_LSD=torch.zeros(num_layers, num_features, shape.d_model, dtype=dtype),
             b_enc_LS=torch.zeros(num_layers, num_features, dtype=dtype),
-            threshold_LS=torch.zeros(num_layers, num_features, dtype=dtype) if thresholds else None,
+            threshold_LS=torch.zeros(num_layers, num_features, dtype=wide) if thresholds else None,
             w_dec_PFC=torch.zeros(shape.num_pairs, shape.num_features, num_columns, dtype=dtype),
             b_dec_LC=torch.zeros(num_layers, num_columns, dtype=dtype),
+            w_skip_LCD=torch.zeros(num_layers, num_columns, shape.d_model, dtype=dtype) if skip else None,
         )
 
-    def zeros_like(self) -> Parameters:
-        """Allocate tensors of the same shapes, all zero."""
-        return Parameters.zeros(self.share, thresholds=self.threshold_LS is not None, dtype=self.w_enc_LSD.dtype)
+    def zeros_like(self, *, decoder: bool = True) -> Parameters:
+        """Allocate tensors of the same shapes, all zero; without `decoder`, its weights have no pairs."""
+        zeros = Parameters.zeros(
+            self.share,
+            thresholds=self.threshold_LS is not None,
+            dtype=self.w_enc_LSD.dtype,
+            skip=self.w_skip_LCD is not None,
+        )
+        return zeros if decoder else replace(zeros, w_dec_PFC=zeros.w_dec_PFC[:0].clone())
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor under the name that a checkpoint gives it, in a fixed order."""
@@ -117,7 +148,10 @@ class Parameters:
             yield "threshold", self.threshold_LS
         yield "w_dec", self.w_dec_PFC
         yield "b_dec", self.b_dec_LC
+        if self.w_skip_LCD is not None:
+            yield "w_skip", self.w_skip_LCD
 
     def decoder(self, source: int, target: int) -> Tensor:
         """Return the block [F, C] of a pair of layers, a view."""
-        return self.w_dec_PFC[pair_index(self.share.shape.num_layers, source, target)]
+        shape = self.share.shape
+        return self.w_dec_PFC[pair_index(shape.num_layers, source, target, shape.span)]

@@ -43,6 +43,8 @@ class Workload:
         float_bytes: b; what weft trains in is 4.
         first_moment: Whether Adam's beta1 is above 0.
         preact_loss: Whether the pre-activation loss is on.
+        linear_skip: Whether there is a linear map beside the features.
+        aux_top_k: Dead features that AuxK may list of a token and layer; memory is for as many.
         pool_row_groups: Row groups that a rank mixes.
         row_group_tokens: Tokens of one.
 
@@ -63,6 +65,8 @@ class Workload:
     float_bytes: int = 4
     first_moment: bool = True
     preact_loss: bool = False
+    linear_skip: bool = False
+    aux_top_k: int = 0
     pool_row_groups: int = 4
     row_group_tokens: int = 256
 
@@ -99,8 +103,13 @@ class Workload:
 
     @property
     def jumps(self) -> bool:
-        """Whether features have thresholds, and losses that weigh by decoder norms."""
+        """Whether entries near a threshold are listed too."""
         return self.activation is Activation.JUMP_RELU
+
+    @property
+    def weighs(self) -> bool:
+        """Whether losses, or the ranking of joint TopK, weigh by decoder norms."""
+        return self.activation in (Activation.JUMP_RELU, Activation.RELU, Activation.JOINT_TOP_K)
 
     @property
     def group_tokens(self) -> int:
@@ -127,7 +136,9 @@ class Workload:
         """Entries that one rank lists of a token and layer (`step`): TopK lists its own k before the ranks agree."""
         if self.jumps:
             return min(self.active * (1 + self.near), self.num_features) / self.feature_ranks
-        return min(self.active, self.rank_features)
+        if self.activation is Activation.TOP_K:
+            return min(self.active, self.rank_features)
+        return self.active / self.feature_ranks
 
     @property
     def listed(self) -> float:
@@ -142,12 +153,13 @@ class Workload:
     @property
     def num_encoder_parameters(self) -> int:
         """Encoder, its bias, and thresholds where there are any (`parameters`)."""
-        return self.num_layers * self.num_features * (self.d_model + 1 + self.jumps)
+        return self.num_layers * self.num_features * (self.d_model + 1 + self.activation.has_thresholds)
 
     @property
     def num_decoder_parameters(self) -> int:
-        """All P decoder blocks, and the decoder's bias."""
-        return (self.num_pairs * self.num_features + self.num_layers) * self.d_model
+        """All P decoder blocks, the decoder's bias, and the linear skip where there is one."""
+        skip = self.num_layers * self.d_model if self.linear_skip else 0
+        return (self.num_pairs * self.num_features + self.num_layers + skip) * self.d_model
 
     @property
     def num_parameters(self) -> int:
@@ -174,7 +186,7 @@ class Workload:
     @property
     def transcoder_bytes(self) -> int:
         """An export (`export`): float32, thresholds always."""
-        thresholds = 0 if self.jumps else self.num_layers * self.num_features
+        thresholds = 0 if self.activation.has_thresholds else self.num_layers * self.num_features
         return 4 * (self.num_parameters + thresholds)
 
     def memory(self) -> Memory:
@@ -238,6 +250,8 @@ class Memory:
         listed = round(layers * tokens * work.listed)
         own_listed = round(layers * tokens * work.listed_by_rank)
         kept = round(layers * tokens * work.kept)
+        dead = round(layers * tokens * min(work.aux_top_k, features))
+        rows = 2 if work.aux_top_k else 1
         wire = 2 if features <= 1 << 16 else 4
         # Two int64 indices and the value; JumpReLU keeps the pre-activation too.
         entries = own_listed * (16 + size * (1 + work.jumps))
@@ -245,8 +259,10 @@ class Memory:
         entries += listed * ((wire + _INDEX_BYTES + size) + (2 * _INDEX_BYTES + size) + 2 * size)
         # By feature: token and value; the gradient of the value.
         entries += kept * (_INDEX_BYTES + 2 * size) + layers * (features + 2 * tokens) * _INDEX_BYTES
+        # AuxK's own lists, exchanged ones, and both batches joined.
+        entries += dead * (16 + 2 * (2 * _INDEX_BYTES + 2 * size)) + (kept * (2 * _INDEX_BYTES + size) if dead else 0)
         masks = 3 * tokens * own_features
-        norms = 4 * layers * features * size if work.jumps else 0
+        norms = 4 * layers * features * size if work.weighs else 0
         losses = 4 * preacts if work.preact_loss else 0
         metrics = tokens * columns * (size + _FLOAT64_BYTES) + layers * features * (_FLOAT64_BYTES + _INDEX_BYTES + 1)
         parts = cls(
@@ -254,7 +270,7 @@ class Memory:
             gradients=tensors,
             moments=tensors * (1 + work.first_moment),
             clocks=layers * features * _FLOAT64_BYTES,
-            activations=layers * tokens * (width + 2 * columns) * size
+            activations=layers * tokens * (width + (1 + rows) * columns) * size
             + preacts * (1 + (layers if work.preact_loss else 0)),
             data=batch + num_row_groups * row_group,
             entries=entries,
@@ -298,7 +314,7 @@ class Network:
         return cls(
             inputs=layers * work.rank_tokens * others * (work.d_model + work.rank_columns) * size,
             entries=listed_by_rank * others * (wire + 2 * size) + counts,
-            norms=_ring(weights * size, ranks) + weights // ranks * size * others if work.jumps else 0,
+            norms=_ring(weights * size, ranks) + weights // ranks * size * others if work.weighs else 0,
             gradients=_ring(work.rank_parameters * size, work.data_ranks),
             metrics=_ring(weights * _INDEX_BYTES + layers * (work.rank_columns + 3) * _FLOAT64_BYTES, work.data_ranks)
             + _ring((2 * layers + 3) * _FLOAT64_BYTES, ranks),
@@ -322,7 +338,7 @@ class Flops:
     encode: float
     """One dense product a layer, 2 L F D."""
     decode: float
-    """Decoder rows of active features, their gradients, and the gradients of their values: 6 P K D."""
+    """Decoder rows of active features, their gradients, and the gradients of their values: 6 P K D; the linear skip."""
     encode_backward: float
     """Outer products of listed entries, 2 L K D; dense where the pre-activation loss is on."""
     norms: float
@@ -342,9 +358,10 @@ class Flops:
         rows = 2.0 * work.num_pairs * work.d_model
         return cls(
             encode=dense,
-            decode=rows * (2 * work.active + work.kept),
+            decode=rows * (2 * work.active + work.kept + 3 * work.aux_top_k)
+            + (4.0 * work.num_layers * work.d_model**2 if work.linear_skip else 0.0),
             encode_backward=2.0 * work.num_layers * work.kept * work.d_model + (dense if work.preact_loss else 0.0),
-            norms=2 * rows * work.num_features / work.step_tokens if work.jumps else 0.0,
+            norms=2 * rows * work.num_features / work.step_tokens if work.weighs else 0.0,
             update=14.0 * work.num_parameters * work.data_ranks / work.step_tokens,
         )
 
@@ -400,12 +417,13 @@ class ExportSize:
         num_tokens = min(_CALIBRATION_TOKENS, train_tokens)
         rows = math.ceil(num_tokens / _EXPORT_TOKENS) * _EXPORT_TOKENS
         # The layer, what TopK selects of it, and its sorted values with their int64 indices.
+        counted = work.activation in (Activation.TOP_K, Activation.JOINT_TOP_K)
         calibration = 4 * layers * rows * features + 17 * num_tokens * features
         engine = _EXPORT_TOKENS * (4 * layers * (3 + 2) * width + 7 * features)
         span = work.decoder_span or layers
         return cls(
             parameters=parameters,
-            calibration=0 if work.jumps else calibration,
-            evaluation=(1 if work.jumps else 2) * (parameters + engine),
+            calibration=calibration if counted else 0,
+            evaluation=(2 if counted else 1) * (parameters + engine),
             writing=4 * 2 * span * features * width,
         )

@@ -8,29 +8,45 @@ One training step, shared by the ranks of a mesh; forward and backward by hand, 
    and its part of every value's gradient.
 5. The value gradients return to the features' owners, which compute the encoder's gradients.
 
+With AuxK, what dead features make of the error is a second batch behind the first, from step 2 on (`auxiliary`).
+
 Gradients are means over the tokens of all ranks and are summed over the data axis; results do not depend on the mesh
 beyond rounding.
 Shapes: T tokens of the group, O tokens of one rank, L layers, D d_model, C columns and S features of this rank,
-F features of a layer over all ranks, M entries of this rank.
+F features of a layer over all ranks, M entries of this rank; B rows: T, or 2 T with AuxK.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from weft_clt.auxiliary import dead_candidates, stack_tokens
 from weft_clt.config import Activation, FeatureConfig, LossConfig
 from weft_clt.exchange import Exchanged, OwnEntries, exchange_entries
-from weft_clt.kernels import Kernels
+from weft_clt.gradients import DecoderGradient
+from weft_clt.kernels import DecoderPairs, FeatureLists, Kernels
 from weft_clt.losses import jump_relu_backward, preact_loss, sparsity_loss
 from weft_clt.mesh import Mesh
 from weft_clt.parameters import Parameters
+from weft_clt.selection import (
+    JointCandidates,
+    batch_candidates,
+    entry_tokens,
+    keep_entries,
+    kth_largest,
+    row_candidates,
+)
 from weft_common.errors import ShapeError
 
 __all__ = ["Forward", "Losses", "StepEngine"]
+
+_FLOOR_SHARE = 0.8
+"""Of the smallest value that BatchTopK kept of a layer: where it begins to look in the next step."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class Losses:
 
     sparsity: float
     preact: float
+    aux: float
 
 
 @dataclass(frozen=True)
@@ -49,8 +66,24 @@ class Forward:
     targets_LTC: Tensor
     error_LTC: Tensor
     """Prediction minus target, in this rank's columns."""
+    error_LBC: Tensor
+    """The same and, behind it, what AuxK still leaves of it."""
     own_L: list[OwnEntries]
     exchanged: Exchanged
+    lists: FeatureLists
+    """The joint lists of all rows, by feature."""
+    norms_LF: Tensor | None
+    """Norms of decoder rows, where something is weighed by them."""
+    bound_L: Tensor | None = None
+    """The smallest value that BatchTopK kept of each layer of the step; 0 where it kept all that is positive."""
+    dead_own_L: list[OwnEntries] | None = None
+    dead: Exchanged | None = None
+    """AuxK's lists."""
+
+
+def _shaped(buffer: Tensor, *shape: int) -> Tensor:
+    """Return the first elements of a buffer as a contiguous tensor."""
+    return buffer[: math.prod(shape)].view(shape)
 
 
 class StepEngine:
@@ -73,14 +106,26 @@ class StepEngine:
     ) -> None:
         self.params, self.mesh, self.kernels = params, mesh, kernels
         self.features, self.loss = features, loss
+        self.decoder_grads: DecoderGradient | None = None
         share, dtype = params.share, params.w_enc_LSD.dtype
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
         if group_tokens % ranks:
             raise ShapeError(f"{group_tokens} tokens cannot be split evenly over {ranks} ranks; change one of the two.")
-        self._inputs_LTD = torch.empty(num_layers, group_tokens, d_model, dtype=dtype)
-        self._targets_LTC = torch.empty(num_layers, group_tokens, share.num_columns, dtype=dtype)
-        self._error_LTC = torch.empty_like(self._targets_LTC)
-        self._preact_TS = torch.empty(group_tokens, share.num_features, dtype=dtype)
+        self._group_tokens = group_tokens
+        # One rank works on what it is given.
+        gathered_tokens = group_tokens if ranks > 1 else 0
+        self._inputs = torch.empty(num_layers * gathered_tokens * d_model, dtype=dtype)
+        self._targets = torch.empty(num_layers * gathered_tokens * share.num_columns, dtype=dtype)
+        rows = group_tokens * (2 if loss.aux_top_k else 1)
+        self._error = torch.empty(num_layers * rows * share.num_columns, dtype=dtype)
+        moved = loss.aux_top_k or params.w_skip_LCD is not None
+        self._wanted = torch.empty(self._error.shape[0] if moved else 0, dtype=dtype)
+        self._pairs = DecoderPairs.of(
+            num_layers, [(source, target) for source in range(num_layers) for target in share.shape.targets(source)]
+        )
+        self._floor_L = [0.0] * num_layers
+        """Below what BatchTopK kept of a layer lately; only a guess, which saves time."""
+        self._preact_TS: Tensor | None = None
         self._keeps_preacts = loss.preact_coeff > 0
         kept_layers = num_layers if self._keeps_preacts else 0
         self._preact_LTS = torch.empty(kept_layers, group_tokens, share.num_features, dtype=dtype)
@@ -88,7 +133,8 @@ class StepEngine:
     @cached_property
     def grads(self) -> Parameters:
         """Gradients, allocated by the first step: whoever only evaluates has none."""
-        return self.params.zeros_like()
+        # Only a sum over the data axis needs the decoder's gradient in memory.
+        return self.params.zeros_like(decoder=self.mesh.data.size > 1)
 
     @property
     def _has_norms(self) -> bool:
@@ -103,11 +149,15 @@ class StepEngine:
         axis, share = self.mesh.feature, self.params.share
         rank_tokens = inputs_LOD.shape[1]
         group_tokens = rank_tokens * axis.size
-        if group_tokens > self._inputs_LTD.shape[1]:
-            raise ShapeError(f"{group_tokens} tokens were given; the engine was made for {self._inputs_LTD.shape[1]}.")
-        inputs_LTD, targets_LTC = self._inputs_LTD[:, :group_tokens], self._targets_LTC[:, :group_tokens]
+        if group_tokens > self._group_tokens:
+            raise ShapeError(f"{group_tokens} tokens were given; the engine was made for {self._group_tokens}.")
+        if axis.size == 1:
+            return inputs_LOD.contiguous(), targets_LOD.contiguous()
+        num_layers = inputs_LOD.shape[0]
+        inputs_LTD = _shaped(self._inputs, num_layers, group_tokens, inputs_LOD.shape[2])
+        targets_LTC = _shaped(self._targets, num_layers, group_tokens, share.num_columns)
         rows = [rank_tokens] * axis.size
-        for layer in range(inputs_LOD.shape[0]):
+        for layer in range(num_layers):
             axis.gather_into(inputs_LTD[layer], inputs_LOD[layer].contiguous())
             by_rank_ROC = targets_LOD[layer].view(rank_tokens, axis.size, share.num_columns).transpose(0, 1)
             axis.exchange(
@@ -118,49 +168,174 @@ class StepEngine:
             )
         return inputs_LTD, targets_LTC
 
-    def forward(self, inputs_LTD: Tensor, targets_LTC: Tensor, *, near: bool = True) -> Forward:
+    def forward(
+        self, inputs_LTD: Tensor, targets_LTC: Tensor, *, near: bool = True, dead_LF: Tensor | None = None
+    ) -> Forward:
         """
         Encode, exchange and decode.
 
         Args:
-            near: Also list the entries near their threshold, which only the backward pass needs.
+            near: In training: list what only the backward pass needs, and let BatchTopK choose among the step's tokens.
+            dead_LF: Features that AuxK is to revive, the same on every rank; None where there are none.
         """
         share, shape = self.params.share, self.params.share.shape
-        own_L = [self._encode(layer, inputs_LTD[layer], near=near) for layer in range(shape.num_layers)]
-        exchanged = exchange_entries(
+        num_tokens, activation = inputs_LTD.shape[1], self.features.activation
+        norms_LF = None
+        if activation is Activation.JOINT_TOP_K or (near and self._has_norms):
+            norms_LF = self._norms()
+        joint = JointCandidates.empty(num_tokens, self.features.top_k * shape.num_layers, inputs_LTD)
+        own_L: list[OwnEntries] = []
+        dead_own_L: list[OwnEntries] = []
+        for layer in range(shape.num_layers):
+            inputs_TD = inputs_LTD[layer]
+            if dead_LF is None and self._lists_alone(near=near):
+                own_L.append(self._encode(layer, inputs_TD, near=near))
+                continue
+            preact_TS = self._preacts(layer, inputs_TD, keep=near)
+            if activation is Activation.JOINT_TOP_K and norms_LF is not None:
+                own_L.append(joint.add(preact_TS, norms_LF[layer, share.features]))
+            else:
+                own_L.append(self._listed(layer, preact_TS, near=near))
+            if dead_LF is not None:
+                dead_own_L.append(dead_candidates(preact_TS, dead_LF[layer, share.features], self.loss.aux_top_k))
+        bound_L = None
+        if activation is Activation.JOINT_TOP_K and norms_LF is not None:
+            own_L = self._joint_best(own_L, norms_LF, num_tokens)
+        elif activation is Activation.BATCH_TOP_K and near:
+            own_L, bound_L = self._batch_best(own_L, num_tokens)
+        exchanged = self._exchange(own_L, self.features.top_k if activation is Activation.TOP_K else 0)
+        dead = self._exchange(dead_own_L, self.loss.aux_top_k) if dead_LF is not None else None
+        layers = exchanged.layers
+        if dead is not None:
+            # The dead features' slots lie behind the others'.
+            num_slots = sum(exchanged.sizes_R)
+            shifted = [replace(layer, slot_N=layer.slot_N + num_slots) for layer in dead.layers]
+            layers = [stack_tokens(*both) for both in zip(exchanged.layers, shifted, strict=True)]
+        lists = FeatureLists.of(layers)
+        error_LBC = _shaped(self._error, shape.num_layers, layers[0].num_tokens, share.num_columns)
+        self._decode(inputs_LTD, targets_LTC, lists, error_LBC)
+        error_LTC = error_LBC[:, :num_tokens]
+        return Forward(
+            inputs_LTD, targets_LTC, error_LTC, error_LBC, own_L, exchanged, lists, norms_LF, bound_L, dead_own_L, dead
+        )
+
+    def _decode(self, inputs_LTD: Tensor, targets_LTC: Tensor, lists: FeatureLists, error_LBC: Tensor) -> None:
+        """Write prediction minus target, then what AuxK predicts plus that: its error against the error's negative."""
+        params, num_tokens = self.params, inputs_LTD.shape[1]
+        wanted_LBC = targets_LTC
+        if self._wanted.shape[0]:
+            wanted_LBC = _shaped(self._wanted, *error_LBC.shape)
+            wanted_LBC[:, :num_tokens] = targets_LTC
+            wanted_LBC[:, num_tokens:] = params.b_dec_LC[:, None]  # so that AuxK predicts without it
+            if params.w_skip_LCD is not None:
+                for target in range(params.share.shape.num_layers):
+                    skip_DC = params.w_skip_LCD[target].T
+                    wanted_LBC[target, :num_tokens].addmm_(inputs_LTD[target], skip_DC, alpha=-1)
+        self.kernels.decode_pass(lists, self._pairs, params.w_dec_PFC, params.b_dec_LC, wanted_LBC, error_LBC)
+        if error_LBC.shape[1] > num_tokens:
+            error_LBC[:, num_tokens:] += error_LBC[:, :num_tokens]
+
+    def _exchange(self, own_L: list[OwnEntries], top_k: int) -> Exchanged:
+        share = self.params.share
+        return exchange_entries(
             own_L,
             self.mesh.feature,
             self.kernels,
-            num_features=shape.num_features,
+            num_features=share.shape.num_features,
             rank_features=share.num_features,
-            top_k=self.features.top_k if self.features.activation is Activation.TOP_K else 0,
+            top_k=top_k,
         )
-        error_LTC = self._error_LTC[:, : inputs_LTD.shape[1]]
-        for target in range(shape.num_layers):
-            torch.sub(self.params.b_dec_LC[target], targets_LTC[target], out=error_LTC[target])
-            for source in range(target + 1):
-                self.kernels.decode(exchanged.layers[source], self.params.decoder(source, target), error_LTC[target])
-        return Forward(inputs_LTD, targets_LTC, error_LTC, own_L, exchanged)
+
+    def _lists_alone(self, *, near: bool) -> bool:
+        """Whether a layer's entries can be listed without all its pre-activations side by side."""
+        activation = self.features.activation
+        return activation is not Activation.JOINT_TOP_K and not (activation is Activation.BATCH_TOP_K and near)
 
     def _encode(self, layer: int, inputs_TD: Tensor, *, near: bool) -> OwnEntries:
         params, config = self.params, self.features
+        jumps, top_k = config.activation is Activation.JUMP_RELU, config.activation is Activation.TOP_K
+        threshold_S = torch.zeros_like(params.b_enc_LS[layer])
+        if params.threshold_LS is not None:
+            threshold_S = params.threshold_LS[layer]
+        bound_S = threshold_S - config.bandwidth / 2 if near and jumps else threshold_S
         keep = self._keeps_preacts and near
-        preact_TS = (self._preact_LTS[layer] if keep else self._preact_TS)[: inputs_TD.shape[0]]
-        torch.addmm(params.b_enc_LS[layer], inputs_TD, params.w_enc_LSD[layer].T, out=preact_TS)
-        if params.threshold_LS is None:
-            most = min(config.top_k, preact_TS.shape[1])
-            smallest_T1 = torch.topk(preact_TS, most, dim=1, sorted=False).values.amin(1, keepdim=True)
-            listed_TS = (preact_TS >= smallest_T1) & (preact_TS > 0)
+        counts_T, feature_M, value_M = self.kernels.encode(
+            inputs_TD, params.w_enc_LSD[layer], params.b_enc_LS[layer], None if top_k else bound_S, config.top_k,
+            self._preact_LTS[layer, : inputs_TD.shape[0]] if keep else None,
+        )  # fmt: skip
+        if not jumps:
+            return OwnEntries(counts_T, feature_M, value_M)
+        return OwnEntries(counts_T, feature_M, value_M * (value_M > threshold_S[feature_M]), value_M)
+
+    def _preacts(self, layer: int, inputs_TD: Tensor, *, keep: bool) -> Tensor:
+        params = self.params
+        if self._keeps_preacts and keep:
+            own = self._preact_LTS[layer]
         else:
-            bound_S = params.threshold_LS[layer]
-            listed_TS = preact_TS > (bound_S - config.bandwidth / 2 if near else bound_S)
+            if self._preact_TS is None:
+                self._preact_TS = inputs_TD.new_empty(self._group_tokens, params.share.num_features)
+            own = self._preact_TS
+        preact_TS = own[: inputs_TD.shape[0]]
+        return torch.addmm(params.b_enc_LS[layer], inputs_TD, params.w_enc_LSD[layer].T, out=preact_TS)
+
+    def _listed(self, layer: int, preact_TS: Tensor, *, near: bool) -> OwnEntries:
+        """List what this rank's features have to offer, as far as one layer can tell."""
+        config, activation = self.features, self.features.activation
+        if activation is Activation.TOP_K:
+            return row_candidates(preact_TS, config.top_k)
+        if activation is Activation.BATCH_TOP_K and near:
+            most = config.top_k * preact_TS.shape[0] * self.mesh.data.size
+            own, smallest = batch_candidates(preact_TS, most, self._floor_L[layer])
+            self._floor_L[layer] = _FLOOR_SHARE * smallest
+            return own
+        jumps = activation is Activation.JUMP_RELU
+        bound_S = preact_TS.new_zeros(()) if self.params.threshold_LS is None else self.params.threshold_LS[layer]
+        listed_TS = preact_TS > (bound_S - config.bandwidth / 2 if near and jumps else bound_S)
         counts_T = listed_TS.sum(1, dtype=torch.int32)
         _, feature_M = torch.nonzero(listed_TS, as_tuple=True)
         value_M = preact_TS[listed_TS]
-        if params.threshold_LS is None:
+        if not jumps:
             return OwnEntries(counts_T, feature_M, value_M)
-        active_M = value_M > params.threshold_LS[layer][feature_M]
-        return OwnEntries(counts_T, feature_M, value_M * active_M, value_M)
+        return OwnEntries(counts_T, feature_M, value_M * (value_M > bound_S[feature_M]), value_M)
+
+    def _batch_best(self, own_L: list[OwnEntries], num_tokens: int) -> tuple[list[OwnEntries], Tensor]:
+        """
+        Keep the largest k x tokens of each layer over all ranks; also return the smallest value kept.
+
+        Collectives: one sum of L x 256 counts a byte of a value, on both axes.
+        """
+        layer_M = torch.repeat_interleave(
+            torch.arange(len(own_L)), torch.tensor([own.value_M.shape[0] for own in own_L])
+        )
+        bound_L = kth_largest(
+            torch.cat([own.value_M for own in own_L]),
+            layer_M,
+            self.features.top_k * num_tokens * self.mesh.data.size,
+            num_groups=len(own_L),
+            sum_=lambda counts: self.mesh.data.sum_(self.mesh.feature.sum_(counts)),
+        )
+        return [keep_entries(own, own.value_M >= bound) for own, bound in zip(own_L, bound_L, strict=True)], bound_L
+
+    def _joint_best(self, own_L: list[OwnEntries], norms_LF: Tensor, num_tokens: int) -> list[OwnEntries]:
+        """
+        Keep the largest k x layers of each token over all layers and ranks, by value times norm.
+
+        Collectives: one sum of T x 256 counts a byte of a value, on the feature axis.
+        """
+        norms_LS = norms_LF[:, self.params.share.features]
+        score_L = [own.value_M * norms_S[own.feature_M] for own, norms_S in zip(own_L, norms_LS, strict=True)]
+        token_L = [entry_tokens(own.counts_T) for own in own_L]
+        bound_T = kth_largest(
+            torch.cat(score_L),
+            torch.cat(token_L),
+            self.features.top_k * len(own_L),
+            num_groups=num_tokens,
+            sum_=self.mesh.feature.sum_,
+        )
+        return [
+            keep_entries(own, score_M >= bound_T[token_M])
+            for own, score_M, token_M in zip(own_L, score_L, token_L, strict=True)
+        ]
 
     def backward(self, forward: Forward, *, step_tokens: int, sparsity_coeff: float) -> Losses:
         """
@@ -172,33 +347,42 @@ class StepEngine:
         Collectives: one exchange on the feature axis; with norms, two reductions more; all gradients on the data axis.
         """
         params, grads, shape = self.params, self.grads, self.params.share.shape
-        forward.error_LTC.mul_(2.0 / step_tokens)
-        grad_value_L = [torch.zeros_like(layer.value_N) for layer in forward.exchanged.layers]
-        for target in range(shape.num_layers):
-            torch.sum(forward.error_LTC[target], 0, out=grads.b_dec_LC[target])
-            for source in range(target + 1):
-                self.kernels.decode_backward(
-                    forward.exchanged.layers[source],
-                    params.decoder(source, target),
-                    forward.error_LTC[target],
-                    grad_value_L[source],
-                    grads.decoder(source, target),
-                )
-        grad_own_L = forward.exchanged.return_gradients(grad_value_L, self.mesh.feature)
-        norms_LF = self._norms() if self._has_norms else None
+        error_LTC, inputs_LTD = forward.error_LTC, forward.inputs_LTD
+        left_LTC = forward.error_LBC[:, error_LTC.shape[1] :]
+        aux = self.loss.aux_coeff / step_tokens * float(left_LTC.square().sum())
+        error_LTC.mul_(2.0 / step_tokens)
+        left_LTC.mul_(2.0 * self.loss.aux_coeff / step_tokens)
+        num_slots = sum(forward.exchanged.sizes_R)
+        num_dead_slots = sum(forward.dead.sizes_R) if forward.dead is not None else 0
+        grad_slots = error_LTC.new_zeros(num_slots + num_dead_slots)
+        decoder = DecoderGradient(self.kernels, params, self._pairs, forward.lists, forward.error_LBC)
+        decoder.back_to_values(grad_slots, grads.b_dec_LC)
+        if left_LTC.shape[1]:
+            torch.sum(error_LTC, 1, out=grads.b_dec_LC)  # what AuxK predicts has no bias
+        if grads.w_skip_LCD is not None:
+            torch.bmm(error_LTC.transpose(1, 2), inputs_LTD, out=grads.w_skip_LCD)
+        grad_own_L = forward.exchanged.return_gradients(grad_slots[:num_slots], self.mesh.feature)
+        norms_LF = forward.norms_LF if self._has_norms else None
         grad_norms_LS = torch.zeros_like(params.b_enc_LS)
-        losses = Losses(0.0, 0.0)
+        losses = Losses(0.0, 0.0, aux)
         grads.w_enc_LSD.zero_()
         for layer in range(shape.num_layers):
             norms_S = norms_LF[layer, params.share.features] if norms_LF is not None else None
             part = self._encode_backward(
                 layer, forward, grad_own_L[layer], norms_S, grad_norms_LS[layer], step_tokens, sparsity_coeff
             )
-            losses = Losses(losses.sparsity + part.sparsity, losses.preact + part.preact)
+            losses = Losses(losses.sparsity + part.sparsity, losses.preact + part.preact, aux)
         if norms_LF is not None:
-            self._norms_backward(norms_LF, grad_norms_LS)
-        for _, grad in grads.named():
-            self.mesh.data.sum_(grad)
+            self._norms_backward(decoder, norms_LF, grad_norms_LS)
+        if forward.dead is not None and forward.dead_own_L is not None:
+            grad_dead_L = forward.dead.return_gradients(grad_slots[num_slots:], self.mesh.feature)
+            for layer, grad_M in enumerate(grad_dead_L):
+                self._add_encoder_grads(layer, forward.dead_own_L[layer], grad_M, inputs_LTD[layer])
+        if self.mesh.data.size > 1:
+            decoder.write(grads.w_dec_PFC)
+            for _, grad in grads.named():
+                self.mesh.data.sum_(grad)
+        self.decoder_grads = decoder if self.mesh.data.size == 1 else None
         return losses
 
     def _norms(self) -> Tensor:
@@ -206,20 +390,14 @@ class StepEngine:
         shape = self.params.share.shape
         squares_LF = self.params.w_dec_PFC.new_zeros(shape.num_layers, shape.num_features)
         for source in range(shape.num_layers):
-            for target in range(source, shape.num_layers):
+            for target in shape.targets(source):
                 self.kernels.add_row_squares(self.params.decoder(source, target), squares_LF[source])
         return self.mesh.feature.sum_(squares_LF).sqrt_()
 
-    def _norms_backward(self, norms_LF: Tensor, grad_norms_LS: Tensor) -> None:
+    def _norms_backward(self, decoder: DecoderGradient, norms_LF: Tensor, grad_norms_LS: Tensor) -> None:
         """Take the gradients of the norms to the decoder: d norm / d row = row / norm."""
-        num_layers = norms_LF.shape[0]
         grad_norms_LF = self.mesh.feature.gather(grad_norms_LS).transpose(0, 1).reshape(norms_LF.shape)
-        coeff_LF = torch.where(norms_LF > 0, grad_norms_LF / norms_LF, torch.zeros_like(norms_LF))
-        for source in range(num_layers):
-            for target in range(source, num_layers):
-                self.kernels.add_scaled_rows(
-                    coeff_LF[source], self.params.decoder(source, target), self.grads.decoder(source, target)
-                )
+        decoder.add_norms(norms_LF, grad_norms_LF, self.mesh.feature.size)
 
     def _encode_backward(
         self,
@@ -233,15 +411,16 @@ class StepEngine:
     ) -> Losses:
         params, grads, own = self.params, self.grads, forward.own_L[layer]
         inputs_TD, feature_M = forward.inputs_LTD[layer], own.feature_M
-        grad_preact_M, sparsity, preact = grad_acts_M, 0.0, 0.0
-        if params.threshold_LS is not None and grads.threshold_LS is not None and own.preact_M is not None:
-            if norms_S is not None and sparsity_coeff > 0:
-                loss = sparsity_loss(
-                    own.value_M, feature_M, norms_S, scale=self.loss.sparsity_scale, coeff=sparsity_coeff / step_tokens
-                )
-                sparsity = float(loss.value)
-                grad_acts_M = grad_acts_M + loss.grad_acts_M
-                grad_norms_S += loss.grad_norms_S
+        sparsity, preact = 0.0, 0.0
+        if norms_S is not None and sparsity_coeff > 0:
+            loss = sparsity_loss(
+                own.value_M, feature_M, norms_S, scale=self.loss.sparsity_scale, coeff=sparsity_coeff / step_tokens
+            )
+            sparsity = float(loss.value)
+            grad_acts_M = grad_acts_M + loss.grad_acts_M
+            grad_norms_S += loss.grad_norms_S
+        grad_preact_M = grad_acts_M
+        if own.preact_M is not None and params.threshold_LS is not None and grads.threshold_LS is not None:
             grad_preact_M, grad_threshold_M = jump_relu_backward(
                 own.preact_M,
                 params.threshold_LS[layer][feature_M],
@@ -250,21 +429,27 @@ class StepEngine:
                 through_threshold=self.features.gradient_through_threshold,
             )
             grads.threshold_LS[layer].zero_().index_add_(0, feature_M, grad_threshold_M)
-        grads.b_enc_LS[layer].zero_().index_add_(0, feature_M, grad_preact_M)
-        self.kernels.encode_backward(
-            own.counts_T, feature_M, grad_preact_M.contiguous(), inputs_TD, grads.w_enc_LSD[layer]
-        )
-        if self._keeps_preacts and params.threshold_LS is not None and grads.threshold_LS is not None:
+        grads.b_enc_LS[layer].zero_()
+        self._add_encoder_grads(layer, own, grad_preact_M, inputs_TD)
+        if self._keeps_preacts:
             assert norms_S is not None
+            threshold_S = params.threshold_LS[layer] if params.threshold_LS is not None else torch.zeros_like(norms_S)
             part = preact_loss(
                 self._preact_LTS[layer, : inputs_TD.shape[0]],
-                params.threshold_LS[layer],
+                threshold_S,
                 norms_S,
                 coeff=self.loss.preact_coeff / step_tokens,
             )
             preact = float(part.value)
-            grads.threshold_LS[layer] += part.grad_threshold_S
+            if grads.threshold_LS is not None:
+                grads.threshold_LS[layer] += part.grad_threshold_S
             grads.b_enc_LS[layer] += part.grad_preact_TS.sum(0)
             grads.w_enc_LSD[layer].addmm_(part.grad_preact_TS.T, inputs_TD)
             grad_norms_S += part.grad_norms_S
-        return Losses(sparsity, preact)
+        return Losses(sparsity, preact, 0.0)
+
+    def _add_encoder_grads(self, layer: int, own: OwnEntries, grad_preact_M: Tensor, inputs_TD: Tensor) -> None:
+        self.grads.b_enc_LS[layer].index_add_(0, own.feature_M, grad_preact_M)
+        self.kernels.encode_backward(
+            own.counts_T, own.feature_M, grad_preact_M.contiguous(), inputs_TD, self.grads.w_enc_LSD[layer]
+        )

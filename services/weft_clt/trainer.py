@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft_clt.config import Activation, TrainingConfig
+from weft_clt.config import TrainingConfig
 from weft_clt.initial import calibrate_biases, initial_parameters
 from weft_clt.kernels import Kernels
 from weft_clt.mesh import Mesh
@@ -22,9 +22,12 @@ from weft_clt.normalization import Normalization
 from weft_clt.optimizer import Adam
 from weft_clt.parameters import Shape, Share
 from weft_clt.schedule import learning_rate, sparsity_coeff
-from weft_clt.step import StepEngine
+from weft_clt.step import Forward, StepEngine
 
 __all__ = ["Batch", "Trainer"]
+
+RUNNING_SHARE = 0.01
+"""Weight of a step in BatchTopK's running threshold, once 100 steps have shared it evenly."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Trainer:
     ) -> None:
         config.check_shape(num_layers, d_model)
         self.config, self.mesh, self.dtype = config, mesh, dtype
-        shape = Shape(num_layers, config.features.num_features, d_model)
+        shape = Shape(num_layers, config.features.num_features, d_model, config.features.decoder_span)
         self.share = Share(shape, mesh.feature.rank, mesh.feature.size)
         self.params = initial_parameters(
             self.share, config.features, normalization, seed=config.batch.seed, dtype=dtype
@@ -95,32 +98,32 @@ class Trainer:
         config, step = self.config, self.step + 1
         step_tokens, num_steps = config.batch.step_tokens, config.batch.num_steps
         inputs_LTD, targets_LTC = self.engine.gather(batch.inputs_LOD, batch.targets_LOD)
-        if step == 1 and config.features.activation is Activation.JUMP_RELU:
+        if step == 1 and not config.features.activation.counts:
             calibrate_biases(self.params, inputs_LTD, self.mesh)
-        forward = self.engine.forward(inputs_LTD, targets_LTC)
+        forward = self.engine.forward(inputs_LTD, targets_LTC, dead_LF=self._dead())
         sums = ReconstructionSums(self.share, self._centre_LC)
         sums.add(forward.error_LTC, targets_LTC, forward.exchanged)
         losses = self.engine.backward(
             forward, step_tokens=step_tokens, sparsity_coeff=sparsity_coeff(config.loss, step, num_steps)
         )
         rate = learning_rate(config.optimizer, step, num_steps)
-        norm = self.adam.update(self.engine.grads, step=step, learning_rate=rate)
-        if self.params.threshold_LS is not None:
-            self.params.threshold_LS.clamp_(min=0)
+        norm = self.adam.update(self.engine.grads, self.engine.decoder_grads, step=step, learning_rate=rate)
+        self._move_thresholds(forward, step)
         self.step = step
 
         reduced = sums.reduced(self.mesh)
-        parts = torch.tensor([losses.sparsity, losses.preact], dtype=torch.float64)
-        sparsity, preact = self.mesh.data.sum_(self.mesh.feature.sum_(parts)).tolist()
+        parts = torch.tensor([losses.sparsity, losses.preact, losses.aux], dtype=torch.float64)
+        sparsity, preact, aux = self.mesh.data.sum_(self.mesh.feature.sum_(parts)).tolist()
         reconstruction = reduced.reconstruction_loss()
         wall_s = time.perf_counter() - start_s + data_wait_s
         return StepMetrics(
             step=step,
             tokens=step * step_tokens,
-            loss=reconstruction + sparsity + preact,
+            loss=reconstruction + sparsity + preact + aux,
             reconstruction_loss=reconstruction,
             sparsity_loss=sparsity,
             preact_loss=preact,
+            aux_loss=aux,
             l0=float(reduced.active_L.mean()) / reduced.tokens,
             explained_variance=float(reduced.explained_variance_by_layer().mean()),
             dead_share=self.clock.advance(reduced.fired_LF, step_tokens),
@@ -130,6 +133,22 @@ class Trainer:
             data_wait_share=data_wait_s / wall_s,
             sent_bytes_per_token=(self.mesh.sent_bytes - sent_bytes) / step_tokens,
         )
+
+    def _dead(self) -> Tensor | None:
+        """Which features AuxK is to revive; None where there are none, on all ranks alike."""
+        if not self.config.loss.aux_top_k:
+            return None
+        dead_LF = self.clock.silent_tokens_LF >= self.config.batch.dead_after_tokens
+        return dead_LF if dead_LF.any() else None
+
+    def _move_thresholds(self, forward: Forward, step: int) -> None:
+        """Keep JumpReLU's thresholds from falling below 0; let BatchTopK's follow what it kept."""
+        threshold_LS = self.params.threshold_LS
+        if threshold_LS is None:
+            return
+        if forward.bound_L is not None:
+            threshold_LS.lerp_(forward.bound_L[:, None].to(threshold_LS.dtype), max(1 / step, RUNNING_SHARE))
+        threshold_LS.clamp_(min=0)
 
     def evaluate(self, batches: Iterator[Batch], num_batches: int) -> Evaluation:
         """

@@ -8,6 +8,7 @@ import asyncio
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -92,11 +93,18 @@ class Server:
 
     Between `start` and `serve`, and again from `drain` on, health says NOT_SERVING; calls that come too early are
     answered UNAVAILABLE, which clients retry.
+
+    Args:
+        name: The service's.
+        settings: Its own.
+        standby: Set while this replica waits for its turn behind another that serves: /readyz then says ready, so that
+            whoever keeps count of ready replicas counts it, though health still says NOT_SERVING.
     """
 
-    def __init__(self, name: str, settings: ServiceSettings) -> None:
+    def __init__(self, name: str, settings: ServiceSettings, standby: threading.Event | None = None) -> None:
         self.name = name
         self.settings = settings
+        self._standby = standby or threading.Event()
         self.port = 0
         self.metrics_port = 0
         self.admission = Admission(settings.max_inflight_bytes, settings.max_concurrent_rpcs)
@@ -122,7 +130,7 @@ class Server:
         """
         settings = self.settings
         try:
-            self._metrics = MetricsServer(settings.host, settings.metrics_port, lambda: self._gate.ready)
+            self._metrics = MetricsServer(settings.host, settings.metrics_port, self._is_ready)
         except OSError as error:
             raise self._taken("metrics_port", error) from None
         self.metrics_port = self._metrics.port
@@ -164,6 +172,7 @@ class Server:
     async def drain(self, grace_s: float | None = None) -> None:
         """Say NOT_SERVING, take no new calls, and give open ones `drain_s` to end; then cancel them."""
         self._gate.ready = False
+        self._standby.clear()
         await self._health.enter_graceful_shutdown()
         if self._grpc is not None:
             await self._grpc.stop(self.settings.drain_s if grace_s is None else grace_s)
@@ -175,6 +184,9 @@ class Server:
             await asyncio.to_thread(self._metrics.close)
             self._metrics = None
         await asyncio.to_thread(self.tracing.close)
+
+    def _is_ready(self) -> bool:
+        return self._gate.ready or self._standby.is_set()
 
     def _probe_port(self) -> None:
         """Ask the system for the port first: gRPC reports a failed bind without its reason."""
@@ -226,6 +238,7 @@ def run_service(
     name: str,
     settings: ServiceSettings,
     build: Callable[[], AbstractAsyncContextManager[Sequence[Registration]]],
+    standby: threading.Event | None = None,
 ) -> None:
     """
     Serve until SIGTERM or SIGINT, drain, and return; the whole of a service's `__main__` after its settings.
@@ -235,12 +248,13 @@ def run_service(
         settings: Read by `load_settings`.
         build: Opens what the service needs and gives its registrations; closed after the drain. Until it is entered,
             health says NOT_SERVING.
+        standby: As `Server` has it, for services of which one replica serves at a time.
 
     Raises:
         SystemExit: With 1, 2 or 3, as the module says.
     """
     configure_logging(name, settings.log_level, settings.log_format)
-    code = asyncio.run(_run(name, settings, build))
+    code = asyncio.run(_run(name, settings, build, standby))
     if code:
         raise SystemExit(code)
 
@@ -249,8 +263,9 @@ async def _run(
     name: str,
     settings: ServiceSettings,
     build: Callable[[], AbstractAsyncContextManager[Sequence[Registration]]],
+    standby: threading.Event | None,
 ) -> int:
-    server = Server(name, settings)
+    server = Server(name, settings, standby)
     server.tracing.make_global()
     stop = _StopSignals(server)
     try:

@@ -143,6 +143,13 @@ class BucketSettings(BaseSettings):
     """Access key of an s3 bucket."""
     bucket_secret_key: SecretStr | None = None
     """Secret key of an s3 bucket."""
+    bucket_ca: Path | None = None
+    """PEM file of the authority that the certificate of an s3+https bucket comes from; the system's own where unset."""
+
+    @field_validator("bucket_ca")
+    @classmethod
+    def _authority_is_readable(cls, path: Path | None) -> Path | None:
+        return check_pem_file(path)
 
     @model_validator(mode="after")
     def _bucket_is_complete(self) -> Self:
@@ -164,6 +171,11 @@ class BucketSettings(BaseSettings):
             raise ValueError(
                 f"{variable_name(type(self), 'bucket_access_key')} and "
                 f"{variable_name(type(self), 'bucket_secret_key')} go together; set both or neither"
+            )
+        if self.bucket_ca is not None and url.scheme != "s3+https":
+            raise ValueError(
+                f"{variable_name(type(self), 'bucket_ca')} is for a bucket with TLS, but {variable} is "
+                f"{self.bucket_url!r}; give s3+https://host/bucket, or unset it"
             )
         return self
 

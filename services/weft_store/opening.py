@@ -12,7 +12,9 @@ _FORMS = (
 )
 
 
-def open_store(url: str, access_key: str | None = None, secret_key: str | None = None) -> ObjectStore:
+def open_store(
+    url: str, access_key: str | None = None, secret_key: str | None = None, *, ca: Path | None = None
+) -> ObjectStore:
     """
     Open the bucket that a URL names; its requests are metered.
 
@@ -21,14 +23,15 @@ def open_store(url: str, access_key: str | None = None, secret_key: str | None =
             and, if wanted, a prefix before every key and `?region=NAME`.
         access_key: For S3; without keys, requests are anonymous.
         secret_key: Goes with the access key.
+        ca: PEM file of the authority to trust, for `s3+https://`; the system's own where None.
 
     Raises:
-        InvalidArgumentError: The URL is none of these, or one key is missing.
+        InvalidArgumentError: The URL is none of these, one key is missing, or the file holds no certificate.
     """
-    return MeteredObjectStore(_open(url, access_key, secret_key))
+    return MeteredObjectStore(_open(url, access_key, secret_key, ca))
 
 
-def _open(url: str, access_key: str | None, secret_key: str | None) -> ObjectStore:
+def _open(url: str, access_key: str | None, secret_key: str | None, ca: Path | None) -> ObjectStore:
     parts = urlsplit(url)
     if parts.scheme == "file":
         folder = Path(unquote(parts.path))
@@ -57,6 +60,7 @@ def _open(url: str, access_key: str | None, secret_key: str | None) -> ObjectSto
             access_key=access_key,
             secret_key=secret_key,
             region=parse_qs(parts.query).get("region", [None])[0],
+            ca=ca,
         )
     raise _refusal(url, "the scheme is unknown")
 

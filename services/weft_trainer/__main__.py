@@ -1,6 +1,7 @@
 """The trainer service: `python -m weft_trainer`."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -51,11 +52,20 @@ def _secret(value: object) -> str:
 
 @asynccontextmanager
 async def build(
-    settings: TrainerSettings, worker_module: str = "weft_trainer.worker"
+    settings: TrainerSettings,
+    worker_module: str = "weft_trainer.worker",
+    standby: threading.Event | None = None,
 ) -> AsyncIterator[Sequence[Registration]]:
-    """Open all that the service needs, in the order in which it is closed again backwards."""
+    """
+    Open all that the service needs, in the order in which it is closed again backwards.
+
+    Args:
+        settings: Of the trainer.
+        worker_module: What a rank runs.
+        standby: Set while another replica leads.
+    """
     async with AsyncExitStack() as stack:
-        launcher = await stack.enter_async_context(open_launcher(settings))
+        launcher = await stack.enter_async_context(open_launcher(settings, standby or threading.Event()))
         yield await stack.enter_async_context(_services(settings, launcher, worker_module))
 
 
@@ -63,7 +73,8 @@ async def build(
 async def _services(
     settings: TrainerSettings, launcher: RankLauncher, worker_module: str
 ) -> AsyncIterator[Sequence[Registration]]:
-    store = open_store(settings.bucket_url, _secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
+    keys = (_secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
+    store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
     runs, signals, gauges, journal = RunRepository(store), Signals(), PrometheusGauges(), Journal(store)
     desk = ReportDesk(store, runs, journal, signals, gauges)
     tokens = RunTokens(settings.token, settings.report_token)
@@ -144,7 +155,8 @@ async def _cancelled(task: "asyncio.Task[None]") -> None:
 def main() -> None:
     """Serve until told to stop."""
     settings = load_settings(TrainerSettings)
-    run_service("trainer", settings, lambda: build(settings))
+    standby = threading.Event()
+    run_service("trainer", settings, lambda: build(settings, standby=standby), standby)
 
 
 if __name__ == "__main__":

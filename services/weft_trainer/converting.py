@@ -77,21 +77,45 @@ def _number(value: Any, field: Any) -> Any:
     return value if isinstance(value, str) else int(value)
 
 
-def spec_from_proto(spec: messages_pb2.TrainingSpec) -> dict[str, Any]:
-    """Return the JSON form of a spec, as `weft_clt.config` reads it: every field, the enum by its name."""
-    document = fields_of(spec)
-    known = messages_pb2.Activation.values()
-    # A number that this version has no name for is refused like the one that means "not set".
-    value = spec.activation if spec.activation in known else messages_pb2.ACTIVATION_UNSPECIFIED
-    document["activation"] = messages_pb2.Activation.Name(value)
+def spec_from_proto(spec: Message) -> dict[str, Any]:
+    """Return the JSON form of a spec, as `weft_clt.config` reads it: every field, enums by their names."""
+    document: dict[str, Any] = {}
+    for field in spec.DESCRIPTOR.fields:
+        value = getattr(spec, field.name)
+        if field.message_type is not None:
+            document[field.name] = [spec_from_proto(piece) for piece in value]
+        elif field.enum_type is not None:
+            document[field.name] = _enum_name(field.enum_type, value)
+        else:
+            document[field.name] = _plain(value)
     return document
 
 
+def _enum_name(enum: Any, number: int) -> str:
+    """Name a value; what this version has no name for is refused later, like the one that means "not set"."""
+    known = enum.values_by_number
+    unset = "" if enum.name == "Scales" else str(known[0].name)
+    return str(known[number].name) if number in known else unset
+
+
 def _spec_to_proto(document: Mapping[str, Any]) -> messages_pb2.TrainingSpec:
-    plain = {name: value for name, value in document.items() if name != "activation"}
-    spec = _filled(messages_pb2.TrainingSpec(), plain)
-    spec.activation = messages_pb2.Activation.Value(document["activation"])
-    return spec
+    return _spec_filled(messages_pb2.TrainingSpec(), document)
+
+
+def _spec_filled(message: M, document: Mapping[str, Any]) -> M:
+    """Fill a message from its JSON form; a field that the document lacks, as an older run's does, stays unset."""
+    for field in message.DESCRIPTOR.fields:
+        if field.name not in document:
+            continue
+        value = document[field.name]
+        if field.message_type is not None:
+            for piece in value:
+                _spec_filled(getattr(message, field.name).add(), piece)
+        elif field.enum_type is not None:
+            setattr(message, field.name, field.enum_type.values_by_name[value].number)
+        else:
+            setattr(message, field.name, _number(value, field))
+    return message
 
 
 def metrics_to_proto(document: Mapping[str, Any]) -> messages_pb2.Metrics:

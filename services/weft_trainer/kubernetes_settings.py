@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from weft_trainer.adapters.kubernetes_manifests import PodOptions, SecretKey
+from weft_trainer.adapters.kubernetes_manifests import AuthorityFile, PodOptions, SecretKey
 
 __all__ = ["KubernetesSettings"]
 
@@ -20,6 +20,8 @@ class KubernetesSettings(BaseSettings):
     """Namespace of the ranks and of the controllers' Lease."""
     kubernetes_lease: str = "weft-trainer"
     """Name of the Lease by which the controller's replicas elect a leader."""
+    kubernetes_pod: str = ""
+    """Name of the controller's own pod, which gets the label weft.dev/leader while it leads; unset labels none."""
     kubernetes_rank_image: str = ""
     """Image of the ranks; the trainer's own."""
     kubernetes_rank_image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = ""
@@ -54,6 +56,12 @@ class KubernetesSettings(BaseSettings):
     """Its key with the access key."""
     kubernetes_secret_key_key: str = "secret-key"  # noqa: S105  a key's name
     """Its key with the secret key."""
+    kubernetes_bucket_ca_secret: str = ""
+    """Name of the Secret with the authority of the bucket's certificate, for `bucket_ca` in ranks."""
+    kubernetes_bucket_ca_config_map: str = ""
+    """Name of the ConfigMap with it, in place of a Secret."""
+    kubernetes_bucket_ca_key: str = "ca.crt"
+    """Key of that Secret or ConfigMap."""
     kubernetes_tls_secret: str = ""
     """Name of a kubernetes.io/tls Secret (tls.crt, tls.key, ca.crt) for the ranks' calls; unset calls in the clear."""
     kubernetes_pod_labels: dict[str, str] = Field(default_factory=dict)
@@ -88,6 +96,13 @@ class KubernetesSettings(BaseSettings):
             access, secret = self.kubernetes_access_key_key, self.kubernetes_secret_key_key
             secrets["WEFT_WORKER_BUCKET_ACCESS_KEY"] = SecretKey(self.kubernetes_bucket_secret, access)
             secrets["WEFT_WORKER_BUCKET_SECRET_KEY"] = SecretKey(self.kubernetes_bucket_secret, secret)
+        authority = None
+        if self.kubernetes_bucket_ca_secret or self.kubernetes_bucket_ca_config_map:
+            authority = AuthorityFile(
+                secret=self.kubernetes_bucket_ca_secret,
+                config_map=self.kubernetes_bucket_ca_config_map,
+                key=self.kubernetes_bucket_ca_key,
+            )
         return PodOptions(
             image=self.kubernetes_rank_image,
             image_pull_policy=self.kubernetes_rank_image_pull_policy,
@@ -99,6 +114,7 @@ class KubernetesSettings(BaseSettings):
             queue=self.kubernetes_queue,
             secrets=secrets,
             tls_secret=self.kubernetes_tls_secret,
+            bucket_ca=authority,
             labels=self.kubernetes_pod_labels,
             annotations=self.kubernetes_pod_annotations,
         )

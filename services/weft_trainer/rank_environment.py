@@ -48,6 +48,7 @@ class RankEnvironment:
             "WEFT_WORKER_TRAINER_TOKEN": self._report_token(run),
             "WEFT_WORKER_BUCKET_ACCESS_KEY": _text(settings.bucket_access_key),
             "WEFT_WORKER_BUCKET_SECRET_KEY": _text(settings.bucket_secret_key),
+            "WEFT_WORKER_BUCKET_CA": str(settings.bucket_ca or ""),
             "WEFT_WORKER_CACHE_TOKEN": _text(settings.cache_token),
             "WEFT_WORKER_ACTIVATIONS_TOKEN": _text(settings.activations_token),
             "WEFT_WORKER_TLS_CA": str(settings.peers_tls_ca or ""),

@@ -85,6 +85,24 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
             )
         return self
 
+    @model_validator(mode="after")
+    def _pods_trust_the_bucket(self) -> Self:
+        if self.launcher == "local":
+            return self
+        own, *theirs = (
+            variable_name(type(self), field)
+            for field in ("bucket_ca", "kubernetes_bucket_ca_secret", "kubernetes_bucket_ca_config_map")
+        )
+        if self.kubernetes_bucket_ca_secret and self.kubernetes_bucket_ca_config_map:
+            raise ValueError(f"{' and '.join(theirs)} exclude each other; unset one")
+        told = bool(self.kubernetes_bucket_ca_secret or self.kubernetes_bucket_ca_config_map)
+        if told != (self.bucket_ca is not None):
+            raise ValueError(
+                f"ranks trust the bucket's authority as the trainer does: set {own} and one of {' and '.join(theirs)}, "
+                "or none of them"
+            )
+        return self
+
     def resolved_work_dir(self) -> Path:
         """Return the folder for logs and exit codes: the same one at every start on the same bucket."""
         if self.work_dir is not None:

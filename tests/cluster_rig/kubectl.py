@@ -90,13 +90,19 @@ def forwarded(kubectl: Kubectl, service: str, port: int) -> Iterator[int]:
     """
     Bring a Service's port to this machine; the forward is started again whenever its pod goes away.
 
+    Args:
+        kubectl: In the Service's namespace.
+        service: Its name, or `pod/NAME` for one pod.
+        port: Of the Service or the pod.
+
     Yields:
         The port on loopback.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         local = int(probe.getsockname()[1])
-    command = ["kubectl", "--namespace", kubectl.namespace, "port-forward", f"service/{service}", f"{local}:{port}"]
+    resource = service if "/" in service else f"service/{service}"
+    command = ["kubectl", "--namespace", kubectl.namespace, "port-forward", resource, f"{local}:{port}"]
     ended, lock = threading.Event(), threading.Lock()
     running: list[subprocess.Popen[bytes]] = []
 

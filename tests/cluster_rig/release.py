@@ -93,21 +93,25 @@ class Release:
         assert not operation.HasField("error"), operation.error
         return operation
 
-    def upgrade(self, **changes: Any) -> None:
-        """Change values at the top level and wait until every pod runs with them."""
+    def upgrade(self, chart: Path = CHART, **changes: Any) -> None:
+        """Change values at the top level, or the chart too, and wait until every pod runs with them."""
         self.values = merged(changes, self.values)
-        _write_and("upgrade", self)
+        _write_and("upgrade", self, chart)
+
+    def image(self, service: str) -> str:
+        """Name an image as the chart does."""
+        return f"{registry()}/weft-{service}:{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
 
     def pods(self, component: str) -> list[dict[str, Any]]:
         """List a component's pods."""
         return self.kubectl.items("pods", f"app.kubernetes.io/component={component}")
 
 
-def _write_and(verb: str, release: Release) -> None:
+def _write_and(verb: str, release: Release, chart: Path = CHART) -> None:
     path = release.authority.parent / "values.yaml"
     path.write_text(yaml.safe_dump(release.values))
     namespace = release.kubectl.namespace
-    helm(verb, release.name, str(CHART), "--namespace", namespace, "--values", str(path), "--wait", "--timeout", "8m")
+    helm(verb, release.name, str(chart), "--namespace", namespace, "--values", str(path), "--wait", "--timeout", "8m")
 
 
 def make_namespace(kubectl: Kubectl) -> None:

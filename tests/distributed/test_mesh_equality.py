@@ -9,19 +9,31 @@ from typing import Any
 
 import pytest
 import torch
-from clt_cases import JUMP_RELU, config_of, own_batch, trainer_of
+from clt_cases import RECIPES, config_of, own_batch, trainer_of
 
 from weft_clt.kernels import CpuKernels
 
 pytestmark = pytest.mark.distributed
 
-CASES: dict[str, dict[str, Any]] = {"top_k": {}, "jump_relu": JUMP_RELU | {"gradient_through_threshold": True}}
+CASES: dict[str, dict[str, Any]] = {
+    name: RECIPES[name]
+    for name in (
+        "top_k",
+        "top_k_per_layer",
+        "batch_top_k_aux",
+        "joint_top_k_window_aux",
+        "relu_aux",
+        "jump_relu_through_threshold",
+        "jump_relu_window_skip_aux",
+    )
+}
+"""Every way of selecting features, and everything that can stand beside it."""
 TESTS = Path(__file__).parents[1]
 
 
 def _train_mesh(feature_ranks: int, data_ranks: int, folder: Path) -> None:
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
             [
@@ -61,7 +73,8 @@ def _check_case(name: str, feature_ranks: int, ranks: list[dict[str, Any]]) -> N
     evaluation = alone.evaluate(iter([own_batch(99, alone.mesh)]), 1)
     for tensor_name, tensor in alone.state():
         torch.testing.assert_close(_joined(ranks, tensor_name), tensor, rtol=1e-10, atol=1e-10)
-    wanted = [(m.loss, m.gradient_norm, m.l0, m.explained_variance, m.dead_share) for m in metrics]
+    wanted = [(m.loss, m.gradient_norm, m.l0, m.explained_variance, m.dead_share, m.aux_loss) for m in metrics]
+    assert any(entry.aux_loss > 0 for entry in metrics) == (config.loss.aux_top_k > 0)
     for rank in ranks:
         assert torch.tensor(rank["metrics"]) == pytest.approx(torch.tensor(wanted), rel=1e-9)
         assert rank["evaluation"] == pytest.approx(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from embedded_weft import Embedded
+from graph_page import select_node
 from playwright.async_api import Browser, Page, expect
 
 pytestmark = [
@@ -49,16 +50,6 @@ async def page(up: tuple[Embedded, dict[str, Any]], chromium: Browser) -> AsyncI
     assert errors == []
 
 
-async def _select(page: Page, node: str) -> tuple[float, float]:
-    await page.get_by_role("combobox", name="Search nodes").fill(node)
-    await page.keyboard.press("Enter")
-    cursor = page.locator(f".graph-cursor[data-node='{node}']")
-    await expect(cursor).to_be_attached()
-    box = await cursor.bounding_box()
-    assert box is not None
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-
 async def test_graph_of_a_real_prompt_is_read_on_the_page(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
     """Hover, click, lists and pruning over the graph that the services made, against its file."""
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
@@ -70,7 +61,7 @@ async def test_graph_of_a_real_prompt_is_read_on_the_page(page: Page, up: tuple[
     await page.screenshot(path=ARTIFACTS / "graph-light.png")
 
     logit = next(node["node_id"] for node in graph["nodes"] if node["is_target_logit"])
-    x, y = await _select(page, logit)
+    x, y = await select_node(page, logit)
     await page.keyboard.press("Escape")
     await page.mouse.move(x - 150, y + 200)
     await page.mouse.move(x, y)
@@ -98,7 +89,7 @@ async def test_graph_of_a_real_prompt_is_read_on_the_page(page: Page, up: tuple[
     await slider.evaluate(
         "input => { input.value = '1000'; input.dispatchEvent(new Event('input', { bubbles: true })) }"
     )
-    await _select(page, feature["node_id"])
+    await select_node(page, feature["node_id"])
     # The first feature asked for loads the unembedding here and the tokenizer there.
     logits = page.locator("[data-list=feature]").get_by_role("row")
     await expect(logits.nth(3)).to_be_visible(timeout=60_000)

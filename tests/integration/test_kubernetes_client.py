@@ -32,6 +32,7 @@ class ApiServer:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, list[str]], Any]] = []
+        self.content_types: list[str | None] = []
         self.status = 200
         self.answer: Any = {}
         outer = self
@@ -42,6 +43,7 @@ class ApiServer:
                 url = urlsplit(self.path)
                 body = json.loads(self.rfile.read(length) or b"null")
                 outer.asked.append((self.command, url.path, parse_qs(url.query), body))
+                outer.content_types.append(self.headers.get("Content-Type"))
                 lines = outer.answer if isinstance(outer.answer, list) else [outer.answer]
                 texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
                 data = "\n".join(texts).encode()
@@ -51,7 +53,7 @@ class ApiServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = do_PUT = do_DELETE = answer
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
             def log_message(self, format: str, *arguments: Any) -> None: ...  # noqa: A002
 
@@ -119,6 +121,19 @@ def test_objects_are_sent_and_returned_as_they_are(
     assert server.asked[1][2] == {"dryRun": ["All"]}
     assert server.asked[3][3] == manifest
     assert server.asked[4][2] == {"gracePeriodSeconds": ["7"], "propagationPolicy": ["Foreground"]}
+
+
+@pytest.mark.parametrize(
+    ("resource", "path"), [(PODS, "/api/v1/namespaces/ml/pods/a"), (JOBS, "/apis/batch/v1/namespaces/ml/jobs/a")]
+)
+def test_labels_are_merged_into_an_object(
+    resource: Resource, path: str, server: ApiServer, api: KubernetesClient
+) -> None:
+    """By a merge patch, of which null takes a label off; everything else of the object stays."""
+    server.answer = {"metadata": {"name": "a", "labels": {"x": "y"}}}
+    assert api.label(resource, "a", {"x": "y", "z": None}) == server.answer
+    assert server.asked == [("PATCH", path, {}, {"metadata": {"labels": {"x": "y", "z": None}}})]
+    assert server.content_types == ["application/merge-patch+json"]
 
 
 def test_list_gives_the_items_and_their_version(server: ApiServer, api: KubernetesClient) -> None:

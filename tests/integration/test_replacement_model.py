@@ -25,7 +25,6 @@ from weft_activations.adapters.transformers_backend import TransformersBackend
 from weft_activations.settings import ActivationsSettings
 from weft_activations.wiring import registrations
 from weft_clt.config import Activation, FeatureConfig
-from weft_clt.kernels import ReferenceKernels
 from weft_clt.layerwise import LayerwiseTranscoder
 from weft_clt.normalization import Normalization
 from weft_clt.parameters import Parameters, Shape, Share
@@ -95,7 +94,8 @@ def transcoder_of(activation: Activation) -> tuple[LayerwiseTranscoder, Callable
     share = Share(Shape(NUM_LAYERS, NUM_FEATURES, D_MODEL), 0, 1)
     params = Parameters.zeros(share, thresholds=activation is Activation.JUMP_RELU, dtype=torch.float32)
     for name, tensor in params.named():
-        tensor.copy_(torch.from_numpy(random.standard_normal(tensor.shape) * (0.5 if name == "threshold" else 0.2)))
+        drawn = torch.from_numpy(random.standard_normal(tensor.shape))
+        tensor.copy_(drawn.abs() * 0.5 if name == "threshold" else drawn * 0.2)
     scales = random.uniform(0.5, 2.0, (2, NUM_LAYERS))
     means = np.zeros((NUM_LAYERS, D_MODEL))
     normalization = Normalization(scales[0], scales[1], means, means)
@@ -106,14 +106,14 @@ def transcoder_of(activation: Activation) -> tuple[LayerwiseTranscoder, Callable
         for source, x in enumerate(inputs):
             preact = (x * scales[0, source]) @ params.w_enc_LSD[source].double().T + params.b_enc_LS[source].double()
             if params.threshold_LS is not None:
-                acts = torch.where(preact > params.threshold_LS[source].double().clamp(min=0), preact, 0.0)
+                acts = torch.where(preact > params.threshold_LS[source].double(), preact, 0.0)
             else:
                 smallest = preact.sort(dim=-1, descending=True).values[..., TOP_K - 1 : TOP_K]
                 acts = torch.where(preact >= smallest, preact, 0.0).relu()
             out = out + acts @ params.decoder(source, layer).double()
         return out / scales[1, layer]
 
-    return LayerwiseTranscoder(params, features, normalization, ReferenceKernels()), dense
+    return LayerwiseTranscoder(params, features, normalization), dense
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 
@@ -10,7 +11,7 @@ from fake_cluster import FakeCluster
 from fake_ranks import Controller
 from pydantic import SecretStr
 
-from weft_trainer.adapters.kubernetes_api import JOBS, JOBSETS, LEASES, Manifest
+from weft_trainer.adapters.kubernetes_api import JOBS, JOBSETS, LEASES, PODS, Manifest
 from weft_trainer.adapters.kubernetes_launcher import RankKind, kubernetes_launcher
 from weft_trainer.adapters.kubernetes_manifests import PodOptions
 from weft_trainer.core.records import RunRecord, RunState
@@ -123,8 +124,14 @@ async def test_cancelled_run_leaves_nothing_in_the_cluster(site: Site) -> None:
 
 
 async def test_one_replica_opens_its_launcher_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others wait for the Lease; a leader that loses it asks its own process to stop."""
+    """
+    The others wait for the Lease, ready behind a leader that lives; its pod alone is labelled, also after a start with
+    an old label. A leader that loses the Lease asks its own process to stop.
+    """
     cluster = FakeCluster()
+    for name in "ab":
+        labels = {"app.kubernetes.io/component": "trainer", "weft.dev/leader": "true"}
+        cluster.create(PODS, {"metadata": {"name": f"trainer-{name}", "labels": labels}})
     stops: list[int] = []
     make: Callable[[str], FakeCluster] = lambda namespace: cluster  # noqa: E731
     monkeypatch.setattr("weft_trainer.adapters.kubernetes_client.KubernetesClient", make)
@@ -143,19 +150,29 @@ async def test_one_replica_opens_its_launcher_at_a_time(monkeypatch: pytest.Monk
 
     leave = asyncio.Event()
 
-    async def lead() -> None:
-        async with open_launcher(settings) as launcher:
+    async def lead(name: str, standby: threading.Event) -> None:
+        own = settings.model_copy(update={"kubernetes_pod": name})
+        async with open_launcher(own, standby) as launcher:
             assert launcher.ranks_outlive_controller
+            opened.append(name)
             await leave.wait()
 
-    leading = asyncio.create_task(lead())
-    async with asyncio.timeout(10):
-        while (LEASES, "weft-trainer") not in cluster.objects:  # noqa: ASYNC110
+    def labelled() -> list[str]:
+        pods, _ = cluster.list(PODS, "weft.dev/leader=true")
+        return [pod["metadata"]["name"] for pod in pods]
+
+    opened: list[str] = []
+    first, second = threading.Event(), threading.Event()
+    leading = asyncio.create_task(lead("trainer-a", first))
+    async with asyncio.timeout(20):
+        while not opened:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        waiting = asyncio.create_task(lead())
-        await asyncio.sleep(0.5)
-        assert sum(call[:2] == ("list", "Pod") for call in cluster.calls) == 1
+        assert labelled() == ["trainer-a"]
+        waiting = asyncio.create_task(lead("trainer-b", second))
+        while not second.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert (opened, first.is_set(), labelled()) == (["trainer-a"], False, ["trainer-a"])
+        assert cluster.get(LEASES, "weft-trainer")["spec"]["holderIdentity"].startswith("trainer-a_")
         lease = cluster.get(LEASES, "weft-trainer")
         lease["spec"]["holderIdentity"] = "somebody else"
         cluster.replace(LEASES, "weft-trainer", lease)
@@ -167,4 +184,5 @@ async def test_one_replica_opens_its_launcher_at_a_time(monkeypatch: pytest.Monk
     with suppress(asyncio.CancelledError):
         await waiting
     await leading
+    assert (second.is_set(), labelled()) == (False, [])
     cluster.end_watches()

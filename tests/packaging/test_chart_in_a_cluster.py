@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
-from chart_rig import CHART, MINIMAL, render, run
+from chart_rig import CHART, MINIMAL, merged, render, run
 
 pytestmark = pytest.mark.packaging
 
@@ -53,18 +54,21 @@ def _plural(kind: str) -> str:
     return kind.lower().removesuffix("y") + ("ies" if kind.endswith("y") else "s")
 
 
-def _secret(name: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def _object(name: str, keys: tuple[str, ...]) -> dict[str, Any]:
     data = {key: base64.b64encode(b"value").decode() for key in keys}
     return {"metadata": {"name": name, "namespace": "interpretability"}, "data": data}
 
 
 @contextmanager
-def api_server(secrets: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+def api_server(
+    secrets: Mapping[str, tuple[str, ...]], config_maps: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> Iterator[str]:
     """Answer what helm asks for a lookup; give the server's address."""
-    items = [_secret(name, keys) for name, keys in secrets.items()]
     answers = _discovery()
-    found = {"kind": "SecretList", "apiVersion": "v1", "metadata": {}, "items": items}
-    answers["/api/v1/namespaces/interpretability/secrets"] = found
+    for kind, objects in (("Secret", secrets), ("ConfigMap", {"kube-root-ca.crt": ("ca.crt",), **config_maps})):
+        items = [_object(name, keys) for name, keys in objects.items()]
+        found = {"kind": f"{kind}List", "apiVersion": "v1", "metadata": {}, "items": items}
+        answers[f"/api/v1/namespaces/interpretability/{kind.lower()}s"] = found
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -90,7 +94,7 @@ def api_server(secrets: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
         thread.join()
 
 
-def install(address: str, folder: Path) -> "tuple[int, str]":
+def install(address: str, folder: Path, values: Mapping[str, Any] = MINIMAL) -> "tuple[int, str]":
     """Render with lookups, as an install does first; give exit status and message."""
     cluster = {"name": "c", "cluster": {"server": address}}
     context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
@@ -99,7 +103,7 @@ def install(address: str, folder: Path) -> "tuple[int, str]":
     path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **config}))
     arguments = ("template", "weft", CHART, "--namespace", "interpretability", "--dry-run=server")
     arguments += ("--disable-openapi-validation",)
-    answer = run(*arguments, "--kubeconfig", path, values=MINIMAL)
+    answer = run(*arguments, "--kubeconfig", path, values=values)
     return answer.returncode, answer.stderr
 
 
@@ -125,6 +129,24 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
         status, message = install(address, tmp_path)
     assert status != 0
     assert "Secret weft-auth, named by auth.existingSecret, has no key reports: add it" in message
+
+
+@pytest.mark.parametrize("kind", ["Secret", "ConfigMap"])
+def test_authority_of_the_bucket_is_looked_for(kind: str, tmp_path: Path) -> None:
+    """In the kind of object that the value names, with the key that the value names."""
+    value = f"existing{kind}"
+    values = merged({"bucket": {"ca": {value: "authority", "key": "root.pem"}}})
+    for keys, words in (
+        ((), f"bucket.ca.{value} names authority, and there is no such {kind} in namespace interpretability"),
+        (("ca.crt",), f"{kind} authority, named by bucket.ca.{value}, has no key root.pem: add it, or name another"),
+        (("root.pem",), ""),
+    ):
+        there = {"authority": keys} if keys else {}
+        secrets, config_maps = ({**SECRETS, **there}, {}) if kind == "Secret" else (SECRETS, there)
+        with api_server(secrets, config_maps) as address:
+            status, message = install(address, tmp_path, values)
+        assert (status == 0) == (not words)
+        assert words in message
 
 
 def test_empty_namespace_has_no_secrets(tmp_path: Path) -> None:

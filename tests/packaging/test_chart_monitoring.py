@@ -6,6 +6,9 @@ import pytest
 import yaml
 from chart_rig import CHART, COMPONENTS, find, kinds, merged, render
 
+from weft_trainer.adapters.kubernetes_manifests import PodOptions, work_manifest
+from weft_trainer.core.ports import RankJob
+
 pytestmark = pytest.mark.packaging
 
 OPERATOR_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
@@ -28,7 +31,8 @@ def test_monitoring_can_be_forced_and_forbidden() -> None:
 
 def test_services_are_scraped_on_the_port_of_the_metrics() -> None:
     """Each ServiceMonitor selects its Service by labels that this has, and a port that it forwards."""
-    documents = render(merged({"monitoring": {"scrapeIntervalSeconds": 15, "labels": {"release": "prometheus"}}}))
+    monitoring = {"scrapeIntervalSeconds": 15, "labels": {"release": "prometheus"}}
+    documents = render(merged({"monitoring": monitoring, "trainer": {"launcher": "local"}}))
     monitors = kinds(documents, "ServiceMonitor")
     assert set(monitors) == {f"weft-{component}" for component in COMPONENTS}
     for name, monitor in monitors.items():
@@ -41,15 +45,36 @@ def test_services_are_scraped_on_the_port_of_the_metrics() -> None:
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 
-def test_ranks_are_scraped_by_the_labels_that_the_controller_gives_them() -> None:
-    """The PodMonitor's selector is part of the labels that the launcher is told to put on pods."""
+def test_ranks_are_scraped_as_the_controller_makes_them() -> None:
+    """The PodMonitor selects pods of ranks by labels that they have, and a port that they name."""
     documents = render()
-    selector = find(documents, "PodMonitor", "weft-rank")["spec"]["selector"]["matchLabels"]
+    spec = find(documents, "PodMonitor", "weft-rank")["spec"]
+    selector = spec["selector"]["matchLabels"]
     told = find(documents, "ConfigMap", "weft-trainer")["data"]["WEFT_TRAINER_KUBERNETES_POD_LABELS"]
     assert selector.items() <= json.loads(told).items()
     assert selector["app.kubernetes.io/component"] == "rank"
+    options = PodOptions(image="i", labels=json.loads(told))
+    pod = work_manifest(RankJob("runs/r/attempts/1", "m", 2, {}), "r", options, jobset=False)["spec"]["template"]
+    assert selector.items() <= pod["metadata"]["labels"].items()
+    (port,) = pod["spec"]["containers"][0]["ports"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert (endpoint["port"], port["containerPort"]) == (port["name"], 9090)
     local = render(merged({"trainer": {"launcher": "local"}}))
     assert not kinds(local, "PodMonitor")
+
+
+def test_controllers_that_wait_are_scraped_too() -> None:
+    """The Service has the leader alone, so a PodMonitor scrapes every controller; the job keeps the Service's name."""
+    documents = render(merged({"monitoring": {"scrapeIntervalSeconds": 15}}))
+    assert "weft-trainer" not in kinds(documents, "ServiceMonitor")
+    spec = find(documents, "PodMonitor", "weft-trainer")["spec"]
+    template = find(documents, "Deployment", "weft-trainer")["spec"]["template"]
+    assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert spec["namespaceSelector"] == {"matchNames": ["interpretability"]}
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert endpoint.pop("relabelings") == [{"targetLabel": "job", "replacement": "weft-trainer"}]
+    assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "15s"}
+    assert endpoint["port"] in {port["name"] for port in template["spec"]["containers"][0]["ports"]}
 
 
 def test_rules_are_the_files_unchanged() -> None:

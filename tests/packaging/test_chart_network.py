@@ -198,7 +198,8 @@ def test_services_forward_the_ports_that_policies_open() -> None:
     documents = render()
     for component in COMPONENTS:
         service = find(documents, "Service", f"weft-{component}")["spec"]
-        assert service["selector"] == dict(pod(component).labels)
+        leader = {"weft.dev/leader": "true"} if component == "trainer" else {}
+        assert service["selector"] == {**dict(pod(component).labels), **leader}
         ports = {each["name"]: each["port"] for each in service["ports"]}
         expected = {"http": PAGE} if component == "console" else {"grpc": GRPC}
         assert ports == {**expected, "metrics": METRICS, **({"reports": REPORTS} if component == "trainer" else {})}

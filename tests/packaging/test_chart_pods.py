@@ -7,11 +7,16 @@ import pytest
 import yaml
 from chart_rig import CHART, CI_FILES, COMPONENTS, Document, find, kinds, merged, pod_specs, render
 
+from weft_common.settings import variable_name
+from weft_trainer.adapters.leader_label import LEADER_LABEL
+from weft_trainer.settings import TrainerSettings
+
 pytestmark = pytest.mark.packaging
 
 ci_file = pytest.mark.parametrize("values", CI_FILES, ids=lambda path: path.stem)
 # Pod Security Standards, restricted.
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+FROM_THE_BUCKET = {"persistentVolumeClaim": "", "bucketPrefix": "models/"}
 DIGEST = f"sha256:{'ab' * 32}"
 
 
@@ -60,6 +65,25 @@ def test_only_the_trainer_has_a_token_of_the_api(values: Path) -> None:
         assert account["automountServiceAccountToken"] is False
 
 
+def test_controller_labels_the_pod_that_leads() -> None:
+    """No pod begins with the label that the Service selects; the controller is told its pod's name to put it on."""
+    documents = render(merged({"trainer": {"replicas": 2}}))
+    assert find(documents, "Service", "weft-trainer")["spec"]["selector"][LEADER_LABEL] == "true"
+    template = find(documents, "Deployment", "weft-trainer")["spec"]["template"]
+    assert LEADER_LABEL not in template["metadata"]["labels"]
+    entries = {entry["name"]: entry for entry in template["spec"]["containers"][0]["env"]}
+    own_pod = {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert entries[variable_name(TrainerSettings, "kubernetes_pod")]["valueFrom"] == own_pod
+
+
+def test_controller_with_ranks_of_its_own_needs_no_label() -> None:
+    """With the local launcher nobody puts one on, so nothing may select it."""
+    documents = render(merged({"trainer": {"launcher": "local"}}))
+    assert LEADER_LABEL not in find(documents, "Service", "weft-trainer")["spec"]["selector"]
+    names = {entry["name"] for entry in main_container(documents, "trainer")["env"]}
+    assert variable_name(TrainerSettings, "kubernetes_pod") not in names
+
+
 def test_every_component_has_an_account_of_its_own() -> None:
     """Rights that one gets do not reach another; an existing account is used and not made."""
     documents = render()
@@ -85,10 +109,10 @@ def test_secrets_are_existing_ones_by_reference(values: Path) -> None:
                 assert entry["valueFrom"]["secretKeyRef"]["name"] in known
         for volume in spec["volumes"]:
             if "secret" in volume:
-                expected = (
-                    given["tls"]["existingSecret"] if volume["name"] == "tls" else given["auth"]["existingSecret"]
+                source = {"tls": given["tls"], "bucket-ca": given["bucket"].get("ca")}.get(
+                    volume["name"], given["auth"]
                 )
-                assert volume["secret"]["secretName"] == expected
+                assert volume["secret"]["secretName"] == source["existingSecret"]
     for config in kinds(documents, "ConfigMap").values():
         # TLS_KEY names a file, and the launcher is told names of Secrets and of their keys.
         told = {name for name in config["data"] if "_KUBERNETES_" not in name and "_TLS_" not in name}
@@ -102,7 +126,7 @@ def test_tokens_reach_who_asks_and_who_calls() -> None:
         component: {
             entry["name"].removeprefix(f"WEFT_{component.upper()}_"): entry["valueFrom"]["secretKeyRef"]["key"]
             for entry in main_container(documents, component, "circuits")["env"]
-            if "valueFrom" in entry
+            if "secretKeyRef" in entry.get("valueFrom", {})
         }
         for component in COMPONENTS
     }
@@ -238,6 +262,44 @@ def test_gpu_profile_asks_for_one_gpu_and_the_cuda_image() -> None:
     assert "nvidia.com/gpu" not in plain["resources"]["limits"]
     assert plain["image"].endswith(":0.1.0")
     assert find(render(), "ConfigMap", "weft-activations")["data"]["WEFT_ACTIVATIONS_DEVICE"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("existingSecret", {"secret": {"secretName": "ca", "defaultMode": 0o440}}),
+        ("existingConfigMap", {"configMap": {"name": "ca"}}),
+    ],
+)
+def test_authority_of_the_bucket_reaches_all_that_use_it(name: str, source: dict[str, Any]) -> None:
+    """Services, and what copies models from the bucket, get the file that they are told of; the page does not."""
+    documents = render(merged({"bucket": {"ca": {name: "ca", "key": "root.pem"}}, "models": FROM_THE_BUCKET}))
+    ((form, told),) = source.items()
+    expected = {"name": "bucket-ca", form: {**told, "items": [{"key": "root.pem", "path": "ca.crt"}]}}
+    for component, spec in pod_specs(documents):
+        volumes = [volume for volume in spec["volumes"] if volume["name"] == "bucket-ca"]
+        uses = component not in ("console", "test")
+        assert volumes == ([expected] if uses else [])
+        for container in containers(spec):
+            mounts = [mount for mount in container["volumeMounts"] if mount["name"] == "bucket-ca"]
+            assert mounts == (
+                [{"name": "bucket-ca", "mountPath": "/etc/weft/bucket-ca", "readOnly": True}] if uses else []
+            )
+        for container in spec.get("initContainers", []):
+            assert {"name": "WEFT_ACTIVATIONS_BUCKET_CA", "value": "/etc/weft/bucket-ca/ca.crt"} in container["env"]
+        if uses:
+            settings = find(documents, "ConfigMap", f"weft-{component}")["data"]
+            assert settings[f"WEFT_{component.upper()}_BUCKET_CA"] == "/etc/weft/bucket-ca/ca.crt"
+
+
+def test_models_of_the_hub_need_no_authority_of_the_bucket() -> None:
+    """Whatever fetches from the hub never sees the bucket."""
+    commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
+    hub = {"persistentVolumeClaim": "", "hub": [{"name": "a", "repository": "b/c", "revision": commit}]}
+    spec = dict(pod_specs(render(merged({"bucket": {"ca": {"existingSecret": "ca"}}, "models": hub}))))["activations"]
+    (init,) = spec["initContainers"]
+    assert "bucket-ca" not in {mount["name"] for mount in init["volumeMounts"]}
+    assert "WEFT_ACTIVATIONS_BUCKET_CA" not in {entry["name"] for entry in init["env"]}
 
 
 def models_of(spec: Document) -> dict[str, Any]:

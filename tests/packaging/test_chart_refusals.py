@@ -48,6 +48,14 @@ def test_schema_refuses_and_names_the_value(changes: dict[str, Any], message: st
         ({"tls": {"keys": {"authority": "root.pem"}}}, "tls.keys are not the usual ones, which ranks need"),
         ({"bucket": {"url": ""}}, "bucket.url is empty: give the bucket as s3+https://"),
         ({"bucket": {"existingSecret": ""}}, "bucket.existingSecret is empty: name an existing Secret"),
+        (
+            {"bucket": {"ca": {"existingSecret": "a", "existingConfigMap": "b"}}},
+            "bucket.ca.existingSecret and bucket.ca.existingConfigMap exclude each other",
+        ),
+        (
+            {"bucket": {"url": "s3+http://minio:9000/weft", "ca": {"existingSecret": "a"}}},
+            "bucket.ca is the authority of a bucket with TLS, but bucket.url is not s3+https",
+        ),
         ({"models": {"persistentVolumeClaim": ""}}, "no source of models: set one of models.persistentVolumeClaim"),
         ({"models": {"bucketPrefix": "models/"}}, "models.persistentVolumeClaim and models.bucketPrefix exclude each"),
         ({"models": {"hubToken": {"existingSecret": "hub"}}}, "models.hubToken is for models.hub, which is empty"),

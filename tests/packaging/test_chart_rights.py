@@ -9,7 +9,7 @@ RIGHTS = {
     "jobset.x-k8s.io/jobsets": {"create", "delete", "get", "list", "watch"},
     "batch/jobs": {"create", "delete", "get", "list", "watch"},
     "/services": {"create"},
-    "/pods": {"delete", "list", "watch"},
+    "/pods": {"delete", "list", "patch", "watch"},
     "/pods/log": {"get"},
     "/events": {"list"},
     "kueue.x-k8s.io/workloads": {"list"},

@@ -43,7 +43,8 @@ def test_pods_have_what_selects_them() -> None:
     for name, deployment in kinds(documents, "Deployment").items():
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
-        assert find(documents, "Service", name)["spec"]["selector"].items() <= labels.items()
+        selector = find(documents, "Service", name)["spec"]["selector"]
+        assert {key: value for key, value in selector.items() if key != "weft.dev/leader"}.items() <= labels.items()
     for name, budget in kinds(documents, "PodDisruptionBudget").items():
         labels = find(documents, "Deployment", name)["spec"]["template"]["metadata"]["labels"]
         assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()

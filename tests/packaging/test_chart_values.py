@@ -174,7 +174,7 @@ def test_services_take_what_pods_give_them(
         cls = settings_of(name.rpartition("-")[2])
         with monkeypatch.context() as patch:
             for variable, value in main_environment(documents, name).items():
-                if value.startswith("/etc/weft/tls/"):
+                if value.startswith("/etc/weft/"):
                     file = folder / value.rpartition("/")[2]
                     file.write_text("PEM")
                     value = str(file)
@@ -203,6 +203,7 @@ def test_launcher_is_told_all_about_ranks() -> None:
     assert json.loads(told.pop("RANK_RESOURCES")) == VALUES["trainer"]["ranks"]["resources"]
     assert json.loads(told.pop("POD_ANNOTATIONS")) == {"example.com/scanned": "yes"}
     assert told == {
+        "POD": "from-the-pod",
         "NAMESPACE": "interpretability",
         "LEASE": "circuits-trainer",
         "RANK_KIND": "jobset",
@@ -220,6 +221,8 @@ def test_launcher_is_told_all_about_ranks() -> None:
         "BUCKET_SECRET": "bucket-keys",
         "ACCESS_KEY_KEY": "id",
         "SECRET_KEY_KEY": "secret",
+        "BUCKET_CA_CONFIG_MAP": "company-authority",
+        "BUCKET_CA_KEY": "root.pem",
         "TLS_SECRET": "certificates",
         "REPORTS_SERVICE": "circuits-trainer.interpretability.svc:50052",
     }

@@ -24,6 +24,13 @@ What the schema cannot say, or not in a sentence a person would want to read. Th
 {{- if not .Values.bucket.existingSecret }}
 {{- fail "bucket.existingSecret is empty: name an existing Secret with the bucket's access key and secret key." }}
 {{- end }}
+{{- $ca := .Values.bucket.ca }}
+{{- if and $ca.existingSecret $ca.existingConfigMap }}
+{{- fail "bucket.ca.existingSecret and bucket.ca.existingConfigMap exclude each other: the authority comes from one place; set one of them." }}
+{{- end }}
+{{- if and (include "weft.bucketAuthority" .Values) (not (hasPrefix "s3+https://" .Values.bucket.url)) }}
+{{- fail "bucket.ca is the authority of a bucket with TLS, but bucket.url is not s3+https://...: correct the URL, or leave the names of bucket.ca empty." }}
+{{- end }}
 {{- end }}
 
 {{- define "weft.checks.models" -}}
@@ -96,33 +103,46 @@ What the schema cannot say, or not in a sentence a person would want to read. Th
 {{- define "weft.checks.cluster" -}}
 {{- $found := lookup "v1" "Secret" .Release.Namespace "" }}
 {{- if $found }}
-{{- $auth := .Values.auth }}
-{{- $keys := values $auth.keys }}
-{{- include "weft.checks.secret" (dict "root" . "found" $found "value" "auth" "name" $auth.existingSecret "keys" $keys) }}
-{{- $bucket := .Values.bucket }}
-{{- $keys = values $bucket.keys }}
-{{- include "weft.checks.secret" (dict "root" . "found" $found "value" "bucket" "name" $bucket.existingSecret "keys" $keys) }}
-{{- if .Values.tls.enabled }}
-{{- $keys = values .Values.tls.keys }}
-{{- include "weft.checks.secret" (dict "root" . "found" $found "value" "tls" "name" .Values.tls.existingSecret "keys" $keys) }}
+{{- range $value := list "auth" "bucket" "tls" }}
+{{- $own := index $.Values $value }}
+{{- if or (ne $value "tls") $own.enabled }}
+{{- $secret := dict "root" $ "found" $found "kind" "Secret" "value" (printf "%s.existingSecret" $value) }}
+{{- $_ := set $secret "name" $own.existingSecret }}
+{{- include "weft.checks.named" (merge $secret (dict "keys" (values $own.keys) "keysValue" (printf "%s.keys" $value))) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $ca := .Values.bucket.ca }}
+{{- range $kind := list "Secret" "ConfigMap" }}
+{{- $value := printf "existing%s" $kind }}
+{{- if index $ca $value }}
+{{- $found := lookup "v1" $kind $.Release.Namespace "" }}
+{{- if $found }}
+{{- $object := dict "root" $ "found" $found "kind" $kind "value" (printf "bucket.ca.%s" $value) }}
+{{- $_ := set $object "name" (index $ca $value) }}
+{{- include "weft.checks.named" (merge $object (dict "keys" (list $ca.key) "keysValue" "bucket.ca.key")) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{/* Takes root, found (all Secrets), value (that names the Secret), name and keys. */}}
-{{- define "weft.checks.secret" -}}
-{{- $secret := dict }}
+{{/*
+Takes root, found (all objects of a kind), kind, value (that names the object), name, keys (that it must have) and
+keysValue (that names them).
+*/}}
+{{- define "weft.checks.named" -}}
+{{- $object := dict }}
 {{- range .found.items }}
 {{- if eq .metadata.name $.name }}
-{{- $secret = . }}
+{{- $object = . }}
 {{- end }}
 {{- end }}
-{{- if not $secret }}
-{{- fail (printf "%s.existingSecret names %s, and there is no such Secret in namespace %s: make it first, or correct the name." .value .name .root.Release.Namespace) }}
+{{- if not $object }}
+{{- fail (printf "%s names %s, and there is no such %s in namespace %s: make it first, or correct the name." .value .name .kind .root.Release.Namespace) }}
 {{- end }}
 {{- range $key := .keys }}
-{{- if not (hasKey (default dict $secret.data) $key) }}
-{{- fail (printf "Secret %s, named by %s.existingSecret, has no key %s: add it, or name another key in %s.keys." $.name $.value $key $.value) }}
+{{- if not (hasKey (default dict $object.data) $key) }}
+{{- fail (printf "%s %s, named by %s, has no key %s: add it, or name another key in %s." $.kind $.name $.value $key $.keysValue) }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -36,3 +36,29 @@ spec:
       interval: {{ int .root.Values.monitoring.scrapeIntervalSeconds }}s
 {{- end }}
 {{- end }}
+
+{{/* Scrapes pods that no Service selects: ranks, and controllers that do not lead. Takes root and component. */}}
+{{- define "weft.podMonitor" -}}
+{{- if and (include "weft.monitoring" .root) .root.Values.monitoring.monitors }}
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata:
+  name: {{ include "weft.componentName" . }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "weft.monitoringLabels" . | nindent 4 }}
+spec:
+  selector:
+    matchLabels:
+      {{- include "weft.selectorLabels" . | nindent 6 }}
+  namespaceSelector:
+    matchNames: [{{ .root.Release.Namespace }}]
+  podMetricsEndpoints:
+    - port: metrics
+      path: /metrics
+      interval: {{ int .root.Values.monitoring.scrapeIntervalSeconds }}s
+      # The job is called as a Service's would be.
+      relabelings:
+        - {targetLabel: job, replacement: {{ include "weft.componentName" . }}}
+{{- end }}
+{{- end }}

@@ -23,6 +23,10 @@ spec:
   type: ClusterIP
   selector:
     {{- include "weft.selectorLabels" . | nindent 4 }}
+    {{- if and (eq .component "trainer") (eq $own.launcher "kubernetes") }}
+    # The controller that leads puts this label on its own pod; the others only wait.
+    weft.dev/leader: "true"
+    {{- end }}
   ports:
     {{- if eq .component "console" }}
     - {name: http, port: 8080, targetPort: http, appProtocol: {{ ternary "https" "http" .root.Values.tls.enabled }}}

@@ -20,13 +20,17 @@ spec:
   strategy:
     type: RollingUpdate
     rollingUpdate:
-      {{- if eq $component "trainer" }}
-      # A new controller is ready when it leads, which it cannot before the old one has gone.
-      maxSurge: 1
-      maxUnavailable: 100%
-      {{- else }}
+      {{- if ne $component "trainer" }}
       maxSurge: {{ int $own.maxSurge }}
       maxUnavailable: {{ int $own.maxUnavailable }}
+      {{- else if eq $own.launcher "kubernetes" }}
+      # A new controller waits for the lead, ready, before an old one goes.
+      maxSurge: 1
+      maxUnavailable: 0
+      {{- else }}
+      # Ranks are the old controller's own processes: a second one could only wait for their end.
+      maxSurge: 0
+      maxUnavailable: 1
       {{- end }}
   template:
     metadata:
@@ -57,6 +61,7 @@ spec:
 {{- define "weft.podSpec" -}}
 {{- $values := .root.Values }}
 {{- $hasModels := has .component (list "activations" "attribution") }}
+{{- $bucketAuthority := and (ne .component "console") (include "weft.bucketAuthority" $values) }}
 {{- $speaksToApi := and (eq .component "trainer") (eq $values.trainer.launcher "kubernetes") }}
 serviceAccountName: {{ include "weft.serviceAccountName" . }}
 automountServiceAccountToken: {{ $speaksToApi }}
@@ -90,6 +95,10 @@ containers:
       - configMapRef: {name: {{ include "weft.componentName" . }}}
     env:
       - {name: HOME, value: /tmp}
+      {{- if $speaksToApi }}
+      - name: WEFT_TRAINER_KUBERNETES_POD
+        valueFrom: {fieldRef: {fieldPath: metadata.name}}
+      {{- end }}
       {{- include "weft.secrets" . | nindent 6 }}
       {{- with .pod.env }}
       {{- toYaml . | nindent 6 }}
@@ -111,6 +120,9 @@ containers:
       {{- if $values.tls.enabled }}
       - {name: tls, mountPath: /etc/weft/tls, readOnly: true}
       {{- end }}
+      {{- if $bucketAuthority }}
+      - {name: bucket-ca, mountPath: /etc/weft/bucket-ca, readOnly: true}
+      {{- end }}
       {{- if $hasModels }}
       - name: models
         mountPath: /models
@@ -127,6 +139,9 @@ volumes:
     emptyDir: {sizeLimit: {{ .pod.tmpSizeLimit }}}
   {{- if $values.tls.enabled }}
   - {{- include "weft.tlsVolume" $values | nindent 4 }}
+  {{- end }}
+  {{- if $bucketAuthority }}
+  - {{- $bucketAuthority | nindent 4 }}
   {{- end }}
   {{- if and $hasModels $values.models.persistentVolumeClaim }}
   - name: models
@@ -178,6 +193,7 @@ topologySpreadConstraints:
 {{- define "weft.modelsContainer" -}}
 {{- $values := .root.Values }}
 {{- $models := $values.models }}
+{{- $bucketAuthority := and $models.bucketPrefix (include "weft.bucketAuthority" $values) }}
 - name: models
   image: {{ include "weft.activationsImage" .root | quote }}
   imagePullPolicy: {{ $values.image.pullPolicy }}
@@ -193,6 +209,9 @@ topologySpreadConstraints:
     - {name: HOME, value: /tmp}
     {{- if $models.bucketPrefix }}
     - {name: WEFT_ACTIVATIONS_BUCKET_URL, value: {{ $values.bucket.url | quote }}}
+    {{- if $bucketAuthority }}
+    - {name: WEFT_ACTIVATIONS_BUCKET_CA, value: /etc/weft/bucket-ca/ca.crt}
+    {{- end }}
     {{- include "weft.bucketKeys" (dict "root" .root "component" "activations") | nindent 4 }}
     {{- end }}
     {{- with $models.hubToken }}
@@ -210,6 +229,9 @@ topologySpreadConstraints:
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
     - {name: models, mountPath: /models}
+    {{- if $bucketAuthority }}
+    - {name: bucket-ca, mountPath: /etc/weft/bucket-ca, readOnly: true}
+    {{- end }}
 {{- end }}
 
 {{/* Requests and limits of a component, its GPU included. Takes its values. */}}
@@ -265,6 +287,24 @@ secret:
     - {key: {{ .tls.keys.certificate }}, path: tls.crt}
     - {key: {{ .tls.keys.privateKey }}, path: tls.key}
     - {key: {{ .tls.keys.authority }}, path: ca.crt}
+{{- end }}
+
+{{/* The volume with the bucket's authority; empty where images trust the bucket. Takes the values. */}}
+{{- define "weft.bucketAuthority" -}}
+{{- $ca := .bucket.ca }}
+{{- $items := printf "items: [{key: %s, path: ca.crt}]" $ca.key }}
+{{- if $ca.existingSecret -}}
+name: bucket-ca
+secret:
+  secretName: {{ $ca.existingSecret }}
+  defaultMode: 0440
+  {{ $items }}
+{{- else if $ca.existingConfigMap -}}
+name: bucket-ca
+configMap:
+  name: {{ $ca.existingConfigMap }}
+  {{ $items }}
+{{- end }}
 {{- end }}
 
 {{/* Over plain HTTP on the port of the metrics, so that TLS stays on for gRPC. Takes the values. */}}

@@ -44,6 +44,9 @@ adds what all have in common.
 {{- end }}
 {{- if ne .component "console" }}
 {{ $prefix }}_BUCKET_URL: {{ $values.bucket.url | quote }}
+{{- if include "weft.bucketAuthority" $values }}
+{{ $prefix }}_BUCKET_CA: /etc/weft/bucket-ca/ca.crt
+{{- end }}
 {{- end }}
 {{- include (printf "weft.settings.%s" .component) .root }}
 {{- range $name, $value := $own.settings }}
@@ -98,6 +101,16 @@ WEFT_TRAINER_KUBERNETES_REPORT_TOKEN_KEY: {{ .Values.auth.keys.reports | quote }
 WEFT_TRAINER_KUBERNETES_BUCKET_SECRET: {{ .Values.bucket.existingSecret | quote }}
 WEFT_TRAINER_KUBERNETES_ACCESS_KEY_KEY: {{ .Values.bucket.keys.accessKey | quote }}
 WEFT_TRAINER_KUBERNETES_SECRET_KEY_KEY: {{ .Values.bucket.keys.secretKey | quote }}
+{{- $ca := .Values.bucket.ca }}
+{{- with $ca.existingSecret }}
+WEFT_TRAINER_KUBERNETES_BUCKET_CA_SECRET: {{ . | quote }}
+{{- end }}
+{{- with $ca.existingConfigMap }}
+WEFT_TRAINER_KUBERNETES_BUCKET_CA_CONFIG_MAP: {{ . | quote }}
+{{- end }}
+{{- if include "weft.bucketAuthority" .Values }}
+WEFT_TRAINER_KUBERNETES_BUCKET_CA_KEY: {{ $ca.key | quote }}
+{{- end }}
 {{- if .Values.tls.enabled }}
 WEFT_TRAINER_KUBERNETES_TLS_SECRET: {{ .Values.tls.existingSecret | quote }}
 {{- end }}

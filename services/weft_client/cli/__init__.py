@@ -12,6 +12,7 @@ import typer
 from weft_client.cli import contexts, datasets, graphs, harvests, health, models, runs, tracking, transcoders
 from weft_client.cli.failures import FailingWell
 from weft_client.cli.planning import plan
+from weft_client.cli.recipes import recipes
 from weft_client.cli.session import session
 from weft_client.demo.command import demo
 from weft_client.local import commands
@@ -48,6 +49,7 @@ app.command()(commands.down)
 app.command()(commands.status)
 app.command()(demo)
 app.command()(plan)
+app.command()(recipes)
 app.command("health")(health.show_health)
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")

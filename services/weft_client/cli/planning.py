@@ -12,10 +12,11 @@ from weft_client.plan.devices import find_device
 from weft_client.plan.estimate import BITS, Plan
 from weft_client.plan.models import PRESETS, find_shape
 from weft_clt.config import Activation
+from weft_clt.recipes import RunSize, find_recipe
 from weft_clt.sizing import Workload
 from weft_common.errors import InvalidArgumentError
 
-_ACTIVATIONS = {"top-k": Activation.TOP_K, "jump-relu": Activation.JUMP_RELU}
+_ACTIVATIONS = {each.removeprefix("ACTIVATION_").lower().replace("_", "-"): each for each in Activation}
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -36,11 +37,14 @@ def plan(
         int, typer.Option(parser=_number, metavar="NUMBER", help="Features a layer, over all ranks.")
     ],
     tokens: Annotated[int, typer.Option(parser=_number, metavar="NUMBER", help="Tokens to train on, over all epochs.")],
-    activation: Annotated[str, typer.Option(help="top-k or jump-relu.")] = "top-k",
-    top_k: Annotated[int, typer.Option(help="For top-k: features kept a token and layer.")] = 32,
-    l0: Annotated[float, typer.Option(help="For jump-relu: active features a token and layer.")] = 50.0,
+    recipe: Annotated[str, typer.Option(help="A published recipe, `weft recipes`, in place of --activation.")] = "",
+    activation: Annotated[str, typer.Option(help=f"{', '.join(_ACTIVATIONS)}.")] = "top-k",
+    top_k: Annotated[int, typer.Option(help="For those that count: features kept a token and layer.")] = 32,
+    l0: Annotated[float, typer.Option(help="For relu and jump-relu: active features a token and layer.")] = 50.0,
     near: Annotated[float, typer.Option(help="For jump-relu: entries near a threshold beside each active one.")] = 1.0,
     preact_loss: Annotated[bool, typer.Option(help="For jump-relu: the pre-activation loss is on.")] = True,
+    linear_skip: Annotated[bool, typer.Option(help="A linear map from each layer's input to its output.")] = False,
+    aux_top_k: Annotated[int, typer.Option(help="Dead features that AuxK lists of a token and layer; 0: none.")] = 0,
     decoder_span: Annotated[int, typer.Option(help="Layers that a feature writes to; 0 means all from its own.")] = 0,
     step_tokens: Annotated[int, typer.Option(help="Tokens of one step, over all ranks.")] = 4_096,
     feature_ranks: Annotated[int, typer.Option(help="Ranks on the feature axis; 0 takes the fewest that fit.")] = 1,
@@ -70,13 +74,21 @@ def plan(
         if not number > 0:
             raise InvalidArgumentError(f"--{name} is {number:g}; give a number above 0")
     for name, number in (("feature-ranks", feature_ranks), ("bits", bits), ("near", near), ("price", price),
-                         ("tokens-per-s", tokens_per_s), ("checkpoint-steps", checkpoint_steps)):  # fmt: skip
+                         ("tokens-per-s", tokens_per_s), ("aux-top-k", aux_top_k),
+                         ("checkpoint-steps", checkpoint_steps)):  # fmt: skip
         if not number >= 0:
             raise InvalidArgumentError(f"--{name} is {number:g}; give 0 or more")
     if not 0 <= held_out_share < 1:
         raise InvalidArgumentError(f"--held-out-share is {held_out_share}; give a share from 0 up to 1")
     shape = find_shape(model)
-    chosen = _ACTIVATIONS[activation]
+    chosen, first_moment = _ACTIVATIONS[activation], True
+    counts = chosen.counts
+    preact_loss = preact_loss and chosen is Activation.JUMP_RELU
+    if recipe:
+        config = find_recipe(recipe).make(RunSize("datasets/plan", num_features=num_features, top_k=top_k))
+        chosen, first_moment = config.features.activation, config.optimizer.beta1 > 0
+        counts, preact_loss = chosen.counts, config.loss.preact_coeff > 0
+        aux_top_k, decoder_span = config.loss.aux_top_k, decoder_span or config.features.decoder_span
 
     def planned(ranks: int) -> Plan:
         work = Workload(
@@ -84,14 +96,17 @@ def plan(
             d_model=shape.d_model,
             num_features=num_features,
             activation=chosen,
-            active=l0 if chosen is Activation.JUMP_RELU else top_k,
+            active=top_k if counts else l0,
             near=near if chosen is Activation.JUMP_RELU else 0.0,
             decoder_span=decoder_span,
             step_tokens=step_tokens,
             feature_ranks=ranks,
             data_ranks=data_ranks,
             float_bytes=_FLOAT_BYTES[dtype],
-            preact_loss=preact_loss and chosen is Activation.JUMP_RELU,
+            preact_loss=preact_loss,
+            first_moment=first_moment,
+            linear_skip=linear_skip,
+            aux_top_k=min(aux_top_k, num_features),
         )
         return Plan(
             model=shape,

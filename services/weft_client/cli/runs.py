@@ -17,12 +17,16 @@ from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
 from weft_client.cli.waiting import print_started, wait
 from weft_client.names import full_name, short_id
 from weft_client.run_file import read_run_file
-from weft_client.specs import training_spec
+from weft_client.specs import recipe_spec, training_spec
 from weft_common.errors import CancelledError, InternalError, InvalidArgumentError
 
 app = typer.Typer(no_args_is_help=True, help="Training runs.")
 RunArgument = Annotated[str, typer.Argument(help="Id of the run.")]
-ACTIVATIONS = {"top-k": messages_pb2.ACTIVATION_TOP_K, "jump-relu": messages_pb2.ACTIVATION_JUMP_RELU}
+ACTIVATIONS = {
+    name.removeprefix("ACTIVATION_").lower().replace("_", "-"): number
+    for name, number in messages_pb2.Activation.items()
+    if number != messages_pb2.ACTIVATION_UNSPECIFIED
+}
 
 
 def _state(run: messages_pb2.Run) -> str:
@@ -88,14 +92,15 @@ def create_run(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML with run_id and the whole spec.")] = None,
     dataset: Annotated[str, typer.Option(help="Id of the sealed dataset to train on.")] = "",
     num_features: Annotated[int, typer.Option(help="Features a layer, over all ranks.")] = 512,
-    activation: Annotated[str, typer.Option(help="top-k or jump-relu.")] = "top-k",
-    top_k: Annotated[int, typer.Option(help="For top-k: features kept a token and layer.")] = 32,
+    recipe: Annotated[str, typer.Option(help="A published recipe, `weft recipes`; what else is given wins.")] = "",
+    activation: Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)}.")] = "top-k",
+    top_k: Annotated[int, typer.Option(help="For those that count: features kept a token and layer.")] = 32,
     num_steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 60,
     step_tokens: Annotated[int, typer.Option(help="Tokens of one step, over all ranks.")] = 1_024,
     feature_ranks: Annotated[int, typer.Option(help="Ranks on the feature axis.")] = 1,
     data_ranks: Annotated[int, typer.Option(help="Ranks on the data axis.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 2e-3,
-    sparsity_coeff: Annotated[float | None, typer.Option(help="For jump-relu: final weight of its loss.")] = None,
+    sparsity_coeff: Annotated[float | None, typer.Option(help="For relu and jump-relu: final weight.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 1,
     no_wait: NoWait = False,
     validate_only: ValidateOnly = False,
@@ -108,21 +113,26 @@ def create_run(
     else:
         if not run or not dataset:
             raise InvalidArgumentError("give the id of the run and --dataset, or --file with both in it")
-        given: dict[str, Any] = {"top_k": top_k} if activation == "top-k" else {}
+        given: dict[str, Any] = {
+            "dataset": full_name("datasets", dataset),
+            "num_features": num_features,
+            "num_steps": num_steps,
+            "step_tokens": step_tokens,
+            "feature_ranks": feature_ranks,
+            "data_ranks": data_ranks,
+            "seed": seed,
+        }
         if sparsity_coeff is not None:
             given["sparsity_coeff"] = sparsity_coeff
-        spec = training_spec(
-            dataset=full_name("datasets", dataset),
-            num_features=num_features,
-            activation=_activation(activation),
-            num_steps=num_steps,
-            step_tokens=step_tokens,
-            feature_ranks=feature_ranks,
-            data_ranks=data_ranks,
-            learning_rate=learning_rate,
-            seed=seed,
-            **given,
-        )
+        if recipe:
+            if _typed(context, "activation"):
+                raise InvalidArgumentError("--activation and --recipe are both given; a recipe has its own, give one")
+            given |= {name: context.params[name] for name in ("top_k", "learning_rate") if _typed(context, name)}
+            spec = recipe_spec(recipe, **given)
+        else:
+            counted = activation.endswith("top-k")
+            given |= {"activation": _activation(activation), "learning_rate": learning_rate}
+            spec = training_spec(**given, **({"top_k": top_k} if counted else {}))
     with connected() as client:
         operation = client.runs.create(run, spec=spec, validate_only=validate_only)
     if no_wait or validate_only:
@@ -143,11 +153,16 @@ def _activation(given: str) -> "messages_pb2.Activation.ValueType":
     return ACTIVATIONS[given]
 
 
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, and not left to its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _refuse_options(context: typer.Context) -> None:
     """With a file, the whole spec stands in it; an option that says something too is refused."""
     for name in context.params.keys() - {"run", "file", "no_wait", "validate_only", "as_json"}:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _typed(context, name):
             option = name.replace("_", "-")
             raise InvalidArgumentError(f"--{option} and --file are both given; write {name} into the file's spec")
 

@@ -172,12 +172,14 @@ class Plan:
             found.append(f"a rank does not fit {self.device.name}; {way}")
         if not self.device.measured:
             found.append("weft's ranks run on CPUs today: figures of a GPU are estimates of what one would do")
-        if self.work.decoder_span not in (0, self.work.num_layers):
-            found.append("weft trains decoders for all later layers today: a shorter span is an estimate")
         if self.work.float_bytes != 4:
             found.append("weft trains in float32 today: another type is an estimate")
         if self.work.jumps:
             found.append("near is what the bandwidth makes of it: compare sent_bytes_per_token of a short run")
+        if self.work.aux_top_k:
+            found.append(
+                "memory and operations of AuxK are for as many dead features as it may list; most runs have fewer"
+            )
         return found
 
     def document(self) -> dict[str, Any]:

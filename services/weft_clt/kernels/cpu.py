@@ -6,19 +6,36 @@ Shapes: see `weft_clt.kernels.port`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer
-from weft_clt.kernels import loops, vector_loops
+from weft_clt.kernels import loops, panel_loops
+from weft_clt.kernels.feature_lists import DecoderPairs, FeatureLists
 from weft_clt.kernels.port import AdamStep
+from weft_clt.kernels.threads import Buffers, Workers, column_runs
 
 __all__ = ["CpuKernels"]
 
+_PREACT_BYTES = 8 << 20  # of pre-activations at a time; they are read again while they are in the last-level cache
+_FEWEST_ROWS = 256  # below that, a matrix product spends its time on laying out the weights
+
 
 class CpuKernels:
-    """One thread; float32 and float64."""
+    """
+    Compiled loops; float32 and float64.
+
+    Args:
+        num_threads: By default as many as torch uses.
+    """
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        self._workers = Workers(num_threads or torch.get_num_threads())
+        self._buffers = Buffers()
 
     def merge(
         self,
@@ -69,23 +86,136 @@ class CpuKernels:
             column_value_A=column_value_A,
         )
 
-    def decode(self, active: ActiveLayer, w_dec_FC: Tensor, out_TC: Tensor) -> None:
-        vector_loops.decode_loop(
-            active.row_start_T1.numpy(), active.row_active_T.numpy(), active.feature_N.numpy(),
-            active.value_N.numpy(), w_dec_FC.numpy(), out_TC.numpy(),
-        )  # fmt: skip
+    def encode(
+        self,
+        inputs_TD: Tensor,
+        w_enc_SD: Tensor,
+        b_enc_S: Tensor,
+        bound_S: Tensor | None,
+        top_k: int,
+        preact_TS: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        num_tokens, num_features = inputs_TD.shape[0], w_enc_SD.shape[0]
+        rows = max(_FEWEST_ROWS, _PREACT_BYTES // (num_features * w_enc_SD.itemsize))
+        kept = min(top_k, num_features)
+        room = num_tokens * (kept if bound_S is None else min(num_features, 64))
+        counts_T = torch.empty(num_tokens, dtype=torch.int32)
+        feature_M = torch.empty(room, dtype=torch.int64)
+        value_M = torch.empty(room, dtype=w_enc_SD.dtype)
+        end = 0
+        for first in range(0, num_tokens, rows):
+            chunk_RD = inputs_TD[first : first + rows]
+            if preact_TS is None:
+                size = chunk_RD.shape[0] * num_features
+                held = self._buffers.get("preact", 0, size, value_M.numpy().dtype)
+                preact_RS = torch.from_numpy(held).view(-1, num_features)
+            else:
+                preact_RS = preact_TS[first : first + rows]
+            torch.addmm(b_enc_S, chunk_RD, w_enc_SD.T, out=preact_RS)
+            preact, counts = preact_RS.numpy(), counts_T[first : first + rows].numpy()
+            if bound_S is None:
+                end = int(loops.select_top(preact, kept, counts, feature_M.numpy(), value_M.numpy(), end))
+                continue
+            bound, start = bound_S.numpy(), end
+            end = int(loops.select_above(preact, bound, counts, feature_M.numpy(), value_M.numpy(), start))
+            if end > feature_M.shape[0]:
+                feature_M = torch.cat([feature_M[:start], feature_M.new_empty(2 * end - start)])
+                value_M = torch.cat([value_M[:start], value_M.new_empty(2 * end - start)])
+                loops.select_above(preact, bound, counts, feature_M.numpy(), value_M.numpy(), start)
+        return counts_T, feature_M[:end], value_M[:end]
 
-    def decode_backward(
-        self, active: ActiveLayer, w_dec_FC: Tensor, grad_out_TC: Tensor, grad_value_N: Tensor, grad_w_dec_FC: Tensor
+    def decode_pass(
+        self,
+        lists: FeatureLists,
+        pairs: DecoderPairs,
+        w_dec_PFC: Tensor,
+        b_dec_LC: Tensor,
+        targets_LTC: Tensor,
+        error_LTC: Tensor,
     ) -> None:
-        grad_out = grad_out_TC.numpy()
-        vector_loops.value_grad_loop(
-            active.row_start_T1.numpy(), active.feature_N.numpy(), w_dec_FC.numpy(), grad_out, grad_value_N.numpy()
-        )
-        vector_loops.decode_grad_loop(
-            active.column_start_F1.numpy(), active.column_token_A.numpy(), active.column_value_A.numpy(), grad_out,
-            grad_w_dec_FC.numpy(),
-        )  # fmt: skip
+        runs, entries = self._runs(error_LTC), _entries(lists)
+
+        def work(run: int) -> None:
+            panel_loops.decode_loop(
+                *runs[run], pairs.pairs_P3.numpy(), *entries, w_dec_PFC.numpy(), b_dec_LC.numpy(),
+                targets_LTC.numpy(), error_LTC.numpy(), self._panels(run, *runs[run], error_LTC),
+            )  # fmt: skip
+
+        self._workers.each(work, len(runs))
+
+    def value_grad_pass(
+        self,
+        lists: FeatureLists,
+        pairs: DecoderPairs,
+        w_dec_PFC: Tensor,
+        grad_out_LTC: Tensor,
+        grad_slots: Tensor,
+        grad_b_dec_LC: Tensor,
+    ) -> float:
+        runs, (start, _, token, value) = self._runs(grad_out_LTC), _entries(lists)
+        parts = [self._buffers.get("dots", run, value.shape[0], value.dtype) for run in range(len(runs))]
+
+        def work(run: int) -> float:
+            return panel_loops.value_grad_loop(
+                *runs[run], pairs.pairs_P3.numpy(), start, token, value, w_dec_PFC.numpy(), grad_out_LTC.numpy(),
+                parts[run], self._panels(run, *runs[run], grad_out_LTC),
+            )  # fmt: skip
+
+        torch.sum(grad_out_LTC, 1, out=grad_b_dec_LC)
+        squares = sum(self._workers.each(work, len(runs)))
+        for part in parts[1:]:
+            parts[0] += part
+        loops.to_slots(lists.slot_N.numpy(), parts[0], grad_slots.numpy())
+        return float(squares)
+
+    def decoder_adam(
+        self,
+        lists: FeatureLists,
+        pairs: DecoderPairs,
+        w_dec_PFC: Tensor,
+        grad_out_LTC: Tensor,
+        coeff_LF: Tensor,
+        first_PFC: Tensor | None,
+        second_PFC: Tensor,
+        step: AdamStep,
+    ) -> None:
+        runs, entries = self._runs(grad_out_LTC), _entries(lists)
+        weight, second = w_dec_PFC.numpy(), second_PFC.numpy()
+        first = weight if first_PFC is None else first_PFC.numpy()
+        scalars = np.array(_scalars(step), dtype=weight.dtype)
+
+        def work(run: int) -> None:
+            panel_loops.adam_loop(
+                *runs[run], pairs.pairs_P3.numpy(), *entries, grad_out_LTC.numpy(), coeff_LF.numpy(), weight, first,
+                second, first_PFC is not None, scalars, self._panels(run, *runs[run], grad_out_LTC),
+            )  # fmt: skip
+
+        self._workers.each(work, len(runs))
+
+    def decoder_gradient(
+        self,
+        lists: FeatureLists,
+        pairs: DecoderPairs,
+        w_dec_PFC: Tensor,
+        grad_out_LTC: Tensor,
+        coeff_LF: Tensor,
+        grad_w_dec_PFC: Tensor,
+    ) -> None:
+        runs, entries = self._runs(grad_out_LTC), _entries(lists)
+
+        def work(run: int) -> None:
+            panel_loops.gradient_loop(
+                *runs[run], pairs.pairs_P3.numpy(), *entries, grad_out_LTC.numpy(), coeff_LF.numpy(),
+                w_dec_PFC.numpy(), grad_w_dec_PFC.numpy(), self._panels(run, *runs[run], grad_out_LTC),
+            )  # fmt: skip
+
+        self._workers.each(work, len(runs))
+
+    def _runs(self, matrix_LTC: Tensor) -> list[tuple[int, int]]:
+        return column_runs(matrix_LTC.shape[2], matrix_LTC.itemsize, self._workers.num_threads)
+
+    def _panels(self, run: int, low: int, high: int, matrix_LTC: Tensor) -> NDArray[Any]:
+        return self._buffers.get("panels", run, matrix_LTC.shape[1] * (high - low), matrix_LTC.numpy().dtype)
 
     def encode_backward(
         self, counts_T: Tensor, feature_M: Tensor, grad_preact_M: Tensor, inputs_TD: Tensor, grad_w_enc_SD: Tensor
@@ -97,23 +227,28 @@ class CpuKernels:
     def add_row_squares(self, w_FC: Tensor, out_F: Tensor) -> None:
         loops.row_squares_loop(w_FC.numpy(), out_F.numpy())
 
-    def add_scaled_rows(self, coeff_F: Tensor, w_FC: Tensor, out_FC: Tensor) -> None:
-        loops.scaled_rows_loop(coeff_F.numpy(), w_FC.numpy(), out_FC.numpy())
-
     def sum_squares(self, values: Tensor) -> float:
         return float(loops.sum_squares_loop(values.view(-1).numpy()))
 
     def adam(self, param: Tensor, grad: Tensor, first: Tensor | None, second: Tensor, step: AdamStep) -> None:
         real = param.numpy().dtype.type
-        rate = real(step.learning_rate / (1 - step.beta1**step.step))
-        root = real((1 - step.beta2**step.step) ** -0.5)
         flat_param, flat_grad, flat_second = (tensor.view(-1).numpy() for tensor in (param, grad, second))
-        scale, beta2, rest2 = real(step.grad_scale), real(step.beta2), real(1 - step.beta2)
-        epsilon = real(step.epsilon)
+        scale, beta1, beta2, rest1, rest2, rate, root, epsilon = (real(scalar) for scalar in _scalars(step))
         if first is None:
             loops.adam_without_first_loop(flat_param, flat_grad, flat_second, scale, beta2, rest2, rate, root, epsilon)
             return
         loops.adam_loop(
             flat_param, flat_grad, first.view(-1).numpy(), flat_second,
-            scale, real(step.beta1), beta2, real(1 - step.beta1), rest2, rate, root, epsilon,
+            scale, beta1, beta2, rest1, rest2, rate, root, epsilon,
         )  # fmt: skip
+
+
+def _scalars(step: AdamStep) -> tuple[float, ...]:
+    """Return what `loops.adam_loop` takes, in its order."""
+    rate = step.learning_rate / (1 - step.beta1**step.step)
+    root = (1 - step.beta2**step.step) ** -0.5
+    return step.grad_scale, step.beta1, step.beta2, 1 - step.beta1, 1 - step.beta2, rate, root, step.epsilon
+
+
+def _entries(lists: FeatureLists) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    return lists.start_LF1.numpy(), lists.active_LF.numpy(), lists.token_N.numpy(), lists.value_N.numpy()

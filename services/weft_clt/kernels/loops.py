@@ -12,15 +12,20 @@ from typing import Any
 import numba
 import numpy as np
 
+from weft_clt.kernels.panel_rows import GROUP, any_above
+
 __all__ = [
     "adam_loop",
     "adam_without_first_loop",
     "column_lists",
     "encode_grad_loop",
+    "feature_order",
     "merge_entries",
     "row_squares_loop",
-    "scaled_rows_loop",
+    "select_above",
+    "select_top",
     "sum_squares_loop",
+    "to_slots",
 ]
 
 _compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
@@ -50,15 +55,6 @@ def row_squares_loop(weight: Any, out: Any) -> None:
         for column in range(weight.shape[1]):
             total += weight[row, column] * weight[row, column]
         out[row] = total
-
-
-@_compiled
-def scaled_rows_loop(coeff: Any, weight: Any, out: Any) -> None:
-    """out[f] += coeff[f] * weight[f]."""
-    for row in range(weight.shape[0]):
-        c0 = coeff[row]
-        for column in range(weight.shape[1]):
-            out[row, column] += c0 * weight[row, column]
 
 
 @_compiled
@@ -176,3 +172,127 @@ def column_lists(
             column_token[spot] = token
             column_value[spot] = value[entry]
             place[feature[entry]] = spot + 1
+
+
+@_exact
+def feature_order(
+    first: int, row_start: Any, row_active: Any, feature: Any, value: Any, slot: Any, start: Any, active: Any,
+    out_token: Any, out_value: Any, out_slot: Any,
+) -> None:  # fmt: skip
+    """Order the entries of a layer by feature from `first` on, those above 0 before those at 0, tokens ascending."""
+    num_tokens, num_features = row_active.shape[0], active.shape[0]
+    start[:] = 0
+    active[:] = 0
+    for token in range(num_tokens):
+        for entry in range(row_start[token], row_start[token + 1]):
+            start[feature[entry] + 1] += 1
+            if entry < row_active[token]:
+                active[feature[entry]] += 1
+    start[0] = first
+    for index in range(num_features):
+        start[index + 1] += start[index]
+        active[index] += start[index]
+    active_place = start[:-1].copy()
+    silent_place = active.copy()
+    for token in range(num_tokens):
+        for entry in range(row_start[token], row_start[token + 1]):
+            places = active_place if entry < row_active[token] else silent_place
+            spot = places[feature[entry]]
+            places[feature[entry]] = spot + 1
+            out_token[spot] = token
+            out_value[spot] = value[entry]
+            out_slot[spot] = slot[entry]
+
+
+@_exact
+def to_slots(slot: Any, value: Any, out: Any) -> None:
+    """out[slot[n]] = value[n]."""
+    for entry in range(slot.shape[0]):
+        out[slot[entry]] = value[entry]
+
+
+@_exact
+def select_above(preact: Any, bound: Any, counts: Any, out_feature: Any, out_value: Any, place: int) -> int:
+    """
+    List the entries of each token that are above the bound of their feature.
+
+    Returns the end of the list, which may lie beyond the room: then it is not complete, and more room is needed.
+    """
+    room = out_feature.shape[0]
+    for token in range(preact.shape[0]):
+        before = place
+        for feature in range(preact.shape[1]):
+            if preact[token, feature] > bound[feature]:
+                if place < room:
+                    out_feature[place] = feature
+                    out_value[place] = preact[token, feature]
+                place += 1
+        counts[token] = place - before
+    return place
+
+
+@_exact
+def _kth_largest(preact: Any, token: int, bound: Any, kept: Any) -> int:
+    """Fill `kept` with the largest values above `bound`, descending; returns how many there are."""
+    num_features, most = preact.shape[1], kept.shape[0]
+    count = 0
+    for first in range(0, num_features, GROUP):
+        last = min(first + GROUP, num_features)
+        if last - first == GROUP and not any_above(preact, token, first, bound):
+            continue
+        for feature in range(first, last):
+            value = preact[token, feature]
+            if not value > bound:
+                continue
+            spot = count if count < most else most - 1
+            while spot > 0 and kept[spot - 1] < value:
+                kept[spot] = kept[spot - 1]
+                spot -= 1
+            kept[spot] = value
+            count = min(count + 1, most)
+            if count == most:
+                bound = kept[most - 1]
+    return count
+
+
+@_exact
+def select_top(preact: Any, top_k: int, counts: Any, out_feature: Any, out_value: Any, place: int) -> int:
+    """List each token's `top_k` largest entries above 0, the smaller feature first among equals; returns the end."""
+    num_tokens, num_features = preact.shape
+    kept = np.empty(top_k, preact.dtype)
+    zero = preact.dtype.type(0)
+    guess = zero
+    for token in range(num_tokens):
+        # Most of a row need not be looked at twice where the row before tells about how large the k-th value is.
+        count = _kth_largest(preact, token, guess, kept)
+        if count < top_k and guess > 0:
+            count = _kth_largest(preact, token, zero, kept)
+        counts[token] = count
+        if count == 0:
+            continue
+        least = kept[count - 1]
+        ties = 0
+        for index in range(count):
+            if kept[index] == least:
+                ties += 1
+        guess = least * preact.dtype.type(0.9)
+        left = count
+        for first in range(0, num_features, GROUP):
+            last = min(first + GROUP, num_features)
+            if last - first == GROUP and not any_above(preact, token, first, guess):
+                continue
+            for feature in range(first, last):
+                value = preact[token, feature]
+                if value < least or not value > 0:
+                    continue
+                if value == least:
+                    if ties == 0:
+                        continue
+                    ties -= 1
+                out_feature[place] = feature
+                out_value[place] = value
+                place += 1
+                left -= 1
+            if left == 0:
+                break
+    return place

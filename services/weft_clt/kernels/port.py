@@ -2,8 +2,8 @@
 What a training step asks of a processor.
 
 Every tensor is contiguous, of the model's floating type, and changed in place only where a docstring says so.
-Shapes: T tokens, F features of a layer over all ranks, S features of this rank, C columns of the output that this rank
-holds, D d_model, N entries of an `ActiveLayer`.
+Shapes: T tokens, L layers, F features of a layer over all ranks, S features of this rank, C columns of the output that
+this rank holds, D d_model, P pairs of a source and a target layer, N entries of an `ActiveLayer` or of all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer
+from weft_clt.kernels.feature_lists import DecoderPairs, FeatureLists
 
 __all__ = ["AdamStep", "Kernels"]
 
@@ -58,14 +59,85 @@ class Kernels(Protocol):
         """
         ...
 
-    def decode(self, active: ActiveLayer, w_dec_FC: Tensor, out_TC: Tensor) -> None:
-        """Add to `out_TC` the decoder rows of the active features, times their values."""
+    def encode(
+        self,
+        inputs_TD: Tensor,
+        w_enc_SD: Tensor,
+        b_enc_S: Tensor,
+        bound_S: Tensor | None,
+        top_k: int,
+        preact_TS: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Compute the pre-activations of one layer and list some of them.
+
+        Args:
+            bound_S: List those above it; None lists the `top_k` largest above 0, of equal ones the first.
+            preact_TS: Receives all pre-activations, where they are wanted.
+
+        Returns:
+            Entries of a token, int32; their features, int64, and pre-activations, by token and then by feature.
+        """
         ...
 
-    def decode_backward(
-        self, active: ActiveLayer, w_dec_FC: Tensor, grad_out_TC: Tensor, grad_value_N: Tensor, grad_w_dec_FC: Tensor
+    def decode_pass(
+        self,
+        lists: FeatureLists,
+        pairs: DecoderPairs,
+        w_dec_PFC: Tensor,
+        b_dec_LC: Tensor,
+        targets_LTC: Tensor,
+        error_LTC: Tensor,
     ) -> None:
-        """Add the gradient of every entry's value to `grad_value_N`; overwrite `grad_w_dec_FC` with the decoder's."""
+        """Write the prediction, which is the bias and all decoder rows times their values, minus the target."""
+        ...
+
+    def value_grad_pass(
+        self,
+        lists: FeatureLists,
+        pairs: DecoderPairs,
+        w_dec_PFC: Tensor,
+        grad_out_LTC: Tensor,
+        grad_slots: Tensor,
+        grad_b_dec_LC: Tensor,
+    ) -> float:
+        """
+        Write the gradient of every entry's value at its slot, and of the decoder's bias.
+
+        Returns:
+            The sum of squares of the decoder's gradient, which `decoder_adam` will compute again.
+        """
+        ...
+
+    def decoder_adam(
+        self,
+        lists: FeatureLists,
+        pairs: DecoderPairs,
+        w_dec_PFC: Tensor,
+        grad_out_LTC: Tensor,
+        coeff_LF: Tensor,
+        first_PFC: Tensor | None,
+        second_PFC: Tensor,
+        step: AdamStep,
+    ) -> None:
+        """
+        Update the decoder by Adam without its gradient in memory.
+
+        Args:
+            coeff_LF: The gradient has `coeff_LF` times the decoder's row beside what comes from `grad_out_LTC`.
+        """
+        ...
+
+    def decoder_gradient(
+        self,
+        lists: FeatureLists,
+        pairs: DecoderPairs,
+        w_dec_PFC: Tensor,
+        grad_out_LTC: Tensor,
+        coeff_LF: Tensor,
+        grad_w_dec_PFC: Tensor,
+    ) -> None:
+        """Write the gradient that `decoder_adam` uses."""
         ...
 
     def encode_backward(
@@ -76,10 +148,6 @@ class Kernels(Protocol):
 
     def add_row_squares(self, w_FC: Tensor, out_F: Tensor) -> None:
         """Add the squared norm of every row to `out_F`."""
-        ...
-
-    def add_scaled_rows(self, coeff_F: Tensor, w_FC: Tensor, out_FC: Tensor) -> None:
-        """Add `coeff_F` times the rows of `w_FC` to `out_FC`."""
         ...
 
     def sum_squares(self, values: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer, active_from_dense
+from weft_clt.kernels.pairwise import PairwisePasses
 from weft_clt.kernels.port import AdamStep
 
 __all__ = ["ReferenceKernels"]
@@ -25,7 +26,7 @@ def _dense(active: ActiveLayer) -> Tensor:
     return dense_TF
 
 
-class ReferenceKernels:
+class ReferenceKernels(PairwisePasses):
     """Runs on anything torch runs on, in any floating type; slow."""
 
     def merge(

@@ -8,6 +8,7 @@ that was forked shares its sockets with its parent.
 
 import hashlib
 import os
+import ssl
 import threading
 import time
 from base64 import b64encode
@@ -22,7 +23,7 @@ from typing import TypeVar
 import urllib3
 from minio import Minio
 from minio.error import InvalidResponseError, S3Error, ServerError
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
 
 from weft_common.errors import (
     AlreadyExistsError,
@@ -86,6 +87,10 @@ class MinioObjectStore:
         access_key: None for anonymous requests.
         secret_key: Goes with the access key.
         region: None asks the server.
+        ca: PEM file of the authority that the server's certificate comes from; None trusts the system's own.
+
+    Raises:
+        InvalidArgumentError: The file of the authority holds no certificate.
     """
 
     def __init__(
@@ -98,7 +103,10 @@ class MinioObjectStore:
         access_key: str | None = None,
         secret_key: str | None = None,
         region: str | None = None,
+        ca: Path | None = None,
     ) -> None:
+        if ca is not None:
+            _check_authority(ca)
         self._endpoint = endpoint
         self._bucket = bucket
         self._prefix = check_key(prefix) + "/" if prefix else ""
@@ -106,6 +114,7 @@ class MinioObjectStore:
         self._access_key = access_key
         self._secret_key = secret_key
         self._region = region
+        self._ca = ca
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
 
@@ -246,6 +255,7 @@ class MinioObjectStore:
         pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S),
             maxsize=16,
+            ca_certs=str(self._ca) if self._ca else None,
             retries=urllib3.Retry(
                 total=_ATTEMPTS,
                 backoff_factor=_BACKOFF_S,
@@ -307,6 +317,12 @@ class MinioObjectStore:
                 raise S3RangeError(key) from error
             raise self._refusal(str(error.code), key, str(error.message)) from error
         except (HTTPError, InvalidResponseError, ServerError) as error:
+            if isinstance(error, MaxRetryError) and isinstance(error.reason, SSLError):
+                raise UnavailableError(
+                    f"bucket {self._bucket!r} at {self._endpoint} has a certificate that is not trusted "
+                    f"({error.reason}): set BUCKET_CA, after the service's prefix, to a PEM file of its authority, or "
+                    "have this machine trust that."
+                ) from error
             raise UnavailableError(
                 f"bucket {self._bucket!r} at {self._endpoint} does not answer ({type(error).__name__}): check that it "
                 "runs and that this machine reaches it."
@@ -329,6 +345,16 @@ class MinioObjectStore:
 
 class S3RangeError(Exception):
     """The range starts at or after the object's end; never leaves this module."""
+
+
+def _check_authority(path: Path) -> None:
+    try:
+        ssl.create_default_context(cafile=path)
+    except (ssl.SSLError, OSError) as error:
+        raise InvalidArgumentError(
+            f"{path} cannot be used as the bucket's authority ({error}): give a PEM file with its certificate.",
+            field="bucket_ca",
+        ) from error
 
 
 def _retried(call: Callable[[], _T]) -> _T:

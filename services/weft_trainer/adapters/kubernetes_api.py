@@ -4,7 +4,7 @@ The few things that are asked of a Kubernetes API server, as a Protocol.
 Everything is a plain document, as the API's own reference has it; every call blocks, so callers use threads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -78,6 +78,10 @@ class ClusterApi(Protocol):
 
     def replace(self, resource: Resource, name: str, manifest: Manifest) -> Manifest:
         """Write an object if it still is of the version that the manifest names. ConflictError, NotFoundError."""
+        ...
+
+    def label(self, resource: Resource, name: str, labels: Mapping[str, str | None]) -> Manifest:
+        """Set labels of an object, None takes one off, and return the object. NotFoundError, PermissionDeniedError."""
         ...
 
     def delete(self, resource: Resource, name: str, *, grace_s: int | None = None) -> None:

@@ -75,6 +75,12 @@ class KubernetesClient:
     def replace(self, resource: Resource, name: str, manifest: Manifest) -> Manifest:
         return _call(self._method("replace", resource), name=name, body=manifest)
 
+    def label(self, resource: Resource, name: str, labels: Mapping[str, str | None]) -> Manifest:
+        merged = {"metadata": {"labels": dict(labels)}}
+        return _call(
+            self._method("patch", resource), name=name, body=merged, _content_type="application/merge-patch+json"
+        )
+
     def delete(self, resource: Resource, name: str, *, grace_s: int | None = None) -> None:
         options: dict[str, Any] = {} if grace_s is None else {"grace_period_seconds": grace_s}
         try:

@@ -20,6 +20,7 @@ __all__ = [
     "CONTAINER",
     "JOB_LABEL",
     "RANKS",
+    "AuthorityFile",
     "PodOptions",
     "SecretKey",
     "job_name",
@@ -36,11 +37,14 @@ JOB_LABEL = "weft.dev/job"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 _MASTER_PORT = "29500"
+# Each rank has a pod and so an address of its own: all can have the same port.
+_METRICS_PORT = 9090
 _USER = 10001
 _GRACE_S = 120
 # The controller deletes what has ended; this is for when there is no controller any more.
 _KEPT_S = 24 * 3600
 _TLS_FOLDER = "/etc/weft/tls"
+_BUCKET_CA_FOLDER = "/etc/weft/bucket-ca"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,22 @@ class SecretKey:
     """
 
     name: str
+    key: str
+
+
+@dataclass(frozen=True)
+class AuthorityFile:
+    """
+    A PEM file with the certificate of an authority.
+
+    Args:
+        secret: Name of the Secret that holds it; empty where a ConfigMap does.
+        config_map: Name of the ConfigMap that holds it; empty where a Secret does.
+        key: In it.
+    """
+
+    secret: str
+    config_map: str
     key: str
 
 
@@ -73,6 +93,7 @@ class PodOptions:
         queue: Kueue's local queue; empty asks for none.
         secrets: Environment variables that come from Secrets.
         tls_secret: A kubernetes.io/tls Secret with `ca.crt`, mounted for the ranks' calls; empty calls in the clear.
+        bucket_ca: Authority of the bucket's certificate; None trusts those of the image.
         labels: Of everything that is made.
         annotations: Of pods.
         command: What runs the module.
@@ -88,6 +109,7 @@ class PodOptions:
     queue: str = ""
     secrets: Mapping[str, SecretKey] = field(default_factory=dict)
     tls_secret: str = ""
+    bucket_ca: AuthorityFile | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ("python", "-m")
@@ -228,6 +250,9 @@ def _pod_spec(job: RankJob, options: PodOptions, master: str) -> dict[str, Any]:
     if options.tls_secret:
         mounts.append({"name": "tls", "mountPath": _TLS_FOLDER, "readOnly": True})
         volumes.append({"name": "tls", "secret": {"secretName": options.tls_secret, "defaultMode": 0o440}})
+    if options.bucket_ca is not None:
+        mounts.append({"name": "bucket-ca", "mountPath": _BUCKET_CA_FOLDER, "readOnly": True})
+        volumes.append({"name": "bucket-ca", **_authority_volume(options.bucket_ca)})
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": options.image,
@@ -241,6 +266,9 @@ def _pod_spec(job: RankJob, options: PodOptions, master: str) -> dict[str, Any]:
             "capabilities": {"drop": ["ALL"]},
         },
     }
+    if job.num_ranks:
+        # By this name Prometheus finds it.
+        container["ports"] = [{"name": "metrics", "containerPort": _METRICS_PORT}]
     if options.image_pull_policy:
         container["imagePullPolicy"] = options.image_pull_policy
     spec: dict[str, Any] = {
@@ -269,15 +297,25 @@ def _pod_spec(job: RankJob, options: PodOptions, master: str) -> dict[str, Any]:
     return spec
 
 
+def _authority_volume(file: AuthorityFile) -> dict[str, Any]:
+    items = [{"key": file.key, "path": "ca.crt"}]
+    if file.secret:
+        return {"secret": {"secretName": file.secret, "items": items, "defaultMode": 0o440}}
+    return {"configMap": {"name": file.config_map, "items": items}}
+
+
 def _environment(job: RankJob, options: PodOptions, master: str) -> list[dict[str, Any]]:
     """Return the settings of a process, how it finds the others, and its secrets by reference."""
     plain = {"HOME": "/tmp", **job.environment}  # noqa: S108  the pod's own
     if options.tls_secret:
         files = {"CA": "ca.crt", "CERT": "tls.crt", "KEY": "tls.key"}
         plain |= {f"WEFT_WORKER_TLS_{name}": f"{_TLS_FOLDER}/{file}" for name, file in files.items()}
+    if options.bucket_ca is not None:
+        plain["WEFT_WORKER_BUCKET_CA"] = f"{_BUCKET_CA_FOLDER}/ca.crt"
     if job.num_ranks:
         host, port = master, _MASTER_PORT
         plain |= {"WORLD_SIZE": str(job.num_ranks), "MASTER_ADDR": host, "MASTER_PORT": port}
+        plain["WEFT_WORKER_METRICS_PORT"] = str(_METRICS_PORT)
     entries: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(plain.items())]
     if job.num_ranks:
         index = {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}

@@ -7,6 +7,7 @@ write names the version that was read, so of two that want the Lease one gets it
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -43,18 +44,28 @@ class LeaseElection:
         self._hold_s = hold_s
         # Holder, version and monotonic time at which they were first seen.
         self._seen: tuple[str, str, float] = ("", "", 0.0)
+        self._other_renews = False
 
     @asynccontextmanager
-    async def leading(self, on_lost: Callable[[], None]) -> AsyncIterator[None]:
+    async def leading(self, on_lost: Callable[[], None], standby: threading.Event | None = None) -> AsyncIterator[None]:
         """
         Wait for the lead and keep it for as long as the context lasts; give it back then.
 
         Args:
             on_lost: Called once, where the lead is lost before the context ends.
+            standby: Set once another was seen to renew the Lease, which a dead one does not; cleared when this
+                candidate leads or waits no more.
         """
         _log.info("waiting_to_lead", lease=self._name, identity=self._identity)
-        while not await self._try():  # noqa: ASYNC110  the cluster rings no bell
-            await asyncio.sleep(self._hold_s / 6)
+        standby = standby or threading.Event()
+        try:
+            while not await self._try():
+                if self._other_renews and not standby.is_set():
+                    _log.info("standing_by", lease=self._name, leader=self._seen[0])
+                    standby.set()
+                await asyncio.sleep(self._hold_s / 15)
+        finally:
+            standby.clear()
         _log.info("leading", lease=self._name, identity=self._identity)
         keeping = asyncio.create_task(self._keep(on_lost))
         try:
@@ -108,6 +119,7 @@ class LeaseElection:
 
     def _is_free(self, holder: str, version: str) -> bool:
         if self._seen[:2] != (holder, version):
+            self._other_renews = bool(holder) and self._seen[0] == holder
             self._seen = (holder, version, time.monotonic())
         return not holder or time.monotonic() - self._seen[2] > self._hold_s
 

@@ -48,7 +48,8 @@ def main() -> int:
 
     def work() -> None:
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-        store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
+        keys = (secret.get_secret_value() if secret else None for secret in secrets)
+        store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
         config, _ = read_config(store, settings.run)
         cache = cache_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token, **settings.tls))
         dataset = get_dataset(cache, config.batch.dataset)
@@ -64,7 +65,7 @@ def main() -> int:
             reporter,
             make_mesh(config.mesh.feature_ranks, config.mesh.data_ranks),
             config,
-            normalization_of(dataset),
+            normalization_of(dataset, config.batch.scales),
             stop,
             run=settings.run,
             attempt=settings.attempt,

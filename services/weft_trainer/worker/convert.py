@@ -114,7 +114,8 @@ def main() -> int:
 
     def work() -> None:
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-        store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
+        keys = (secret.get_secret_value() if secret else None for secret in secrets)
+        store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
         (take_in if settings.direction == "in" else write_out)(store, settings)
 
     return exit_code(work, lambda message: None)

@@ -24,7 +24,7 @@ from weft_trainer.worker.starting import exit_code, prepare_process, read_config
 
 if TYPE_CHECKING:
     from weft.cache.v1 import messages_pb2
-    from weft_clt.config import TrainingConfig
+    from weft_clt.config import FeatureConfig, TrainingConfig
     from weft_clt.metrics import Evaluation
     from weft_clt.normalization import Normalization
     from weft_clt.parameters import Parameters
@@ -49,7 +49,12 @@ def load_whole(checkpoints: RunCheckpoints, step: int, config: TrainingConfig, l
         return
     for rank in range(size):
         share = Share(like.share.shape, rank, size)
-        part = Parameters.zeros(share, thresholds=like.threshold_LS is not None, dtype=like.w_enc_LSD.dtype)
+        part = Parameters.zeros(
+            share,
+            thresholds=like.threshold_LS is not None,
+            dtype=like.w_enc_LSD.dtype,
+            skip=like.w_skip_LCD is not None,
+        )
         checkpoints.load(step, rank, size, part.named())
         like.w_enc_LSD[:, share.features] = part.w_enc_LSD
         like.b_enc_LS[:, share.features] = part.b_enc_LS
@@ -57,17 +62,21 @@ def load_whole(checkpoints: RunCheckpoints, step: int, config: TrainingConfig, l
             like.threshold_LS[:, share.features] = part.threshold_LS
         like.w_dec_PFC[:, :, share.columns] = part.w_dec_PFC
         like.b_dec_LC[:, share.columns] = part.b_dec_LC
+        if like.w_skip_LCD is not None and part.w_skip_LCD is not None:
+            like.w_skip_LCD[:, share.columns] = part.w_skip_LCD
         # Before the next one is there.
         del part
 
 
-def calibrate(params: Parameters, source: CacheRowGroups, normalization: Normalization, top_k: int) -> Parameters:
-    """Give a TopK model thresholds from tokens of the training split."""
+def calibrate(
+    params: Parameters, source: CacheRowGroups, normalization: Normalization, features: FeatureConfig
+) -> Parameters:
+    """Give a model that counts thresholds from tokens of the training split."""
     import numpy as np
     import torch
 
+    from weft_clt.conversion import decoder_norms, selections, thresholds_from_selection
     from weft_clt.data import held_out_batches
-    from weft_clt.export import thresholds_from_top_k
 
     wanted = min(_CALIBRATION_TOKENS, source.num_tokens())
     batches = held_out_batches(source, normalization, batch_tokens=_EVALUATION_TOKENS, most_tokens=wanted)
@@ -75,10 +84,13 @@ def calibrate(params: Parameters, source: CacheRowGroups, normalization: Normali
     while sum(part.shape[1] for part in parts) < wanted and (batch := next(batches)).num_valid:
         preact_LNF = torch.baddbmm(params.b_enc_LS[:, None], batch.inputs_LOD, params.w_enc_LSD.transpose(1, 2))
         parts.append(preact_LNF[:, : batch.num_valid].numpy())
+    preact_LNF = torch.from_numpy(np.concatenate(parts, 1))
+    parts.clear()
+    selected = selections(preact_LNF, decoder_norms(params), features)
     threshold_LS = torch.stack(
         [
-            thresholds_from_top_k(torch.from_numpy(np.concatenate([part[layer] for part in parts])), top_k)
-            for layer in range(params.share.shape.num_layers)
+            thresholds_from_selection(preact_NF, selected_NF)
+            for preact_NF, selected_NF in zip(preact_LNF, selected, strict=True)
         ]
     )
     return replace(params, threshold_LS=threshold_LS)
@@ -87,7 +99,7 @@ def calibrate(params: Parameters, source: CacheRowGroups, normalization: Normali
 def evaluate(
     params: Parameters, config: TrainingConfig, source: CacheRowGroups, normalization: Normalization, step: int
 ) -> Evaluation:
-    """Measure a whole model on the held-out split; thresholds make it JumpReLU, their absence TopK."""
+    """Measure a whole model on the held-out split; thresholds make it JumpReLU, without them it selects as trained."""
     import torch
 
     from weft_clt.config import Activation
@@ -97,8 +109,9 @@ def evaluate(
     from weft_clt.metrics import ReconstructionSums
     from weft_clt.step import StepEngine
 
-    activation = Activation.TOP_K if params.threshold_LS is None else Activation.JUMP_RELU
-    features = replace(config.features, activation=activation, threshold_init=1.0, bandwidth=1.0)
+    features = config.features
+    if params.threshold_LS is not None:
+        features = replace(features, activation=Activation.JUMP_RELU, threshold_init=1.0, bandwidth=1.0)
     mesh = Mesh(SingleAxis(), SingleAxis())
     engine = StepEngine(params, mesh, CpuKernels(), features, config.loss, group_tokens=_EVALUATION_TOKENS)
     sums = ReconstructionSums(params.share, torch.from_numpy(normalization.output_mean_LD))
@@ -122,25 +135,32 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     from weft_clt.export import TrainedTranscoder
     from weft_clt.formats.circuit_tracer import write_circuit_tracer
     from weft_clt.parameters import Parameters, Shape, Share
-    from weft_common.errors import AlreadyExistsError
+    from weft_common.errors import AlreadyExistsError, FailedPreconditionError
     from weft_store.documents import create_json
     from weft_trainer.worker.checkpoints import RunCheckpoints
     from weft_trainer.worker.reads import CacheRowGroups, normalization_of
 
     config, _ = read_config(store, settings.run)
     spec, step = dataset.spec, settings.checkpoint_step
-    normalization = normalization_of(dataset)
-    is_top_k = config.features.activation is Activation.TOP_K
-    shape = Shape(spec.num_layers, config.features.num_features, spec.d_model)
-    params = Parameters.zeros(Share(shape, 0, 1), thresholds=not is_top_k, dtype=torch.float32)
+    normalization = normalization_of(dataset, config.batch.scales)
+    features = config.features
+    if features.linear_skip:
+        raise FailedPreconditionError(
+            f"runs/{settings.run} has a linear skip, for which no layout has a place; train without linear_skip "
+            "to export."
+        )
+    shape = Shape(spec.num_layers, features.num_features, spec.d_model, features.decoder_span)
+    params = Parameters.zeros(Share(shape, 0, 1), thresholds=features.activation.has_thresholds, dtype=torch.float32)
     load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, config, params)
 
     def source(split: messages_pb2.Split.ValueType) -> CacheRowGroups:
         return CacheRowGroups(cache, store, dataset.name, split, rank=0, world_size=1, seed=config.batch.seed)
 
     variants = [params]
-    if is_top_k:
-        params = calibrate(params, source(messages_pb2.SPLIT_TRAIN), normalization, config.features.top_k)
+    if features.activation is Activation.RELU:
+        params = replace(params, threshold_LS=torch.zeros_like(params.b_enc_LS))
+    elif not features.activation.has_thresholds:
+        params = calibrate(params, source(messages_pb2.SPLIT_TRAIN), normalization, features)
         variants.append(params)
     with ThreadPoolExecutor(len(variants)) as threads:
         held_out = (source(messages_pb2.SPLIT_HELD_OUT) for _ in variants)
@@ -157,7 +177,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     whole = TrainedTranscoder(params, normalization, spec.input_hook, spec.output_hook)
     sizes = {}
     with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        for name in write_circuit_tracer(whole, Path(folder), spec.model.removeprefix("models/")):
+        for name in write_circuit_tracer(whole, Path(folder), spec.model.removeprefix("models/"), padded=False):
             path = Path(folder) / name
             sizes[name] = path.stat().st_size
             store.put_file(f"{prefix}{name}", path)
@@ -175,6 +195,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         "input_hook": spec.input_hook,
         "output_hook": spec.output_hook,
         "activation": "threshold",
+        "window": whole.facts.window,
         "evaluation": asdict(exported),
         "trained_evaluation": asdict(trained),
         "recipe": config.to_spec(),
@@ -206,7 +227,8 @@ def main() -> int:
 
         torch.set_num_threads(settings.threads)
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-        store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
+        keys = (secret.get_secret_value() if secret else None for secret in secrets)
+        store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
         cache = service_pb2_grpc.CacheServiceStub(
             channel(settings.cache_target, token=settings.cache_token, **settings.tls)
         )

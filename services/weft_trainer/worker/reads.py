@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft_clt.config import Scales
 from weft_clt.data import RowGroup
 from weft_clt.normalization import Moments, Normalization
 from weft_common.client import error_from_rpc
@@ -39,7 +40,7 @@ def get_dataset(stub: service_pb2_grpc.CacheServiceStub, name: str) -> messages_
     return dataset
 
 
-def normalization_of(dataset: messages_pb2.Dataset) -> Normalization:
+def normalization_of(dataset: messages_pb2.Dataset, scales: Scales) -> Normalization:
     """Derive the units of training from a dataset's statistics."""
     layers = sorted(dataset.statistics, key=lambda entry: entry.layer)
     if [entry.layer for entry in layers] != list(range(dataset.spec.num_layers)):
@@ -48,7 +49,7 @@ def normalization_of(dataset: messages_pb2.Dataset) -> Normalization:
         [Moments(stream.mean_norm, np.array(stream.mean)) for stream in streams]
         for streams in ([entry.input for entry in layers], [entry.output for entry in layers])
     ]
-    return Normalization.from_moments(*moments)
+    return Normalization.from_moments(moments[0], moments[1], scales)
 
 
 class CacheRowGroups:

@@ -146,30 +146,40 @@ def _measure_batch(passes: ModelPasses, reading: _Reading, by_layer: list[_Sums]
     together.add(run(read_layers=layers, replaced_layers=layers), run(ablated_layers=layers))
 
 
-def replace(store: ObjectStore, settings: ReplacementSettings, dataset: messages_pb2.Dataset) -> None:
+def replace(store: ObjectStore, settings: ReplacementSettings, dataset: messages_pb2.Dataset, cache: Any) -> None:
     """Measure a checkpoint and write `replacement.json` beside it."""
     import torch
 
     from weft.activations.v1 import service_pb2_grpc
+    from weft.cache.v1 import messages_pb2
     from weft_clt.config import Activation
-    from weft_clt.kernels import CpuKernels
     from weft_clt.layerwise import LayerwiseTranscoder
     from weft_clt.parameters import Parameters, Shape, Share
     from weft_common.client import channel
     from weft_common.errors import FailedPreconditionError
     from weft_store.documents import encode_json
     from weft_trainer.worker.checkpoints import RunCheckpoints
-    from weft_trainer.worker.export import load_whole
+    from weft_trainer.worker.export import calibrate, load_whole
     from weft_trainer.worker.model_passes import read_held_out
-    from weft_trainer.worker.reads import normalization_of
+    from weft_trainer.worker.reads import CacheRowGroups, normalization_of
 
     config, _ = read_config(store, settings.run)
     spec, checkpoints = dataset.spec, RunCheckpoints(store, settings.run, settings.attempt)
-    has_thresholds = config.features.activation is not Activation.TOP_K
-    shape = Shape(spec.num_layers, config.features.num_features, spec.d_model)
-    params = Parameters.zeros(Share(shape, 0, 1), thresholds=has_thresholds, dtype=torch.float32)
+    features, normalization = config.features, normalization_of(dataset, config.batch.scales)
+    shape = Shape(spec.num_layers, features.num_features, spec.d_model, features.decoder_span)
+    params = Parameters.zeros(
+        Share(shape, 0, 1),
+        thresholds=features.activation.has_thresholds,
+        dtype=torch.float32,
+        skip=features.linear_skip,
+    )
     load_whole(checkpoints, settings.checkpoint_step, config, params)
-    transcoder = LayerwiseTranscoder(params, config.features, normalization_of(dataset), CpuKernels())
+    if features.activation is Activation.JOINT_TOP_K:
+        # It selects over all layers at once: with the thresholds of its export it can stand in for one after the other.
+        train = messages_pb2.SPLIT_TRAIN
+        source = CacheRowGroups(cache, store, dataset.name, train, rank=0, world_size=1, seed=config.batch.seed)
+        params = calibrate(params, source, normalization, features)
+    transcoder = LayerwiseTranscoder(params, features, normalization)
     stub = service_pb2_grpc.ActivationServiceStub(
         channel(settings.activations_target, token=settings.activations_token, **settings.tls)
     )
@@ -201,12 +211,13 @@ def main() -> int:
 
         torch.set_num_threads(settings.threads)
         secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-        store = open_store(settings.bucket_url, *(secret.get_secret_value() if secret else None for secret in secrets))
+        keys = (secret.get_secret_value() if secret else None for secret in secrets)
+        store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
         cache = service_pb2_grpc.CacheServiceStub(
             channel(settings.cache_target, token=settings.cache_token, **settings.tls)
         )
         config, _ = read_config(store, settings.run)
-        replace(store, settings, get_dataset(cache, config.batch.dataset))
+        replace(store, settings, get_dataset(cache, config.batch.dataset), cache)
 
     return exit_code(work, lambda message: None)
 

@@ -13,21 +13,35 @@ from weft_common.settings import ChannelTls, check_pem_file, variable_name
 __all__ = ["ConvertSettings", "ExportSettings", "RankSettings", "ReplacementSettings", "WorkerSettings"]
 
 
-class WorkerSettings(BaseSettings):
-    """Common to ranks and export."""
+class JobSettings(BaseSettings):
+    """Common to every process that the trainer starts."""
 
     model_config = SettingsConfigDict(env_prefix="WEFT_WORKER_", frozen=True)
 
-    run: str
-    """Id of the run."""
-    attempt: int = 0
-    """Which start of the ranks this is."""
     bucket_url: str
     """The bucket, as weft_store.open_store takes it."""
     bucket_access_key: SecretStr | None = None
     """For S3."""
     bucket_secret_key: SecretStr | None = None
     """For S3."""
+    bucket_ca: Path | None = None
+    """PEM file of the authority that an s3+https bucket's certificate comes from; the system's own where unset."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    @field_validator("bucket_ca")
+    @classmethod
+    def _authority_is_readable(cls, path: Path | None) -> Path | None:
+        return check_pem_file(path)
+
+
+class WorkerSettings(JobSettings):
+    """Common to what works on a run: ranks, export, replacement."""
+
+    run: str
+    """Id of the run."""
+    attempt: int = 0
+    """Which start of the ranks this is."""
     cache_target: str
     """host:port of the cache service."""
     cache_token: SecretStr | None = None
@@ -40,8 +54,6 @@ class WorkerSettings(BaseSettings):
     """PEM file with the private key of tls_cert."""
     threads: int = 1
     """Threads of torch's matrix products in this process."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
 
     @field_validator("tls_ca", "tls_cert", "tls_key")
     @classmethod
@@ -106,19 +118,9 @@ class ReplacementSettings(WorkerSettings):
     """Its bearer token."""
 
 
-class ConvertSettings(BaseSettings):
+class ConvertSettings(JobSettings):
     """A conversion between layouts; it talks to the bucket only."""
 
-    model_config = SettingsConfigDict(env_prefix="WEFT_WORKER_", frozen=True)
-
-    bucket_url: str
-    """The bucket, as weft_store.open_store takes it."""
-    bucket_access_key: SecretStr | None = None
-    """For S3."""
-    bucket_secret_key: SecretStr | None = None
-    """For S3."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
     direction: Literal["in", "out"]
     """`in` makes a transcoder of files, `out` writes one for others."""
     transcoder: str

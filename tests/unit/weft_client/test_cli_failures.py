@@ -66,7 +66,7 @@ def test_bad_usage_exits_with_2(nowhere: Path, arguments: list[str], as_json: bo
         (["graphs", "intervene", "g"], "--ablate"),
         (["graphs", "intervene", "g", "--scale", "1_2_3"], "NODE=NUMBER"),
         (["harvests", "create", "h", "--model", "m"], "--corpus"),
-        (["runs", "create", "r", "--dataset", "d", "--activation", "relu"], "top-k"),
+        (["runs", "create", "r", "--dataset", "d", "--activation", "gelu"], "top-k"),
     ],
 )
 def test_arguments_that_make_no_sense_say_what_would(nowhere: Path, arguments: list[str], says: str) -> None:

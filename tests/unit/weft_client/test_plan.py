@@ -131,13 +131,12 @@ def test_codec_and_epochs_decide_the_dataset() -> None:
 
 
 def test_estimates_beyond_what_weft_does_are_marked() -> None:
-    """GPU, span, type and thresholds each come with a note."""
-    notes = plan(*DEMO, "--device", "h100", "--decoder-span", "4", "--dtype", "bfloat16", "--activation", "jump-relu")[
+    """GPU, type, thresholds and revived features each come with a note."""
+    notes = plan(*DEMO, "--device", "h100", "--aux-top-k", "64", "--dtype", "bfloat16", "--activation", "jump-relu")[
         "notes"
     ]
-    assert [word for word in ("CPUs", "span", "float32", "near") if any(word in note for note in notes)] == [
-        "CPUs", "span", "float32", "near",
-    ]  # fmt: skip
+    words = ["CPUs", "float32", "near", "AuxK"]
+    assert [word for word in words if any(word in note for note in notes)] == words
     assert plan(*DEMO)["notes"] == []
 
 
@@ -146,7 +145,8 @@ def test_estimates_beyond_what_weft_does_are_marked() -> None:
     [
         (("--feature-ranks", "5"), "cannot be split evenly over 5", 2),
         (("--top-k", "1000"), "cannot be active", 2),
-        (("--activation", "relu"), "top-k or jump-relu", 2),
+        (("--activation", "gelu"), "jump-relu or top-k or relu", 2),
+        (("--recipe", "nobodys"), "give one of anthropic", 2),
         (("--dtype", "int8"), "float32 or bfloat16", 2),
         (("--codec", "zip"), "uniform or bf16", 2),
         (("--tokens", "many"), "no whole number", 2),

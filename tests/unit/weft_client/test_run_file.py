@@ -47,11 +47,11 @@ def test_run_file_gives_a_complete_spec(tmp_path: Path) -> None:
 
 def test_run_file_takes_every_field_of_the_spec(tmp_path: Path) -> None:
     """Whatever the proto has can be written, under the proto's name."""
-    spec = training_spec(dataset="datasets/d", top_k=3, num_features=8)
-    lines = [
-        f"  {field.name}: {'ACTIVATION_TOP_K' if field.name == 'activation' else getattr(spec, field.name)}"
-        for field in spec.DESCRIPTOR.fields
-    ]
+    spec = training_spec(dataset="datasets/d", top_k=3, num_features=8, scales=messages_pb2.SCALES_TIED)
+    lines = []
+    for field in spec.DESCRIPTOR.fields:
+        value = getattr(spec, field.name)
+        lines.append(f"  {field.name}: {field.enum_type.values_by_number[value].name if field.enum_type else value}")
     assert read_run_file(write(tmp_path, "spec:\n" + "\n".join(lines))).spec == spec
 
 
@@ -69,7 +69,7 @@ def test_run_file_takes_every_field_of_the_spec(tmp_path: Path) -> None:
         ("learning_rate: '1'", "expected a number"),
         ("learning_rate: [1]", "a list was found, expected a number"),
         ("gradient_through_threshold: 1", "expected true or false"),
-        ("activation: relu", "expected one of ACTIVATION_JUMP_RELU, ACTIVATION_TOP_K"),
+        ("activation: gelu", "expected one of ACTIVATION_JUMP_RELU, ACTIVATION_TOP_K"),
         ("activation:", "nothing was found, expected one of"),
         ("dataset: e", "run.yaml:4: spec.dataset: the key is there twice"),
         ("top_k: {a: 1}", "a table was found"),

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, tokens, trainer_of
+from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, normalization, tokens, trainer_of
 from safetensors.torch import load_file
 
 from weft_clt.checkpoint import FileFacts, Manifest, read_tensors, write_tensors
-from weft_clt.export import TrainedTranscoder, thresholds_from_top_k
+from weft_clt.export import TrainedTranscoder
 from weft_clt.formats.circuit_tracer import config_yaml, write_circuit_tracer
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.normalization import Normalization
-from weft_common.errors import DataLossError, FailedPreconditionError
+from weft_common.errors import DataLossError, FailedPreconditionError, ShapeError
 
 
 def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
@@ -66,9 +66,17 @@ def test_manifest_survives_its_document_and_refuses_another_run() -> None:
         Manifest.from_document({name: 1 for name in manifest.to_document() if name != "config_digest"})
 
 
-def test_export_computes_what_the_model_does_in_the_models_own_units(tmp_path: Path) -> None:
+def test_export_refuses_a_linear_skip() -> None:
+    """No layout has a place for it, and a transcoder without it would be another one."""
+    trainer = trainer_of(config_of(**JUMP_RELU, linear_skip=True), ReferenceKernels())
+    with pytest.raises(ShapeError, match="linear_skip"):
+        TrainedTranscoder(trainer.params, normalization())
+
+
+@pytest.mark.parametrize("span", [0, 1, 2])
+def test_export_computes_what_the_model_does_in_the_models_own_units(span: int, tmp_path: Path) -> None:
     """A dense reading of the exported files on raw inputs gives the trained prediction, scaled back."""
-    trainer = trainer_of(config_of(**JUMP_RELU), ReferenceKernels())
+    trainer = trainer_of(config_of(**JUMP_RELU, decoder_span=span), ReferenceKernels())
     random = np.random.default_rng(8)
     scales = random.uniform(0.5, 3.0, (2, NUM_LAYERS))
     units = Normalization(scales[0], scales[1], np.zeros((NUM_LAYERS, 8)), np.zeros((NUM_LAYERS, 8)))
@@ -88,19 +96,6 @@ def test_export_computes_what_the_model_does_in_the_models_own_units(tmp_path: P
             predicted[target] += acts @ block
     wanted = forward.error_LTC / torch.from_numpy(scales[1])[:, None, None]
     torch.testing.assert_close(predicted, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_thresholds_keep_how_often_each_feature_fires() -> None:
-    """On the calibration tokens every feature is above its threshold exactly as often as TopK selected it."""
-    preact_NF = torch.randn(200, 17, generator=torch.Generator().manual_seed(4))
-    preact_NF[:, 3] = -1.0
-    best = torch.zeros_like(preact_NF, dtype=torch.bool)
-    for row in range(200):
-        for feature in sorted(range(17), key=lambda f, row=row: -float(preact_NF[row, f]))[:5]:
-            best[row, feature] = preact_NF[row, feature] > 0
-    threshold_F = thresholds_from_top_k(preact_NF, 5)
-    assert torch.equal((preact_NF > threshold_F).sum(0), best.sum(0))
-    assert (threshold_F >= 0).all()
 
 
 def test_config_yaml_names_circuit_tracers_hooks() -> None:

@@ -1,5 +1,7 @@
 """The compiled kernels against the plain ones, over ragged shapes."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer, active_from_dense
-from weft_clt.kernels import AdamStep, CpuKernels, ReferenceKernels
+from weft_clt.kernels import AdamStep, CpuKernels, DecoderPairs, FeatureLists, ReferenceKernels
 
 CPU, REFERENCE = CpuKernels(), ReferenceKernels()
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
@@ -37,21 +39,67 @@ def _active(num_tokens: int, num_features: int, seed: int, share: float) -> Acti
 
 
 @settings(max_examples=60, deadline=None)
-@given(shapes())
-def test_decode_and_its_backward_agree(case: tuple[int, int, int, int, float]) -> None:
-    """Outputs, value gradients and decoder gradients are the reference's."""
+@given(shapes(), st.integers(1, 3), st.sampled_from([0.0, 0.9]), st.sampled_from([1, 2]))
+def test_passes_over_the_decoder_agree(
+    case: tuple[int, int, int, int, float], num_layers: int, beta1: float, num_threads: int
+) -> None:
+    """Errors, value gradients, the decoder's gradient, its norm and its update are the reference's."""
     num_tokens, num_features, num_columns, seed, share = case
-    active = _active(num_tokens, num_features, seed, share)
-    weight, grad = _random(seed + 2, num_features, num_columns), _random(seed + 3, num_tokens, num_columns)
+    blocks = [(source, target) for source in range(num_layers) for target in range(source, num_layers)]
+    pairs = DecoderPairs.of(num_layers, blocks)
+    layers, slots = [], 0
+    for layer in range(num_layers):
+        active = _active(num_tokens, num_features, seed + 20 * layer, share)
+        layers.append(replace(active, slot_N=active.slot_N + slots))
+        slots += active.slot_N.shape[0] + 2
+    lists = FeatureLists.of(layers)
+    matrix = (num_layers, num_tokens, num_columns)
+    targets, grad_out = _random(seed + 3, *matrix), _random(seed + 4, *matrix)
+    bias, coeff = _random(seed + 5, num_layers, num_columns), _random(seed + 6, num_layers, num_features)
+    weight = _random(seed + 7, len(blocks), num_features, num_columns)
     results = []
-    for kernels in (CPU, REFERENCE):
-        out = _random(seed + 4, num_tokens, num_columns)
-        values = _random(seed + 5, active.value_N.shape[0])
-        grad_weight = torch.full_like(weight, 7.0)
-        kernels.decode(active, weight, out)
-        kernels.decode_backward(active, weight, grad, values, grad_weight)
-        results.append((out, values, grad_weight))
+    for kernels in (CpuKernels(num_threads), REFERENCE):
+        error, grad_bias, grad_slots = torch.empty(matrix).double(), bias.clone(), torch.zeros(slots).double()
+        gradient, param, second = torch.full_like(weight, 7.0), weight.clone(), weight.square()
+        first = _random(seed + 8, *weight.shape) if beta1 else None
+        kernels.decode_pass(lists, pairs, weight, bias, targets, error)
+        squares = kernels.value_grad_pass(lists, pairs, weight, grad_out, grad_slots, grad_bias)
+        kernels.decoder_gradient(lists, pairs, weight, grad_out, coeff, gradient)
+        adam = AdamStep(0.01, beta1, 0.95, 1e-8, 3, 0.5)
+        kernels.decoder_adam(lists, pairs, param, grad_out, coeff, first, second, adam)
+        results.append(
+            [error, grad_slots, grad_bias, gradient, param, second, torch.tensor(squares, dtype=torch.float64)]
+            + ([first] if first is not None else [])
+        )
     torch.testing.assert_close(results[0], results[1], **CLOSE)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.integers(1, 20), st.booleans())
+def test_encode_lists_the_same_entries(case: tuple[int, int, int, int, float], top_k: int, ties: bool) -> None:
+    """Both selections list the reference's entries, also where pre-activations are equal."""
+    num_tokens, num_features, num_columns, seed, _ = case
+    inputs, weight = _random(seed, num_tokens, num_columns), _random(seed + 1, num_features, num_columns)
+    bias = _random(seed + 2, num_features)
+    if ties:
+        inputs, weight, bias = inputs.round(), weight.round(), bias.round()
+    for bound in (None, _random(seed + 3, num_features).abs()):
+        kept = torch.empty(num_tokens, num_features, dtype=torch.float64)
+        mine = CPU.encode(inputs, weight, bias, bound, top_k, kept)
+        wanted = REFERENCE.encode(inputs, weight, bias, bound, top_k)
+        torch.testing.assert_close(mine, wanted, **CLOSE)
+        torch.testing.assert_close(CPU.encode(inputs, weight, bias, bound, top_k), mine, **CLOSE)
+        torch.testing.assert_close(kept, inputs @ weight.T + bias, **CLOSE)
+
+
+def test_encode_makes_room_for_many_entries() -> None:
+    """A bound that nearly all features pass lists them all, over several chunks of tokens."""
+    inputs, weight = _random(1, 700, 3), _random(2, 90, 3)
+    bound = torch.full((90,), -50.0, dtype=torch.float64)
+    counts, feature, value = CPU.encode(inputs, weight, torch.zeros(90, dtype=torch.float64), bound, 0)
+    assert counts.tolist() == [90] * 700
+    assert feature.tolist() == list(range(90)) * 700
+    torch.testing.assert_close(value.view(700, 90), inputs @ weight.T, **CLOSE)
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,19 +150,18 @@ def test_merge_agrees(case: tuple[int, int, int, int, float], num_ranks: int, to
 @settings(max_examples=40, deadline=None)
 @given(shapes())
 def test_encoder_gradient_and_row_sums_agree(case: tuple[int, int, int, int, float]) -> None:
-    """The encoder's gradient, squared norms, scaled rows and sums of squares are the reference's."""
+    """The encoder's gradient, squared norms and sums of squares are the reference's."""
     num_tokens, num_features, num_columns, seed, share = case
     active = _active(num_tokens, num_features, seed, share)
     inputs, weight = _random(seed + 1, num_tokens, num_columns), _random(seed + 2, num_features, num_columns)
-    grad_preact, coeff = _random(seed + 3, active.value_N.shape[0]), _random(seed + 4, num_features)
+    grad_preact, start = _random(seed + 3, active.value_N.shape[0]), _random(seed + 4, num_features)
     results = []
     for kernels in (CPU, REFERENCE):
-        out, squares, scaled = weight.clone(), coeff.clone(), weight.clone()
+        out, squares = weight.clone(), start.clone()
         counts = active.row_start_T1.diff().int()
         kernels.encode_backward(counts, active.feature_N.long(), grad_preact, inputs, out)
         kernels.add_row_squares(weight, squares)
-        kernels.add_scaled_rows(coeff, weight, scaled)
-        results.append((out, squares, scaled, torch.tensor(kernels.sum_squares(weight))))
+        results.append((out, squares, torch.tensor(kernels.sum_squares(weight))))
     torch.testing.assert_close(results[0], results[1], **CLOSE)
 
 

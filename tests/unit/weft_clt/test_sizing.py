@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from clt_cases import JUMP_RELU, config_of, trainer_of
+from clt_cases import RECIPES, config_of, trainer_of
 
 from weft_clt.config import Activation
 from weft_clt.kernels import CpuKernels
@@ -24,7 +24,7 @@ WORK = Workload(
 )
 
 
-@pytest.mark.parametrize("changes", [{}, JUMP_RELU])
+@pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES.keys())
 def test_parameters_are_those_of_a_trainer(changes: dict[str, object]) -> None:
     """Encoder, decoder, biases and thresholds, to the last one; and the bytes of their state."""
     trainer = trainer_of(config_of(**changes), CpuKernels())
@@ -35,6 +35,8 @@ def test_parameters_are_those_of_a_trainer(changes: dict[str, object]) -> None:
         d_model=shape.d_model,
         num_features=shape.num_features,
         activation=trainer.config.features.activation,
+        decoder_span=trainer.config.features.decoder_span,
+        linear_skip=trainer.config.features.linear_skip,
         step_tokens=trainer.config.batch.step_tokens,
         feature_ranks=1,
         float_bytes=8,
@@ -50,6 +52,21 @@ def test_decoder_span_leaves_out_far_targets() -> None:
     """A span of one is a per-layer transcoder; a span of all layers is a whole cross-layer one."""
     blocks = [replace(WORK, decoder_span=span).num_pairs for span in (0, 1, 2, 3)]
     assert blocks == [6, 3, 5, 6]
+
+
+def test_counting_over_more_than_a_token_and_layer_exchanges_only_what_is_kept() -> None:
+    """BatchTopK and joint TopK agree on a bound before the lists travel."""
+    for activation in (Activation.BATCH_TOP_K, Activation.JOINT_TOP_K):
+        work = replace(WORK, activation=activation, feature_ranks=4)
+        assert work.listed == work.kept == 4
+
+
+def test_aux_k_and_a_linear_skip_take_more() -> None:
+    """A second batch of errors and lists; a matrix a layer."""
+    plain, aux, skip = WORK.memory(), replace(WORK, aux_top_k=8).memory(), replace(WORK, linear_skip=True).memory()
+    assert aux.activations > plain.activations
+    assert aux.entries > plain.entries
+    assert skip.parameters - plain.parameters == 3 * 16 * 16 * 4 // 2
 
 
 def test_ranks_share_parameters_and_multiply_top_k_lists() -> None:

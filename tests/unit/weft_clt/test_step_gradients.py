@@ -4,16 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from clt_cases import JUMP_RELU, NUM_TOKENS, Oracle, config_of, own_batch, tokens, trainer_of
+from clt_cases import JUMP_RELU, NUM_TOKENS, RECIPES, Oracle, config_of, own_batch, some_dead, tokens, trainer_of
 
+from weft_clt.config import Activation
 from weft_clt.initial import calibrate_biases
 from weft_clt.kernels import CpuKernels, Kernels, ReferenceKernels
 from weft_clt.schedule import learning_rate, sparsity_coeff
 
-CASES: dict[str, dict[str, Any]] = {
-    "top_k": {},
-    "jump_relu": JUMP_RELU,
-    "jump_relu_through_threshold": JUMP_RELU | {"gradient_through_threshold": True},
+CASES: dict[str, dict[str, Any]] = RECIPES | {
     "jump_relu_wide_band": JUMP_RELU | {"bandwidth": 4.0, "gradient_through_threshold": True},
     "jump_relu_without_preact": JUMP_RELU | {"preact_coeff": 0.0},
     "jump_relu_without_sparsity": JUMP_RELU | {"sparsity_coeff": 0.0},
@@ -30,13 +28,24 @@ def test_step_has_the_losses_and_gradients_of_the_oracle(case: str, kernels: Ker
     oracle = Oracle.of(trainer.params)
     inputs, targets = tokens(0)
     coeff = 0.7 * config.loss.sparsity_coeff
-    forward = trainer.engine.forward(*trainer.engine.gather(inputs, targets))
+    dead = some_dead(config)
+    forward = trainer.engine.forward(*trainer.engine.gather(inputs, targets), dead_LF=dead)
     reconstruction = float(forward.error_LTC.square().sum()) / NUM_TOKENS
     losses = trainer.engine.backward(forward, step_tokens=NUM_TOKENS, sparsity_coeff=coeff)
-    wanted = oracle.losses(inputs, targets, config, coeff)
+    wanted = oracle.losses(inputs, targets, config, coeff, dead)
     torch.stack(wanted).sum().backward()
-    assert [reconstruction, losses.sparsity, losses.preact] == pytest.approx(torch.stack(wanted).tolist(), rel=1e-12)
+    found = [reconstruction, losses.sparsity, losses.preact, losses.aux]
+    assert found == pytest.approx(torch.stack(wanted).tolist(), rel=1e-12)
+    assert (losses.aux > 0) == (dead is not None)
     grads = dict(trainer.engine.grads.named())
+    assert trainer.engine.decoder_grads is not None
+    grads["w_dec"] = torch.zeros_like(trainer.params.w_dec_PFC)
+    trainer.engine.decoder_grads.write(grads["w_dec"])
+    assert trainer.engine.decoder_grads.squares == pytest.approx(
+        float(oracle.grads()["w_dec"].square().sum()), rel=1e-10
+    )
+    if config.features.activation is Activation.BATCH_TOP_K:
+        assert not grads.pop("threshold").any()
     assert grads.keys() == oracle.grads().keys()
     for name, grad in oracle.grads().items():
         assert float(grad.abs().max()) > 0, name

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import pytest
-from clt_cases import JUMP_RELU, config_of
+from clt_cases import JUMP_RELU, RECIPES, RELU, config_of
 
 from weft.training.v1 import messages_pb2
 from weft_clt.config import TrainingConfig
@@ -18,7 +18,7 @@ def test_config_has_exactly_the_fields_of_the_proto() -> None:
     assert set(config_of().to_spec()) == set(messages_pb2.TrainingSpec.DESCRIPTOR.fields_by_name)
 
 
-@pytest.mark.parametrize("changes", [{}, JUMP_RELU])
+@pytest.mark.parametrize("changes", [*RECIPES.values(), {"scales": "SCALES_TIED"}])
 def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
     """Writing and reading gives the same configuration and digest, also with 64-bit integers as text."""
     config = config_of(**changes)
@@ -57,6 +57,11 @@ def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
         ("checkpoint_steps", -1),
         ("seed", -1),
         ("surprise", 1),
+        ("decoder_span", -1),
+        ("linear_skip", 1),
+        ("aux_top_k", -1),
+        ("aux_coeff", float("nan")),
+        ("scales", "SCALES_OTHER"),
     ],
 )
 def test_config_refuses_what_makes_no_sense(field: str, value: object) -> None:
@@ -64,6 +69,39 @@ def test_config_refuses_what_makes_no_sense(field: str, value: object) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         config_of(**{"sparsity_scale": 1.0, field: value})
     assert caught.value.field == f"spec.{field}"
+
+
+@pytest.mark.parametrize(("field", "value"), [("top_k", 3), ("threshold_init", 0.1)])
+def test_config_of_relu_refuses_what_it_has_no_use_for(field: str, value: float) -> None:
+    """ReLU keeps all that is positive."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        config_of(**RELU | {field: value})
+    assert caught.value.field == f"spec.{field}"
+
+
+@pytest.mark.parametrize("activation", ["ACTIVATION_TOP_K", "ACTIVATION_BATCH_TOP_K", "ACTIVATION_JOINT_TOP_K"])
+@pytest.mark.parametrize("changes", [{"sparsity_coeff": 0.5}, {"preact_coeff": 0.5}, {"top_k": 0}, {"top_k": 13}])
+def test_config_that_counts_has_no_sparsity_loss_and_a_count(activation: str, changes: dict[str, Any]) -> None:
+    """The error names the field, and what is allowed."""
+    with pytest.raises(InvalidArgumentError, match="give") as caught:
+        config_of(activation=activation, **{"sparsity_scale": 1.0} | changes)
+    assert caught.value.field == f"spec.{next(iter(changes))}"
+
+
+@pytest.mark.parametrize(("given", "missing"), [({"aux_top_k": 4}, "aux_coeff"), ({"aux_coeff": 0.03}, "aux_top_k")])
+def test_config_needs_both_settings_of_aux_k(given: dict[str, Any], missing: str) -> None:
+    """The error names the one that is not there."""
+    with pytest.raises(InvalidArgumentError, match="both above 0, or neither") as caught:
+        config_of(**given)
+    assert caught.value.field == f"spec.{missing}"
+
+
+def test_config_refuses_more_revived_features_than_there_are_and_a_window_wider_than_the_model() -> None:
+    """The window is checked once the dataset's shape is known."""
+    with pytest.raises(InvalidArgumentError, match="aux_top_k: 13 of 12"):
+        config_of(aux_top_k=13, aux_coeff=0.1)
+    with pytest.raises(InvalidArgumentError, match="give 1 to 3, or 0 for all"):
+        config_of(decoder_span=4).check_shape(3, 8)
 
 
 @pytest.mark.parametrize("field", ["threshold_init", "bandwidth", "sparsity_scale"])

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import socket
+import threading
 from typing import Any
 
 import grpc
@@ -68,6 +69,27 @@ async def test_until_served_calls_are_asked_to_come_again(kit: Any, echo: Any) -
             assert await waiting == ["x"]
         assert await health(server.target) == SERVING
         assert (await kit.get(server, "/readyz"))[0] == 200
+    finally:
+        await server.close()
+
+
+async def test_replica_that_stands_by_is_ready_but_does_not_serve(kit: Any) -> None:
+    """Probes count it, calls are answered UNAVAILABLE and its health is NOT_SERVING; none of it outlives a drain."""
+    standby = threading.Event()
+    server = Server("test", kit.settings(), standby)
+    try:
+        await server.start()
+        assert (await kit.get(server, "/readyz"))[0] == 503
+        standby.set()
+        assert (await kit.get(server, "/readyz"))[0] == 200
+        assert await health(server.target) == NOT_SERVING
+        async with grpc.aio.insecure_channel(server.target) as without_retries:
+            call: Any = without_retries.unary_unary(f"/{kit.name}/Unary")
+            with pytest.raises(grpc.RpcError) as caught:
+                await call(b"", metadata=(("authorization", "Bearer secret"),))
+        assert isinstance(error_from_rpc(caught.value), UnavailableError)
+        await server.drain(0)
+        assert (await kit.get(server, "/readyz"))[0] == 503
     finally:
         await server.close()
 

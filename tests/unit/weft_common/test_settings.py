@@ -54,6 +54,8 @@ def test_settings_are_frozen() -> None:
         ({"BUCKET_URL": "/data"}, ["WEFT_EXAMPLE_BUCKET_URL is '/data'", "file:///absolute/path"]),
         ({"BUCKET_URL": "file://data"}, ["file:///absolute/path"]),
         ({"BUCKET_URL": "s3+http://host:9000"}, ["s3+http://host:port/bucket"]),
+        ({"BUCKET_URL": "s3+http://host:9000/b", "BUCKET_CA": __file__}, ["WEFT_EXAMPLE_BUCKET_CA", "s3+https://"]),
+        ({"BUCKET_URL": "s3+https://host/b", "BUCKET_CA": "/nowhere"}, ["WEFT_EXAMPLE_BUCKET_CA: cannot be read"]),
         ({"BUCKET_URL": "s3+https://key:word@host/bucket"}, ["WEFT_EXAMPLE_BUCKET_ACCESS_KEY"]),
         ({"BUCKET_ACCESS_KEY": "k"}, ["WEFT_EXAMPLE_BUCKET_SECRET_KEY", "set both or neither"]),
         ({"TLS_CERT": "/nowhere.pem"}, ["WEFT_EXAMPLE_TLS_CERT", "No such file", "PEM"]),

@@ -6,8 +6,10 @@ import pytest
 from kubernetes import client
 from pydantic import ValidationError
 
+from weft_common.settings import load_settings, variable_name
 from weft_trainer.adapters.kubernetes_api import Manifest
 from weft_trainer.adapters.kubernetes_manifests import (
+    AuthorityFile,
     PodOptions,
     SecretKey,
     job_name,
@@ -15,6 +17,7 @@ from weft_trainer.adapters.kubernetes_manifests import (
     work_manifest,
 )
 from weft_trainer.core.ports import RankJob
+from weft_trainer.worker.settings import RankSettings, WorkerSettings
 
 KEY = "runs/demo/attempts/3"
 NAME = job_name("bucket", KEY)
@@ -122,6 +125,46 @@ def test_headless_service_names_the_pods_and_goes_with_its_job() -> None:
         {"apiVersion": "batch/v1", "kind": "Job", "name": NAME, "uid": "u"}
     ]
     assert service["spec"]["selector"].items() <= job_spec("job")["template"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_show_metrics_on_a_port_that_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank reads the port from its variable and Prometheus finds it by its name; an export has none to show."""
+    (port,) = pod_spec(kind)["containers"][0]["ports"]
+    assert (port["name"], port["containerPort"]) == ("metrics", 9090)
+    told = variables(kind)[variable_name(RankSettings, "metrics_port")]["value"]
+    for name, value in {"RUN": "r", "BUCKET_URL": "memory://", "CACHE_TARGET": "c:1", "METRICS_PORT": told}.items():
+        monkeypatch.setenv(f"WEFT_WORKER_{name}", value)
+    assert load_settings(RankSettings).metrics_port == 9090
+    export = made(kind, EXPORT)["spec"]["template"]["spec"]["containers"][0]
+    assert "ports" not in export
+    assert "WEFT_WORKER_METRICS_PORT" not in {entry["name"] for entry in export["env"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("authority", "source"),
+    [
+        (AuthorityFile("s", "", "root.pem"), {"secret": {"secretName": "s", "defaultMode": 0o440}}),
+        (AuthorityFile("", "m", "root.pem"), {"configMap": {"name": "m"}}),
+    ],
+)
+def test_authority_of_the_bucket_is_mounted(kind: str, authority: AuthorityFile, source: dict[str, Any]) -> None:
+    """From a Secret or a ConfigMap, under a name that ranks and exports are told; without one nothing is."""
+    for job in (RANKS, EXPORT):
+        manifest = made("job", job, bucket_ca=authority) if job is EXPORT else made(kind, job, bucket_ca=authority)
+        inner = manifest["spec"]["replicatedJobs"][0]["template"] if manifest["kind"] == "JobSet" else manifest
+        spec = inner["spec"]["template"]["spec"]
+        (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "bucket-ca")
+        (container,) = spec["containers"]
+        (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "bucket-ca")
+        ((form, told),) = source.items()
+        assert volume == {"name": "bucket-ca", form: {**told, "items": [{"key": "root.pem", "path": "ca.crt"}]}}
+        assert mount["readOnly"] is True
+        environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert environment[variable_name(WorkerSettings, "bucket_ca")] == f"{mount['mountPath']}/ca.crt"
+    assert "bucket-ca" not in {volume["name"] for volume in pod_spec(kind)["volumes"]}
+    assert "WEFT_WORKER_BUCKET_CA" not in variables(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

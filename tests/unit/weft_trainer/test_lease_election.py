@@ -1,6 +1,7 @@
 """Candidates for one Lease of a cluster in memory."""
 
 import asyncio
+import threading
 from contextlib import AsyncExitStack
 
 from fake_cluster import FakeCluster
@@ -19,11 +20,12 @@ class Candidate:
         self.election = LeaseElection(cluster, "weft-trainer", name, hold_s=HOLD_S)
         self.leads = asyncio.Event()
         self.lost = asyncio.Event()
+        self.standby = threading.Event()
         self._enough = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        async with self.election.leading(self.lost.set):
+        async with self.election.leading(self.lost.set, self.standby):
             self.leads.set()
             await self._enough.wait()
 
@@ -80,6 +82,38 @@ async def test_lease_of_a_leader_that_died_runs_out() -> None:
     assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("b", 1)
     await second.leave()
     assert holder(cluster) is None
+
+
+async def test_follower_stands_by_behind_a_leader_that_lives() -> None:
+    """It counts as ready once it has seen the Lease renewed, and no longer when it leads or has left."""
+    cluster = FakeCluster()
+    first = await _led(cluster, "a")
+    second, third = Candidate(cluster, "b"), Candidate(cluster, "c")
+    async with asyncio.timeout(5):
+        while not (second.standby.is_set() and third.standby.is_set()):  # noqa: ASYNC110  threads' own
+            await asyncio.sleep(HOLD_S / 20)
+    await third.die()
+    assert not third.standby.is_set()
+    await first.leave()
+    await second.led()
+    assert not second.standby.is_set()
+    assert not first.standby.is_set()
+    await second.leave()
+
+
+async def test_nobody_stands_by_behind_a_dead_leader() -> None:
+    """A Lease that is held but not renewed has no leader to wait behind; the candidate is not ready until it leads."""
+    cluster = FakeCluster()
+    first = await _led(cluster, "a")
+    await first.die()
+    second = Candidate(cluster, "b")
+    stood_by = False
+    async with asyncio.timeout(5):
+        while not second.leads.is_set():
+            stood_by |= second.standby.is_set()
+            await asyncio.sleep(HOLD_S / 20)
+    assert not stood_by
+    await second.leave()
 
 
 async def test_of_two_that_want_a_free_lease_one_gets_it() -> None:

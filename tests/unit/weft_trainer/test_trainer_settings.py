@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from weft_common.settings import load_settings
-from weft_trainer.adapters.kubernetes_manifests import SecretKey
+from weft_trainer.adapters.kubernetes_manifests import AuthorityFile, SecretKey
 from weft_trainer.adapters.report_server import RunTokens
 from weft_trainer.rank_environment import RankEnvironment
 from weft_trainer.settings import TrainerSettings
@@ -88,6 +88,30 @@ def test_tls_of_the_trainer_and_of_its_calls_go_together(
         settings_of(PEERS_TLS_CA=str(pem), TLS_CERT=str(pem), TLS_KEY=str(pem))
     assert "WEFT_TRAINER_KUBERNETES_TLS_SECRET" in capsys.readouterr().err
     settings_of(PEERS_TLS_CA=str(pem), TLS_CERT=str(pem), TLS_KEY=str(pem), KUBERNETES_TLS_SECRET="tls")
+
+
+def test_authority_of_the_bucket_is_for_the_trainer_and_its_ranks(
+    settings_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One without the other, or two sources for the ranks, is refused; processes of this machine read the same file."""
+    pem = tmp_path / "x.pem"
+    pem.write_text("x")
+    own = {"BUCKET_URL": "s3+https://s3.example.com/weft", "BUCKET_CA": str(pem)}
+    with pytest.raises(SystemExit):
+        settings_of(**own)
+    assert "WEFT_TRAINER_KUBERNETES_BUCKET_CA_CONFIG_MAP" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        settings_of(**{**own, "BUCKET_CA": None}, KUBERNETES_BUCKET_CA_SECRET="s")
+    assert "WEFT_TRAINER_BUCKET_CA and" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        settings_of(**own, KUBERNETES_BUCKET_CA_SECRET="s", KUBERNETES_BUCKET_CA_CONFIG_MAP="m")
+    assert "exclude each other" in capsys.readouterr().err
+    settings = settings_of(**own, KUBERNETES_BUCKET_CA_SECRET=None, KUBERNETES_BUCKET_CA_KEY="root.pem")
+    assert settings.kubernetes_pods.bucket_ca == AuthorityFile("", "m", "root.pem")
+    assert "WEFT_WORKER_BUCKET_CA" not in RankEnvironment(settings, lambda: "", lambda run: "")("r", 1, 2)
+    local = settings_of(**own, LAUNCHER="local")
+    assert RankEnvironment(local, lambda: "", lambda run: "")("r", 1, 2)["WEFT_WORKER_BUCKET_CA"] == str(pem)
+    assert settings_of(BUCKET_CA=None, KUBERNETES_BUCKET_CA_CONFIG_MAP=None).kubernetes_pods.bucket_ca is None
 
 
 def test_pods_are_what_the_settings_say(settings_of: Any) -> None:

@@ -33,6 +33,35 @@ def test_spec_survives_the_way_through_a_run(features: int, seed: int, rate: flo
     assert converting.run_to_proto(again).spec == spec
 
 
+def test_spec_keeps_its_schedules_and_scales() -> None:
+    """Pieces come in their order, enums by their names, and both ways agree."""
+    piece = messages_pb2.SchedulePiece(until=1.0, shape=messages_pb2.SCHEDULE_SHAPE_COSINE, factor=0.1)
+    spec = messages_pb2.TrainingSpec(
+        learning_rate_schedule=[messages_pb2.SchedulePiece(until=0.25, factor=1.0), piece],
+        scales=messages_pb2.SCALES_TIED,
+    )
+    document = converting.spec_from_proto(spec)
+    assert document["scales"] == "SCALES_TIED"
+    assert document["learning_rate_schedule"][1] == {"until": 1.0, "shape": "SCHEDULE_SHAPE_COSINE", "factor": 0.1}
+    record = RunRecord(run="r", spec=document, create_time="2026-01-02T03:04:05Z")
+    assert converting.run_to_proto(RunRecord.from_document(record.to_document())).spec == spec
+
+
+def test_run_of_an_earlier_version_is_shown_without_what_came_later() -> None:
+    """Its document lacks the newer fields; they stay unset."""
+    document = {"dataset": "datasets/d", "activation": "ACTIVATION_TOP_K", "top_k": 3}
+    record = RunRecord(run="r", spec=document, create_time="2026-01-02T03:04:05Z")
+    wanted = messages_pb2.TrainingSpec(dataset="datasets/d", activation=messages_pb2.ACTIVATION_TOP_K, top_k=3)
+    assert converting.run_to_proto(record).spec == wanted
+
+
+def test_unknown_scales_are_refused_later() -> None:
+    """A number without a name does not pass for the default."""
+    spec = messages_pb2.TrainingSpec()
+    spec.ParseFromString(b"\xf0\x02\x09")
+    assert converting.spec_from_proto(spec)["scales"] == ""
+
+
 def test_unknown_activation_counts_as_not_set() -> None:
     """A number without a name is refused later like the one that means nothing."""
     spec = messages_pb2.TrainingSpec()

@@ -21,6 +21,62 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ScheduleShape:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScheduleShapeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScheduleShape.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCHEDULE_SHAPE_UNSPECIFIED: _ScheduleShape.ValueType  # 0
+    """Not set: refused."""
+    SCHEDULE_SHAPE_CONSTANT: _ScheduleShape.ValueType  # 1
+    """At its own factor throughout."""
+    SCHEDULE_SHAPE_LINEAR: _ScheduleShape.ValueType  # 2
+    """In a straight line."""
+    SCHEDULE_SHAPE_COSINE: _ScheduleShape.ValueType  # 3
+    """Along half a cosine."""
+
+class ScheduleShape(_ScheduleShape, metaclass=_ScheduleShapeEnumTypeWrapper):
+    """How a piece of a schedule goes from the factor before it, 0 at the start, to its own."""
+
+SCHEDULE_SHAPE_UNSPECIFIED: ScheduleShape.ValueType  # 0
+"""Not set: refused."""
+SCHEDULE_SHAPE_CONSTANT: ScheduleShape.ValueType  # 1
+"""At its own factor throughout."""
+SCHEDULE_SHAPE_LINEAR: ScheduleShape.ValueType  # 2
+"""In a straight line."""
+SCHEDULE_SHAPE_COSINE: ScheduleShape.ValueType  # 3
+"""Along half a cosine."""
+Global___ScheduleShape: _TypeAlias = ScheduleShape  # noqa: Y015
+
+class _Scales:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScalesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scales.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCALES_UNSPECIFIED: _Scales.ValueType  # 0
+    """Not set: as SEPARATE."""
+    SCALES_SEPARATE: _Scales.ValueType  # 1
+    """Each layer has one for its inputs and one for its outputs."""
+    SCALES_TIED: _Scales.ValueType  # 2
+    """Inputs and outputs of a layer share one."""
+    SCALES_ACROSS_LAYERS: _Scales.ValueType  # 3
+    """The inputs of all layers share one, and so do the outputs: layers stay as loud to each other as they are."""
+
+class Scales(_Scales, metaclass=_ScalesEnumTypeWrapper):
+    """Which activations share a scale; with it, their mean norm is the square root of d_model."""
+
+SCALES_UNSPECIFIED: Scales.ValueType  # 0
+"""Not set: as SEPARATE."""
+SCALES_SEPARATE: Scales.ValueType  # 1
+"""Each layer has one for its inputs and one for its outputs."""
+SCALES_TIED: Scales.ValueType  # 2
+"""Inputs and outputs of a layer share one."""
+SCALES_ACROSS_LAYERS: Scales.ValueType  # 3
+"""The inputs of all layers share one, and so do the outputs: layers stay as loud to each other as they are."""
+Global___Scales: _TypeAlias = Scales  # noqa: Y015
+
 class _Activation:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -33,6 +89,12 @@ class _ActivationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Activation
     """A learned threshold a feature."""
     ACTIVATION_TOP_K: _Activation.ValueType  # 2
     """The largest k of a layer."""
+    ACTIVATION_RELU: _Activation.ValueType  # 3
+    """All that are positive."""
+    ACTIVATION_BATCH_TOP_K: _Activation.ValueType  # 4
+    """The largest k x tokens of a layer and step; outside of training all above a running threshold of the layer."""
+    ACTIVATION_JOINT_TOP_K: _Activation.ValueType  # 5
+    """The largest k x layers of a token over all layers, ranked by value times decoder norm."""
 
 class Activation(_Activation, metaclass=_ActivationEnumTypeWrapper):
     """How features are selected."""
@@ -43,6 +105,12 @@ ACTIVATION_JUMP_RELU: Activation.ValueType  # 1
 """A learned threshold a feature."""
 ACTIVATION_TOP_K: Activation.ValueType  # 2
 """The largest k of a layer."""
+ACTIVATION_RELU: Activation.ValueType  # 3
+"""All that are positive."""
+ACTIVATION_BATCH_TOP_K: Activation.ValueType  # 4
+"""The largest k x tokens of a layer and step; outside of training all above a running threshold of the layer."""
+ACTIVATION_JOINT_TOP_K: Activation.ValueType  # 5
+"""The largest k x layers of a token over all layers, ranked by value times decoder norm."""
 Global___Activation: _TypeAlias = Activation  # noqa: Y015
 
 class _RunState:
@@ -117,6 +185,13 @@ class TrainingSpec(_message.Message):
     EVALUATION_STEPS_FIELD_NUMBER: _builtins.int
     EVALUATION_TOKENS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    DECODER_SPAN_FIELD_NUMBER: _builtins.int
+    LINEAR_SKIP_FIELD_NUMBER: _builtins.int
+    AUX_TOP_K_FIELD_NUMBER: _builtins.int
+    AUX_COEFF_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_SCHEDULE_FIELD_NUMBER: _builtins.int
+    SPARSITY_SCHEDULE_FIELD_NUMBER: _builtins.int
+    SCALES_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`, sealed."""
     num_features: _builtins.int
@@ -124,7 +199,7 @@ class TrainingSpec(_message.Message):
     activation: Global___Activation.ValueType
     """How features are selected."""
     top_k: _builtins.int
-    """Features kept a token and layer, for TOP_K."""
+    """Features kept a token and layer, for TOP_K; on the mean over tokens for BATCH_TOP_K, over layers for JOINT_TOP_K."""
     num_steps: _builtins.int
     """Optimiser steps in all."""
     step_tokens: _builtins.int
@@ -146,7 +221,7 @@ class TrainingSpec(_message.Message):
     clip_norm: _builtins.float
     """Largest global gradient norm; 0 does not clip."""
     sparsity_coeff: _builtins.float
-    """Final weight of the tanh sparsity loss, lambda; 0 for TOP_K."""
+    """Largest weight of the tanh sparsity loss, lambda; 0 unless the activation is JUMP_RELU or RELU."""
     sparsity_scale: _builtins.float
     """c of the tanh sparsity loss."""
     sparsity_ramp_share: _builtins.float
@@ -169,6 +244,24 @@ class TrainingSpec(_message.Message):
     """Held-out tokens of one evaluation; 0 means all."""
     seed: _builtins.int
     """Seed of initialisation and data order."""
+    decoder_span: _builtins.int
+    """Layers that a feature writes to, its own the first: 0 means all from its own on, 1 a transcoder a layer."""
+    linear_skip: _builtins.bool
+    """A linear map from each layer's input to its output, learnt beside the features."""
+    aux_top_k: _builtins.int
+    """AuxK: so many dead features of a token and layer learn from the error that is left; 0 switches it off."""
+    aux_coeff: _builtins.float
+    """AuxK: weight of its loss."""
+    scales: Global___Scales.ValueType
+    """What activations are divided by before training."""
+    @_builtins.property
+    def learning_rate_schedule(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulePiece]:
+        """Learning rate over the run, in place of `warmup_steps` and `decay_share`; factors are of `learning_rate`."""
+
+    @_builtins.property
+    def sparsity_schedule(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulePiece]:
+        """Lambda over the run, in place of `sparsity_ramp_share`; factors are of `sparsity_coeff`."""
+
     def __init__(
         self,
         *,
@@ -198,14 +291,51 @@ class TrainingSpec(_message.Message):
         evaluation_steps: _builtins.int = ...,
         evaluation_tokens: _builtins.int = ...,
         seed: _builtins.int = ...,
+        decoder_span: _builtins.int = ...,
+        linear_skip: _builtins.bool = ...,
+        aux_top_k: _builtins.int = ...,
+        aux_coeff: _builtins.float = ...,
+        learning_rate_schedule: _abc.Iterable[Global___SchedulePiece] | None = ...,
+        sparsity_schedule: _abc.Iterable[Global___SchedulePiece] | None = ...,
+        scales: Global___Scales.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "bandwidth", b"bandwidth", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "data_ranks", b"data_ranks", "dataset", b"dataset", "dead_after_tokens", b"dead_after_tokens", "decay_share", b"decay_share", "evaluation_steps", b"evaluation_steps", "evaluation_tokens", b"evaluation_tokens", "feature_ranks", b"feature_ranks", "gradient_through_threshold", b"gradient_through_threshold", "learning_rate", b"learning_rate", "num_features", b"num_features", "num_steps", b"num_steps", "preact_coeff", b"preact_coeff", "seed", b"seed", "sparsity_coeff", b"sparsity_coeff", "sparsity_ramp_share", b"sparsity_ramp_share", "sparsity_scale", b"sparsity_scale", "step_tokens", b"step_tokens", "threshold_init", b"threshold_init", "top_k", b"top_k", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "aux_coeff", b"aux_coeff", "aux_top_k", b"aux_top_k", "bandwidth", b"bandwidth", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "data_ranks", b"data_ranks", "dataset", b"dataset", "dead_after_tokens", b"dead_after_tokens", "decay_share", b"decay_share", "decoder_span", b"decoder_span", "evaluation_steps", b"evaluation_steps", "evaluation_tokens", b"evaluation_tokens", "feature_ranks", b"feature_ranks", "gradient_through_threshold", b"gradient_through_threshold", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "linear_skip", b"linear_skip", "num_features", b"num_features", "num_steps", b"num_steps", "preact_coeff", b"preact_coeff", "scales", b"scales", "seed", b"seed", "sparsity_coeff", b"sparsity_coeff", "sparsity_ramp_share", b"sparsity_ramp_share", "sparsity_scale", b"sparsity_scale", "sparsity_schedule", b"sparsity_schedule", "step_tokens", b"step_tokens", "threshold_init", b"threshold_init", "top_k", b"top_k", "warmup_steps", b"warmup_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
+
+@_typing.final
+class SchedulePiece(_message.Message):
+    """A part of a run over which a coefficient changes in one way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNTIL_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    until: _builtins.float
+    """Share of the run's steps at which it ends, above the one before; the last is 1."""
+    shape: Global___ScheduleShape.ValueType
+    """How it gets to `factor`."""
+    factor: _builtins.float
+    """Factor of the peak that it ends with."""
+    def __init__(
+        self,
+        *,
+        until: _builtins.float = ...,
+        shape: Global___ScheduleShape.ValueType = ...,
+        factor: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "shape", b"shape", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SchedulePiece: _TypeAlias = SchedulePiece  # noqa: Y015
 
 @_typing.final
 class Run(_message.Message):
@@ -365,6 +495,7 @@ class Metrics(_message.Message):
     TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     DATA_WAIT_SHARE_FIELD_NUMBER: _builtins.int
     SENT_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    AUX_LOSS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step, from 1."""
     tokens: _builtins.int
@@ -393,6 +524,8 @@ class Metrics(_message.Message):
     """Share of the step's wall time spent waiting for data, 0 to 1."""
     sent_bytes_per_token: _builtins.float
     """Bytes that a rank sent to others, for each token of the step."""
+    aux_loss: _builtins.float
+    """AuxK part of the loss."""
     def __init__(
         self,
         *,
@@ -410,10 +543,11 @@ class Metrics(_message.Message):
         tokens_per_s: _builtins.float = ...,
         data_wait_share: _builtins.float = ...,
         sent_bytes_per_token: _builtins.float = ...,
+        aux_loss: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_wait_share", b"data_wait_share", "dead_share", b"dead_share", "explained_variance", b"explained_variance", "gradient_norm", b"gradient_norm", "l0", b"l0", "learning_rate", b"learning_rate", "loss", b"loss", "preact_loss", b"preact_loss", "reconstruction_loss", b"reconstruction_loss", "sent_bytes_per_token", b"sent_bytes_per_token", "sparsity_loss", b"sparsity_loss", "step", b"step", "tokens", b"tokens", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_loss", b"aux_loss", "data_wait_share", b"data_wait_share", "dead_share", b"dead_share", "explained_variance", b"explained_variance", "gradient_norm", b"gradient_norm", "l0", b"l0", "learning_rate", b"learning_rate", "loss", b"loss", "preact_loss", b"preact_loss", "reconstruction_loss", b"reconstruction_loss", "sent_bytes_per_token", b"sent_bytes_per_token", "sparsity_loss", b"sparsity_loss", "step", b"step", "tokens", b"tokens", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,78 @@
+"""
+The decoder's gradient as its factors: the entries' values and the errors, not the product.
+
+The gradient of a decoder row is the sum of value * error over the row's entries, plus, where a loss has norms of rows
+in it, a multiple of the row itself. As large as the decoder, it would be written once and read twice; here the product
+is taken twice instead, once for its norm and once where Adam uses it.
+Shapes: L layers, F features of a layer over all ranks, C columns of this rank, P pairs of a source and a target layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weft_clt.kernels import AdamStep, DecoderPairs, FeatureLists, Kernels
+from weft_clt.parameters import Parameters
+
+__all__ = ["DecoderGradient"]
+
+
+class DecoderGradient:
+    """
+    One rank's part of one step.
+
+    Args:
+        grad_out_LTC: Gradient of the loss by the predictions; belongs to the engine and lives until its next pass.
+    """
+
+    def __init__(
+        self, kernels: Kernels, params: Parameters, pairs: DecoderPairs, lists: FeatureLists, grad_out_LTC: Tensor
+    ) -> None:
+        self._kernels, self._params, self._pairs = kernels, params, pairs
+        self._lists, self._grad_out_LTC = lists, grad_out_LTC
+        self._coeff_LF = params.w_dec_PFC.new_zeros(params.share.shape.num_layers, params.share.shape.num_features)
+        self._grad_slots = grad_out_LTC.new_empty(0)
+        self.squares = 0.0
+        """Sum of squares of this rank's part."""
+
+    def back_to_values(self, grad_slots: Tensor, grad_b_dec_LC: Tensor) -> None:
+        """Write the gradients of the entries' values and of the decoder's bias."""
+        self.squares = self._kernels.value_grad_pass(
+            self._lists, self._pairs, self._params.w_dec_PFC, self._grad_out_LTC, grad_slots, grad_b_dec_LC
+        )
+        self._grad_slots = grad_slots
+
+    def add_norms(self, norms_LF: Tensor, grad_norms_LF: Tensor, num_ranks: int) -> None:
+        """
+        Add the gradient by the rows' norms, which is a multiple of each row.
+
+        Args:
+            norms_LF: Over all targets and all ranks' columns.
+            num_ranks: Ranks that share out the columns.
+        """
+        coeff_LF = torch.where(norms_LF > 0, grad_norms_LF / norms_LF, torch.zeros_like(norms_LF))
+        self._coeff_LF = coeff_LF.contiguous()
+        # |G + c W|^2 = |G|^2 + 2 c <G, W> + c^2 |W|^2 for each row, and <G, W> is the sum of value * its gradient.
+        lists, total = self._lists, 0.0
+        for layer in range(coeff_LF.shape[0]):
+            first, last = int(lists.start_LF1[layer, 0]), int(lists.start_LF1[layer, -1])
+            feature_N = torch.repeat_interleave(
+                torch.arange(coeff_LF.shape[1]), lists.start_LF1[layer].diff().long(), output_size=last - first
+            )
+            inner_N = lists.value_N[first:last] * self._grad_slots[lists.slot_N[first:last].long()]
+            total += 2 * float((coeff_LF[layer][feature_N].double() * inner_N.double()).sum())
+        self.squares += total + float((coeff_LF.double() * norms_LF.double()).square().sum()) / num_ranks
+
+    def write(self, grad_w_dec_PFC: Tensor) -> None:
+        """Write the gradient out."""
+        self._kernels.decoder_gradient(
+            self._lists, self._pairs, self._params.w_dec_PFC, self._grad_out_LTC, self._coeff_LF, grad_w_dec_PFC
+        )
+
+    def update(self, first_PFC: Tensor | None, second_PFC: Tensor, step: AdamStep) -> None:
+        """Update the decoder's weights and moments by Adam."""
+        self._kernels.decoder_adam(
+            self._lists, self._pairs, self._params.w_dec_PFC, self._grad_out_LTC, self._coeff_LF, first_PFC, second_PFC,
+            step,
+        )  # fmt: skip

@@ -1,0 +1,310 @@
+"""
+The sparse products of a whole step, target layer by target layer and strip by strip (`panel_rows`).
+
+A strip of a target's error is copied into a panel once and serves all source layers. Threads share out the columns of
+the decoder, so that they never write to the same place.
+`starts[l, f]` to `starts[l, f + 1]` are the entries of feature f of layer l. `pairs` has a row (source, target, block)
+for every decoder block, sorted by target. Entries whose value is 0 need gradients only: `actives[l, f]` ends the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+from weft_clt.kernels.panel_rows import (
+    make_adam_row,
+    make_add_row,
+    make_dot_rows,
+    make_miss_strip,
+    make_move_strip,
+    make_write_row,
+)
+
+__all__ = ["WIDEST_BYTES", "adam_loop", "decode_loop", "gradient_loop", "value_grad_loop"]
+
+_WIDTHS_BYTES = (128, 64, 1)  # measured: narrower reads each index more often, wider leaves too few registers
+WIDEST_BYTES = _WIDTHS_BYTES[0]
+_compiled = numba.njit(cache=True, nogil=True)
+
+
+@_compiled
+def _width(left: int, size: int) -> int:
+    """Return how many columns the next strip has."""
+    for width_bytes in _WIDTHS_BYTES:
+        width = max(1, width_bytes // size)
+        if width <= left:
+            return width
+    return 1
+
+
+_pack_wide, _unpack_wide = (make_move_strip(WIDEST_BYTES, out_of_panel) for out_of_panel in (False, True))
+_miss_wide = make_miss_strip(WIDEST_BYTES)
+
+
+@_compiled
+def _pack(given: Any, low: int, high: int, storage: Any) -> None:
+    """Lay out columns `low` to `high` as panels, one strip after the other; rows are read in one go."""
+    num_rows, wide = given.shape[0], WIDEST_BYTES // given.itemsize
+    for row in range(num_rows):
+        column = low
+        while column < high:
+            width = _width(high - column, given.itemsize)
+            place = (column - low) * num_rows + row * width
+            if width == wide:
+                _pack_wide(given, row, column, storage, place)
+            else:
+                for lane in range(width):
+                    storage[place + lane] = given[row, column + lane]
+            column += width
+
+
+@_compiled
+def _pack_misses(bias: Any, wanted: Any, low: int, high: int, storage: Any) -> None:
+    """Lay out bias - wanted as `_pack` does."""
+    num_rows, wide = wanted.shape[0], WIDEST_BYTES // wanted.itemsize
+    for row in range(num_rows):
+        column = low
+        while column < high:
+            width = _width(high - column, wanted.itemsize)
+            place = (column - low) * num_rows + row * width
+            if width == wide:
+                _miss_wide(bias, wanted, row, column, storage, place)
+            else:
+                for lane in range(width):
+                    storage[place + lane] = bias[column + lane] - wanted[row, column + lane]
+            column += width
+
+
+@_compiled
+def _unpack(storage: Any, low: int, high: int, out: Any) -> None:
+    """Undo `_pack`."""
+    num_rows, wide = out.shape[0], WIDEST_BYTES // out.itemsize
+    for row in range(num_rows):
+        column = low
+        while column < high:
+            width = _width(high - column, out.itemsize)
+            place = (column - low) * num_rows + row * width
+            if width == wide:
+                _unpack_wide(out, row, column, storage, place)
+            else:
+                for lane in range(width):
+                    out[row, column + lane] = storage[place + lane]
+            column += width
+
+
+@_compiled
+def _panel(storage: Any, low: int, column: int, width: int, num_rows: int) -> Any:
+    """Return the panel of the strip that begins at a column."""
+    first = (column - low) * num_rows
+    return storage[first : first + num_rows * width].reshape(num_rows, width)
+
+
+def _decode_of(add_row: Any) -> Callable[..., None]:
+    @_compiled
+    def walk(
+        pairs: Any, starts: Any, actives: Any, token: Any, value: Any, weight: Any, panel: Any, first: int, last: int,
+        low: int,
+    ) -> None:  # fmt: skip
+        for pair in range(first, last):
+            source, block = pairs[pair, 0], weight[pairs[pair, 2]]
+            for row in range(block.shape[0]):
+                start, end = starts[source, row], actives[source, row]
+                if start < end:
+                    add_row(token, value, start, end, block, row, low, panel)
+
+    return walk
+
+
+def _value_grad_of(dot_rows: Any) -> Callable[..., float]:
+    @_compiled
+    def walk(
+        pairs: Any, starts: Any, token: Any, value: Any, weight: Any, panel: Any, first: int, last: int, low: int,
+        dots: Any,
+    ) -> float:  # fmt: skip
+        squares = 0.0
+        for pair in range(first, last):
+            source, block = pairs[pair, 0], weight[pairs[pair, 2]]
+            for row in range(block.shape[0]):
+                start, end = starts[source, row], starts[source, row + 1]
+                if start < end:
+                    squares += dot_rows(token, value, start, end, block, row, low, panel, dots)
+        return squares
+
+    return walk
+
+
+def _adam_of(adam_row: Any) -> Callable[..., float]:
+    @_compiled
+    def walk(
+        pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any,
+        first_moment: Any, second_moment: Any, first: int, last: int, low: int, scalars: Any,
+    ) -> float:  # fmt: skip
+        squares = 0.0
+        for pair in range(first, last):
+            source, block = pairs[pair, 0], pairs[pair, 2]
+            weights, firsts, seconds = weight[block], first_moment[block], second_moment[block]
+            for row in range(weights.shape[0]):
+                start, end = starts[source, row], actives[source, row]
+                coeff = coeffs[source, row]
+                squares += adam_row(
+                    token, value, start, end, panel, coeff, weights, firsts, seconds, row, low, scalars
+                )  # fmt: skip
+        return squares
+
+    return walk
+
+
+def _gradient_of(write_row: Any) -> Callable[..., None]:
+    @_compiled
+    def walk(
+        pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any, out: Any,
+        first: int, last: int, low: int,
+    ) -> None:  # fmt: skip
+        for pair in range(first, last):
+            source, block = pairs[pair, 0], pairs[pair, 2]
+            weights, outs = weight[block], out[block]
+            for row in range(weights.shape[0]):
+                start, end = starts[source, row], actives[source, row]
+                write_row(token, value, start, end, panel, coeffs[source, row], weights, outs, row, low)
+
+    return walk
+
+
+_decode_wide, _decode_lane, _decode_single = (_decode_of(make_add_row(width)) for width in _WIDTHS_BYTES)
+_dots_wide, _dots_lane, _dots_single = (_value_grad_of(make_dot_rows(width)) for width in _WIDTHS_BYTES)
+_adam_wide, _adam_lane, _adam_single = (_adam_of(make_adam_row(width, True)) for width in _WIDTHS_BYTES)
+_bare_wide, _bare_lane, _bare_single = (_adam_of(make_adam_row(width, False)) for width in _WIDTHS_BYTES)
+_write_wide, _write_lane, _write_single = (_gradient_of(make_write_row(width)) for width in _WIDTHS_BYTES)
+
+
+@_compiled
+def _last(pairs: Any, first: int) -> int:
+    """Return the end of the pairs that have the target of pair `first`."""
+    last = first
+    while last < pairs.shape[0] and pairs[last, 1] == pairs[first, 1]:
+        last += 1
+    return last
+
+
+@_compiled
+def decode_loop(
+    low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, weight: Any, bias: Any,
+    wanted: Any, error: Any, storage: Any,
+) -> None:  # fmt: skip
+    """error[k, t] = bias[k] - wanted[k, t] + sum of value * weight[block, feature] over the entries of t."""
+    num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
+    first = 0
+    while first < pairs.shape[0]:
+        last, target = _last(pairs, first), pairs[first, 1]
+        _pack_misses(bias[target], wanted[target], low, high, storage)
+        column = low
+        while column < high:
+            width = _width(high - column, error.itemsize)
+            panel = _panel(storage, low, column, width, num_tokens)
+            if width == wide:
+                _decode_wide(pairs, starts, actives, token, value, weight, panel, first, last, column)
+            elif width == lane:
+                _decode_lane(pairs, starts, actives, token, value, weight, panel, first, last, column)
+            else:
+                _decode_single(pairs, starts, actives, token, value, weight, panel, first, last, column)
+            column += width
+        _unpack(storage, low, high, error[target])
+        first = last
+
+
+@_compiled
+def value_grad_loop(
+    low: int, high: int, pairs: Any, starts: Any, token: Any, value: Any, weight: Any, error: Any, dots: Any,
+    storage: Any,
+) -> float:  # fmt: skip
+    """
+    dots[n] = sum over targets k of <error[k, t], weight[block, feature]>.
+
+    Returns the sum of squares of all decoder gradients of the columns.
+    """
+    num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
+    dots[:] = 0
+    squares = 0.0
+    first = 0
+    while first < pairs.shape[0]:
+        last, target = _last(pairs, first), pairs[first, 1]
+        _pack(error[target], low, high, storage)
+        column = low
+        while column < high:
+            width = _width(high - column, error.itemsize)
+            panel = _panel(storage, low, column, width, num_tokens)
+            if width == wide:
+                squares += _dots_wide(pairs, starts, token, value, weight, panel, first, last, column, dots)
+            elif width == lane:
+                squares += _dots_lane(pairs, starts, token, value, weight, panel, first, last, column, dots)
+            else:
+                squares += _dots_single(pairs, starts, token, value, weight, panel, first, last, column, dots)
+            column += width
+        first = last
+    return squares
+
+
+@_compiled
+def adam_loop(
+    low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
+    weight: Any, first_moment: Any, second_moment: Any, has_first: bool, scalars: Any, storage: Any,
+) -> float:  # fmt: skip
+    """
+    Update every decoder row by Adam; its gradient is coeff * row + sum of value * error over its entries.
+
+    Returns the sum of squares of the gradients before scaling.
+    """
+    num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
+    squares = 0.0
+    first = 0
+    while first < pairs.shape[0]:
+        last, target = _last(pairs, first), pairs[first, 1]
+        _pack(error[target], low, high, storage)
+        column = low
+        while column < high:
+            width = _width(high - column, error.itemsize)
+            panel = _panel(storage, low, column, width, num_tokens)
+            if has_first:
+                if width == wide:
+                    squares += _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                elif width == lane:
+                    squares += _adam_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                else:
+                    squares += _adam_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+            elif width == wide:
+                squares += _bare_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+            elif width == lane:
+                squares += _bare_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+            else:
+                squares += _bare_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+            column += width
+        first = last
+    return squares
+
+
+@_compiled
+def gradient_loop(
+    low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
+    weight: Any, out: Any, storage: Any,
+) -> None:  # fmt: skip
+    """out[block, f] = coeff * weight[block, f] + sum of value * error over the entries of feature f."""
+    num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
+    first = 0
+    while first < pairs.shape[0]:
+        last, target = _last(pairs, first), pairs[first, 1]
+        _pack(error[target], low, high, storage)
+        column = low
+        while column < high:
+            width = _width(high - column, error.itemsize)
+            panel = _panel(storage, low, column, width, num_tokens)
+            if width == wide:
+                _write_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+            elif width == lane:
+                _write_lane(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+            else:
+                _write_single(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+            column += width
+        first = last

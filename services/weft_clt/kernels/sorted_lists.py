@@ -1,0 +1,72 @@
+"""
+The lists of active entries by torch's own sorts: on any device, and always in the same order.
+
+Stable sorts of integers; nothing depends on which program came first. Sizes are taken from the tensors' shapes, so that
+the host waits for the device only where a list gets shorter.
+Shapes: see `weft_clt.kernels.port`; F features of one layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weft_clt.active import ActiveLayer
+
+__all__ = ["by_feature", "entry_tokens", "joined", "segment_starts"]
+
+
+def entry_tokens(counts_T: Tensor, num_entries: int) -> Tensor:
+    """Return the token of every entry, int64; the number of entries is given so that nothing waits for the device."""
+    token_T = torch.arange(counts_T.shape[0], device=counts_T.device)
+    return torch.repeat_interleave(token_T, counts_T.long(), output_size=num_entries)
+
+
+def segment_starts(sorted_N: Tensor, num_segments: int) -> Tensor:
+    """
+    Return the first place of every number in an ascending list, and one more; int32.
+
+    >>> segment_starts(torch.tensor([0, 0, 2]), 3).tolist()
+    [0, 2, 2, 3]
+    """
+    bounds = torch.arange(num_segments + 1, device=sorted_N.device, dtype=sorted_N.dtype)
+    return torch.searchsorted(sorted_N, bounds, out_int32=True)
+
+
+def joined(
+    token_N: Tensor, feature_N: Tensor, value_N: Tensor, slot_N: Tensor, num_tokens: int, num_features: int
+) -> ActiveLayer:
+    """List entries that come in the order of their features, or rank by rank; int64 but for the values."""
+    silent_N = value_N <= 0
+    # Entries above 0 come first in a row.
+    kind_N, order_N = torch.sort(token_N * 2 + silent_N, stable=True)
+    token_N, feature_N, value_N, slot_N = (each[order_N] for each in (token_N, feature_N, value_N, slot_N))
+    bounds_T2 = segment_starts(kind_N, 2 * num_tokens)
+    entry_A = torch.nonzero(value_N > 0).squeeze(1)
+    sorted_A, order_A = torch.sort(feature_N[entry_A], stable=True)
+    entry_A = entry_A[order_A]
+    return ActiveLayer(
+        num_features=num_features,
+        row_start_T1=bounds_T2[::2].contiguous(),
+        row_active_T=bounds_T2[1::2].contiguous(),
+        feature_N=feature_N.int(),
+        value_N=value_N,
+        slot_N=slot_N.int(),
+        column_start_F1=segment_starts(sorted_A, num_features),
+        column_token_A=token_N[entry_A].int(),
+        column_value_A=value_N[entry_A],
+    )
+
+
+def by_feature(layer: ActiveLayer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """
+    Order the entries of a layer by feature, those above 0 before those at 0, tokens ascending.
+
+    Returns:
+        First entry of a feature and one more, end of its entries above 0, and the entries' tokens, values and slots;
+        as in `FeatureLists`.
+    """
+    token_N = entry_tokens(layer.row_start_T1.diff(), layer.value_N.shape[0])
+    kind_N, order_N = torch.sort(layer.feature_N.long() * 2 + (layer.value_N <= 0), stable=True)
+    bounds_F2 = segment_starts(kind_N, 2 * layer.num_features)
+    return bounds_F2[::2], bounds_F2[1::2], token_N[order_N].int(), layer.value_N[order_N], layer.slot_N[order_N]
