@@ -144,6 +144,15 @@ def trainer_of(config: TrainingConfig, kernels: Kernels, mesh: Mesh | None = Non
     return trainer
 
 
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Every gradient by its parameter's name; the decoder's, which one data group never has in memory, written out."""
+    grads = dict(trainer.engine.grads.named())
+    assert trainer.engine.decoder_grads is not None
+    grads["w_dec"] = torch.zeros_like(trainer.params.w_dec_PFC)
+    trainer.engine.decoder_grads.write(grads["w_dec"])
+    return grads
+
+
 class _Step(torch.autograd.Function):
     """h * 1[h > theta] with a rectangle for the derivative of the step, written down from the published formulas."""
 

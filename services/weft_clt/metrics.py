@@ -69,7 +69,8 @@ class Evaluation:
 
 def _squares(values_TC: Tensor) -> Tensor:
     """Sum the squares: within a row as torch does best, rows in float64."""
-    return torch.linalg.vector_norm(values_TC, dim=1).double().square().sum()
+    norm_T: Tensor = torch.linalg.vector_norm(values_TC, dim=1)
+    return norm_T.double().square().sum()
 
 
 @dataclass

@@ -9,7 +9,7 @@ P pairs of a source and a target layer, source by source: L (L + 1) / 2 where fe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -114,9 +114,12 @@ class Parameters:
     """The linear map from a layer's input to its output, or None."""
 
     @classmethod
-    def zeros(cls, share: Share, *, thresholds: bool, dtype: torch.dtype, skip: bool = False) -> Parameters:
-        """Allocate a rank's share, all zero."""
+    def zeros(
+        cls, share: Share, *, thresholds: bool, dtype: torch.dtype, skip: bool = False, decoder: bool = True
+    ) -> Parameters:
+        """Allocate a rank's share, all zero; without `decoder`, its weights have no pairs."""
         shape = share.shape
+        num_pairs = shape.num_pairs if decoder else 0
         num_layers, num_features, num_columns = shape.num_layers, share.num_features, share.num_columns
         # In 16 bits a threshold stalls: its steps are far smaller than itself.
         wide = torch.promote_types(dtype, torch.float32)
@@ -125,20 +128,20 @@ class Parameters:
             w_enc_LSD=torch.zeros(num_layers, num_features, shape.d_model, dtype=dtype),
             b_enc_LS=torch.zeros(num_layers, num_features, dtype=dtype),
             threshold_LS=torch.zeros(num_layers, num_features, dtype=wide) if thresholds else None,
-            w_dec_PFC=torch.zeros(shape.num_pairs, shape.num_features, num_columns, dtype=dtype),
+            w_dec_PFC=torch.zeros(num_pairs, shape.num_features, num_columns, dtype=dtype),
             b_dec_LC=torch.zeros(num_layers, num_columns, dtype=dtype),
             w_skip_LCD=torch.zeros(num_layers, num_columns, shape.d_model, dtype=dtype) if skip else None,
         )
 
     def zeros_like(self, *, decoder: bool = True) -> Parameters:
         """Allocate tensors of the same shapes, all zero; without `decoder`, its weights have no pairs."""
-        zeros = Parameters.zeros(
+        return Parameters.zeros(
             self.share,
             thresholds=self.threshold_LS is not None,
             dtype=self.w_enc_LSD.dtype,
             skip=self.w_skip_LCD is not None,
+            decoder=decoder,
         )
-        return zeros if decoder else replace(zeros, w_dec_PFC=zeros.w_dec_PFC[:0].clone())
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor under the name that a checkpoint gives it, in a fixed order."""

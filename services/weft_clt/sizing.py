@@ -22,6 +22,7 @@ __all__ = ["ExportSize", "Flops", "Memory", "Network", "Traffic", "Workload"]
 _INDEX_BYTES = 4
 _FLOAT64_BYTES = 8
 _CALIBRATION_TOKENS, _EXPORT_TOKENS = 2048, 512
+_PREACT_BYTES, _FEWEST_ROWS = 8 << 20, 256  # of pre-activations at a time, as in `kernels.cpu`
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ class Workload:
         return self.activation in (Activation.JUMP_RELU, Activation.RELU, Activation.JOINT_TOP_K)
 
     @property
+    def calibrates(self) -> bool:
+        """Whether the first step sets the encoder's biases (`initial.calibrate_biases`)."""
+        return not self.activation.counts
+
+    @property
     def group_tokens(self) -> int:
         """T."""
         return self.step_tokens // self.data_ranks
@@ -172,6 +178,21 @@ class Workload:
         return self.num_parameters // self.feature_ranks
 
     @property
+    def rank_decoder_weights(self) -> int:
+        """All blocks in this rank's columns."""
+        return self.num_pairs * self.num_features * self.rank_columns
+
+    @property
+    def keeps_decoder_gradient(self) -> bool:
+        """Only a sum over data ranks needs it in memory (`gradients`)."""
+        return self.data_ranks > 1
+
+    @property
+    def compares(self) -> bool:
+        """Whether all pre-activations of a layer have to be there at once (`step.StepEngine.forward`)."""
+        return self.activation in (Activation.BATCH_TOP_K, Activation.JOINT_TOP_K) or self.aux_top_k > 0
+
+    @property
     def checkpoint_bytes(self) -> int:
         """A checkpoint in the middle of a run: parameters, moments, and in every rank's file the clock of all."""
         tensors = 2 + self.first_moment
@@ -220,13 +241,13 @@ class Memory:
     clocks: int
     """Tokens since each feature last fired, of all F features on every rank (`metrics.DeadClock`)."""
     activations: int
-    """Inputs, targets and errors of the group's tokens, and pre-activations (`step.StepEngine`)."""
+    """Inputs, targets and errors of the group's tokens, pre-activations, and a target's errors laid out as panels."""
     data: int
     """The batch, and the row groups that it is drawn from (`data.TokenPool`)."""
     entries: int
-    """Active features: own lists, exchanged lists, and what comes back (`exchange`, `kernels`)."""
+    """Active features: own lists, exchanged lists, lists by feature, and what comes back (`exchange`, `kernels`)."""
     transient: int
-    """The largest of what only a part of a step needs: masks, norms, metrics, or the evaluation's batch."""
+    """The largest of what a part of a step needs: masks, the first biases, norms, metrics, the evaluation's batch."""
     start: int
     """What drawing the first parameters takes more than training does (`initial`): something where ranks are many."""
 
@@ -238,48 +259,65 @@ class Memory:
     @classmethod
     def of(cls, work: Workload) -> Memory:
         """Add up what `weft_clt` allocates."""
-        layers, width, size = work.num_layers, work.d_model, work.float_bytes
-        tokens, own_tokens = work.group_tokens, work.rank_tokens
-        features, own_features, columns = work.num_features, work.rank_features, work.rank_columns
+        layers, size = work.num_layers, work.float_bytes
         tensors = work.rank_parameters * size
-        preacts = tokens * own_features * size
-        batch = 2 * layers * own_tokens * width * 4
-        row_group = 2 * layers * work.row_group_tokens * width * 4
+        batch = 2 * layers * work.rank_tokens * work.d_model * 4
+        row_group = 2 * layers * work.row_group_tokens * work.d_model * 4
         # Row groups are taken until a batch is there, and stay until their last token has gone.
-        num_row_groups = max(work.pool_row_groups, math.ceil(own_tokens / work.row_group_tokens) + 1)
-        listed = round(layers * tokens * work.listed)
-        own_listed = round(layers * tokens * work.listed_by_rank)
-        kept = round(layers * tokens * work.kept)
-        dead = round(layers * tokens * min(work.aux_top_k, features))
-        rows = 2 if work.aux_top_k else 1
-        wire = 2 if features <= 1 << 16 else 4
-        # Two int64 indices and the value; JumpReLU keeps the pre-activation too.
-        entries = own_listed * (16 + size * (1 + work.jumps))
-        # Gathered, joined (feature, value, slot), and the gradients on their way back, twice.
-        entries += listed * ((wire + _INDEX_BYTES + size) + (2 * _INDEX_BYTES + size) + 2 * size)
-        # By feature: token and value; the gradient of the value.
-        entries += kept * (_INDEX_BYTES + 2 * size) + layers * (features + 2 * tokens) * _INDEX_BYTES
-        # AuxK's own lists, exchanged ones, and both batches joined.
-        entries += dead * (16 + 2 * (2 * _INDEX_BYTES + 2 * size)) + (kept * (2 * _INDEX_BYTES + size) if dead else 0)
-        masks = 3 * tokens * own_features
-        norms = 4 * layers * features * size if work.weighs else 0
+        num_row_groups = max(work.pool_row_groups, math.ceil(work.rank_tokens / work.row_group_tokens) + 1)
+        masks = 3 * work.group_tokens * work.rank_features if work.compares else 0
+        # The first step sorts what every feature makes of all tokens: values, sorted values and their int64 indices.
+        biases = work.step_tokens // work.feature_ranks * work.num_features * (2 * size + 8) if work.calibrates else 0
+        preacts = work.group_tokens * work.rank_features * size
+        norms = 4 * layers * work.num_features * size if work.weighs else 0
         losses = 4 * preacts if work.preact_loss else 0
-        metrics = tokens * columns * (size + _FLOAT64_BYTES) + layers * features * (_FLOAT64_BYTES + _INDEX_BYTES + 1)
+        metrics = work.group_tokens * work.rank_columns * size
+        metrics += layers * work.num_features * (_FLOAT64_BYTES + _INDEX_BYTES + 1)
         parts = cls(
             parameters=tensors,
-            gradients=tensors,
+            gradients=tensors - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights * size),
             moments=tensors * (1 + work.first_moment),
-            clocks=layers * features * _FLOAT64_BYTES,
-            activations=layers * tokens * (width + (1 + rows) * columns) * size
-            + preacts * (1 + (layers if work.preact_loss else 0)),
+            clocks=layers * work.num_features * _FLOAT64_BYTES,
+            activations=_activation_bytes(work),
             data=batch + num_row_groups * row_group,
-            entries=entries,
-            transient=max(masks, norms + losses, metrics, batch + row_group + masks),
+            entries=_entry_bytes(work),
+            transient=max(masks, biases, norms + losses, metrics, batch + row_group + masks),
             start=0,
         )
         # One layer of all features in float64, and its own rows again; nothing but the parameters is there yet.
-        drawing = tensors + _FLOAT64_BYTES * (features + own_features) * width
+        drawing = tensors + _FLOAT64_BYTES * (work.num_features + work.rank_features) * work.d_model
         return replace(parts, start=max(0, drawing - parts.total))
+
+
+def _activation_bytes(work: Workload) -> int:
+    """The engine's buffers (`step.StepEngine`), and those of the CPU's kernels that are as large."""
+    layers, tokens, features, size = work.num_layers, work.group_tokens, work.rank_features, work.float_bytes
+    target = tokens * (2 if work.aux_top_k else 1) * work.rank_columns
+    numbers = target * layers * (2 if work.aux_top_k or work.linear_skip else 1) + target
+    if work.feature_ranks > 1:
+        numbers += layers * tokens * (work.d_model + work.rank_columns)
+    # The encoder takes some tokens at a time; where all of a layer compete, or dead features do, it takes all.
+    numbers += min(tokens, max(_FEWEST_ROWS, _PREACT_BYTES // (features * size))) * features
+    numbers += tokens * features * ((1 if work.compares else 0) + (layers if work.preact_loss else 0))
+    return numbers * size
+
+
+def _entry_bytes(work: Workload) -> int:
+    """The lists of a step: own ones, then what the exchange takes or, after it, the passes over the decoder."""
+    layers, tokens, size = work.num_layers, work.group_tokens, work.float_bytes
+    own, listed, kept = (round(layers * tokens * each) for each in (work.listed_by_rank, work.listed, work.kept))
+    dead = round(layers * tokens * min(work.aux_top_k, work.num_features))
+    wire = 2 if work.num_features <= 1 << 16 else 4
+    # An int64 index (two where masks are read) and the value; JumpReLU keeps the pre-activation too.
+    lists = own * (8 * (1 + work.compares) + size * (1 + work.jumps)) + dead * (16 + size)
+    # Joined: feature, value, slot; and again by column, for the metrics.
+    joined = 2 * _INDEX_BYTES + size
+    lists += listed * joined + kept * (_INDEX_BYTES + size) + dead * (joined + _INDEX_BYTES + size)
+    exchange = own * 16 + listed * (wire + _INDEX_BYTES + size)
+    # By feature: token, value and slot; the value's gradient, at its slot, and on its way back, twice.
+    passes = (kept + dead) * (joined + size) + (listed + dead) * 3 * size
+    passes += (kept + dead) * (joined + _INDEX_BYTES + size) if dead else 0
+    return lists + max(exchange, passes) + layers * (3 * work.num_features + 2 * tokens) * _INDEX_BYTES
 
 
 @dataclass(frozen=True)
@@ -338,7 +376,7 @@ class Flops:
     encode: float
     """One dense product a layer, 2 L F D."""
     decode: float
-    """Decoder rows of active features, their gradients, and the gradients of their values: 6 P K D; the linear skip."""
+    """Rows of active features, the gradients of their values, and twice the rows' own: 8 P K D; the linear skip."""
     encode_backward: float
     """Outer products of listed entries, 2 L K D; dense where the pre-activation loss is on."""
     norms: float
@@ -358,7 +396,7 @@ class Flops:
         rows = 2.0 * work.num_pairs * work.d_model
         return cls(
             encode=dense,
-            decode=rows * (2 * work.active + work.kept + 3 * work.aux_top_k)
+            decode=rows * (2 * work.active + 2 * work.kept + 4 * work.aux_top_k)
             + (4.0 * work.num_layers * work.d_model**2 if work.linear_skip else 0.0),
             encode_backward=2.0 * work.num_layers * work.kept * work.d_model + (dense if work.preact_loss else 0.0),
             norms=2 * rows * work.num_features / work.step_tokens if work.weighs else 0.0,
@@ -373,7 +411,7 @@ class Traffic:
     weights: int
     """Rows of the decoder that are read for an active feature, and rows of the error."""
     update: int
-    """Gradients written, read for their norm and read again; parameters and moments read and written."""
+    """Parameters and moments read and written; gradients in memory written, read for their norm and read again."""
 
     @property
     def total(self) -> int:
@@ -384,10 +422,11 @@ class Traffic:
     def of(cls, work: Workload) -> Traffic:
         """Add it up."""
         rows = work.num_pairs * work.group_tokens * work.rank_columns * work.float_bytes
-        passes = 3 + 2 * (2 if work.first_moment else 1) + 2
+        gradients = work.rank_parameters - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights)
+        states = 2 * (3 if work.first_moment else 2) * work.rank_parameters
         return cls(
-            weights=round(rows * (2 * work.active + work.kept)),
-            update=passes * work.rank_parameters * work.float_bytes,
+            weights=round(rows * (2 * work.active + 2 * work.kept)),
+            update=(3 * gradients + states) * work.float_bytes,
         )
 
 
@@ -419,11 +458,11 @@ class ExportSize:
         # The layer, what TopK selects of it, and its sorted values with their int64 indices.
         counted = work.activation in (Activation.TOP_K, Activation.JOINT_TOP_K)
         calibration = 4 * layers * rows * features + 17 * num_tokens * features
-        engine = _EXPORT_TOKENS * (4 * layers * (3 + 2) * width + 7 * features)
+        engine = 4 * work.num_encoder_parameters + _EXPORT_TOKENS * (4 * layers * (1 + 2) * width + 7 * features)
         span = work.decoder_span or layers
         return cls(
             parameters=parameters,
             calibration=calibration if counted else 0,
-            evaluation=(2 if counted else 1) * (parameters + engine),
+            evaluation=(2 if counted else 1) * engine,
             writing=4 * 2 * span * features * width,
         )

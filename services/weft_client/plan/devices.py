@@ -55,7 +55,7 @@ def _gpu(name: str, memory_gb: float, tf32: float, bf16: float, bandwidth_gb: fl
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        Device("cpu-core", "estimate: carried over by FLOP from a measured step", 0, 10.6e9, 10.6e9, 0.0),
+        Device("cpu-core", "estimate: carried over by FLOP from a measured step", 0, 13.1e9, 13.1e9, 0.0),
         _gpu("l4", 24, 60, 121, 300),
         _gpu("l40s", 48, 183, 362, 864),
         _gpu("a100-80gb", 80, 156, 312, 2039),
@@ -110,7 +110,7 @@ def step_time(work: Workload, device: Device, network_gbit: float) -> StepTime:
     bandwidth = device.bandwidth_bytes
     # Where the pre-activation loss is on, the encoder's gradient is a matrix product too.
     dense = flops.encode * (2 if work.preact_loss else 1)
-    norms = 4 * work.rank_parameters * work.float_bytes if work.weighs else 0
+    norms = work.rank_parameters * work.float_bytes if work.weighs else 0
     return StepTime(
         encode=tokens * dense / (peak * MATMUL_SHARE),
         decode=traffic.weights / (bandwidth * GATHER_SHARE),

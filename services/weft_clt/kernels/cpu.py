@@ -119,8 +119,7 @@ class CpuKernels:
             bound, start = bound_S.numpy(), end
             end = int(loops.select_above(preact, bound, counts, feature_M.numpy(), value_M.numpy(), start))
             if end > feature_M.shape[0]:
-                feature_M = torch.cat([feature_M[:start], feature_M.new_empty(2 * end - start)])
-                value_M = torch.cat([value_M[:start], value_M.new_empty(2 * end - start)])
+                feature_M, value_M = _roomier(feature_M, start, 2 * end), _roomier(value_M, start, 2 * end)
                 loops.select_above(preact, bound, counts, feature_M.numpy(), value_M.numpy(), start)
         return counts_T, feature_M[:end], value_M[:end]
 
@@ -248,6 +247,13 @@ def _scalars(step: AdamStep) -> tuple[float, ...]:
     rate = step.learning_rate / (1 - step.beta1**step.step)
     root = (1 - step.beta2**step.step) ** -0.5
     return step.grad_scale, step.beta1, step.beta2, 1 - step.beta1, 1 - step.beta2, rate, root, step.epsilon
+
+
+def _roomier(held_M: Tensor, used: int, room: int) -> Tensor:
+    """Move the first elements to a longer list, whose rest takes no memory until it is written to."""
+    longer_M = held_M.new_empty(room)
+    longer_M[:used] = held_M[:used]
+    return longer_M
 
 
 def _entries(lists: FeatureLists) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:

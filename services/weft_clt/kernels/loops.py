@@ -1,5 +1,5 @@
 """
-The compiled loops of the CPU kernels, but for the sparse products (`vector_loops`).
+The compiled loops of the CPU kernels, but for the sparse products (`panel_loops`).
 
 Sums may be reordered and fused; not-a-numbers and infinities keep their meaning.
 Shapes: see `weft_clt.kernels.port`.

@@ -20,10 +20,10 @@ def _features(size: RunSize) -> FeatureConfig:
     )
 
 
-def _optimizer(learning_rate: float, warmup_steps: int) -> OptimizerConfig:
+def _optimizer(learning_rate: float, size: RunSize) -> OptimizerConfig:
     return OptimizerConfig(
         learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
+        warmup_steps=warmup_within(1000, size),
         decay_share=0.05,
         beta1=0.9,
         beta2=0.999,
@@ -35,7 +35,7 @@ def _make_gpt2(size: RunSize) -> TrainingConfig:
     return TrainingConfig(
         features=_features(size),
         loss=LossConfig(sparsity_coeff=2.0, sparsity_scale=4.0, sparsity_ramp_share=0.7, preact_coeff=1e-5),
-        optimizer=_optimizer(4e-4, warmup_within(10, size)),
+        optimizer=_optimizer(4e-4, size),
         batch=size.batch(),
         mesh=size.mesh(),
         records=size.records(),
@@ -52,7 +52,7 @@ def _make_llama(size: RunSize) -> TrainingConfig:
             preact_coeff=1e-5,
             sparsity_schedule=(Piece(0.9, Shape.COSINE, 1.0), Piece(1.0, Shape.CONSTANT, 1.0)),
         ),
-        optimizer=_optimizer(2e-4, warmup_within(1000, size)),
+        optimizer=_optimizer(2e-4, size),
         batch=size.batch(),
         mesh=size.mesh(),
         records=size.records(),
@@ -61,13 +61,14 @@ def _make_llama(size: RunSize) -> TrainingConfig:
 
 _DEVIATIONS = (
     "thresholds are raw, not logarithms; float32; the gradient is clipped by its norm over all ranks; dead features "
-    "are counted in tokens; the run does not stop at an L0; warm-up takes at most a tenth of the run"
+    "are counted in tokens; the run does not stop at an L0; warm-up takes at most a tenth of the run; the learning "
+    "rate falls over the last 5 %, there over the 5 % after lambda's ramp, and is 0 from then on"
 )
 
 CLT_FORGE_GPT2 = Recipe(
     name="clt-forge-gpt2",
     summary="JumpReLU, lambda 2 by a line over 70 % of the run, learning rate 4e-4",
-    source="LLM-Interp/CLT-Forge, runners/gpt2/config.py at 52d380e; arXiv 2603.21014",
+    source="LLM-Interp/CLT-Forge, runners/training/gpt2/config.py at dcf4cc8; arXiv 2603.21014",
     input_hook="resid_mid",
     deviations=_DEVIATIONS,
     make=_make_gpt2,
@@ -75,8 +76,9 @@ CLT_FORGE_GPT2 = Recipe(
 CLT_FORGE_LLAMA = Recipe(
     name="clt-forge-llama-1b",
     summary="JumpReLU, lambda 12 by half a cosine over 90 % of the run, learning rate 2e-4",
-    source="LLM-Interp/CLT-Forge, settings for Llama-3.2-1B at dcf4cc8; arXiv 2603.21014",
+    source="LLM-Interp/CLT-Forge, runners/training/llama1b/config.py at dcf4cc8; arXiv 2603.21014",
     input_hook="resid_mid",
-    deviations=_DEVIATIONS,
+    deviations=_DEVIATIONS
+    + "; lambda does not wait 1,000 steps, and a step is one batch, not four of 128 tokens a rank",
     make=_make_llama,
 )

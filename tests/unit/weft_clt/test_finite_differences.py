@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clt_cases import NAMED, NUM_TOKENS, RECIPES, Oracle, config_of, some_dead, tokens, trainer_of
+from clt_cases import NAMED, NUM_TOKENS, RECIPES, Oracle, config_of, gradients, some_dead, tokens, trainer_of
 from torch import Tensor
 
 from weft_clt.kernels import CpuKernels
@@ -37,7 +37,7 @@ def test_gradient_is_the_slope_of_the_loss(name: str) -> None:
     forward = trainer.engine.forward(*trainer.engine.gather(inputs, targets), dead_LF=dead)
     trainer.engine.backward(forward, step_tokens=NUM_TOKENS, sparsity_coeff=coeff)
     random = np.random.default_rng(2)
-    for tensor_name, grad in trainer.engine.grads.named():
+    for tensor_name, grad in gradients(trainer).items():
         leaves = oracle.leaves_of(tensor_name)
         grads = list(grad) if tensor_name == "w_dec" else [grad]
         directions = [torch.from_numpy(random.standard_normal(leaf.shape)) for leaf in leaves]

@@ -55,6 +55,7 @@ def test_recipes_have_the_published_settings() -> None:
     assert not forge.features.gradient_through_threshold
     assert (forge.features.threshold_init, forge.features.bandwidth, forge.loss.preact_coeff) == (0.03, 1.0, 1e-5)
     assert sparsity_coeff(forge.loss, 35_000, 100_000) == pytest.approx(1)
+    assert learning_rate(forge.optimizer, 500, 100_000) == pytest.approx(2e-4)
     assert learning_rate(forge.optimizer, 50_000, 100_000) == 4e-4
     assert sparsity_coeff(llama.loss, 45_000, 100_000) == pytest.approx(6, rel=1e-3)
     assert sparsity_coeff(llama.loss, 95_000, 100_000) == 12

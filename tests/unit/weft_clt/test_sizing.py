@@ -61,6 +61,18 @@ def test_counting_over_more_than_a_token_and_layer_exchanges_only_what_is_kept()
         assert work.listed == work.kept == 4
 
 
+def test_gradient_of_the_decoder_is_in_memory_for_a_sum_over_data_ranks_only() -> None:
+    """One data rank keeps what a trainer keeps; several keep as much as there are parameters."""
+    trainer = trainer_of(config_of(), CpuKernels())
+    shape, held = trainer.share.shape, sum(grad.numel() for _, grad in trainer.engine.grads.named())
+    work = replace(
+        WORK, num_layers=shape.num_layers, d_model=shape.d_model, num_features=shape.num_features, feature_ranks=1
+    )
+    assert work.memory().gradients == 4 * held
+    summed = replace(work, data_ranks=2).memory()
+    assert summed.gradients == summed.parameters > 4 * held
+
+
 def test_aux_k_and_a_linear_skip_take_more() -> None:
     """A second batch of errors and lists; a matrix a layer."""
     plain, aux, skip = WORK.memory(), replace(WORK, aux_top_k=8).memory(), replace(WORK, linear_skip=True).memory()
@@ -96,10 +108,10 @@ def test_start_counts_where_it_is_the_largest() -> None:
 
 
 def test_operations_are_those_of_the_products() -> None:
-    """Dense encoder, sparse decoder: 2 L F D and 6 P k D."""
+    """Dense encoder, sparse decoder: 2 L F D and 8 P k D."""
     flops = WORK.flops()
     assert flops.encode == 2 * 3 * 32 * 16
-    assert flops.decode == 6 * 6 * 4 * 16
+    assert flops.decode == 8 * 6 * 4 * 16
     assert flops.norms == 0
     assert flops.total == flops.encode + flops.decode + flops.encode_backward + flops.update
 

@@ -44,7 +44,7 @@ def test_kernels_compile_for_a_gpu(dtype: torch.dtype, tmp_path: Path, monkeypat
     for name, launch in launches(dtype).items():
         binary = compiled(launch, dtype, 90)
         assert binary.asm["cubin"], name
-        if name.startswith("encode") and dtype is torch.bfloat16:
+        if name.startswith("encode ") and dtype is torch.bfloat16:
             assert "wgmma.mma_async" in binary.asm["ptx"], f"{name} does not use the matrix units"
         else:
             assert spilled_bytes(binary, tmp_path) == 0, name
