@@ -62,8 +62,8 @@ bench: bench-store bench-training bench-attribution  ## Measure, into .weft/benc
 bench-store: setup-dev model  ## Codec: bits, error and speed
 	$(BIN)/python benchmarks/store/bench_codec.py
 
-bench-training: setup-dev  ## Training step
-	$(BIN)/python benchmarks/training/bench_step.py
+bench-training: setup-dev  ## Training step (BENCH_FLAGS="--clt-forge FOLDER --clt-forge-python PYTHON")
+	$(BIN)/python benchmarks/training/bench_step.py $(BENCH_FLAGS)
 
 bench-attribution: setup-dev model  ## Attribution sweep
 	$(BIN)/python benchmarks/attribution/bench_sweep.py

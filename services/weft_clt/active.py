@@ -1,10 +1,10 @@
 """
 The active features of a batch: the only thing ranks tell each other about a forward pass.
 
-One `ActiveLayer` lists the entries (token, feature, value) of one layer, by token and, for the decoder's gradient, by
-feature too. An entry whose value is 0 is near its threshold: it decodes to nothing and still receives a gradient.
+One `ActiveLayer` lists the entries (token, feature, value) of one layer by token. An entry whose value is 0 is near its
+threshold: it decodes to nothing and still receives a gradient.
 
-Shapes: T tokens, F features of a layer over all ranks, N entries of a layer, A entries of it with a value above 0.
+Shapes: T tokens, F features of a layer over all ranks, N entries of a layer.
 """
 
 from __future__ import annotations
@@ -33,12 +33,6 @@ class ActiveLayer:
     """Post-activation of an entry, at least 0."""
     slot_N: Tensor
     """Place of an entry in the list that ranks exchange."""
-    column_start_F1: Tensor
-    """First place of a feature in `column_token_A`; one more closes the last feature."""
-    column_token_A: Tensor
-    """Tokens of the entries above 0, by feature."""
-    column_value_A: Tensor
-    """Values of the entries above 0, by feature."""
 
     @property
     def num_tokens(self) -> int:
@@ -68,9 +62,6 @@ def active_from_dense(acts_TF: Tensor, listed_TF: Tensor | None = None) -> Activ
     token_N, feature_N = token_N[order_N], feature_N[order_N]
     row_start_T1 = torch.zeros(num_tokens + 1, dtype=torch.int32)
     row_start_T1[1:] = torch.cumsum(listed_TF.sum(1), 0)
-    column_start_F1 = torch.zeros(num_features + 1, dtype=torch.int32)
-    column_start_F1[1:] = torch.cumsum(positive_TF.sum(0), 0)
-    column_feature_A, column_token_A = torch.nonzero(positive_TF.T, as_tuple=True)
     return ActiveLayer(
         num_features=num_features,
         row_start_T1=row_start_T1,
@@ -78,7 +69,4 @@ def active_from_dense(acts_TF: Tensor, listed_TF: Tensor | None = None) -> Activ
         feature_N=feature_N.int(),
         value_N=acts_TF[token_N, feature_N],
         slot_N=slot_TF[token_N, feature_N].int(),
-        column_start_F1=column_start_F1,
-        column_token_A=column_token_A.int(),
-        column_value_A=acts_TF[column_token_A, column_feature_A],
     )

@@ -38,22 +38,10 @@ def stack_tokens(first: ActiveLayer, second: ActiveLayer) -> ActiveLayer:
     >>> from weft_clt.active import active_from_dense
     >>> one = active_from_dense(torch.tensor([[0.0, 2.0], [3.0, 1.0]]))
     >>> both = stack_tokens(one, one)
-    >>> both.column_token_A.tolist(), both.column_value_A.tolist()
-    ([1, 3, 0, 1, 2, 3], [3.0, 3.0, 2.0, 1.0, 2.0, 1.0])
+    >>> both.row_start_T1.tolist(), both.feature_N.tolist()
+    ([0, 1, 3, 4, 6], [1, 0, 1, 1, 0, 1])
     """
     entries = first.feature_N.shape[0]
-    starts_F1 = first.column_start_F1.long() + second.column_start_F1.long()
-    column_token_A = torch.empty(int(starts_F1[-1]), dtype=torch.int32)
-    column_value_A = first.value_N.new_empty(column_token_A.shape)
-    # Within a feature the first batch's entries come first.
-    for batch, shift_F, tokens in (
-        (first, second.column_start_F1[:-1], 0),
-        (second, first.column_start_F1[1:], first.num_tokens),
-    ):
-        shift_A = torch.repeat_interleave(shift_F.long(), batch.column_start_F1.diff().long())
-        place_A = torch.arange(shift_A.shape[0]) + shift_A
-        column_token_A[place_A] = batch.column_token_A + tokens
-        column_value_A[place_A] = batch.column_value_A
     return ActiveLayer(
         num_features=first.num_features,
         row_start_T1=torch.cat([first.row_start_T1, second.row_start_T1[1:] + entries]),
@@ -61,7 +49,4 @@ def stack_tokens(first: ActiveLayer, second: ActiveLayer) -> ActiveLayer:
         feature_N=torch.cat([first.feature_N, second.feature_N]),
         value_N=torch.cat([first.value_N, second.value_N]),
         slot_N=torch.cat([first.slot_N, second.slot_N]),
-        column_start_F1=starts_F1.int(),
-        column_token_A=column_token_A,
-        column_value_A=column_value_A,
     )

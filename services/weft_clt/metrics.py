@@ -111,12 +111,11 @@ class ReconstructionSums:
             self.deviation_L[layer] += _squares(moved_TC)
             self.shift_LC[layer] += moved_TC.sum(0, dtype=torch.float64)
             self.active_L[layer] += counts_T.sum()
-            fires_F = active.column_start_F1.diff()
+            fired_N = active.value_N > 0
             if valid_T is not None:
-                kept_A = valid_T[active.column_token_A.long()].double()
-                features_A = torch.repeat_interleave(fires_F.long())
-                fires_F = torch.bincount(features_A, kept_A, minlength=fires_F.shape[0]).long()
-            self.counts_LF[layer] += fires_F
+                fired_N &= torch.repeat_interleave(valid_T, active.row_start_T1.diff().long())
+            num_features = self.share.shape.num_features
+            self.counts_LF[layer] += torch.bincount(active.feature_N[fired_N], minlength=num_features)
         self.tokens += float(error_LTC.shape[1] if valid_T is None else valid_T.sum())
 
     def reduced(self, mesh: Mesh) -> ReconstructionSums:

@@ -310,14 +310,14 @@ def _entry_bytes(work: Workload) -> int:
     wire = 2 if work.num_features <= 1 << 16 else 4
     # An int64 index (two where masks are read) and the value; JumpReLU keeps the pre-activation too.
     lists = own * (8 * (1 + work.compares) + size * (1 + work.jumps)) + dead * (16 + size)
-    # Joined: feature, value, slot; and again by column, for the metrics.
+    # Joined: feature, value, slot.
     joined = 2 * _INDEX_BYTES + size
-    lists += listed * joined + kept * (_INDEX_BYTES + size) + dead * (joined + _INDEX_BYTES + size)
+    lists += (listed + dead) * joined
     exchange = own * 16 + listed * (wire + _INDEX_BYTES + size)
     # By feature: token, value and slot; the value's gradient, at its slot, and on its way back, twice.
     passes = (kept + dead) * (joined + size) + (listed + dead) * 3 * size
-    passes += (kept + dead) * (joined + _INDEX_BYTES + size) if dead else 0
-    return lists + max(exchange, passes) + layers * (3 * work.num_features + 2 * tokens) * _INDEX_BYTES
+    passes += (kept + dead) * joined if dead else 0
+    return lists + max(exchange, passes) + layers * (2 * work.num_features + 2 * tokens) * _INDEX_BYTES
 
 
 @dataclass(frozen=True)

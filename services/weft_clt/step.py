@@ -39,7 +39,6 @@ from weft_clt.selection import (
     entry_tokens,
     keep_entries,
     kth_largest,
-    row_candidates,
 )
 from weft_common.errors import ShapeError
 
@@ -186,17 +185,19 @@ class StepEngine:
         joint = JointCandidates.empty(num_tokens, self.features.top_k * shape.num_layers, inputs_LTD)
         own_L: list[OwnEntries] = []
         dead_own_L: list[OwnEntries] = []
+        compared = activation is Activation.JOINT_TOP_K or (activation is Activation.BATCH_TOP_K and near)
         for layer in range(shape.num_layers):
             inputs_TD = inputs_LTD[layer]
-            if dead_LF is None and self._lists_alone(near=near):
-                own_L.append(self._encode(layer, inputs_TD, near=near))
-                continue
-            preact_TS = self._preacts(layer, inputs_TD, keep=near)
-            if activation is Activation.JOINT_TOP_K and norms_LF is not None:
-                own_L.append(joint.add(preact_TS, norms_LF[layer, share.features]))
+            preact_TS = self._preact_room(layer, num_tokens, near=near, wanted=compared or dead_LF is not None)
+            if preact_TS is None or not compared:
+                own_L.append(self._encode(layer, inputs_TD, preact_TS, near=near))
             else:
-                own_L.append(self._listed(layer, preact_TS, near=near))
-            if dead_LF is not None:
+                torch.addmm(self.params.b_enc_LS[layer], inputs_TD, self.params.w_enc_LSD[layer].T, out=preact_TS)
+                if norms_LF is not None and activation is Activation.JOINT_TOP_K:
+                    own_L.append(joint.add(preact_TS, norms_LF[layer, share.features]))
+                else:
+                    own_L.append(self._batch_candidates(layer, preact_TS))
+            if dead_LF is not None and preact_TS is not None:
                 dead_own_L.append(dead_candidates(preact_TS, dead_LF[layer, share.features], self.loss.aux_top_k))
         bound_L = None
         if activation is Activation.JOINT_TOP_K and norms_LF is not None:
@@ -246,57 +247,39 @@ class StepEngine:
             top_k=top_k,
         )
 
-    def _lists_alone(self, *, near: bool) -> bool:
-        """Whether a layer's entries can be listed without all its pre-activations side by side."""
-        activation = self.features.activation
-        return activation is not Activation.JOINT_TOP_K and not (activation is Activation.BATCH_TOP_K and near)
+    def _preact_room(self, layer: int, num_tokens: int, *, near: bool, wanted: bool) -> Tensor | None:
+        """Where all pre-activations of a layer go, if somebody looks at them side by side."""
+        if self._keeps_preacts and near:
+            return self._preact_LTS[layer, :num_tokens]
+        if not wanted:
+            return None
+        if self._preact_TS is None:
+            params = self.params
+            self._preact_TS = params.b_enc_LS.new_empty(self._group_tokens, params.share.num_features)
+        return self._preact_TS[:num_tokens]
 
-    def _encode(self, layer: int, inputs_TD: Tensor, *, near: bool) -> OwnEntries:
+    def _encode(self, layer: int, inputs_TD: Tensor, preact_TS: Tensor | None, *, near: bool) -> OwnEntries:
+        """List the entries of a layer where each token and feature decides alone, or each token."""
         params, config = self.params, self.features
         jumps, top_k = config.activation is Activation.JUMP_RELU, config.activation is Activation.TOP_K
         threshold_S = torch.zeros_like(params.b_enc_LS[layer])
         if params.threshold_LS is not None:
             threshold_S = params.threshold_LS[layer]
         bound_S = threshold_S - config.bandwidth / 2 if near and jumps else threshold_S
-        keep = self._keeps_preacts and near
+        weights = params.w_enc_LSD[layer], params.b_enc_LS[layer]
         counts_T, feature_M, value_M = self.kernels.encode(
-            inputs_TD, params.w_enc_LSD[layer], params.b_enc_LS[layer], None if top_k else bound_S, config.top_k,
-            self._preact_LTS[layer, : inputs_TD.shape[0]] if keep else None,
-        )  # fmt: skip
+            inputs_TD, *weights, None if top_k else bound_S, config.top_k, preact_TS
+        )
         if not jumps:
             return OwnEntries(counts_T, feature_M, value_M)
         return OwnEntries(counts_T, feature_M, value_M * (value_M > threshold_S[feature_M]), value_M)
 
-    def _preacts(self, layer: int, inputs_TD: Tensor, *, keep: bool) -> Tensor:
-        params = self.params
-        if self._keeps_preacts and keep:
-            own = self._preact_LTS[layer]
-        else:
-            if self._preact_TS is None:
-                self._preact_TS = inputs_TD.new_empty(self._group_tokens, params.share.num_features)
-            own = self._preact_TS
-        preact_TS = own[: inputs_TD.shape[0]]
-        return torch.addmm(params.b_enc_LS[layer], inputs_TD, params.w_enc_LSD[layer].T, out=preact_TS)
-
-    def _listed(self, layer: int, preact_TS: Tensor, *, near: bool) -> OwnEntries:
-        """List what this rank's features have to offer, as far as one layer can tell."""
-        config, activation = self.features, self.features.activation
-        if activation is Activation.TOP_K:
-            return row_candidates(preact_TS, config.top_k)
-        if activation is Activation.BATCH_TOP_K and near:
-            most = config.top_k * preact_TS.shape[0] * self.mesh.data.size
-            own, smallest = batch_candidates(preact_TS, most, self._floor_L[layer])
-            self._floor_L[layer] = _FLOOR_SHARE * smallest
-            return own
-        jumps = activation is Activation.JUMP_RELU
-        bound_S = preact_TS.new_zeros(()) if self.params.threshold_LS is None else self.params.threshold_LS[layer]
-        listed_TS = preact_TS > (bound_S - config.bandwidth / 2 if near and jumps else bound_S)
-        counts_T = listed_TS.sum(1, dtype=torch.int32)
-        _, feature_M = torch.nonzero(listed_TS, as_tuple=True)
-        value_M = preact_TS[listed_TS]
-        if not jumps:
-            return OwnEntries(counts_T, feature_M, value_M)
-        return OwnEntries(counts_T, feature_M, value_M * (value_M > bound_S[feature_M]), value_M)
+    def _batch_candidates(self, layer: int, preact_TS: Tensor) -> OwnEntries:
+        """List what may be among the largest of the step's tokens, as far as one rank can tell."""
+        most = self.features.top_k * preact_TS.shape[0] * self.mesh.data.size
+        own, smallest = batch_candidates(preact_TS, most, self._floor_L[layer])
+        self._floor_L[layer] = _FLOOR_SHARE * smallest
+        return own
 
     def _batch_best(self, own_L: list[OwnEntries], num_tokens: int) -> tuple[list[OwnEntries], Tensor]:
         """

@@ -123,8 +123,5 @@ def test_merge_agrees(case: tuple[int, int, int, int, float], num_ranks: int, to
         kernels.merge(torch.stack(counts), features, values, starts, num_features=num_features, top_k=top_k)
         for kernels in (OURS, REFERENCE)
     )
-    for name in (
-        "row_start_T1", "row_active_T", "feature_N", "value_N", "slot_N", "column_start_F1", "column_token_A",
-        "column_value_A",
-    ):  # fmt: skip
+    for name in ("row_start_T1", "row_active_T", "feature_N", "value_N", "slot_N"):
         torch.testing.assert_close(getattr(ours, name), getattr(wanted, name), rtol=0, atol=0, msg=name)

@@ -66,14 +66,6 @@ class CpuKernels:
         offsets_R = np.asarray(slot_starts_R, dtype=np.int64) - starts_R
         slots = slot_N.numpy()
         slots += offsets_R[np.searchsorted(starts_R, slots, side="right") - 1].astype(np.int32)
-        active = int((row_active_T - row_start_T1[:-1]).sum())
-        column_start_F1 = torch.empty(num_features + 1, dtype=torch.int32)
-        column_token_A = torch.empty(active, dtype=torch.int32)
-        column_value_A = torch.empty(active, dtype=value.dtype)
-        loops.column_lists(
-            row_start_T1.numpy(), row_active_T.numpy(), feature_N.numpy(), value_N.numpy(),
-            column_start_F1.numpy(), column_token_A.numpy(), column_value_A.numpy(),
-        )  # fmt: skip
         return ActiveLayer(
             num_features=num_features,
             row_start_T1=row_start_T1,
@@ -81,9 +73,6 @@ class CpuKernels:
             feature_N=feature_N,
             value_N=value_N,
             slot_N=slot_N,
-            column_start_F1=column_start_F1,
-            column_token_A=column_token_A,
-            column_value_A=column_value_A,
         )
 
     def encode(

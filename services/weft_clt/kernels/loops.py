@@ -17,7 +17,6 @@ from weft_clt.kernels.panel_rows import GROUP, any_above
 __all__ = [
     "adam_loop",
     "adam_without_first_loop",
-    "column_lists",
     "encode_grad_loop",
     "feature_order",
     "merge_entries",
@@ -151,27 +150,6 @@ def merge_entries(
             place[rank] += counts[rank, token]
     row_start[num_tokens] = kept
     return kept
-
-
-@_exact
-def column_lists(
-    row_start: Any, row_active: Any, feature: Any, value: Any, column_start: Any, column_token: Any, column_value: Any
-) -> None:
-    """Order the entries above 0 by feature, tokens ascending."""
-    column_start[:] = 0
-    num_tokens = row_active.shape[0]
-    for token in range(num_tokens):
-        for entry in range(row_start[token], row_active[token]):
-            column_start[feature[entry] + 1] += 1
-    for index in range(1, column_start.shape[0]):
-        column_start[index] += column_start[index - 1]
-    place = column_start.copy()
-    for token in range(num_tokens):
-        for entry in range(row_start[token], row_active[token]):
-            spot = place[feature[entry]]
-            column_token[spot] = token
-            column_value[spot] = value[entry]
-            place[feature[entry]] = spot + 1
 
 
 @_exact

@@ -22,11 +22,11 @@ from weft_clt.kernels.panel_rows import (
     make_move_strip,
     make_write_row,
 )
+from weft_clt.kernels.threads import WIDEST_BYTES
 
-__all__ = ["WIDEST_BYTES", "adam_loop", "decode_loop", "gradient_loop", "value_grad_loop"]
+__all__ = ["adam_loop", "decode_loop", "gradient_loop", "value_grad_loop"]
 
-_WIDTHS_BYTES = (128, 64, 1)  # measured: narrower reads each index more often, wider leaves too few registers
-WIDEST_BYTES = _WIDTHS_BYTES[0]
+_WIDTHS_BYTES = (WIDEST_BYTES, 64, 1)  # narrower reads each index more often
 _compiled = numba.njit(cache=True, nogil=True)
 
 
@@ -136,23 +136,19 @@ def _value_grad_of(dot_rows: Any) -> Callable[..., float]:
     return walk
 
 
-def _adam_of(adam_row: Any) -> Callable[..., float]:
+def _adam_of(adam_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
         pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any,
         first_moment: Any, second_moment: Any, first: int, last: int, low: int, scalars: Any,
-    ) -> float:  # fmt: skip
-        squares = 0.0
+    ) -> None:  # fmt: skip
         for pair in range(first, last):
             source, block = pairs[pair, 0], pairs[pair, 2]
             weights, firsts, seconds = weight[block], first_moment[block], second_moment[block]
             for row in range(weights.shape[0]):
                 start, end = starts[source, row], actives[source, row]
                 coeff = coeffs[source, row]
-                squares += adam_row(
-                    token, value, start, end, panel, coeff, weights, firsts, seconds, row, low, scalars
-                )  # fmt: skip
-        return squares
+                adam_row(token, value, start, end, panel, coeff, weights, firsts, seconds, row, low, scalars)
 
     return walk
 
@@ -251,14 +247,9 @@ def value_grad_loop(
 def adam_loop(
     low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
     weight: Any, first_moment: Any, second_moment: Any, has_first: bool, scalars: Any, storage: Any,
-) -> float:  # fmt: skip
-    """
-    Update every decoder row by Adam; its gradient is coeff * row + sum of value * error over its entries.
-
-    Returns the sum of squares of the gradients before scaling.
-    """
+) -> None:  # fmt: skip
+    """Update every decoder row by Adam; its gradient is coeff * row + sum of value * error over its entries."""
     num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
-    squares = 0.0
     first = 0
     while first < pairs.shape[0]:
         last, target = _last(pairs, first), pairs[first, 1]
@@ -269,20 +260,19 @@ def adam_loop(
             panel = _panel(storage, low, column, width, num_tokens)
             if has_first:
                 if width == wide:
-                    squares += _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
                 elif width == lane:
-                    squares += _adam_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
                 else:
-                    squares += _adam_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
             elif width == wide:
-                squares += _bare_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
             elif width == lane:
-                squares += _bare_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
             else:
-                squares += _bare_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
             column += width
         first = last
-    return squares
 
 
 @_compiled

