@@ -2,8 +2,8 @@
 Reads arrays out of an .npz file, never a pickle.
 
 An .npz is a ZIP archive of .npy files: magic, version, a header that names dtype, order and shape, the numbers. Only a
-bounded header is read, only floating-point dtypes are taken, and a member must hold exactly the bytes that its header
-describes, so that a small archive cannot unfold into a large one.
+bounded directory and header are read, only floating-point dtypes are taken, and a member must hold exactly the bytes
+that its header describes, so that a small archive cannot unfold into a large one.
 """
 
 import io
@@ -23,6 +23,8 @@ __all__ = ["NumpyArchive"]
 
 _MAX_HEADER_BYTES = 10_000
 _MAX_MEMBERS = 64
+_MAX_DIRECTORY_BYTES = 8 << 20
+"""Read at most to list the members, in blocks of the buffer's size."""
 _BUFFER_BYTES = 1 << 20
 _MAX_ARRAY_BYTES = 16 << 30
 _VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -42,8 +44,11 @@ class NumpyArchive:
 
     def __init__(self, files: LayoutFiles, name: str) -> None:
         self.key = f"{files.where}{name}"
+        file = _Seekable(files, name)
         try:
-            self._zip = zipfile.ZipFile(io.BufferedReader(_Seekable(files, name), _BUFFER_BYTES))
+            file.most_bytes = _MAX_DIRECTORY_BYTES
+            self._zip = zipfile.ZipFile(io.BufferedReader(file, _BUFFER_BYTES))
+            file.most_bytes = None
         except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
             raise DataLossError(f"{self.key!r} is no .npz archive ({error}): copy it again.") from error
         members = [info for info in self._zip.infolist() if info.filename.endswith(".npy")]
@@ -106,11 +111,12 @@ class NumpyArchive:
 
 
 class _Seekable(io.RawIOBase):
-    """A file of a layout, as the standard library wants it."""
+    """A file of a layout, as the standard library wants it; where `most_bytes` is set, more are not read."""
 
     def __init__(self, files: LayoutFiles, name: str) -> None:
         self._files, self._name, self._at = files, name, 0
         self._size = files.sizes()[name]
+        self.most_bytes: int | None = None
 
     def readable(self) -> bool:
         return True
@@ -130,6 +136,10 @@ class _Seekable(io.RawIOBase):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         length = max(0, min(len(buffer), self._size - self._at))
+        if self.most_bytes is not None:
+            self.most_bytes -= length
+            if self.most_bytes < 0:
+                raise ValueError("its directory is far too long")
         buffer[:length] = self._files.read(self._name, self._at, length) if length else b""
         self._at += length
         return length

@@ -92,6 +92,15 @@ def bomb(folder: Path) -> None:
         written.writestr("W_enc.npy", array.getvalue() + b"\0" * 64)
 
 
+def long_directory(folder: Path) -> None:
+    """Write an archive whose list of members is larger than what is read of it."""
+    with zipfile.ZipFile(folder / "layer_1/width_16k/average_l0_70/params.npz", "w") as written:
+        for number in range(160):
+            member = zipfile.ZipInfo(f"{number}.npy")
+            member.comment = b" " * 65_000
+            written.writestr(member, b"")
+
+
 FORGE, SCOPE, LENS, GEMMA = "clt-forge", "llamascopium", "saelens", "gemmascope"
 WEIGHTS = {FORGE: "clt_weights.safetensors", SCOPE: "sae_weights.safetensors"}
 LENS_WEIGHTS, LENS_CONFIG = "blocks.1/sae_weights.safetensors", "blocks.1/cfg.json"
@@ -192,6 +201,7 @@ def make(layout: str, folder: Path) -> None:
         (GEMMA, overwrite(GEMMA_ARCHIVE, b"PK\x03\x04"), DataLossError, "no .npz archive"),
         (GEMMA, overwrite(GEMMA_ARCHIVE, pickle.dumps({"W_enc": 1})), DataLossError, "no .npz archive"),
         (GEMMA, bomb, DataLossError, r"bytes for shape \[1073741824, 1024\]"),
+        (GEMMA, long_directory, DataLossError, "directory is far too long"),
         (GEMMA, remove(GEMMA_ARCHIVE.replace("layer_1", "layer_0")), DataLossError, r"layers \[1\]"),
     ],
 )
