@@ -57,11 +57,12 @@ class DecoderGradient:
         lists, total = self._lists, 0.0
         for layer in range(coeff_LF.shape[0]):
             first, last = int(lists.start_LF1[layer, 0]), int(lists.start_LF1[layer, -1])
-            feature_N = torch.repeat_interleave(
-                torch.arange(coeff_LF.shape[1]), lists.start_LF1[layer].diff().long(), output_size=last - first
+            coeff_N = torch.repeat_interleave(
+                coeff_LF[layer], lists.start_LF1[layer].diff().long(), output_size=last - first
             )
-            inner_N = lists.value_N[first:last] * self._grad_slots[lists.slot_N[first:last].long()]
-            total += 2 * float((coeff_LF[layer][feature_N].double() * inner_N.double()).sum())
+            inner_N = self._grad_slots.index_select(0, lists.slot_N[first:last])
+            inner_N *= lists.value_N[first:last]
+            total += 2 * float((coeff_N * inner_N).sum(dtype=torch.float64))
         self.squares += total + float((coeff_LF.double() * norms_LF.double()).square().sum()) / num_ranks
 
     def write(self, grad_w_dec_PFC: Tensor) -> None:

@@ -269,7 +269,9 @@ class Memory:
         # The first step sorts what every feature makes of all tokens: values, sorted values and their int64 indices.
         biases = work.step_tokens // work.feature_ranks * work.num_features * (2 * size + 8) if work.calibrates else 0
         preacts = work.group_tokens * work.rank_features * size
+        # Beside the norms, a layer's entries: coefficient, gradient, their product, and that in float64.
         norms = 4 * layers * work.num_features * size if work.weighs else 0
+        norms += round(work.group_tokens * work.listed) * (3 * size + _FLOAT64_BYTES) if work.weighs else 0
         losses = 4 * preacts if work.preact_loss else 0
         metrics = work.group_tokens * work.rank_columns * size
         metrics += layers * work.num_features * (_FLOAT64_BYTES + _INDEX_BYTES + 1)

@@ -6,6 +6,7 @@ Shapes: see `weft_clt.kernels.port`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,9 @@ class CpuKernels:
             bound, start = bound_S.numpy(), end
             end = int(loops.select_above(preact, bound, counts, feature_M.numpy(), value_M.numpy(), start))
             if end > feature_M.shape[0]:
-                feature_M, value_M = _roomier(feature_M, start, 2 * end), _roomier(value_M, start, 2 * end)
+                # What the tokens so far took tells what all of them will.
+                wanted = math.ceil(end * num_tokens / (first + chunk_RD.shape[0]))
+                feature_M, value_M = _roomier(feature_M, start, wanted), _roomier(value_M, start, wanted)
                 loops.select_above(preact, bound, counts, feature_M.numpy(), value_M.numpy(), start)
         return counts_T, feature_M[:end], value_M[:end]
 
