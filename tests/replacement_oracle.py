@@ -41,9 +41,11 @@ def mlps_replaced(model: Any, layers: Sequence[int], reconstruct: Reconstruct, k
 
 
 def left_out(model: Any, tokens: Tensor, limits: np.ndarray[Any, Any]) -> Tensor:
-    """Which tokens the harvest left out: the first, and where the norm of an output reaches its layer's limit."""
+    """Which tokens the harvest left out: the first, and where an output's norm reaches its layer's limit, if it has one."""
     kept = torch.zeros_like(tokens, dtype=torch.bool)
     kept[:, 0] = True
+    if not limits.size:
+        return kept
 
     def hook(layer: int) -> Callable[..., None]:
         def look(module: Any, args: tuple[Tensor], output: Tensor) -> None:
