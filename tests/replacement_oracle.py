@@ -41,7 +41,7 @@ def mlps_replaced(model: Any, layers: Sequence[int], reconstruct: Reconstruct, k
 
 
 def left_out(model: Any, tokens: Tensor, limits: np.ndarray[Any, Any]) -> Tensor:
-    """Which tokens the harvest left out: the first, and where an output's norm reaches its layer's limit, if it has one."""
+    """Which tokens the harvest left out: the first, and where an output's norm reaches a layer's limit, if any."""
     kept = torch.zeros_like(tokens, dtype=torch.bool)
     kept[:, 0] = True
     if not limits.size:
