@@ -305,7 +305,7 @@ def _activation_bytes(work: Workload) -> int:
 
 
 def _entry_bytes(work: Workload) -> int:
-    """The lists of a step: own ones, then what the exchange takes or, after it, the passes over the decoder."""
+    """The lists of a step: own ones, what the exchange takes, and what the passes over the decoder take."""
     layers, tokens, size = work.num_layers, work.group_tokens, work.float_bytes
     own, listed, kept = (round(layers * tokens * each) for each in (work.listed_by_rank, work.listed, work.kept))
     dead = round(layers * tokens * min(work.aux_top_k, work.num_features))
@@ -319,7 +319,8 @@ def _entry_bytes(work: Workload) -> int:
     # By feature: token, value and slot; the value's gradient, at its slot, and on its way back, twice.
     passes = (kept + dead) * (joined + size) + (listed + dead) * 3 * size
     passes += (kept + dead) * joined if dead else 0
-    return lists + max(exchange, passes) + layers * (2 * work.num_features + 2 * tokens) * _INDEX_BYTES
+    # Measured: what the exchange lets go lies between what stays, and serves nothing as large.
+    return lists + exchange + passes + layers * (2 * work.num_features + 2 * tokens) * _INDEX_BYTES
 
 
 @dataclass(frozen=True)
