@@ -24,6 +24,7 @@ from weft_activations.core.ports import (
     Freeze,
     Intervention,
     ModelInfo,
+    Passes,
     UploadTarget,
 )
 from weft_common.errors import (
@@ -31,6 +32,7 @@ from weft_common.errors import (
     DataLossError,
     FailedPreconditionError,
     NotFoundError,
+    UnimplementedError,
 )
 from weft_store.port import ObjectStore
 
@@ -78,6 +80,9 @@ class FakeBackend:
         freeze: Freeze | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]:
         return {hook: np.zeros((len(token_ids), D_MODEL), np.float32) for hook in hooks}
+
+    def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> Passes:
+        raise UnimplementedError("the fake model has no MLPs to replace")
 
     def streams(
         self,

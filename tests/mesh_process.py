@@ -28,6 +28,12 @@ def run_case(rank: int, feature_ranks: int, data_ranks: int, name: str, case: di
                 (m.loss, m.gradient_norm, m.l0, m.explained_variance, m.dead_share, m.aux_loss) for m in metrics
             ],
             "evaluation": (evaluation.explained_variance, evaluation.reconstruction_loss, evaluation.silent_share),
+            "counted": (
+                evaluation.l0_by_layer,
+                evaluation.silent_share_by_layer,
+                evaluation.dense_share_by_layer,
+                evaluation.density_counts_by_layer,
+            ),
             "sent_bytes": mesh.sent_bytes,
         },
         Path(folder) / f"{name}-rank{rank}.pt",

@@ -14,6 +14,8 @@ from weft_activations.core.harvest_records import HarvestProgress
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
+from weft_activations.core.ports import Split
+from weft_activations.replacing_dialogue import replace_mlps
 from weft_common.errors import InvalidArgumentError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
@@ -55,12 +57,14 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         store: ObjectStore,
         *,
         max_corpus_bytes: int,
+        max_batch_bytes: int,
     ) -> None:
         self._inference = inference
         self._harvests = harvests
         self._operations = operations
         self._store = store
         self._max_corpus_bytes = max_corpus_bytes
+        self._max_batch_bytes = max_batch_bytes
 
     async def GetModel(self, request: service_pb2.GetModelRequest, context: Context) -> messages_pb2.Model:
         return converting.model_to_proto(await self._inference.describe(parse_name(request.name, "models")))
@@ -121,6 +125,30 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
             logits=tensor_to_proto(predicted.logits) if request.return_logits else None,
             mean_logit=predicted.mean_logit,
         )
+
+    async def ReadSequences(
+        self, request: service_pb2.ReadSequencesRequest, context: Context
+    ) -> AsyncIterator[service_pb2.ReadSequencesResponse]:
+        found = await self._harvests.sequences(
+            parse_name(request.dataset, "datasets", field="dataset"),
+            Split.HELD_OUT if request.held_out else Split.TRAIN,
+            request.max_tokens,
+        )
+        header = service_pb2.SequencesHeader(
+            model=f"models/{found.record.spec.model}",
+            model_revision=found.record.model_revision,
+            input_hook=found.record.spec.input_hook,
+            output_norm_limits=found.output_norm_limits,
+        )
+        yield service_pb2.ReadSequencesResponse(header=header)
+        for sequence in found.sequences:
+            yield service_pb2.ReadSequencesResponse(sequence=messages_pb2.TokenIds(ids=sequence.tolist()))
+
+    async def ReplaceMlps(
+        self, request_iterator: AsyncIterator[service_pb2.ReplaceMlpsRequest], context: Context
+    ) -> AsyncIterator[service_pb2.ReplaceMlpsResponse]:
+        async for response in replace_mlps(aiter(request_iterator), self._inference, max_bytes=self._max_batch_bytes):
+            yield response
 
     async def UploadCorpus(
         self, request_iterator: AsyncIterator[service_pb2.UploadCorpusRequest], context: Context

@@ -33,7 +33,7 @@ class ActivationsSettings(ServiceSettings, BucketSettings, PeerSettings):
     max_prompt_tokens: int = Field(default=2048, ge=2)
     """Longest prompt and sequence, where the model itself would take a longer one."""
     max_capture_bytes: int = Field(default=1 << 30, ge=1 << 20)
-    """Most bytes that one capture may hold."""
+    """Most bytes that one capture, or one batch whose MLPs are replaced, may hold."""
     max_corpus_bytes: int = Field(default=256 << 20, ge=1)
     """Most bytes of text of one corpus."""
     max_lease_bytes: int = Field(default=1 << 30, ge=1 << 20)

@@ -45,7 +45,12 @@ async def registrations(
             SERVICE, ObjectOperationStore(store, SERVICE), {HARVEST_KIND: harvest_kind(worker, SERVICE)}
         )
         servicer = ActivationServicer(
-            inference, harvests, operations, store, max_corpus_bytes=settings.max_corpus_bytes
+            inference,
+            harvests,
+            operations,
+            store,
+            max_corpus_bytes=settings.max_corpus_bytes,
+            max_batch_bytes=settings.max_capture_bytes,
         )
         async with operations.run():
             yield [

@@ -19,6 +19,8 @@ KINDS: dict[str, type[Message]] = {
         training.Run,
         training.RunMetadata,
         training.Transcoder,
+        training.TranscoderFiles,
+        training.TranscoderMetadata,
     )
 }
 

@@ -2,8 +2,10 @@
 What a step and an evaluation measure, over all ranks.
 
 Explained variance of a layer is 1 - (squared error) / (squared deviation from the mean of the same tokens).
-Features are dead by a clock in tokens, not steps.
-Shapes: T tokens of the group, L layers, C columns and S features of this rank, F features of a layer over all ranks.
+A feature's density is the share of tokens it fires on. In training, features are dead by a clock in tokens, not steps;
+in an evaluation a feature is silent where it fired on none of its tokens, and dense above a density of 0.1.
+Shapes: T tokens of the group, L layers, C columns and S features of this rank, F features of a layer over all ranks,
+B bins of the density histogram.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from weft_clt.exchange import Exchanged
 from weft_clt.mesh import Mesh
 from weft_clt.parameters import Share
 
-__all__ = ["DeadClock", "Evaluation", "ReconstructionSums", "StepMetrics"]
+__all__ = ["DENSE_ABOVE", "DENSITY_EDGES_LOG10", "DeadClock", "Evaluation", "ReconstructionSums", "StepMetrics"]
+
+DENSE_ABOVE = 0.1
+"""Features that fire on a larger share of the tokens are dense."""
+DENSITY_EDGES_LOG10 = tuple(-6 + quarter / 4 for quarter in range(25))
+"""Edges of the B = 24 bins of the density histogram, from 1e-6 to 1: four a decade."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,12 @@ class Evaluation:
     l0_by_layer: list[float]
     silent_share: float
     reconstruction_loss: float
+    silent_share_by_layer: list[float]
+    dense_share: float
+    dense_share_by_layer: list[float]
+    density_edges_log10: list[float]
+    density_counts_by_layer: list[int]
+    """Row-major [L, B]; features that never fired are in no bin."""
 
 
 def _squares(values_TC: Tensor) -> Tensor:
@@ -75,7 +88,8 @@ class ReconstructionSums:
     deviation_L: Tensor = field(init=False)
     shift_LC: Tensor = field(init=False)
     active_L: Tensor = field(init=False)
-    fired_LF: Tensor = field(init=False)
+    counts_LF: Tensor = field(init=False)
+    """Tokens that a feature fired on, int64."""
 
     def __post_init__(self) -> None:
         shape = self.share.shape
@@ -83,7 +97,7 @@ class ReconstructionSums:
         self.deviation_L = torch.zeros(shape.num_layers, dtype=torch.float64)
         self.shift_LC = torch.zeros(shape.num_layers, self.share.num_columns, dtype=torch.float64)
         self.active_L = torch.zeros(shape.num_layers, dtype=torch.float64)
-        self.fired_LF = torch.zeros(shape.num_layers, shape.num_features, dtype=torch.int32)
+        self.counts_LF = torch.zeros(shape.num_layers, shape.num_features, dtype=torch.int64)
 
     def add(self, error_LTC: Tensor, targets_LTC: Tensor, exchanged: Exchanged, valid_T: Tensor | None = None) -> None:
         """Add one pass; `valid_T` is False for rows that only fill it up."""
@@ -100,7 +114,8 @@ class ReconstructionSums:
             fired_N = active.value_N > 0
             if valid_T is not None:
                 fired_N &= torch.repeat_interleave(valid_T, active.row_start_T1.diff().long())
-            self.fired_LF[layer, active.feature_N[fired_N].long()] = 1
+            num_features = self.share.shape.num_features
+            self.counts_LF[layer] += torch.bincount(active.feature_N[fired_N], minlength=num_features)
         self.tokens += float(error_LTC.shape[1] if valid_T is None else valid_T.sum())
 
     def reduced(self, mesh: Mesh) -> ReconstructionSums:
@@ -120,8 +135,13 @@ class ReconstructionSums:
         total = mesh.feature.sum_(torch.stack([by_column[0], deviation_L]))
         out = ReconstructionSums(self.share, self.centre_LC, tokens=tokens)
         out.error_L, out.deviation_L, out.active_L = total[0], total[1], by_token[:num_layers]
-        out.fired_LF = mesh.data.max_(self.fired_LF)
+        out.counts_LF = mesh.data.sum_(self.counts_LF)
         return out
+
+    @property
+    def fired_LF(self) -> Tensor:  # noqa: N802 - a tensor's name
+        """Whether a feature fired on any token."""
+        return self.counts_LF > 0
 
     def explained_variance_by_layer(self) -> Tensor:
         """Return the explained variance, layer by layer, of reduced sums; 0 where nothing varies."""
@@ -135,15 +155,35 @@ class ReconstructionSums:
     def evaluation(self, step: int) -> Evaluation:
         """Sum up reduced sums."""
         explained_L = self.explained_variance_by_layer()
+        density_LF = self.counts_LF.double() / max(self.tokens, 1.0)
+        silent_L, dense_L = (~self.fired_LF).double().mean(1), (density_LF > DENSE_ABOVE).double().mean(1)
         return Evaluation(
             step=step,
             tokens=int(self.tokens),
             explained_variance=float(explained_L.mean()),
             explained_variance_by_layer=explained_L.tolist(),
             l0_by_layer=(self.active_L / max(self.tokens, 1.0)).tolist(),
-            silent_share=float((self.fired_LF == 0).double().mean()),
+            silent_share=float(silent_L.mean()),
             reconstruction_loss=self.reconstruction_loss(),
+            silent_share_by_layer=silent_L.tolist(),
+            dense_share=float(dense_L.mean()),
+            dense_share_by_layer=dense_L.tolist(),
+            density_edges_log10=list(DENSITY_EDGES_LOG10),
+            density_counts_by_layer=_histogram(density_LF).flatten().tolist(),
         )
+
+
+def _histogram(density_LF: Tensor) -> Tensor:
+    """Count the features of each layer in the B bins, [L, B]; a density at an edge lies in the bin above it."""
+    edges_E = torch.tensor(DENSITY_EDGES_LOG10, dtype=torch.float64)
+    num_bins = len(DENSITY_EDGES_LOG10) - 1
+    counts_LB = torch.zeros(density_LF.shape[0], num_bins, dtype=torch.int64)
+    for layer, density_F in enumerate(density_LF):
+        # Edges are powers of ten in floating point: a hair above, so that a density of exactly 0.1 is found at -1.
+        place_F = torch.log10(density_F[density_F > 0]) + 1e-12
+        bins_F = torch.searchsorted(edges_E, place_F, right=True).sub_(1).clamp_(0, num_bins - 1)
+        counts_LB[layer] = torch.bincount(bins_F, minlength=num_bins)
+    return counts_LB
 
 
 class DeadClock:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -104,8 +105,6 @@ class StepEngine:
     ) -> None:
         self.params, self.mesh, self.kernels = params, mesh, kernels
         self.features, self.loss = features, loss
-        # Only a sum over the data axis needs the decoder's gradient in memory.
-        self.grads = params.zeros_like(decoder=mesh.data.size > 1)
         self.decoder_grads: DecoderGradient | None = None
         share, dtype = params.share, params.w_enc_LSD.dtype
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
@@ -129,6 +128,12 @@ class StepEngine:
         self._keeps_preacts = loss.preact_coeff > 0
         kept_layers = num_layers if self._keeps_preacts else 0
         self._preact_LTS = torch.empty(kept_layers, group_tokens, share.num_features, dtype=dtype)
+
+    @cached_property
+    def grads(self) -> Parameters:
+        """Gradients, allocated by the first step: whoever only evaluates has none."""
+        # Only a sum over the data axis needs the decoder's gradient in memory.
+        return self.params.zeros_like(decoder=self.mesh.data.size > 1)
 
     @property
     def _has_norms(self) -> bool:

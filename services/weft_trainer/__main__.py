@@ -21,6 +21,7 @@ from weft_trainer.adapters.prometheus_gauges import PrometheusGauges
 from weft_trainer.adapters.report_server import ReportServer, RunReportServicer, RunTokens
 from weft_trainer.core.census import count_runs
 from weft_trainer.core.commands import RunCommands
+from weft_trainer.core.format_jobs import FormatJobs
 from weft_trainer.core.jobs import CheckpointJobs
 from weft_trainer.core.journal import Journal
 from weft_trainer.core.logs import RunLogs
@@ -29,10 +30,11 @@ from weft_trainer.core.reports import ReportDesk
 from weft_trainer.core.runs import RunRepository
 from weft_trainer.core.signals import Signals
 from weft_trainer.core.supervisor import RunSupervisor, SupervisorOptions
+from weft_trainer.core.transcoder_transfer import TranscoderTransfer
 from weft_trainer.core.transcoders import Transcoders
 from weft_trainer.core.watch import Watcher
 from weft_trainer.launching import open_launcher
-from weft_trainer.operations import EVALUATE, EXPORT, TRAIN, Handlers
+from weft_trainer.operations import CONVERT, EVALUATE, EXPORT, IMPORT, TRAIN, Handlers
 from weft_trainer.rank_environment import RankEnvironment
 from weft_trainer.servicer import TrainingServicer
 from weft_trainer.settings import TrainerSettings
@@ -87,13 +89,15 @@ async def _services(
     options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
     supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, environment, options)
     jobs = CheckpointJobs(store, runs, launcher, environment, worker_module)
+    transcoders = Transcoders(store)
+    formats = FormatJobs(store, transcoders, launcher, environment, worker_module)
     operation_store = ObjectOperationStore(store, "trainer")
 
     async def is_cancelled(name: str) -> bool:
         record, _ = await asyncio.to_thread(read_record, operation_store, name)
         return record.cancel_requested
 
-    handlers = Handlers(runs, supervisor, jobs, is_cancelled)
+    handlers = Handlers(runs, supervisor, jobs, formats, is_cancelled)
     manager = OperationManager(
         "trainer",
         operation_store,
@@ -101,6 +105,8 @@ async def _services(
             TRAIN: OperationKind(handlers.train),
             EVALUATE: OperationKind(handlers.evaluate),
             EXPORT: OperationKind(handlers.export),
+            IMPORT: OperationKind(handlers.take_in),
+            CONVERT: OperationKind(handlers.write_out),
         },
         lease_s=_LEASE_S,
         retry=_RETRY,
@@ -124,7 +130,8 @@ async def _services(
         stack.push_async_callback(_cancelled, census)
         watcher = Watcher(store, runs, journal, signals)
         logs = RunLogs(store, runs, launcher)
-        servicer = TrainingServicer(runs, commands, watcher, jobs, logs, Transcoders(store), manager)
+        transfer = TranscoderTransfer(store)
+        servicer = TrainingServicer(runs, commands, watcher, jobs, logs, transcoders, formats, transfer, manager)
         yield [
             Registration(
                 service_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name,

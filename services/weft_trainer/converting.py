@@ -10,6 +10,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from weft.training.v1 import messages_pb2, service_pb2
+from weft_clt.formats.opening import AUTO
+from weft_trainer.core.format_jobs import ForeignFiles
 from weft_trainer.core.ports import RankLog
 from weft_trainer.core.records import RunRecord
 from weft_trainer.core.reports import Directive, RankReport
@@ -20,6 +22,7 @@ __all__ = [
     "directive_to_proto",
     "evaluation_to_proto",
     "fields_of",
+    "foreign_files_from_proto",
     "logs_to_proto",
     "metadata_to_proto",
     "metrics_to_proto",
@@ -27,6 +30,8 @@ __all__ = [
     "run_to_proto",
     "spec_from_proto",
     "timestamp",
+    "transcoder_files_to_proto",
+    "transcoder_metadata",
     "transcoder_to_proto",
 ]
 
@@ -42,8 +47,9 @@ def timestamp(text: str) -> Timestamp:
 
 
 def fields_of(message: Message) -> dict[str, Any]:
-    """Return a flat message as a document: every field under its name, numbers that JSON does not have as None."""
-    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+    """Return the plain fields of a message as a document, by name; numbers that JSON does not have are None."""
+    fields = (field for field in message.DESCRIPTOR.fields if field.message_type is None)
+    return {field.name: _plain(getattr(message, field.name)) for field in fields}
 
 
 def _plain(value: Any) -> Any:
@@ -118,8 +124,14 @@ def metrics_to_proto(document: Mapping[str, Any]) -> messages_pb2.Metrics:
 
 
 def evaluation_to_proto(document: Mapping[str, Any]) -> messages_pb2.Evaluation:
-    """Return an evaluation."""
-    return _filled(messages_pb2.Evaluation(), document)
+    """Return an evaluation, with the replacement model's scores where the document has them."""
+    evaluation = _filled(messages_pb2.Evaluation(), document)
+    scores = document.get("replacement")
+    if scores:
+        replacement = _filled(evaluation.replacement, scores)
+        _filled(replacement.all, scores["all"])
+        replacement.by_layer.extend(_filled(messages_pb2.ReplacementScore(), each) for each in scores["by_layer"])
+    return evaluation
 
 
 def run_to_proto(record: RunRecord) -> messages_pb2.Run:
@@ -178,6 +190,7 @@ def checkpoint_to_proto(run: str, facts: CheckpointFacts) -> messages_pb2.Checkp
         attempt=facts.attempt,
         size_bytes=facts.size_bytes,
         create_time=timestamp(facts.create_time),
+        evaluation=evaluation_to_proto(facts.evaluation) if facts.evaluation else None,
     )
 
 
@@ -189,6 +202,34 @@ def transcoder_to_proto(manifest: Mapping[str, Any]) -> messages_pb2.Transcoder:
     transcoder.create_time.CopyFrom(timestamp(manifest.get("create_time", "")))
     transcoder.prefix = transcoder.prefix or f"{transcoder.name}/"
     return transcoder
+
+
+def foreign_files_from_proto(request: service_pb2.ConvertFilesRequest) -> ForeignFiles:
+    """Return what is to become a transcoder; no format means to go by the names."""
+    return ForeignFiles(
+        transcoder=request.transcoder_id,
+        prefix=request.prefix,
+        layout=request.format or AUTO,
+        model=request.model,
+        model_revision=request.model_revision,
+        input_hook=request.input_hook,
+    )
+
+
+def transcoder_files_to_proto(document: Mapping[str, Any]) -> messages_pb2.TranscoderFiles:
+    """Return the files of a transcoder in a layout."""
+    return messages_pb2.TranscoderFiles(
+        transcoder=document["transcoder"],
+        format=document["format"],
+        files=[messages_pb2.TranscoderFile(**entry) for entry in document["files"]],
+    )
+
+
+def transcoder_metadata(transcoder: str, stage: str) -> messages_pb2.TranscoderMetadata:
+    """Return what an operation on a transcoder says of itself."""
+    metadata = messages_pb2.TranscoderMetadata(transcoder=f"transcoders/{transcoder}")
+    metadata.progress.stage = stage
+    return metadata
 
 
 def report_from_proto(run: str, request: service_pb2.ReportRequest) -> RankReport:

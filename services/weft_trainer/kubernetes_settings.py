@@ -46,6 +46,8 @@ class KubernetesSettings(BaseSettings):
     """Name of the Secret that holds the tokens that ranks send."""
     kubernetes_cache_token_key: str = "cache"  # noqa: S105  a key's name
     """Its key with the cache service's token."""
+    kubernetes_activations_token_key: str = ""
+    """Its key with the activations service's token; unset sends none."""
     kubernetes_report_token_key: str = "reports"  # noqa: S105  a key's name
     """Its key with the token for reports."""
     kubernetes_bucket_secret: str = ""
@@ -85,6 +87,10 @@ class KubernetesSettings(BaseSettings):
             secrets["WEFT_WORKER_CACHE_TOKEN"] = SecretKey(self.kubernetes_auth_secret, self.kubernetes_cache_token_key)
             secrets["WEFT_WORKER_TRAINER_TOKEN"] = SecretKey(
                 self.kubernetes_auth_secret, self.kubernetes_report_token_key
+            )
+        if self.kubernetes_auth_secret and self.kubernetes_activations_token_key:
+            secrets["WEFT_WORKER_ACTIVATIONS_TOKEN"] = SecretKey(
+                self.kubernetes_auth_secret, self.kubernetes_activations_token_key
             )
         if self.kubernetes_bucket_secret:
             access, secret = self.kubernetes_access_key_key, self.kubernetes_secret_key_key

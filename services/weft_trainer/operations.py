@@ -11,16 +11,30 @@ from weft_common.errors import CancelledError, FailedPreconditionError
 from weft_common.interceptors import as_weft_error
 from weft_common.operations import OperationContext
 from weft_trainer import converting
+from weft_trainer.core.format_jobs import FormatJobs
 from weft_trainer.core.jobs import CheckpointJobs, CheckpointRef, parse_checkpoint
 from weft_trainer.core.records import RunRecord, RunState
 from weft_trainer.core.runs import RunRepository
 from weft_trainer.core.supervisor import RunSupervisor
 
-__all__ = ["EVALUATE", "EXPORT", "TRAIN", "Handlers", "evaluation_operation", "export_operation"]
+__all__ = [
+    "CONVERT",
+    "EVALUATE",
+    "EXPORT",
+    "IMPORT",
+    "TRAIN",
+    "Handlers",
+    "conversion_operation",
+    "evaluation_operation",
+    "export_operation",
+    "import_operation",
+]
 
 TRAIN = "train"
 EVALUATE = "evaluate"
 EXPORT = "export"
+IMPORT = "import"
+CONVERT = "convert"
 
 
 def evaluation_operation() -> str:
@@ -33,6 +47,16 @@ def export_operation() -> str:
     return f"export-{uuid.uuid4().hex}"
 
 
+def import_operation() -> str:
+    """Return a new id."""
+    return f"import-{uuid.uuid4().hex}"
+
+
+def conversion_operation() -> str:
+    """Return a new id."""
+    return f"convert-{uuid.uuid4().hex}"
+
+
 class Handlers:
     """
     What does the work.
@@ -41,6 +65,7 @@ class Handlers:
         runs: The runs of the bucket.
         supervisor: Keeps ranks going.
         jobs: Evaluates and exports.
+        formats: Converts between layouts.
         is_cancelled: Whether somebody asked for the end of this operation, by its name; work that stops for any other
             reason goes on later, here or elsewhere.
     """
@@ -50,11 +75,13 @@ class Handlers:
         runs: RunRepository,
         supervisor: RunSupervisor,
         jobs: CheckpointJobs,
+        formats: FormatJobs,
         is_cancelled: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._runs = runs
         self._supervisor = supervisor
         self._jobs = jobs
+        self._formats = formats
         self._is_cancelled = is_cancelled
 
     async def train(self, context: OperationContext) -> Message:
@@ -88,7 +115,9 @@ class Handlers:
         """Evaluate a checkpoint."""
         request = context.request
         assert isinstance(request, service_pb2.EvaluateCheckpointRequest)
-        found = await self._jobs.evaluate(_checkpoint(request.checkpoint), request.num_tokens)
+        found = await self._jobs.evaluate(
+            _checkpoint(request.checkpoint), request.num_tokens, request.replacement_tokens
+        )
         return converting.evaluation_to_proto(found)
 
     async def export(self, context: OperationContext) -> Message:
@@ -100,6 +129,20 @@ class Handlers:
             {**manifest, "name": f"transcoders/{request.transcoder_id}"}
         )
         return transcoder
+
+    async def take_in(self, context: OperationContext) -> Message:
+        """Make a transcoder of files in another layout."""
+        request = context.request
+        assert isinstance(request, service_pb2.ConvertFilesRequest)
+        manifest = await self._formats.take_in(converting.foreign_files_from_proto(request))
+        return converting.transcoder_to_proto({**manifest, "name": f"transcoders/{request.transcoder_id}"})
+
+    async def write_out(self, context: OperationContext) -> Message:
+        """Write a transcoder in another layout."""
+        request = context.request
+        assert isinstance(request, service_pb2.ConvertTranscoderRequest)
+        document = await self._formats.write(request.name.removeprefix("transcoders/"), request.format)
+        return converting.transcoder_files_to_proto(document)
 
 
 def _checkpoint(name: str) -> CheckpointRef:

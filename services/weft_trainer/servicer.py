@@ -15,13 +15,24 @@ from weft_common.pages import paginate
 from weft_common.resource_names import parse_name
 from weft_trainer import converting
 from weft_trainer.core.commands import RunCommands
+from weft_trainer.core.format_jobs import FormatJobs
 from weft_trainer.core.jobs import CheckpointJobs
 from weft_trainer.core.logs import RunLogs
 from weft_trainer.core.records import RunRecord
 from weft_trainer.core.runs import RunRepository
+from weft_trainer.core.transcoder_transfer import TranscoderTransfer
 from weft_trainer.core.transcoders import Transcoders
 from weft_trainer.core.watch import Evaluated, Watcher
-from weft_trainer.operations import EVALUATE, EXPORT, evaluation_operation, export_operation
+from weft_trainer.operations import (
+    CONVERT,
+    EVALUATE,
+    EXPORT,
+    IMPORT,
+    conversion_operation,
+    evaluation_operation,
+    export_operation,
+    import_operation,
+)
 
 __all__ = ["TrainingServicer"]
 
@@ -44,6 +55,8 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
         jobs: CheckpointJobs,
         logs: RunLogs,
         transcoders: Transcoders,
+        formats: FormatJobs,
+        transfer: TranscoderTransfer,
         operations: OperationManager,
     ) -> None:
         self._runs = runs
@@ -52,6 +65,8 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
         self._jobs = jobs
         self._logs = logs
         self._transcoders = transcoders
+        self._formats = formats
+        self._transfer = transfer
         self._operations = operations
 
     async def CreateRun(self, request: service_pb2.CreateRunRequest, context: Context) -> operations_pb2.Operation:
@@ -137,10 +152,20 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
             raise InvalidArgumentError(
                 f"num_tokens is {request.num_tokens}: give 0 for all held-out tokens, or more.", field="num_tokens"
             )
+        if request.replacement_tokens < 0:
+            raise InvalidArgumentError(
+                f"replacement_tokens is {request.replacement_tokens}: give 0 to leave the replacement model out, or "
+                "more.",
+                field="replacement_tokens",
+            )
         found = await self._jobs.find(request.checkpoint)
+        if request.replacement_tokens:
+            self._jobs.check_replacement(found.run)
         # What "newest" meant is settled now, not whenever the work starts.
         settled = service_pb2.EvaluateCheckpointRequest(
-            checkpoint=f"runs/{found.run}/checkpoints/{found.step}", num_tokens=request.num_tokens
+            checkpoint=f"runs/{found.run}/checkpoints/{found.step}",
+            num_tokens=request.num_tokens,
+            replacement_tokens=request.replacement_tokens,
         )
         metadata = converting.metadata_to_proto(await self._runs.get(found.run), stage="evaluating")
         return await self._operations.start(EVALUATE, evaluation_operation(), settled, metadata)
@@ -164,6 +189,49 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
                 request.transcoder_id, request.prefix, request.model, request.model_revision
             )
         )
+
+    async def UploadTranscoderFile(
+        self, request_iterator: AsyncIterator[service_pb2.UploadTranscoderFileRequest], context: Context
+    ) -> service_pb2.UploadTranscoderFileResponse:
+        first = await anext(aiter(request_iterator), service_pb2.UploadTranscoderFileRequest())
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield first.data
+            async for request in request_iterator:
+                if request.transcoder_id not in ("", first.transcoder_id) or request.file not in ("", first.file):
+                    raise InvalidArgumentError(
+                        "transcoder_id or file changes within one upload: send one file a call, and name it in the "
+                        "first message.",
+                        field="file",
+                    )
+                yield request.data
+
+        prefix, size_bytes = await self._transfer.upload(first.transcoder_id, first.file, pieces(), clear=first.clear)
+        return service_pb2.UploadTranscoderFileResponse(prefix=prefix, size_bytes=size_bytes)
+
+    async def ConvertFiles(
+        self, request: service_pb2.ConvertFilesRequest, context: Context
+    ) -> operations_pb2.Operation:
+        settled = service_pb2.ConvertFilesRequest()
+        settled.CopyFrom(request)
+        settled.format = await self._formats.check_files(converting.foreign_files_from_proto(request))
+        metadata = converting.transcoder_metadata(request.transcoder_id, "converting")
+        return await self._operations.start(IMPORT, import_operation(), settled, metadata)
+
+    async def ConvertTranscoder(
+        self, request: service_pb2.ConvertTranscoderRequest, context: Context
+    ) -> operations_pb2.Operation:
+        transcoder = parse_name(request.name, "transcoders")
+        await self._formats.check_layout(transcoder, request.format)
+        metadata = converting.transcoder_metadata(transcoder, "converting")
+        return await self._operations.start(CONVERT, conversion_operation(), request, metadata)
+
+    async def ReadTranscoderFile(
+        self, request: service_pb2.ReadTranscoderFileRequest, context: Context
+    ) -> AsyncIterator[service_pb2.ReadTranscoderFileResponse]:
+        transcoder = parse_name(request.name, "transcoders")
+        async for data in self._transfer.read(transcoder, request.format, request.file):
+            yield service_pb2.ReadTranscoderFileResponse(data=data)
 
     async def GetTranscoder(
         self, request: service_pb2.GetTranscoderRequest, context: Context

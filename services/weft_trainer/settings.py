@@ -26,6 +26,10 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
     """host:port of the cache service."""
     cache_token: SecretStr | None = None
     """Bearer token of the cache service."""
+    activations_target: str = ""
+    """host:port of the activations service, for the replacement model; unset, evaluations do without it."""
+    activations_token: SecretStr | None = None
+    """Bearer token of the activations service."""
     work_dir: Path | None = None
     """Folder for the logs and exit codes of ranks; one of the system's temporary folder where unset."""
     launcher: Literal["local", "kubernetes"] = "local"

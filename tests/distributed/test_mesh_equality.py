@@ -80,6 +80,12 @@ def _check_case(name: str, feature_ranks: int, ranks: list[dict[str, Any]]) -> N
         assert rank["evaluation"] == pytest.approx(
             (evaluation.explained_variance, evaluation.reconstruction_loss, evaluation.silent_share), rel=1e-9
         )
+        assert rank["counted"] == (
+            evaluation.l0_by_layer,
+            evaluation.silent_share_by_layer,
+            evaluation.dense_share_by_layer,
+            evaluation.density_counts_by_layer,
+        )
         assert rank["sent_bytes"] > 0
     for rank in ranks[feature_ranks:]:
         twin = ranks[rank["share"][0]]

@@ -102,6 +102,7 @@ def test_components_reach_whom_they_call_and_nobody_else() -> None:
         ("console", "trainer", GRPC),
         ("console", "attribution", GRPC),
         ("rank", "cache", GRPC),
+        ("rank", "activations", GRPC),
         ("rank", "trainer", REPORTS),
         *(("test", name, PAGE if name == "console" else GRPC) for name in COMPONENTS),
         *(("rank", "rank", port) for port in PORTS),

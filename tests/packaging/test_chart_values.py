@@ -216,6 +216,7 @@ def test_launcher_is_told_all_about_ranks() -> None:
         "SERVICE_ACCOUNT": "circuits-rank",
         "AUTH_SECRET": "tokens",
         "CACHE_TOKEN_KEY": "c",
+        "ACTIVATIONS_TOKEN_KEY": "a",
         "REPORT_TOKEN_KEY": "r",
         "BUCKET_SECRET": "bucket-keys",
         "ACCESS_KEY_KEY": "id",

@@ -66,6 +66,9 @@ WEFT_ACTIVATIONS_CACHE_TARGET: {{ include "weft.target" (dict "root" . "componen
 {{- define "weft.settings.trainer" }}
 {{- $ranks := .Values.trainer.ranks }}
 WEFT_TRAINER_CACHE_TARGET: {{ include "weft.target" (dict "root" . "component" "cache") }}
+{{- if .Values.activations.enabled }}
+WEFT_TRAINER_ACTIVATIONS_TARGET: {{ include "weft.target" (dict "root" . "component" "activations") }}
+{{- end }}
 WEFT_TRAINER_REPORT_PORT: "50052"
 {{- if eq .Values.trainer.launcher "kubernetes" }}
 WEFT_TRAINER_REPORT_HOST: "0.0.0.0"
@@ -91,6 +94,9 @@ WEFT_TRAINER_KUBERNETES_POD_ANNOTATIONS: {{ toJson $ranks.annotations | quote }}
 WEFT_TRAINER_KUBERNETES_SERVICE_ACCOUNT: {{ include "weft.rankServiceAccountName" . }}
 WEFT_TRAINER_KUBERNETES_AUTH_SECRET: {{ .Values.auth.existingSecret | quote }}
 WEFT_TRAINER_KUBERNETES_CACHE_TOKEN_KEY: {{ .Values.auth.keys.cache | quote }}
+{{- if .Values.activations.enabled }}
+WEFT_TRAINER_KUBERNETES_ACTIVATIONS_TOKEN_KEY: {{ .Values.auth.keys.activations | quote }}
+{{- end }}
 WEFT_TRAINER_KUBERNETES_REPORT_TOKEN_KEY: {{ .Values.auth.keys.reports | quote }}
 WEFT_TRAINER_KUBERNETES_BUCKET_SECRET: {{ .Values.bucket.existingSecret | quote }}
 WEFT_TRAINER_KUBERNETES_ACCESS_KEY_KEY: {{ .Values.bucket.keys.accessKey | quote }}
@@ -137,6 +143,10 @@ WEFT_CONSOLE_{{ upper $peer }}_TARGET: {{ include "weft.target" (dict "root" $ "
 {{- $auth := .root.Values.auth }}
 {{- $peers := dict "activations" (list "cache") "trainer" (list "cache") "attribution" (list "activations") }}
 {{- $_ := set $peers "console" (list "cache" "trainer" "attribution") }}
+{{- /* Ranks in pods get the token from the Secret themselves. */}}
+{{- if and .root.Values.activations.enabled (eq .root.Values.trainer.launcher "local") }}
+{{- $_ := set $peers "trainer" (list "cache" "activations") }}
+{{- end }}
 - name: {{ $prefix }}_TOKEN
   valueFrom: {secretKeyRef: {name: {{ $auth.existingSecret }}, key: {{ index $auth.keys .component }}}}
 {{- range $peer := index $peers .component }}

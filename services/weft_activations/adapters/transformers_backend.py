@@ -21,6 +21,7 @@ from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.logging import get_logger
 
 if TYPE_CHECKING:
+    from weft_activations.adapters.replaced_pass import ReplacedPasses
     from weft_activations.adapters.torch_blocks import Parts
 
 __all__ = ["TransformersBackend", "equal_lengths", "model_revision"]
@@ -215,6 +216,16 @@ class TransformersBackend:
         else:
             for batch in batches:
                 run(batch)
+
+    def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> "ReplacedPasses":
+        """Prepare passes with somebody else in the place of MLPs."""
+        import torch
+
+        from weft_activations.adapters.replaced_pass import ReplacedPasses
+
+        loaded = self._load(model_id)
+        tokens_BP = torch.tensor([list(sequence) for sequence in sequences], device=self._device())
+        return ReplacedPasses(loaded.parts, tokens_BP, input_hook, lambda: self._set_attention(loaded, eager=False))
 
     def _one_core_threads(self) -> ThreadPoolExecutor:
         if self._one_core is None:

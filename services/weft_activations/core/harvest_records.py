@@ -188,6 +188,17 @@ class HarvestRecords:
             return
         self._refuse_other(document, dataset_id, harvest_id)
 
+    def writer_of(self, dataset_id: str) -> HarvestRecord:
+        """Read the harvest that wrote, or writes, a dataset. NotFoundError: none did."""
+        try:
+            document, _ = read_json(self._store, _claim_key(dataset_id))
+        except NotFoundError:
+            raise NotFoundError(
+                f"no harvest of this service wrote datasets/{dataset_id}; name a dataset of ListHarvests",
+                field="dataset",
+            ) from None
+        return self.get(str(document["harvest"]))
+
     def claim_dataset(self, dataset_id: str, harvest_id: str) -> None:
         """
         Make a dataset this harvest's own, so that two never mix their shards.

@@ -11,7 +11,8 @@ from weft_activations.core.hooks import INPUT_HOOKS, OUTPUT_HOOKS
 from weft_activations.core.inference import Inference
 from weft_activations.core.leases import LeaseBoard
 from weft_activations.core.planning import HarvestPlanner, Planned
-from weft_activations.core.ports import DatasetCatalog, ModelInfo
+from weft_activations.core.ports import DatasetCatalog, ModelInfo, Split
+from weft_activations.core.sequences import Sequences, harvested_sequences
 from weft_common.errors import AlreadyExistsError, InvalidArgumentError
 from weft_common.resource_names import check_id
 from weft_store.port import ObjectStore
@@ -120,6 +121,21 @@ class Harvests:
         """Tell how a harvest stands. NotFoundError."""
         check_id(harvest_id, field="name")
         return await asyncio.to_thread(self._progress, harvest_id)
+
+    async def sequences(self, dataset: str, split: Split, max_tokens: int) -> Sequences:
+        """
+        Work out again what a dataset was harvested from; see `harvested_sequences`.
+
+        Raises:
+            NotFoundError: No harvest wrote the dataset.
+            FailedPreconditionError: The model or the corpus is no longer what was harvested.
+            InvalidArgumentError: `max_tokens` is below 0.
+        """
+        if max_tokens < 0:
+            raise InvalidArgumentError(f"max_tokens is {max_tokens}; give 0 for all, or more", field="max_tokens")
+        record = await asyncio.to_thread(self._records.writer_of, dataset)
+        planned = await self._planner.plan(record.spec)
+        return harvested_sequences(record, planned, split, max_tokens)
 
     async def list(self) -> list[HarvestRecord]:
         """List all harvests."""

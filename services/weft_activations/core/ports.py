@@ -20,16 +20,22 @@ __all__ = [
     "DatasetCatalog",
     "DatasetSpec",
     "DatasetState",
+    "Floats",
     "Freeze",
     "Intervention",
     "InterventionKind",
+    "MlpStop",
     "ModelBackend",
     "ModelInfo",
+    "PassPlan",
+    "PassScore",
+    "Passes",
     "Split",
     "UploadTarget",
 ]
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,67 @@ class Freeze:
         return self.attention_patterns or self.norm_scales or self.mlp_outputs
 
 
+@dataclass(frozen=True)
+class PassPlan:
+    """
+    A pass with somebody else in the place of MLPs; a row is a token of the batch, sequence after sequence.
+
+    Attributes:
+        read_layers: Layers whose MLP inputs are wanted.
+        read_output_norms: The norms of their own outputs are wanted too.
+        replaced_layers: Layers whose outputs are given.
+        ablated_layers: Layers whose outputs are zero.
+        kept_rows: Rows that keep every MLP's own output and are not scored.
+    """
+
+    read_layers: tuple[int, ...] = ()
+    read_output_norms: bool = False
+    replaced_layers: tuple[int, ...] = ()
+    ablated_layers: tuple[int, ...] = ()
+    kept_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class MlpStop:
+    """
+    Where a pass stopped; N rows, D d_model.
+
+    Attributes:
+        layer: From 0.
+        input_ND: What the MLP reads; None where it was not asked for.
+        output_norm_N: Norms of its own output; None where they were not asked for.
+        is_replaced: The pass waits for the output.
+    """
+
+    layer: int
+    input_ND: Floats | None
+    output_norm_N: Floats | None
+    is_replaced: bool
+
+
+@dataclass(frozen=True)
+class PassScore:
+    """The fields of weft.activations.v1.ReplaceScore."""
+
+    tokens: int
+    model_cross_entropy_sum: float
+    cross_entropy_sum: float
+    kl_sum: float
+    agreed: int
+
+
+class Passes(Protocol):
+    """The passes of one batch of sequences. Calls block and come from one thread at a time."""
+
+    def begin(self, plan: PassPlan) -> MlpStop | PassScore:
+        """Begin a pass and run to its first stop, or its end."""
+        ...
+
+    def go_on(self, output_ND: Floats | None) -> MlpStop | PassScore:
+        """Give the output of the MLP where the pass stopped, None where it was only read, and run to the next stop."""
+        ...
+
+
 class ModelBackend(Protocol):
     """
     Base models by id. Calls block and come from one thread at a time; a model is loaded by the first that needs it.
@@ -145,6 +212,10 @@ class ModelBackend(Protocol):
             into: Where they are written, float32 [L, T, D] each: of each sequence all positions but the first, one
                 sequence after the other.
         """
+        ...
+
+    def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> Passes:
+        """Prepare passes over sequences of one length; `input_hook` names what an MLP reads, without the layer."""
         ...
 
 

@@ -151,12 +151,12 @@ def _gather_writers(
     num_layers = len(layers)
     unique = [np.unique(index, return_inverse=True) for index in indices]
     first = np.concatenate([[0], np.cumsum([len(features) for features, _ in unique])])
-    writers = [torch.empty(int(first[target + 1]), d_model, dtype=dtype) for target in range(num_layers)]
+    writers = [torch.zeros(int(first[target + 1]), d_model, dtype=dtype) for target in range(num_layers)]
     for layer, (features, _) in enumerate(unique):
         for start, rows in transcoder.decoders(layer, features):
             block = torch.from_numpy(np.ascontiguousarray(rows)).to(dtype)
             low = int(first[layer]) + start
-            for target in range(layer, num_layers):
+            for target in range(layer, min(layer + block.shape[1], num_layers)):
                 writers[target][low : low + len(block)] = block[:, target - layer]
     writer = np.concatenate([first[layer] + inverse for layer, (_, inverse) in enumerate(unique)])
     return tuple(writers), torch.from_numpy(writer.astype(np.int64))

@@ -1,6 +1,8 @@
 """
 A transcoder in the bucket: circuit-tracer's layout, read a layer or a feature at a time.
 
+Features may write to fewer layers than there are from their own on, down to their own alone.
+
 Legend: F features of a layer, D d_model, S target layers from a feature's own on.
 """
 
@@ -56,7 +58,7 @@ class _Entry:
 
 class TranscoderReader:
     """
-    Reads `transcoders/{id}/`: encoders whole, decoders only for the features asked for.
+    Reads what `transcoders/{id}/manifest.json` names: encoders whole, decoders only for the features asked for.
 
     Raises:
         NotFoundError: There is no such transcoder.
@@ -65,14 +67,15 @@ class TranscoderReader:
 
     def __init__(self, store: ObjectStore, transcoder: str) -> None:
         self._store = store
-        self._prefix = f"transcoders/{transcoder}/"
         self._entries: dict[str, dict[str, _Entry]] = {}
         try:
-            document = json.loads(store.get(f"{self._prefix}manifest.json"))
+            document = json.loads(store.get(f"transcoders/{transcoder}/manifest.json"))
         except NotFoundError:
             raise NotFoundError(
                 f"no transcoder transcoders/{transcoder}: export or import one first, or list those that there are"
             ) from None
+        # Files that were taken over lie where they lay.
+        self._prefix = str(document.get("prefix") or f"transcoders/{transcoder}/")
         self.manifest = TranscoderManifest(
             transcoder=transcoder,
             model=str(document["model"]).removeprefix("models/"),

@@ -106,15 +106,20 @@ class AsyncRuns:
         request = service_pb2.ListCheckpointsRequest(run=full_name("runs", run))
         return pages(self._stub.ListCheckpoints, request, lambda page: page.checkpoints)
 
-    async def evaluate(self, checkpoint: str, *, num_tokens: int = 0) -> operations_pb2.Operation:
+    async def evaluate(
+        self, checkpoint: str, *, num_tokens: int = 0, replacement_tokens: int = 0
+    ) -> operations_pb2.Operation:
         """
         Evaluate a checkpoint on held-out data; `operations.wait` gives the Evaluation.
 
         Args:
             checkpoint: `runs/{run}/checkpoints/{step}`; a run means its newest.
             num_tokens: Held-out tokens to use; 0 means all.
+            replacement_tokens: Held-out tokens to run the replacement model on; 0 leaves it out.
         """
-        request = service_pb2.EvaluateCheckpointRequest(checkpoint=full_name("runs", checkpoint), num_tokens=num_tokens)
+        request = service_pb2.EvaluateCheckpointRequest(
+            checkpoint=full_name("runs", checkpoint), num_tokens=num_tokens, replacement_tokens=replacement_tokens
+        )
         return await unary(self._stub.EvaluateCheckpoint, request)
 
     async def export(self, checkpoint: str, *, transcoder_id: str) -> operations_pb2.Operation:

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from weft.training.v1 import messages_pb2, service_pb2
-from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, state, time
+from weft_client.cli.evaluations import evaluation_table
+from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, state, stdout, time
 from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
-from weft_client.cli.waiting import print_result, print_started, wait
+from weft_client.cli.waiting import print_started, wait
 from weft_client.names import full_name, short_id
 from weft_client.run_file import read_run_file
 from weft_client.specs import recipe_spec, training_spec
@@ -321,14 +322,17 @@ def list_checkpoints(run: RunArgument, as_json: JsonFlag = False) -> None:
 def evaluate_run(
     run: Annotated[str, typer.Argument(help="Id of the run, or runs/{run}/checkpoints/{step}.")],
     num_tokens: Annotated[int, typer.Option(help="Held-out tokens to use; 0 means all.")] = 0,
+    replacement_tokens: Annotated[
+        int, typer.Option(help="Held-out tokens to run the replacement model on; 0 leaves it out.")
+    ] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Evaluate a checkpoint, the newest by default, on held-out data."""
+    """Evaluate a checkpoint, the newest by default, on held-out data, layer by layer."""
     with connected() as client:
-        operation = client.runs.evaluate(run, num_tokens=num_tokens)
+        operation = client.runs.evaluate(run, num_tokens=num_tokens, replacement_tokens=replacement_tokens)
         result = wait(client, operation, "evaluating", quiet=as_json)
     assert isinstance(result, messages_pb2.Evaluation)
-    line = (
-        f"explained variance {result.explained_variance:.3f} on {result.tokens:,} held-out tokens, step {result.step}"
-    )
-    print_result(result, line, as_json=as_json)
+    if as_json:
+        print_json(as_dict(result))
+    else:
+        stdout().print(evaluation_table(result))

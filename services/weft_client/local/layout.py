@@ -25,7 +25,7 @@ from weft_common.errors import InvalidArgumentError, NotFoundError, UnavailableE
 PEERS: Mapping[str, tuple[str, ...]] = {
     "cache": (),
     "activations": ("cache",),
-    "trainer": ("cache",),
+    "trainer": ("activations", "cache"),
     "attribution": ("activations",),
     "console": ("activations", "cache", "trainer", "attribution"),
 }

@@ -52,7 +52,7 @@ class Operations:
         progress: Callable[[Message], None] | None = None,
     ) -> Message:
         """
-        Wait until the work is done, and give its result: Harvest, Run, Evaluation, Transcoder or Graph.
+        Wait until the work is done, and give its result: Harvest, Run, Evaluation, Transcoder, TranscoderFiles, Graph.
 
         Args:
             operation: What a `create` returned, or its name.

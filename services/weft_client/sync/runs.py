@@ -107,15 +107,20 @@ class Runs:
         request = service_pb2.ListCheckpointsRequest(run=full_name("runs", run))
         return pages(self._stub.ListCheckpoints, request, lambda page: page.checkpoints)
 
-    def evaluate(self, checkpoint: str, *, num_tokens: int = 0) -> operations_pb2.Operation:
+    def evaluate(
+        self, checkpoint: str, *, num_tokens: int = 0, replacement_tokens: int = 0
+    ) -> operations_pb2.Operation:
         """
         Evaluate a checkpoint on held-out data; `operations.wait` gives the Evaluation.
 
         Args:
             checkpoint: `runs/{run}/checkpoints/{step}`; a run means its newest.
             num_tokens: Held-out tokens to use; 0 means all.
+            replacement_tokens: Held-out tokens to run the replacement model on; 0 leaves it out.
         """
-        request = service_pb2.EvaluateCheckpointRequest(checkpoint=full_name("runs", checkpoint), num_tokens=num_tokens)
+        request = service_pb2.EvaluateCheckpointRequest(
+            checkpoint=full_name("runs", checkpoint), num_tokens=num_tokens, replacement_tokens=replacement_tokens
+        )
         return unary(self._stub.EvaluateCheckpoint, request)
 
     def export(self, checkpoint: str, *, transcoder_id: str) -> operations_pb2.Operation:

@@ -38,6 +38,13 @@ async def watch_run(request: Request) -> StreamingResponse:
     return event_stream(call, _run_events, request.app.state.stopping)
 
 
+async def list_checkpoints(request: Request) -> Response:
+    """Complete checkpoints, newest first, with what EvaluateCheckpoint measured of them."""
+    peers: Peers = request.app.state.peers
+    asked = service_pb2.ListCheckpointsRequest(run=path_id(request, "runs"), **page_of(request))
+    return JSONResponse(to_json(await peers.training.ListCheckpoints(asked)))
+
+
 async def pause_run(request: Request) -> Response:
     peers: Peers = request.app.state.peers
     return JSONResponse(
@@ -71,6 +78,7 @@ ROUTES = [
     Route("/api/runs", list_runs),
     Route("/api/runs/{id}", get_run),
     Route("/api/runs/{id}/events", watch_run),
+    Route("/api/runs/{id}/checkpoints", list_checkpoints),
     Route("/api/runs/{id}/pause", pause_run, methods=["POST"]),
     Route("/api/runs/{id}/resume", resume_run, methods=["POST"]),
     Route("/api/runs/{id}/cancel", cancel_run, methods=["POST"]),

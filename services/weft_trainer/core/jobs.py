@@ -10,26 +10,21 @@ from typing import Any
 from weft_common.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
-    InternalError,
     InvalidArgumentError,
     NotFoundError,
 )
-from weft_common.logging import get_logger
 from weft_store import ObjectStore
-from weft_store.documents import read_json
+from weft_store.documents import encode_json, read_json
 from weft_trainer.core.admission import check_new_id
-from weft_trainer.core.ports import BAD_CONFIGURATION, RankJob, RankLauncher
+from weft_trainer.core.job_running import run_job
+from weft_trainer.core.ports import RankJob, RankLauncher
 from weft_trainer.core.records import RunRecord
 from weft_trainer.core.retention import hold
 from weft_trainer.core.runs import RunRepository, checkpoint_prefix
 
 __all__ = ["CheckpointJobs", "CheckpointRef", "parse_checkpoint"]
 
-_log = get_logger(__name__)
-
 _NAME = re.compile(r"runs/(?P<run>[a-z0-9-]{1,63})(/checkpoints/(?P<step>[0-9]{1,18}))?")
-_STOP_GRACE_S = 3.0
-_MOST_STARTS = 2
 
 
 @dataclass(frozen=True)
@@ -123,8 +118,24 @@ class CheckpointJobs:
             f"there is a transcoders/{transcoder} already: choose another transcoder_id.", field="transcoder_id"
         )
 
-    async def evaluate(self, checkpoint: CheckpointRef, num_tokens: int) -> dict[str, Any]:
-        """Evaluate a checkpoint on held-out tokens (0: all) and return the evaluation's fields."""
+    def check_replacement(self, run: str) -> None:
+        """Refuse to measure the replacement model where nothing can run the base model. FailedPreconditionError."""
+        if "WEFT_WORKER_ACTIVATIONS_TARGET" not in self._environment(run, 0, 0):
+            raise FailedPreconditionError(
+                "the trainer knows no activations service, which runs the replacement model: set "
+                "WEFT_TRAINER_ACTIVATIONS_TARGET, or leave replacement_tokens at 0.",
+                field="replacement_tokens",
+            )
+
+    async def evaluate(self, checkpoint: CheckpointRef, num_tokens: int, replacement_tokens: int = 0) -> dict[str, Any]:
+        """
+        Evaluate a checkpoint on held-out tokens and return the evaluation's fields; they stay beside the checkpoint.
+
+        Args:
+            checkpoint: Which one.
+            num_tokens: Held-out tokens; 0 means all.
+            replacement_tokens: Held-out tokens to run the replacement model on; 0 leaves it out.
+        """
         record = await self._runs.get(checkpoint.run)
         prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
         result = f"{prefix}evaluation.json"
@@ -142,7 +153,27 @@ class CheckpointJobs:
         async with self._locks.setdefault(job.key, asyncio.Lock()):
             await asyncio.to_thread(self._store.delete, result)
             async with self._held(checkpoint):
-                return await self._run(job, result, record)
+                evaluation = await run_job(self._launcher, self._store, job, result, record.name)
+                if replacement_tokens:
+                    evaluation["replacement"] = await self._replace(checkpoint, replacement_tokens, record)
+                    await asyncio.to_thread(self._store.put, result, encode_json(evaluation))
+                return evaluation
+
+    async def _replace(self, checkpoint: CheckpointRef, num_tokens: int, record: RunRecord) -> dict[str, Any]:
+        prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
+        result = f"{prefix}replacement.json"
+        job = RankJob(
+            key=f"{prefix}replacement",
+            module=f"{self._worker_module}.replacement",
+            num_ranks=0,
+            environment={
+                **self._environment(checkpoint.run, record.attempt, record.num_ranks),
+                "WEFT_WORKER_CHECKPOINT_STEP": str(checkpoint.step),
+                "WEFT_WORKER_REPLACEMENT_TOKENS": str(num_tokens),
+            },
+        )
+        await asyncio.to_thread(self._store.delete, result)
+        return await run_job(self._launcher, self._store, job, result, record.name)
 
     async def export(self, checkpoint: CheckpointRef, transcoder: str) -> dict[str, Any]:
         """Write a checkpoint as a transcoder and return its manifest; one that is there is returned as it is."""
@@ -163,7 +194,7 @@ class CheckpointJobs:
                 manifest, _ = await asyncio.to_thread(read_json, self._store, result)
             except NotFoundError:
                 async with self._held(checkpoint):
-                    return await self._run(job, result, record)
+                    return await run_job(self._launcher, self._store, job, result, record.name)
             if manifest.get("run") != record.name:
                 raise AlreadyExistsError(f"there is another transcoders/{transcoder} already: choose another id.")
             return manifest
@@ -177,24 +208,3 @@ class CheckpointJobs:
             yield
         finally:
             await asyncio.to_thread(stack.close)
-
-    async def _run(self, job: RankJob, result: str, record: RunRecord) -> dict[str, Any]:
-        detail = ""
-        for start in range(_MOST_STARTS):
-            await self._launcher.clear(job.key)
-            group = await self._launcher.start(job, _no_register)
-            try:
-                ended = await group.wait()
-            finally:
-                await group.stop(_STOP_GRACE_S)
-            _log.info("job_ended", job=job.key, exit_code=ended.code, start=start + 1)
-            if ended.code == 0:
-                return (await asyncio.to_thread(read_json, self._store, result))[0]
-            detail = ended.detail
-            if ended.code == BAD_CONFIGURATION:
-                raise FailedPreconditionError(f"{record.name} cannot be used for this: {detail}")
-        raise InternalError(f"work on {record.name} failed {_MOST_STARTS} times, the last time with: {detail}")
-
-
-async def _no_register(facts: Mapping[str, Any]) -> None:
-    """Keep no record: a controller that takes this work up again ends what is left of it and begins anew."""

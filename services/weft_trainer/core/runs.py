@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from weft_common.errors import NotFoundError
 from weft_store import ObjectStore
 from weft_store.documents import create_json, list_ids, read_json, update_json
-from weft_trainer.core.records import RunRecord
+from weft_trainer.core.records import Measurement, RunRecord
 
 __all__ = ["CheckpointFacts", "RunRepository", "attempt_key", "checkpoint_prefix", "run_key"]
 
@@ -38,12 +38,14 @@ class CheckpointFacts:
         attempt: That saved it.
         size_bytes: Of all of its objects.
         create_time: When it was complete, RFC 3339.
+        evaluation: The last one made of it, or empty.
     """
 
     step: int
     attempt: int
     size_bytes: int
     create_time: str
+    evaluation: Measurement = field(default_factory=dict)
 
 
 class RunRepository:
@@ -124,12 +126,22 @@ class RunRepository:
             except NotFoundError:
                 # Deleted since it was listed.
                 continue
+            objects = list(self._store.list(prefix))
+            keys = {entry.key for entry in objects}
             found.append(
                 CheckpointFacts(
                     step=step,
                     attempt=int(manifest.get("attempt", 0)),
-                    size_bytes=sum(entry.size_bytes for entry in self._store.list(prefix)),
+                    size_bytes=sum(entry.size_bytes for entry in objects),
                     create_time=datetime.fromtimestamp(written_s, UTC).isoformat().replace("+00:00", "Z"),
+                    evaluation=self._evaluation(prefix) if f"{prefix}evaluation.json" in keys else {},
                 )
             )
         return found
+
+    def _evaluation(self, prefix: str) -> Measurement:
+        try:
+            return read_json(self._store, f"{prefix}evaluation.json")[0]
+        except NotFoundError:
+            # Being made again.
+            return {}

@@ -13,9 +13,19 @@ from weft_trainer.core.admission import check_new_id
 from weft_trainer.core.circuit_tracer_layout import inspect_layout
 from weft_trainer.core.records import now
 
-__all__ = ["Transcoders"]
+__all__ = ["Transcoders", "check_model"]
 
 _REVISION_CHARACTERS = frozenset("0123456789abcdef")
+
+
+def check_model(model: str, model_revision: str) -> None:
+    """Refuse what names no checkpoint of a model. InvalidArgumentError."""
+    parse_name(model, "models", field="model")
+    if len(model_revision) != 64 or not set(model_revision) <= _REVISION_CHARACTERS:
+        raise InvalidArgumentError(
+            f"model_revision is {model_revision[:80]!r}: give the 64 hex digits that GetModel names.",
+            field="model_revision",
+        )
 
 
 class Transcoders:
@@ -49,12 +59,7 @@ class Transcoders:
             NotFoundError, FailedPreconditionError, DataLossError: See `inspect_layout`.
         """
         check_new_id(transcoder, "transcoder_id")
-        parse_name(model, "models", field="model")
-        if len(model_revision) != 64 or not set(model_revision) <= _REVISION_CHARACTERS:
-            raise InvalidArgumentError(
-                f"model_revision is {model_revision[:80]!r}: give the 64 hex digits that GetModel names.",
-                field="model_revision",
-            )
+        check_model(model, model_revision)
         folder = prefix.strip("/")
         if not folder:
             raise InvalidArgumentError("prefix is empty: give the folder of the files in the bucket.", field="prefix")
@@ -89,7 +94,8 @@ class Transcoders:
             raise NotFoundError(
                 f"there is no 'transcoders/{transcoder}': list them with ListTranscoders.", field="name"
             ) from None
-        return {**manifest, "name": f"transcoders/{transcoder}"}
+        name = f"transcoders/{transcoder}"
+        return {"prefix": f"{name}/", **manifest, "name": name}
 
 
 def _manifest_key(transcoder: str) -> str:

@@ -1,7 +1,8 @@
 """
 Writes a checkpoint as a transcoder: `python -m weft_trainer.worker.export`.
 
-One process; in memory are the weights once, the calibration's pre-activations of one layer's features, and one batch.
+One process; in memory are the weights once, one rank's share of them while they are joined, the calibration's
+pre-activations, one batch, and what `weft_clt.formats` holds of a layer while it writes.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
 
     from weft.cache.v1 import messages_pb2
     from weft_clt.config import Activation
-    from weft_clt.export import config_yaml, export_transcoder
+    from weft_clt.export import TrainedTranscoder
+    from weft_clt.formats.circuit_tracer import write_circuit_tracer
     from weft_clt.parameters import Parameters, Shape, Share
     from weft_common.errors import AlreadyExistsError, FailedPreconditionError
     from weft_store.documents import create_json
@@ -120,8 +122,8 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     features = config.features
     if features.linear_skip:
         raise FailedPreconditionError(
-            f"runs/{settings.run} has a linear skip, for which circuit-tracer's layout has no place; "
-            "train without linear_skip to export."
+            f"runs/{settings.run} has a linear skip, for which no layout has a place; train without linear_skip "
+            "to export."
         )
     shape = Shape(spec.num_layers, features.num_features, spec.d_model, features.decoder_span)
     params = Parameters.zeros(Share(shape, 0, 1), thresholds=features.activation.has_thresholds, dtype=torch.float32)
@@ -149,11 +151,10 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     )
 
     prefix = f"transcoders/{settings.transcoder}/"
-    config_file = config_yaml(spec.model.removeprefix("models/"), spec.input_hook, spec.output_hook)
-    store.put(f"{prefix}config.yaml", config_file)
-    sizes = {"config.yaml": len(config_file)}
+    whole = TrainedTranscoder(params, normalization, spec.input_hook, spec.output_hook)
+    sizes = {}
     with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        for name in export_transcoder(params, normalization, folder):
+        for name in write_circuit_tracer(whole, Path(folder), spec.model.removeprefix("models/"), padded=False):
             path = Path(folder) / name
             sizes[name] = path.stat().st_size
             store.put_file(f"{prefix}{name}", path)
@@ -171,6 +172,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         "input_hook": spec.input_hook,
         "output_hook": spec.output_hook,
         "activation": "threshold",
+        "window": whole.facts.window,
         "evaluation": asdict(exported),
         "trained_evaluation": asdict(trained),
         "recipe": config.to_spec(),

@@ -10,18 +10,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from weft_common.settings import ChannelTls, check_pem_file, variable_name
 
-__all__ = ["ExportSettings", "RankSettings", "WorkerSettings"]
+__all__ = ["ConvertSettings", "ExportSettings", "RankSettings", "ReplacementSettings", "WorkerSettings"]
 
 
-class WorkerSettings(BaseSettings):
-    """Common to ranks and export."""
+class JobSettings(BaseSettings):
+    """Common to every process that the trainer starts."""
 
     model_config = SettingsConfigDict(env_prefix="WEFT_WORKER_", frozen=True)
 
-    run: str
-    """Id of the run."""
-    attempt: int = 0
-    """Which start of the ranks this is."""
     bucket_url: str
     """The bucket, as weft_store.open_store takes it."""
     bucket_access_key: SecretStr | None = None
@@ -30,6 +26,22 @@ class WorkerSettings(BaseSettings):
     """For S3."""
     bucket_ca: Path | None = None
     """PEM file of the authority that an s3+https bucket's certificate comes from; the system's own where unset."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    @field_validator("bucket_ca")
+    @classmethod
+    def _authority_is_readable(cls, path: Path | None) -> Path | None:
+        return check_pem_file(path)
+
+
+class WorkerSettings(JobSettings):
+    """Common to what works on a run: ranks, export, replacement."""
+
+    run: str
+    """Id of the run."""
+    attempt: int = 0
+    """Which start of the ranks this is."""
     cache_target: str
     """host:port of the cache service."""
     cache_token: SecretStr | None = None
@@ -42,10 +54,8 @@ class WorkerSettings(BaseSettings):
     """PEM file with the private key of tls_cert."""
     threads: int = 1
     """Threads of torch's matrix products in this process."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
 
-    @field_validator("tls_ca", "tls_cert", "tls_key", "bucket_ca")
+    @field_validator("tls_ca", "tls_cert", "tls_key")
     @classmethod
     def _file_is_readable(cls, path: Path | None) -> Path | None:
         return check_pem_file(path)
@@ -104,3 +114,35 @@ class ExportSettings(WorkerSettings):
     """Which checkpoint."""
     transcoder: str
     """Id of the transcoder to write."""
+
+
+class ReplacementSettings(WorkerSettings):
+    """A measurement of the replacement model."""
+
+    checkpoint_step: int
+    """Which checkpoint."""
+    replacement_tokens: int
+    """Held-out tokens to run, in whole sequences."""
+    activations_target: str
+    """host:port of the activations service."""
+    activations_token: SecretStr | None = None
+    """Its bearer token."""
+
+
+class ConvertSettings(JobSettings):
+    """A conversion between layouts; it talks to the bucket only."""
+
+    direction: Literal["in", "out"]
+    """`in` makes a transcoder of files, `out` writes one for others."""
+    transcoder: str
+    """Id of the transcoder to make or to write."""
+    layout: str
+    """Of the files that are read, or that are written."""
+    source_prefix: str
+    """Where the files lie that are read."""
+    model: str
+    """`models/{model}` that it is for."""
+    model_revision: str = ""
+    """For `in`: of that model's checkpoint."""
+    input_hook: str = ""
+    """For `in`: what it reads, where that is not what the files say."""

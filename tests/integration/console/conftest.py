@@ -298,7 +298,28 @@ class Trainer(TrainingServiceServicer):
             explained_variance_by_layer=by_layer,
             l0_by_layer=[12 + layer % 7 for layer in range(NUM_LAYERS)],
             silent_share=0.08,
+            silent_share_by_layer=[0.02 + 0.12 * rng.random() for _ in range(NUM_LAYERS)],
+            dense_share=0.01,
+            dense_share_by_layer=[0.02 * rng.random() for _ in range(NUM_LAYERS)],
+            density_edges_log10=[-6 + quarter / 4 for quarter in range(25)],
+            density_counts_by_layer=[
+                round(300 * math.exp(-(((place - 14) / 3) ** 2))) for _ in range(NUM_LAYERS) for place in range(24)
+            ],
         )
+
+    @staticmethod
+    def replacement() -> run_pb2.Replacement:
+        def score(kept: float) -> run_pb2.ReplacementScore:
+            return run_pb2.ReplacementScore(
+                cross_entropy=5.5 - 2.5 * kept,
+                kl_divergence=2.5 * (1 - kept),
+                top1_agreement=kept,
+                ablated_cross_entropy=11.0,
+                recovered=kept + 0.05,
+            )
+
+        layers = [score(0.8 + 0.15 * math.cos(layer / 5)) for layer in range(NUM_LAYERS)]
+        return run_pb2.Replacement(tokens=2032, sequences=8, cross_entropy=3.0, all=score(0.412), by_layer=layers)
 
     async def ListRuns(self, request: Any, context: Any) -> training_pb2.ListRunsResponse:
         return training_pb2.ListRunsResponse(runs=[self.run])
@@ -312,10 +333,20 @@ class Trainer(TrainingServiceServicer):
         yield training_pb2.WatchRunResponse(run=self.run)
         for step in range(request.after_step + 1, 121):
             yield training_pb2.WatchRunResponse(metrics=self.metrics(step))
-        yield training_pb2.WatchRunResponse(evaluation=self.evaluation(100))
+        for step in (25, 50, 75, 100):
+            yield training_pb2.WatchRunResponse(evaluation=self.evaluation(step))
         while True:
             step = await self.world.steps.get()
             yield training_pb2.WatchRunResponse(metrics=self.metrics(step))
+
+    async def ListCheckpoints(self, request: Any, context: Any) -> training_pb2.ListCheckpointsResponse:
+        evaluation = self.evaluation(100)
+        evaluation.replacement.CopyFrom(self.replacement())
+        found = [
+            run_pb2.Checkpoint(name=f"{request.run}/checkpoints/110", step=110),
+            run_pb2.Checkpoint(name=f"{request.run}/checkpoints/100", step=100, evaluation=evaluation),
+        ]
+        return training_pb2.ListCheckpointsResponse(checkpoints=found)
 
     async def PauseRun(self, request: Any, context: Any) -> run_pb2.Run:
         self.run.state = run_pb2.RUN_STATE_PAUSED

@@ -259,9 +259,22 @@ async def test_run_page_updates_live(watched: Watched, world: Any) -> None:
         await world.steps.put(step)
     await expect(stat(page, "step")).to_have_text("123")
     assert await page.evaluate("() => window.stillHere") is True
-    await page.screenshot(path=ARTIFACTS / "run.png")
+    await page.screenshot(path=ARTIFACTS / "run.png", full_page=True)
     await page.get_by_role("button", name="Pause").click()
     await expect(page.locator(".page-head .badge")).to_have_text("paused")
+
+
+async def test_run_page_shows_what_was_measured_on_held_out_data(watched: Watched) -> None:
+    """Shares, densities and explained variance over time from evaluations; the replacement model from a checkpoint."""
+    page = await watched.open("runs/demo")
+    for name in ("Silent and dense features by layer", "Feature density", "One layer replaced: KL, nats"):
+        await expect(page.get_by_role("img", name=name)).to_be_visible()
+    heat = page.get_by_role("img", name="Held-out explained variance over time, 4 evaluations")
+    await expect(heat.locator("rect")).to_have_count(4 * 30)
+    await expect(stat(page, "top-1")).to_have_text("41.2%")
+    await expect(stat(page, "recovered")).to_have_text("46.2%")
+    await page.get_by_role("img", name="Feature density").locator("rect").nth(16).hover()
+    await expect(page.get_by_text("1% to 1.8% of tokens")).to_be_visible()
 
 
 async def test_dataset_page_shows_compression(watched: Watched) -> None:

@@ -18,7 +18,8 @@ from weft_clt.checkpoint import (
     write_tensors,
     writers_of,
 )
-from weft_clt.export import config_yaml, export_transcoder
+from weft_clt.export import TrainedTranscoder
+from weft_clt.formats.circuit_tracer import config_yaml, write_circuit_tracer
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.normalization import Normalization
 from weft_common.errors import DataLossError, FailedPreconditionError, ShapeError
@@ -117,11 +118,11 @@ def test_manifest_survives_its_document_and_refuses_another_run() -> None:
         Manifest.from_document(manifest.to_document() | {"data": [{}, {}]}).check_run(config_of())
 
 
-def test_export_refuses_a_linear_skip(tmp_path: Path) -> None:
-    """The layout has no place for it, and a transcoder without it would be another one."""
+def test_export_refuses_a_linear_skip() -> None:
+    """No layout has a place for it, and a transcoder without it would be another one."""
     trainer = trainer_of(config_of(**JUMP_RELU, linear_skip=True), ReferenceKernels())
     with pytest.raises(ShapeError, match="linear_skip"):
-        list(export_transcoder(trainer.params, normalization(), str(tmp_path)))
+        TrainedTranscoder(trainer.params, normalization())
 
 
 @pytest.mark.parametrize("span", [0, 1, 2])
@@ -131,8 +132,8 @@ def test_export_computes_what_the_model_does_in_the_models_own_units(span: int, 
     random = np.random.default_rng(8)
     scales = random.uniform(0.5, 3.0, (2, NUM_LAYERS))
     units = Normalization(scales[0], scales[1], np.zeros((NUM_LAYERS, 8)), np.zeros((NUM_LAYERS, 8)))
-    names = list(export_transcoder(trainer.params, units, str(tmp_path)))
-    assert names[:2] == ["W_enc_0.safetensors", "W_dec_0.safetensors"]
+    config, *names = write_circuit_tracer(TrainedTranscoder(trainer.params, units), tmp_path, "small")
+    assert [config, *names[:2]] == ["config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"]
     raw, zeros = tokens(2)[0], torch.zeros_like(tokens(2)[0])
     forward = trainer.engine.forward(raw * torch.from_numpy(scales[0])[:, None, None], zeros)
     files = {name: load_file(tmp_path / name) for name in names}
@@ -154,5 +155,5 @@ def test_config_yaml_names_circuit_tracers_hooks() -> None:
     text = config_yaml("small", "mlp_in", "mlp_out").decode()
     assert "feature_input_hook: mlp.hook_in\n" in text
     assert "model_kind: cross_layer_transcoder\n" in text
-    with pytest.raises(ShapeError, match="attn_out"):
+    with pytest.raises(FailedPreconditionError, match="attn_out"):
         config_yaml("small", "attn_out", "mlp_out")

@@ -50,6 +50,32 @@ async def test_evaluation_runs_on_the_runs_ranks_and_returns_their_document() ->
     assert (await evaluating)["tokens"] == 32
 
 
+async def test_evaluation_goes_on_with_the_replacement_model() -> None:
+    """One process more measures it; the evaluation beside the checkpoint, and in the list, has its scores then."""
+    controller = await _saved()
+    evaluating = asyncio.create_task(controller.jobs.evaluate(CheckpointRef("r", 4), 32, 64))
+    group = await _group(controller, "runs/r/checkpoints/00000004/evaluation")
+    controller.store.put(EVALUATION, b'{"step": 4, "tokens": 32}')
+    group.finish(0)
+    group = await _group(controller, "runs/r/checkpoints/00000004/replacement", 2)
+    assert group.job is not None
+    assert (group.job.module, group.job.num_ranks) == ("weft_trainer.worker.replacement", 0)
+    assert group.job.environment["WEFT_WORKER_REPLACEMENT_TOKENS"] == "64"
+    controller.store.put("runs/r/checkpoints/00000004/replacement.json", b'{"tokens": 60}')
+    group.finish(0)
+    wanted = {"step": 4, "tokens": 32, "replacement": {"tokens": 60}}
+    assert await evaluating == wanted
+    assert json.loads(controller.store.get(EVALUATION)) == wanted
+    assert [found.evaluation for found in await controller.runs.checkpoints("r")] == [wanted, {}]
+
+
+async def test_replacement_model_needs_an_activations_service() -> None:
+    """A trainer that was given none refuses before anything starts."""
+    controller = await _saved()
+    with pytest.raises(FailedPreconditionError, match="WEFT_TRAINER_ACTIVATIONS_TARGET"):
+        controller.jobs.check_replacement("r")
+
+
 async def test_job_is_tried_twice_and_says_why_it_failed() -> None:
     """A process that dies is started once more; the error has the end of its log."""
     controller = await _saved()

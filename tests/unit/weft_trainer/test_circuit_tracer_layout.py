@@ -154,7 +154,7 @@ async def test_import_makes_a_transcoder_of_files_where_they_lie() -> None:
         (("a", "", "models/m", REVISION), "prefix"),
         (("a", "t", "m", REVISION), "model"),
         (("a", "t", "models/m", "abc"), "model_revision"),
-        (("a", "../x", "models/m", REVISION), "key"),
+        (("a", "../x", "models/m", REVISION), "prefix"),
     ],
 )
 async def test_import_refuses_malformed_requests(arguments: tuple[str, str, str, str], field: str) -> None:

@@ -85,6 +85,19 @@ def test_evaluation_keeps_its_lists() -> None:
     assert converting.evaluation_to_proto(converting.fields_of(evaluation)) == evaluation
 
 
+def test_evaluation_takes_the_replacement_scores_of_its_document() -> None:
+    """Scores of all layers and of each are where the document has them; a share that is no number stays none."""
+    score = {"cross_entropy": 4.0, "kl_divergence": 0.5, "top1_agreement": 0.75, "recovered": None}
+    document = {
+        "step": 1,
+        "replacement": {"tokens": 9, "cross_entropy": 3.5, "all": score, "by_layer": [score | {"recovered": 0.25}]},
+    }
+    found = converting.evaluation_to_proto(document).replacement
+    assert (found.tokens, found.cross_entropy, found.all.kl_divergence) == (9, 3.5, 0.5)
+    assert math.isnan(found.all.recovered)
+    assert [each.recovered for each in found.by_layer] == [0.25]
+
+
 def test_transcoder_takes_what_it_knows_from_a_manifest() -> None:
     """Keys beyond the message are passed over; a manifest without prefix stands for its own folder."""
     manifest = {

@@ -532,6 +532,292 @@ class ListHarvestsResponse(_message.Message):
 Global___ListHarvestsResponse: _TypeAlias = ListHarvestsResponse  # noqa: Y015
 
 @_typing.final
+class ReadSequencesRequest(_message.Message):
+    """Asks for the sequences of a dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """`datasets/{dataset}`, written by a harvest of this service."""
+    held_out: _builtins.bool
+    """The held-out split; otherwise the training split."""
+    max_tokens: _builtins.int
+    """Stop after the sequence that brings the kept tokens to this many; 0 means all."""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        held_out: _builtins.bool = ...,
+        max_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "held_out", b"held_out", "max_tokens", b"max_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSequencesRequest: _TypeAlias = ReadSequencesRequest  # noqa: Y015
+
+@_typing.final
+class ReadSequencesResponse(_message.Message):
+    """A piece of a dataset's sequences."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___SequencesHeader:
+        """First message of the stream."""
+
+    @_builtins.property
+    def sequence(self) -> _messages_pb2.TokenIds:
+        """Token ids of one sequence; its first token is read by the model and not kept."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___SequencesHeader | None = ...,
+        sequence: _messages_pb2.TokenIds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "sequence"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ReadSequencesResponse: _TypeAlias = ReadSequencesResponse  # noqa: Y015
+
+@_typing.final
+class SequencesHeader(_message.Message):
+    """What a harvest left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    INPUT_HOOK_FIELD_NUMBER: _builtins.int
+    OUTPUT_NORM_LIMITS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model, `models/{model}`."""
+    model_revision: _builtins.str
+    """Hex SHA-256 that identifies the model's checkpoint."""
+    input_hook: _builtins.str
+    """Hook of the inputs, without the layer: `mlp_in`."""
+    @_builtins.property
+    def output_norm_limits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """A token whose output norm reaches its layer's limit anywhere was left out; by layer, empty where none was."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        model_revision: _builtins.str = ...,
+        input_hook: _builtins.str = ...,
+        output_norm_limits: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "output_norm_limits", b"output_norm_limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequencesHeader: _TypeAlias = SequencesHeader  # noqa: Y015
+
+@_typing.final
+class ReplaceMlpsRequest(_message.Message):
+    """What a caller in the place of MLPs says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___ReplaceStart:
+        """First message of the stream."""
+
+    @_builtins.property
+    def plan(self) -> Global___ReplacePass:
+        """Begins the next pass."""
+
+    @_builtins.property
+    def output(self) -> _tensor_pb2.TensorChunk:
+        """A piece of the output of the layer that is waited for: float32 [num_sequences * length, d_model], `tensor_name` the hook."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___ReplaceStart | None = ...,
+        plan: Global___ReplacePass | None = ...,
+        output: _tensor_pb2.TensorChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "part", b"part", "plan", b"plan", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "part", b"part", "plan", b"plan", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["start", "plan", "output"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ReplaceMlpsRequest: _TypeAlias = ReplaceMlpsRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceStart(_message.Message):
+    """What all passes run on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    INPUT_HOOK_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`models/{model}`."""
+    input_hook: _builtins.str
+    """Hook of the inputs, without the layer: `mlp_in` or `resid_mid`."""
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.TokenIds]:
+        """Sequences of one length, at least 2 tokens. A row is a token of one of them, sequence after sequence."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        sequences: _abc.Iterable[_messages_pb2.TokenIds] | None = ...,
+        input_hook: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_hook", b"input_hook", "model", b"model", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceStart: _TypeAlias = ReplaceStart  # noqa: Y015
+
+@_typing.final
+class ReplacePass(_message.Message):
+    """One pass."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READ_LAYERS_FIELD_NUMBER: _builtins.int
+    READ_OUTPUT_NORMS_FIELD_NUMBER: _builtins.int
+    REPLACED_LAYERS_FIELD_NUMBER: _builtins.int
+    ABLATED_LAYERS_FIELD_NUMBER: _builtins.int
+    KEPT_ROWS_FIELD_NUMBER: _builtins.int
+    read_output_norms: _builtins.bool
+    """Sends the norms of these layers' own outputs besides."""
+    @_builtins.property
+    def read_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Layers whose inputs are sent, rising."""
+
+    @_builtins.property
+    def replaced_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Layers whose outputs the caller gives, rising."""
+
+    @_builtins.property
+    def ablated_layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Layers whose outputs are zero, rising; none of the replaced ones."""
+
+    @_builtins.property
+    def kept_rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows that keep the MLPs' own outputs and are not scored, rising."""
+
+    def __init__(
+        self,
+        *,
+        read_layers: _abc.Iterable[_builtins.int] | None = ...,
+        read_output_norms: _builtins.bool = ...,
+        replaced_layers: _abc.Iterable[_builtins.int] | None = ...,
+        ablated_layers: _abc.Iterable[_builtins.int] | None = ...,
+        kept_rows: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablated_layers", b"ablated_layers", "kept_rows", b"kept_rows", "read_layers", b"read_layers", "read_output_norms", b"read_output_norms", "replaced_layers", b"replaced_layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplacePass: _TypeAlias = ReplacePass  # noqa: Y015
+
+@_typing.final
+class ReplaceMlpsResponse(_message.Message):
+    """What a caller in the place of MLPs hears."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chunk(self) -> _tensor_pb2.TensorChunk:
+        """A piece of `layers.{l}.mlp_in` (or `resid_mid`), float32 [num_sequences * length, d_model], or of `layers.{l}.mlp_out.norm`,
+        float32 [num_sequences * length].
+        """
+
+    @_builtins.property
+    def score(self) -> Global___ReplaceScore:
+        """Ends a pass."""
+
+    def __init__(
+        self,
+        *,
+        chunk: _tensor_pb2.TensorChunk | None = ...,
+        score: Global___ReplaceScore | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "part", b"part", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["chunk", "score"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ReplaceMlpsResponse: _TypeAlias = ReplaceMlpsResponse  # noqa: Y015
+
+@_typing.final
+class ReplaceScore(_message.Message):
+    """Sums over the scored rows: all but the last of each sequence and the kept ones."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    MODEL_CROSS_ENTROPY_SUM_FIELD_NUMBER: _builtins.int
+    CROSS_ENTROPY_SUM_FIELD_NUMBER: _builtins.int
+    KL_SUM_FIELD_NUMBER: _builtins.int
+    AGREED_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Rows that were scored."""
+    model_cross_entropy_sum: _builtins.float
+    """Sum of the cross-entropy of the next token under the model itself, in nats."""
+    cross_entropy_sum: _builtins.float
+    """The same in this pass."""
+    kl_sum: _builtins.float
+    """Sum of KL(model || this pass), in nats."""
+    agreed: _builtins.int
+    """Rows whose most likely token is the model's own."""
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        model_cross_entropy_sum: _builtins.float = ...,
+        cross_entropy_sum: _builtins.float = ...,
+        kl_sum: _builtins.float = ...,
+        agreed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreed", b"agreed", "cross_entropy_sum", b"cross_entropy_sum", "kl_sum", b"kl_sum", "model_cross_entropy_sum", b"model_cross_entropy_sum", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceScore: _TypeAlias = ReplaceScore  # noqa: Y015
+
+@_typing.final
 class UploadCorpusRequest(_message.Message):
     """A piece of a corpus on its way up."""
 

@@ -82,6 +82,16 @@ class ActivationServiceStub:
                 request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ListHarvestsRequest.SerializeToString,
                 response_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ListHarvestsResponse.FromString,
                 _registered_method=True)
+        self.ReadSequences = channel.unary_stream(
+                '/weft.activations.v1.ActivationService/ReadSequences',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ReadSequencesRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ReadSequencesResponse.FromString,
+                _registered_method=True)
+        self.ReplaceMlps = channel.stream_stream(
+                '/weft.activations.v1.ActivationService/ReplaceMlps',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ReplaceMlpsRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ReplaceMlpsResponse.FromString,
+                _registered_method=True)
         self.UploadCorpus = channel.stream_unary(
                 '/weft.activations.v1.ActivationService/UploadCorpus',
                 request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.UploadCorpusRequest.SerializeToString,
@@ -156,6 +166,22 @@ class ActivationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadSequences(self, request, context):
+        """Streams the sequences that a dataset was harvested from: first what the harvest left out, then token ids. FAILED_PRECONDITION:
+        the corpus or the model is no longer what it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceMlps(self, request_iterator, context):
+        """Runs some sequences pass after pass, with the caller in the place of MLPs: in each pass the service sends the inputs that are
+        read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UploadCorpus(self, request_iterator, context):
         """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name.
         """
@@ -210,6 +236,16 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.ListHarvests,
                     request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ListHarvestsRequest.FromString,
                     response_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ListHarvestsResponse.SerializeToString,
+            ),
+            'ReadSequences': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSequences,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ReadSequencesRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ReadSequencesResponse.SerializeToString,
+            ),
+            'ReplaceMlps': grpc.stream_stream_rpc_method_handler(
+                    servicer.ReplaceMlps,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ReplaceMlpsRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ReplaceMlpsResponse.SerializeToString,
             ),
             'UploadCorpus': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadCorpus,
@@ -461,6 +497,60 @@ class ActivationService:
             '/weft.activations.v1.ActivationService/ListHarvests',
             weft_dot_activations_dot_v1_dot_service__pb2.ListHarvestsRequest.SerializeToString,
             weft_dot_activations_dot_v1_dot_service__pb2.ListHarvestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSequences(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/ReadSequences',
+            weft_dot_activations_dot_v1_dot_service__pb2.ReadSequencesRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_service__pb2.ReadSequencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceMlps(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/weft.activations.v1.ActivationService/ReplaceMlps',
+            weft_dot_activations_dot_v1_dot_service__pb2.ReplaceMlpsRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_service__pb2.ReplaceMlpsResponse.FromString,
             options,
             channel_credentials,
             insecure,

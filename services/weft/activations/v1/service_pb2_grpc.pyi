@@ -53,6 +53,14 @@ class ActivationServiceStub:
     """Describes one harvest. NOT_FOUND: no such harvest."""
     ListHarvests: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListHarvestsRequest, _service_pb2.ListHarvestsResponse]
     """Lists harvests, newest first."""
+    ReadSequences: _grpc.UnaryStreamMultiCallable[_service_pb2.ReadSequencesRequest, _service_pb2.ReadSequencesResponse]
+    """Streams the sequences that a dataset was harvested from: first what the harvest left out, then token ids. FAILED_PRECONDITION:
+    the corpus or the model is no longer what it was.
+    """
+    ReplaceMlps: _grpc.StreamStreamMultiCallable[_service_pb2.ReplaceMlpsRequest, _service_pb2.ReplaceMlpsResponse]
+    """Runs some sequences pass after pass, with the caller in the place of MLPs: in each pass the service sends the inputs that are
+    read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own.
+    """
     UploadCorpus: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadCorpusRequest, _service_pb2.Corpus]
     """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
 
@@ -79,6 +87,14 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """Describes one harvest. NOT_FOUND: no such harvest."""
     ListHarvests: _aio.UnaryUnaryMultiCallable[_service_pb2.ListHarvestsRequest, _service_pb2.ListHarvestsResponse]  # type: ignore[assignment]
     """Lists harvests, newest first."""
+    ReadSequences: _aio.UnaryStreamMultiCallable[_service_pb2.ReadSequencesRequest, _service_pb2.ReadSequencesResponse]  # type: ignore[assignment]
+    """Streams the sequences that a dataset was harvested from: first what the harvest left out, then token ids. FAILED_PRECONDITION:
+    the corpus or the model is no longer what it was.
+    """
+    ReplaceMlps: _aio.StreamStreamMultiCallable[_service_pb2.ReplaceMlpsRequest, _service_pb2.ReplaceMlpsResponse]  # type: ignore[assignment]
+    """Runs some sequences pass after pass, with the caller in the place of MLPs: in each pass the service sends the inputs that are
+    read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own.
+    """
     UploadCorpus: _aio.StreamUnaryMultiCallable[_service_pb2.UploadCorpusRequest, _service_pb2.Corpus]  # type: ignore[assignment]
     """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
 
@@ -156,6 +172,26 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ListHarvestsResponse, _abc.Awaitable[_service_pb2.ListHarvestsResponse]]:
         """Lists harvests, newest first."""
+
+    @_abc_1.abstractmethod
+    def ReadSequences(
+        self,
+        request: _service_pb2.ReadSequencesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.ReadSequencesResponse], _abc.AsyncIterator[_service_pb2.ReadSequencesResponse]]:
+        """Streams the sequences that a dataset was harvested from: first what the harvest left out, then token ids. FAILED_PRECONDITION:
+        the corpus or the model is no longer what it was.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplaceMlps(
+        self,
+        request_iterator: _MaybeAsyncIterator[_service_pb2.ReplaceMlpsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.ReplaceMlpsResponse], _abc.AsyncIterator[_service_pb2.ReplaceMlpsResponse]]:
+        """Runs some sequences pass after pass, with the caller in the place of MLPs: in each pass the service sends the inputs that are
+        read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own.
+        """
 
     @_abc_1.abstractmethod
     def UploadCorpus(

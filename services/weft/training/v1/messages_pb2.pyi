@@ -566,6 +566,12 @@ class Evaluation(_message.Message):
     L0_BY_LAYER_FIELD_NUMBER: _builtins.int
     SILENT_SHARE_FIELD_NUMBER: _builtins.int
     RECONSTRUCTION_LOSS_FIELD_NUMBER: _builtins.int
+    SILENT_SHARE_BY_LAYER_FIELD_NUMBER: _builtins.int
+    DENSE_SHARE_FIELD_NUMBER: _builtins.int
+    DENSE_SHARE_BY_LAYER_FIELD_NUMBER: _builtins.int
+    DENSITY_EDGES_LOG10_FIELD_NUMBER: _builtins.int
+    DENSITY_COUNTS_BY_LAYER_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step after which it was made."""
     tokens: _builtins.int
@@ -576,6 +582,8 @@ class Evaluation(_message.Message):
     """Share of features that fired on no held-out token."""
     reconstruction_loss: _builtins.float
     """Mean reconstruction loss in normalised units."""
+    dense_share: _builtins.float
+    """Share of features that fired on more than a tenth of the held-out tokens."""
     @_builtins.property
     def explained_variance_by_layer(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The same, layer by layer."""
@@ -583,6 +591,28 @@ class Evaluation(_message.Message):
     @_builtins.property
     def l0_by_layer(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Active features a token, layer by layer."""
+
+    @_builtins.property
+    def silent_share_by_layer(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Share of a layer's features that fired on no held-out token, layer by layer."""
+
+    @_builtins.property
+    def dense_share_by_layer(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The same, layer by layer."""
+
+    @_builtins.property
+    def density_edges_log10(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Edges of the density histogram's bins, rising: log10 of the share of held-out tokens that a feature fired on."""
+
+    @_builtins.property
+    def density_counts_by_layer(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Features whose density lies in a bin, row-major [num_layers, num_bins]; a density below the first edge counts in the
+        first bin, one at an edge above it; silent features are in none.
+        """
+
+    @_builtins.property
+    def replacement(self) -> Global___Replacement:
+        """The replacement model, where it was asked for."""
 
     def __init__(
         self,
@@ -594,14 +624,105 @@ class Evaluation(_message.Message):
         l0_by_layer: _abc.Iterable[_builtins.float] | None = ...,
         silent_share: _builtins.float = ...,
         reconstruction_loss: _builtins.float = ...,
+        silent_share_by_layer: _abc.Iterable[_builtins.float] | None = ...,
+        dense_share: _builtins.float = ...,
+        dense_share_by_layer: _abc.Iterable[_builtins.float] | None = ...,
+        density_edges_log10: _abc.Iterable[_builtins.float] | None = ...,
+        density_counts_by_layer: _abc.Iterable[_builtins.int] | None = ...,
+        replacement: Global___Replacement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explained_variance", b"explained_variance", "explained_variance_by_layer", b"explained_variance_by_layer", "l0_by_layer", b"l0_by_layer", "reconstruction_loss", b"reconstruction_loss", "silent_share", b"silent_share", "step", b"step", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dense_share", b"dense_share", "dense_share_by_layer", b"dense_share_by_layer", "density_counts_by_layer", b"density_counts_by_layer", "density_edges_log10", b"density_edges_log10", "explained_variance", b"explained_variance", "explained_variance_by_layer", b"explained_variance_by_layer", "l0_by_layer", b"l0_by_layer", "reconstruction_loss", b"reconstruction_loss", "replacement", b"replacement", "silent_share", b"silent_share", "silent_share_by_layer", b"silent_share_by_layer", "step", b"step", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class Replacement(_message.Message):
+    """How well the model predicts with reconstructions in place of its MLPs' outputs, on held-out sequences.
+    Tokens that the harvest left out (the first of a sequence, and those of too large a norm) keep their own MLP outputs, and
+    what is predicted from them does not count.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    CROSS_ENTROPY_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    BY_LAYER_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Predictions that were scored."""
+    sequences: _builtins.int
+    """Sequences they come from."""
+    cross_entropy: _builtins.float
+    """Mean cross-entropy of the next token under the model itself, in nats."""
+    @_builtins.property
+    def all(self) -> Global___ReplacementScore:
+        """Every layer replaced in one pass; what a feature reads is what the layers below wrote instead."""
+
+    @_builtins.property
+    def by_layer(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplacementScore]:
+        """One layer replaced at a time, layer by layer."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        sequences: _builtins.int = ...,
+        cross_entropy: _builtins.float = ...,
+        all: Global___ReplacementScore | None = ...,
+        by_layer: _abc.Iterable[Global___ReplacementScore] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "by_layer", b"by_layer", "cross_entropy", b"cross_entropy", "sequences", b"sequences", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replacement: _TypeAlias = Replacement  # noqa: Y015
+
+@_typing.final
+class ReplacementScore(_message.Message):
+    """One replacement against the model itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CROSS_ENTROPY_FIELD_NUMBER: _builtins.int
+    KL_DIVERGENCE_FIELD_NUMBER: _builtins.int
+    TOP1_AGREEMENT_FIELD_NUMBER: _builtins.int
+    ABLATED_CROSS_ENTROPY_FIELD_NUMBER: _builtins.int
+    RECOVERED_FIELD_NUMBER: _builtins.int
+    cross_entropy: _builtins.float
+    """Mean cross-entropy of the next token, in nats."""
+    kl_divergence: _builtins.float
+    """Mean KL(model || replaced) of the next token's distribution, in nats."""
+    top1_agreement: _builtins.float
+    """Share of predictions whose most likely token is the model's own."""
+    ablated_cross_entropy: _builtins.float
+    """Mean cross-entropy with zeros in place of the same MLP outputs, in nats."""
+    recovered: _builtins.float
+    """(ablated - replaced) / (ablated - model) of the cross-entropies: 1 is the model itself, 0 as bad as zeros; not a number where the
+    zeros change nothing.
+    """
+    def __init__(
+        self,
+        *,
+        cross_entropy: _builtins.float = ...,
+        kl_divergence: _builtins.float = ...,
+        top1_agreement: _builtins.float = ...,
+        ablated_cross_entropy: _builtins.float = ...,
+        recovered: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ablated_cross_entropy", b"ablated_cross_entropy", "cross_entropy", b"cross_entropy", "kl_divergence", b"kl_divergence", "recovered", b"recovered", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplacementScore: _TypeAlias = ReplacementScore  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
@@ -614,6 +735,7 @@ class Checkpoint(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `runs/{run}/checkpoints/{step}`."""
     step: _builtins.int
@@ -626,6 +748,10 @@ class Checkpoint(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was complete."""
 
+    @_builtins.property
+    def evaluation(self) -> Global___Evaluation:
+        """Result of the last EvaluateCheckpoint of it; unset where there was none."""
+
     def __init__(
         self,
         *,
@@ -634,10 +760,11 @@ class Checkpoint(_message.Message):
         attempt: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        evaluation: Global___Evaluation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "name", b"name", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "evaluation", b"evaluation", "name", b"name", "size_bytes", b"size_bytes", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -664,6 +791,7 @@ class Transcoder(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `transcoders/{transcoder}`."""
     model: _builtins.str
@@ -690,6 +818,8 @@ class Transcoder(_message.Message):
     """Size of all of its objects, in bytes."""
     prefix: _builtins.str
     """Key prefix of its files in the bucket."""
+    window: _builtins.int
+    """Layers that a feature writes to, its own included; 0 means all from its own on."""
     @_builtins.property
     def evaluation(self) -> Global___Evaluation:
         """Evaluation at export."""
@@ -716,10 +846,11 @@ class Transcoder(_message.Message):
         size_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         prefix: _builtins.str = ...,
+        window: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "create_time", b"create_time", "d_model", b"d_model", "dataset", b"dataset", "evaluation", b"evaluation", "input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "name", b"name", "num_features", b"num_features", "num_layers", b"num_layers", "output_hook", b"output_hook", "prefix", b"prefix", "run", b"run", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "create_time", b"create_time", "d_model", b"d_model", "dataset", b"dataset", "evaluation", b"evaluation", "input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "name", b"name", "num_features", b"num_features", "num_layers", b"num_layers", "output_hook", b"output_hook", "prefix", b"prefix", "run", b"run", "size_bytes", b"size_bytes", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -758,3 +889,89 @@ class RunMetadata(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunMetadata: _TypeAlias = RunMetadata  # noqa: Y015
+
+@_typing.final
+class TranscoderMetadata(_message.Message):
+    """Metadata of the operations ConvertFiles and ConvertTranscoder return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCODER_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    transcoder: _builtins.str
+    """`transcoders/{transcoder}`."""
+    @_builtins.property
+    def progress(self) -> _operation_pb2.Progress:
+        """How far it is."""
+
+    def __init__(
+        self,
+        *,
+        transcoder: _builtins.str = ...,
+        progress: _operation_pb2.Progress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "transcoder", b"transcoder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscoderMetadata: _TypeAlias = TranscoderMetadata  # noqa: Y015
+
+@_typing.final
+class TranscoderFiles(_message.Message):
+    """A transcoder in a layout, file by file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCODER_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    transcoder: _builtins.str
+    """`transcoders/{transcoder}`."""
+    format: _builtins.str
+    """The layout."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___TranscoderFile]:
+        """Every file, in order of paths."""
+
+    def __init__(
+        self,
+        *,
+        transcoder: _builtins.str = ...,
+        format: _builtins.str = ...,
+        files: _abc.Iterable[Global___TranscoderFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "format", b"format", "transcoder", b"transcoder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscoderFiles: _TypeAlias = TranscoderFiles  # noqa: Y015
+
+@_typing.final
+class TranscoderFile(_message.Message):
+    """One file of a transcoder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Path below the transcoder's folder, joined by `/`."""
+    size_bytes: _builtins.int
+    """Its length in bytes."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscoderFile: _TypeAlias = TranscoderFile  # noqa: Y015

@@ -422,19 +422,25 @@ class EvaluateCheckpointRequest(_message.Message):
 
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_TOKENS_FIELD_NUMBER: _builtins.int
     checkpoint: _builtins.str
     """`runs/{run}/checkpoints/{step}`; `runs/{run}` means the newest."""
     num_tokens: _builtins.int
     """Held-out tokens to use; 0 means all."""
+    replacement_tokens: _builtins.int
+    """Held-out tokens to run the replacement model on, in whole sequences; 0 leaves it out. FAILED_PRECONDITION: the trainer was
+    given no activations service, or the dataset was not harvested by it.
+    """
     def __init__(
         self,
         *,
         checkpoint: _builtins.str = ...,
         num_tokens: _builtins.int = ...,
+        replacement_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "num_tokens", b"num_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "num_tokens", b"num_tokens", "replacement_tokens", b"replacement_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -499,6 +505,186 @@ class ImportTranscoderRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportTranscoderRequest: _TypeAlias = ImportTranscoderRequest  # noqa: Y015
+
+@_typing.final
+class UploadTranscoderFileRequest(_message.Message):
+    """A piece of a file on its way into the bucket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCODER_ID_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    CLEAR_FIELD_NUMBER: _builtins.int
+    transcoder_id: _builtins.str
+    """Id of the transcoder that it is for, in the first message only: lower-case letters, digits and `-`, 1 to 63."""
+    file: _builtins.str
+    """Path of the file below the transcoder's folder, joined by `/`, in the first message only."""
+    data: _builtins.bytes
+    """The next piece, 1 MiB at most."""
+    clear: _builtins.bool
+    """Deletes what was uploaded for this transcoder before; in the first message of a folder's first file."""
+    def __init__(
+        self,
+        *,
+        transcoder_id: _builtins.str = ...,
+        file: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        clear: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear", b"clear", "data", b"data", "file", b"file", "transcoder_id", b"transcoder_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadTranscoderFileRequest: _TypeAlias = UploadTranscoderFileRequest  # noqa: Y015
+
+@_typing.final
+class UploadTranscoderFileResponse(_message.Message):
+    """A file in the bucket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    """Key prefix of all files uploaded for this transcoder, for ConvertFiles."""
+    size_bytes: _builtins.int
+    """Bytes that arrived."""
+    def __init__(
+        self,
+        *,
+        prefix: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadTranscoderFileResponse: _TypeAlias = UploadTranscoderFileResponse  # noqa: Y015
+
+@_typing.final
+class ConvertFilesRequest(_message.Message):
+    """Asks for a transcoder made of files in another layout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCODER_ID_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MODEL_REVISION_FIELD_NUMBER: _builtins.int
+    INPUT_HOOK_FIELD_NUMBER: _builtins.int
+    transcoder_id: _builtins.str
+    """Id: lower-case letters, digits and `-`, 1 to 63."""
+    prefix: _builtins.str
+    """Key prefix of the files in the bucket."""
+    format: _builtins.str
+    """`circuit-tracer`, `clt-forge`, `llamascopium`, `saelens`, `gemmascope`, or `auto` to go by the files' names."""
+    model: _builtins.str
+    """The model that they were made for, `models/{model}`."""
+    model_revision: _builtins.str
+    """Hex SHA-256 that identifies that model's checkpoint."""
+    input_hook: _builtins.str
+    """What it reads, `mlp_in` or `resid_mid`, where that is not what the files say; empty otherwise."""
+    def __init__(
+        self,
+        *,
+        transcoder_id: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+        format: _builtins.str = ...,
+        model: _builtins.str = ...,
+        model_revision: _builtins.str = ...,
+        input_hook: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "prefix", b"prefix", "transcoder_id", b"transcoder_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConvertFilesRequest: _TypeAlias = ConvertFilesRequest  # noqa: Y015
+
+@_typing.final
+class ConvertTranscoderRequest(_message.Message):
+    """Asks for a transcoder in another layout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`transcoders/{transcoder}`."""
+    format: _builtins.str
+    """`circuit-tracer`, `clt-forge`, `llamascopium` or `saelens`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        format: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConvertTranscoderRequest: _TypeAlias = ConvertTranscoderRequest  # noqa: Y015
+
+@_typing.final
+class ReadTranscoderFileRequest(_message.Message):
+    """Asks for the content of one file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`transcoders/{transcoder}`."""
+    format: _builtins.str
+    """The layout that it is of."""
+    file: _builtins.str
+    """Path as TranscoderFiles gives it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        format: _builtins.str = ...,
+        file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "format", b"format", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTranscoderFileRequest: _TypeAlias = ReadTranscoderFileRequest  # noqa: Y015
+
+@_typing.final
+class ReadTranscoderFileResponse(_message.Message):
+    """A piece of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next piece, 1 MiB at most."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTranscoderFileResponse: _TypeAlias = ReadTranscoderFileResponse  # noqa: Y015
 
 @_typing.final
 class GetTranscoderRequest(_message.Message):

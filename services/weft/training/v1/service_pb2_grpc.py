@@ -97,6 +97,26 @@ class TrainingServiceStub:
                 request_serializer=weft_dot_training_dot_v1_dot_service__pb2.ImportTranscoderRequest.SerializeToString,
                 response_deserializer=weft_dot_training_dot_v1_dot_messages__pb2.Transcoder.FromString,
                 _registered_method=True)
+        self.UploadTranscoderFile = channel.stream_unary(
+                '/weft.training.v1.TrainingService/UploadTranscoderFile',
+                request_serializer=weft_dot_training_dot_v1_dot_service__pb2.UploadTranscoderFileRequest.SerializeToString,
+                response_deserializer=weft_dot_training_dot_v1_dot_service__pb2.UploadTranscoderFileResponse.FromString,
+                _registered_method=True)
+        self.ConvertFiles = channel.unary_unary(
+                '/weft.training.v1.TrainingService/ConvertFiles',
+                request_serializer=weft_dot_training_dot_v1_dot_service__pb2.ConvertFilesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.ConvertTranscoder = channel.unary_unary(
+                '/weft.training.v1.TrainingService/ConvertTranscoder',
+                request_serializer=weft_dot_training_dot_v1_dot_service__pb2.ConvertTranscoderRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.ReadTranscoderFile = channel.unary_stream(
+                '/weft.training.v1.TrainingService/ReadTranscoderFile',
+                request_serializer=weft_dot_training_dot_v1_dot_service__pb2.ReadTranscoderFileRequest.SerializeToString,
+                response_deserializer=weft_dot_training_dot_v1_dot_service__pb2.ReadTranscoderFileResponse.FromString,
+                _registered_method=True)
         self.GetTranscoder = channel.unary_unary(
                 '/weft.training.v1.TrainingService/GetTranscoder',
                 request_serializer=weft_dot_training_dot_v1_dot_service__pb2.GetTranscoderRequest.SerializeToString,
@@ -197,6 +217,36 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadTranscoderFile(self, request_iterator, context):
+        """Stores one file of a transcoder in another layout in the bucket, for ConvertFiles; the same file again replaces it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConvertFiles(self, request, context):
+        """Makes a transcoder of files in any known layout that lie in the bucket, scales folded in. Long work: metadata
+        TranscoderMetadata, response Transcoder. DATA_LOSS: they are broken; FAILED_PRECONDITION: weft cannot use them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConvertTranscoder(self, request, context):
+        """Writes a transcoder in another layout. Long work: metadata TranscoderMetadata, response TranscoderFiles.
+        FAILED_PRECONDITION: that layout cannot hold it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadTranscoderFile(self, request, context):
+        """Streams one file of a transcoder that ConvertTranscoder named. NOT_FOUND: it was not written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTranscoder(self, request, context):
         """Describes one transcoder. NOT_FOUND: no such transcoder.
         """
@@ -273,6 +323,26 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ImportTranscoder,
                     request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.ImportTranscoderRequest.FromString,
                     response_serializer=weft_dot_training_dot_v1_dot_messages__pb2.Transcoder.SerializeToString,
+            ),
+            'UploadTranscoderFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadTranscoderFile,
+                    request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.UploadTranscoderFileRequest.FromString,
+                    response_serializer=weft_dot_training_dot_v1_dot_service__pb2.UploadTranscoderFileResponse.SerializeToString,
+            ),
+            'ConvertFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConvertFiles,
+                    request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.ConvertFilesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ConvertTranscoder': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConvertTranscoder,
+                    request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.ConvertTranscoderRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ReadTranscoderFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadTranscoderFile,
+                    request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.ReadTranscoderFileRequest.FromString,
+                    response_serializer=weft_dot_training_dot_v1_dot_service__pb2.ReadTranscoderFileResponse.SerializeToString,
             ),
             'GetTranscoder': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTranscoder,
@@ -610,6 +680,114 @@ class TrainingService:
             '/weft.training.v1.TrainingService/ImportTranscoder',
             weft_dot_training_dot_v1_dot_service__pb2.ImportTranscoderRequest.SerializeToString,
             weft_dot_training_dot_v1_dot_messages__pb2.Transcoder.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadTranscoderFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/weft.training.v1.TrainingService/UploadTranscoderFile',
+            weft_dot_training_dot_v1_dot_service__pb2.UploadTranscoderFileRequest.SerializeToString,
+            weft_dot_training_dot_v1_dot_service__pb2.UploadTranscoderFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConvertFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.training.v1.TrainingService/ConvertFiles',
+            weft_dot_training_dot_v1_dot_service__pb2.ConvertFilesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConvertTranscoder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.training.v1.TrainingService/ConvertTranscoder',
+            weft_dot_training_dot_v1_dot_service__pb2.ConvertTranscoderRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTranscoderFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.training.v1.TrainingService/ReadTranscoderFile',
+            weft_dot_training_dot_v1_dot_service__pb2.ReadTranscoderFileRequest.SerializeToString,
+            weft_dot_training_dot_v1_dot_service__pb2.ReadTranscoderFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

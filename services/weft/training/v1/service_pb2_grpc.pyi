@@ -59,6 +59,18 @@ class TrainingServiceStub:
     """Writes a checkpoint as a transcoder, normalisation folded in. Long work: metadata RunMetadata, response Transcoder."""
     ImportTranscoder: _grpc.UnaryUnaryMultiCallable[_service_pb2.ImportTranscoderRequest, _messages_pb2.Transcoder]
     """Takes over files in circuit-tracer's layout that lie in the bucket. DATA_LOSS: they are broken."""
+    UploadTranscoderFile: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadTranscoderFileRequest, _service_pb2.UploadTranscoderFileResponse]
+    """Stores one file of a transcoder in another layout in the bucket, for ConvertFiles; the same file again replaces it."""
+    ConvertFiles: _grpc.UnaryUnaryMultiCallable[_service_pb2.ConvertFilesRequest, _operations_pb2.Operation]
+    """Makes a transcoder of files in any known layout that lie in the bucket, scales folded in. Long work: metadata
+    TranscoderMetadata, response Transcoder. DATA_LOSS: they are broken; FAILED_PRECONDITION: weft cannot use them.
+    """
+    ConvertTranscoder: _grpc.UnaryUnaryMultiCallable[_service_pb2.ConvertTranscoderRequest, _operations_pb2.Operation]
+    """Writes a transcoder in another layout. Long work: metadata TranscoderMetadata, response TranscoderFiles.
+    FAILED_PRECONDITION: that layout cannot hold it.
+    """
+    ReadTranscoderFile: _grpc.UnaryStreamMultiCallable[_service_pb2.ReadTranscoderFileRequest, _service_pb2.ReadTranscoderFileResponse]
+    """Streams one file of a transcoder that ConvertTranscoder named. NOT_FOUND: it was not written."""
     GetTranscoder: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetTranscoderRequest, _messages_pb2.Transcoder]
     """Describes one transcoder. NOT_FOUND: no such transcoder."""
     ListTranscoders: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListTranscodersRequest, _service_pb2.ListTranscodersResponse]
@@ -93,6 +105,18 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Writes a checkpoint as a transcoder, normalisation folded in. Long work: metadata RunMetadata, response Transcoder."""
     ImportTranscoder: _aio.UnaryUnaryMultiCallable[_service_pb2.ImportTranscoderRequest, _messages_pb2.Transcoder]  # type: ignore[assignment]
     """Takes over files in circuit-tracer's layout that lie in the bucket. DATA_LOSS: they are broken."""
+    UploadTranscoderFile: _aio.StreamUnaryMultiCallable[_service_pb2.UploadTranscoderFileRequest, _service_pb2.UploadTranscoderFileResponse]  # type: ignore[assignment]
+    """Stores one file of a transcoder in another layout in the bucket, for ConvertFiles; the same file again replaces it."""
+    ConvertFiles: _aio.UnaryUnaryMultiCallable[_service_pb2.ConvertFilesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Makes a transcoder of files in any known layout that lie in the bucket, scales folded in. Long work: metadata
+    TranscoderMetadata, response Transcoder. DATA_LOSS: they are broken; FAILED_PRECONDITION: weft cannot use them.
+    """
+    ConvertTranscoder: _aio.UnaryUnaryMultiCallable[_service_pb2.ConvertTranscoderRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Writes a transcoder in another layout. Long work: metadata TranscoderMetadata, response TranscoderFiles.
+    FAILED_PRECONDITION: that layout cannot hold it.
+    """
+    ReadTranscoderFile: _aio.UnaryStreamMultiCallable[_service_pb2.ReadTranscoderFileRequest, _service_pb2.ReadTranscoderFileResponse]  # type: ignore[assignment]
+    """Streams one file of a transcoder that ConvertTranscoder named. NOT_FOUND: it was not written."""
     GetTranscoder: _aio.UnaryUnaryMultiCallable[_service_pb2.GetTranscoderRequest, _messages_pb2.Transcoder]  # type: ignore[assignment]
     """Describes one transcoder. NOT_FOUND: no such transcoder."""
     ListTranscoders: _aio.UnaryUnaryMultiCallable[_service_pb2.ListTranscodersRequest, _service_pb2.ListTranscodersResponse]  # type: ignore[assignment]
@@ -196,6 +220,42 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messages_pb2.Transcoder, _abc.Awaitable[_messages_pb2.Transcoder]]:
         """Takes over files in circuit-tracer's layout that lie in the bucket. DATA_LOSS: they are broken."""
+
+    @_abc_1.abstractmethod
+    def UploadTranscoderFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_service_pb2.UploadTranscoderFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.UploadTranscoderFileResponse, _abc.Awaitable[_service_pb2.UploadTranscoderFileResponse]]:
+        """Stores one file of a transcoder in another layout in the bucket, for ConvertFiles; the same file again replaces it."""
+
+    @_abc_1.abstractmethod
+    def ConvertFiles(
+        self,
+        request: _service_pb2.ConvertFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Makes a transcoder of files in any known layout that lie in the bucket, scales folded in. Long work: metadata
+        TranscoderMetadata, response Transcoder. DATA_LOSS: they are broken; FAILED_PRECONDITION: weft cannot use them.
+        """
+
+    @_abc_1.abstractmethod
+    def ConvertTranscoder(
+        self,
+        request: _service_pb2.ConvertTranscoderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Writes a transcoder in another layout. Long work: metadata TranscoderMetadata, response TranscoderFiles.
+        FAILED_PRECONDITION: that layout cannot hold it.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadTranscoderFile(
+        self,
+        request: _service_pb2.ReadTranscoderFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.ReadTranscoderFileResponse], _abc.AsyncIterator[_service_pb2.ReadTranscoderFileResponse]]:
+        """Streams one file of a transcoder that ConvertTranscoder named. NOT_FOUND: it was not written."""
 
     @_abc_1.abstractmethod
     def GetTranscoder(

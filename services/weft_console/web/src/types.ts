@@ -93,6 +93,35 @@ export interface Evaluation {
   l0_by_layer: number[];
   silent_share: number;
   reconstruction_loss: number;
+  silent_share_by_layer: number[];
+  dense_share: number;
+  dense_share_by_layer: number[];
+  density_edges_log10: number[];
+  /** Row-major, a row of bins a layer. */
+  density_counts_by_layer: number[];
+  replacement: Replacement | null;
+}
+
+export interface ReplacementScore {
+  cross_entropy: number;
+  kl_divergence: number;
+  top1_agreement: number;
+  ablated_cross_entropy: number;
+  recovered: number | null;
+}
+
+export interface Replacement {
+  tokens: number;
+  sequences: number;
+  cross_entropy: number;
+  all: ReplacementScore | null;
+  by_layer: ReplacementScore[];
+}
+
+export interface Checkpoint {
+  name: string;
+  step: number;
+  evaluation: Evaluation | null;
 }
 
 export interface TrainingSpec {

@@ -1,4 +1,6 @@
 import { describe, expect, it } from "vitest";
+import { binName, densityCounts } from "../src/pages/evaluation";
+import type { Evaluation } from "../src/types";
 import { bytes, count, figure, seconds, signedPercent } from "../src/format";
 import { parseRoute } from "../src/routes";
 import { logTicks, thin, ticks } from "../src/ui/scale";
@@ -50,5 +52,20 @@ describe("routes", () => {
     expect(parseRoute("/runs")).toEqual({ section: "runs", id: null });
     expect(parseRoute("/graphs/a/b").section).toBe("unknown");
     expect(parseRoute("/secrets").section).toBe("unknown");
+  });
+});
+
+describe("evaluation", () => {
+  it("adds up the bins of all layers", () => {
+    const evaluation = { density_edges_log10: [-2, -1, 0], density_counts_by_layer: [1, 2, 3, 4, 5, 6] } as Evaluation;
+    expect(densityCounts(evaluation)).toEqual([9, 12]);
+    expect(densityCounts({ density_edges_log10: [], density_counts_by_layer: [] } as unknown as Evaluation)).toEqual([]);
+  });
+
+  it("names bins in per cent and marks powers of ten", () => {
+    const edges = [-2, -1.5, -1];
+    expect(binName(edges, 0, false)).toBe("1% to 3.2% of tokens");
+    expect(binName(edges, 0, true)).toBe("1e-2");
+    expect(binName(edges, 1, true)).toBe("");
   });
 });

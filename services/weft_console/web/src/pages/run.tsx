@@ -2,8 +2,8 @@
 import { useEffect, useReducer, useState } from "preact/hooks";
 import { follow, post, type ApiError } from "../api";
 import { ago, bytes, count, figure, percent } from "../format";
-import { idOf, type Evaluation, type Metrics, type Run } from "../types";
-import { LayerBars } from "../ui/layer-bars";
+import { idOf, type Checkpoint, type Evaluation, type Metrics, type Run } from "../types";
+import { EvaluationCharts, ReplacementPart } from "./evaluation";
 import { LineChart } from "../ui/line-chart";
 import { toApiError, useLoad } from "../ui/load";
 import { Loading, PageHead, Problem, ProgressBar, Stat, StateBadge } from "../ui/parts";
@@ -64,6 +64,7 @@ function useRun(id: string, round: number): [History, string | null] {
 
 export function RunPage({ id }: { id: string }) {
   const loaded = useLoad<Run>(`/api/runs/${encodeURIComponent(id)}`);
+  const checkpoints = useLoad<{ checkpoints: Checkpoint[] }>(`/api/runs/${encodeURIComponent(id)}/checkpoints`);
   const [round, setRound] = useState(0);
   const [history, streamProblem] = useRun(id, round);
   const [problem, setProblem] = useState<ApiError | null>(null);
@@ -74,6 +75,8 @@ export function RunPage({ id }: { id: string }) {
     if (verb === "cancel" && !confirm("Stop this run for good?")) return;
     post<Run>(`/api/runs/${encodeURIComponent(id)}/${verb}`).then(() => { setProblem(null); loaded.reload(); setRound((n) => n + 1); }, (error: unknown) => setProblem(toApiError(error)));
   };
+  // Newest first: the last checkpoint that somebody had the replacement model measured of.
+  const measured = checkpoints.data?.checkpoints.find((one) => one.evaluation?.replacement);
   const { metrics } = history;
   const last = metrics[metrics.length - 1] ?? run.metrics;
   const evaluation = history.evaluations[history.evaluations.length - 1] ?? run.evaluation;
@@ -114,13 +117,9 @@ export function RunPage({ id }: { id: string }) {
         <LineChart title="Dead share" series={[{ name: "dead", points: points((one) => one.dead_share) }]} format={(value) => percent(value)} />
         <LineChart title="Tokens per second" series={[{ name: "tokens/s", points: points((one) => one.tokens_per_s) }]} format={count} />
         <LineChart title="Gradient norm before clipping" series={[{ name: "norm", points: points((one) => one.gradient_norm) }]} log />
-        {evaluation && evaluation.explained_variance_by_layer.length > 0 ? (
-          <LayerBars title="Held-out explained variance by layer" series={[{ name: "explained variance", values: evaluation.explained_variance_by_layer }]} note={`step ${count(evaluation.step)}, ${count(evaluation.tokens)} tokens`} />
-        ) : null}
-        {evaluation && evaluation.l0_by_layer.length > 0 ? (
-          <LayerBars title="Held-out L0 by layer" series={[{ name: "L0", values: evaluation.l0_by_layer }]} note={`${percent(evaluation.silent_share)} of features silent on held-out tokens`} />
-        ) : null}
+        {evaluation ? <EvaluationCharts evaluation={evaluation} history={history.evaluations} /> : null}
       </div>
+      {measured?.evaluation?.replacement ? <ReplacementPart replacement={measured.evaluation.replacement} step={measured.step} /> : null}
       <h2>History</h2>
       <ol class="timeline">
         {run.transitions.map((one, i) => <li key={i}><StateBadge state={one.state} /> <time>{one.time ? new Date(one.time).toLocaleTimeString("en-GB") : ""}</time> <span class="note">{one.reason}</span></li>)}

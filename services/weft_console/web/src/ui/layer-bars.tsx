@@ -8,8 +8,9 @@ const LEFT = 48;
 const TOP = 8;
 const BOTTOM = 22;
 
-/** One bar a layer and series, side by side. */
-export function LayerBars(props: { title: string; series: { name: string; values: number[] }[]; note?: string }) {
+/** One bar a layer and series, side by side; `slotName` says what else a slot stands for. */
+export function LayerBars(props: { title: string; series: { name: string; values: number[] }[]; note?: string; slotName?: (at: number, isTick: boolean) => string; every?: number }) {
+  const slotName = props.slotName ?? ((at: number, isTick: boolean) => (isTick ? `${at}` : `layer ${at}`));
   const [layer, setLayer] = useState<number | null>(null);
   const numLayers = Math.max(...props.series.map((one) => one.values.length), 1);
   const values = props.series.flatMap((one) => one.values);
@@ -24,7 +25,7 @@ export function LayerBars(props: { title: string; series: { name: string; values
         <b>{props.title}</b>
         <span class="chart-legend">
           {props.series.map((one, i) => <span key={one.name}><i class={`swatch s${i}`} />{one.name}{layer === null ? "" : <b> {figure(one.values[layer] ?? 0)}</b>}</span>)}
-          <span>{layer === null ? props.note : `layer ${layer}`}</span>
+          <span>{layer === null ? props.note : slotName(layer, false)}</span>
         </span>
       </figcaption>
       <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img"
@@ -46,8 +47,8 @@ export function LayerBars(props: { title: string; series: { name: string; values
             })}
           </g>
         ))}
-        {Array.from({ length: numLayers }, (_, at) => at).filter((at) => at % Math.ceil(numLayers / 10) === 0).map((at) => (
-          <text key={at} x={LEFT + (at + 0.5) * slot} y={HEIGHT - 6} text-anchor="middle">{at}</text>
+        {Array.from({ length: numLayers }, (_, at) => at).filter((at) => at % (props.every ?? Math.ceil(numLayers / 10)) === 0).map((at) => (
+          <text key={at} x={LEFT + (at + 0.5) * slot} y={HEIGHT - 6} text-anchor="middle">{slotName(at, true)}</text>
         ))}
       </svg>
     </figure>

@@ -1,0 +1,104 @@
+"""The dialogue of ReplaceMlps: from messages to the core and back, until the caller has no more passes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from weft.activations.v1 import service_pb2
+from weft_activations.core.inference import Inference
+from weft_activations.core.ports import Floats, MlpStop, PassPlan
+from weft_activations.core.replacing import Replacing, open_replacing
+from weft_common.errors import DeadlineExceededError, InvalidArgumentError
+from weft_common.resource_names import parse_name
+from weft_common.tensors import TensorAssembler, chunk_tensor
+
+__all__ = ["replace_mlps"]
+
+_PATIENCE_S = 300.0
+"""How long a caller may think: what a batch holds is not free until it goes."""
+
+Requests = AsyncIterator[service_pb2.ReplaceMlpsRequest]
+
+
+async def replace_mlps(
+    requests: Requests, inference: Inference, *, max_bytes: int
+) -> AsyncIterator[service_pb2.ReplaceMlpsResponse]:
+    """
+    Answer one call.
+
+    Raises:
+        InvalidArgumentError: A message of another kind than comes next, and all that `Replacing` refuses.
+        DeadlineExceededError: The caller says nothing for too long.
+    """
+    start = await _next(requests, "start")
+    if start is None:
+        return
+    replacing = await open_replacing(
+        inference,
+        parse_name(start.start.model, "models", field="start.model"),
+        [tuple(sequence.ids) for sequence in start.start.sequences],
+        start.start.input_hook,
+        max_bytes=max_bytes,
+    )
+    while (request := await _next(requests, "plan")) is not None:
+        asked = request.plan
+        plan = PassPlan(
+            read_layers=tuple(asked.read_layers),
+            read_output_norms=asked.read_output_norms,
+            replaced_layers=tuple(asked.replaced_layers),
+            ablated_layers=tuple(asked.ablated_layers),
+            kept_rows=tuple(asked.kept_rows),
+        )
+        stop = await replacing.begin(plan)
+        while isinstance(stop, MlpStop):
+            hook = f"layers.{stop.layer}."
+            for name, array in (
+                (hook + start.start.input_hook, stop.input_ND),
+                (hook + "mlp_out.norm", stop.output_norm_N),
+            ):
+                if array is not None:
+                    for chunk in chunk_tensor(name, array):
+                        yield service_pb2.ReplaceMlpsResponse(chunk=chunk)
+            output_ND = await _output(requests, hook + "mlp_out", replacing) if stop.is_replaced else None
+            stop = await replacing.go_on(output_ND)
+        yield service_pb2.ReplaceMlpsResponse(
+            score=service_pb2.ReplaceScore(
+                tokens=stop.tokens,
+                model_cross_entropy_sum=stop.model_cross_entropy_sum,
+                cross_entropy_sum=stop.cross_entropy_sum,
+                kl_sum=stop.kl_sum,
+                agreed=stop.agreed,
+            )
+        )
+
+
+async def _output(requests: Requests, hook: str, replacing: Replacing) -> Floats:
+    num_rows, d_model = replacing.output_shape
+    assembler = TensorAssembler(4 * num_rows * d_model)
+    while True:
+        request = await _next(requests, "output")
+        if request is None:
+            raise InvalidArgumentError(f"the caller went before it gave {hook}", field="output")
+        if request.output.tensor_name != hook:
+            raise InvalidArgumentError(
+                f"a piece of {request.output.tensor_name[:80]!r} came; {hook} is waited for", field="output.tensor_name"
+            )
+        if (whole := assembler.add(request.output)) is not None:
+            return whole[1].astype(np.float32, copy=False)
+
+
+async def _next(requests: Requests, kind: str) -> service_pb2.ReplaceMlpsRequest | None:
+    """Take the next message, which must be of a kind; None where the caller has no more."""
+    try:
+        request = await asyncio.wait_for(anext(requests), _PATIENCE_S)
+    except StopAsyncIteration:
+        return None
+    except TimeoutError:
+        raise DeadlineExceededError(
+            f"nothing came for {_PATIENCE_S:g} s where `{kind}` was waited for; begin again, with smaller batches"
+        ) from None
+    found = request.WhichOneof("part")
+    if found != kind:
+        raise InvalidArgumentError(f"a message with {found or 'nothing'} came; `{kind}` was expected next", field=kind)
+    return request

@@ -1,0 +1,210 @@
+"""
+circuit-tracer's layout of a cross-layer transcoder, which is weft's own too.
+
+    config.yaml                 model_name, model_kind: cross_layer_transcoder, feature_input_hook, feature_output_hook
+    W_enc_{i}.safetensors       W_enc_{i} [F, D], b_enc_{i} [F], b_dec_{i} [D], optional threshold_{i} [F]
+    W_dec_{i}.safetensors       W_dec_{i} [F, S, D]: axis 1 the targets i to i + S - 1
+
+Layers are contiguous from 0. circuit-tracer wants S = L - i. weft also keeps transcoders whose features write to fewer
+layers, S = min(window, L - i), so that a per-layer one takes L decoders and not L (L + 1) / 2.
+
+Source: circuit-tracer 0.5.0, `transcoder/cross_layer_transcoder.py`. Its JumpReLU is h * 1[h > threshold].
+Shapes: L layers, F features, D d_model, S targets.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from weft_clt.formats.files import LayoutFiles, read_text
+from weft_clt.formats.representation import (
+    MAX_LAYERS,
+    Array,
+    Encoder,
+    TranscoderFacts,
+    TranscoderSource,
+    blocks,
+    hook_of_layer,
+    peer_hook,
+)
+from weft_clt.formats.safetensors_reading import SafetensorsFile
+from weft_clt.formats.safetensors_writing import writing_safetensors
+from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError
+
+__all__ = ["CircuitTracerFiles", "config_yaml", "write_circuit_tracer"]
+
+_FILE = re.compile(r"W_(enc|dec)_(0|[1-9][0-9]{0,3})\.safetensors")
+CONFIG = "config.yaml"
+
+
+class CircuitTracerFiles:
+    """
+    Files in this layout, checked by their headers.
+
+    Args:
+        files: Where they lie.
+
+    Raises:
+        NotFoundError: There is no config.yaml.
+        FailedPreconditionError: It is another kind of transcoder, or reads a hook that weft does not have.
+        DataLossError: A file is missing, cut short, or not what the layout says.
+    """
+
+    def __init__(self, files: LayoutFiles) -> None:
+        config = _read_config(files)
+        layers = sorted(
+            int(match[2]) for name in files.sizes() if (match := _FILE.fullmatch(name)) and match[1] == "enc"
+        )
+        if not layers or layers != list(range(len(layers))) or len(layers) > MAX_LAYERS:
+            raise DataLossError(
+                f"{files.where} has W_enc files of layers {layers[:20]}: expected 0, 1, 2, ... without a gap, "
+                f"at most {MAX_LAYERS}. Copy the files again."
+            )
+        self._encoders = [SafetensorsFile(files, f"W_enc_{layer}.safetensors") for layer in layers]
+        self._decoders = [SafetensorsFile(files, f"W_dec_{layer}.safetensors") for layer in layers]
+        shape = self._encoders[0].shapes.get("W_enc_0", ())
+        if len(shape) != 2 or 0 in shape:
+            raise DataLossError(
+                f"{files.where}W_enc_0.safetensors has W_enc_0 of shape {list(shape)}: expected [features, d_model]."
+            )
+        num_features, d_model = shape
+        window = self._decoders[0].shapes.get("W_dec_0", (0, len(layers)))[1:2]
+        with_threshold = 0
+        for layer, (encoder, decoder) in enumerate(zip(self._encoders, self._decoders, strict=True)):
+            expected: dict[str, tuple[int, ...]] = {
+                f"W_enc_{layer}": (num_features, d_model),
+                f"b_enc_{layer}": (num_features,),
+                f"b_dec_{layer}": (d_model,),
+            }
+            if f"threshold_{layer}" in encoder.shapes:
+                expected[f"threshold_{layer}"] = (num_features,)
+                with_threshold += 1
+            encoder.expect(expected, exactly=True)
+            targets = min(*window, len(layers) - layer) if window and window[0] > 0 else len(layers) - layer
+            decoder.expect({f"W_dec_{layer}": (num_features, targets, d_model)}, exactly=True)
+        if with_threshold not in (0, len(layers)):
+            raise DataLossError(
+                f"{with_threshold} of {len(layers)} layers in {files.where} have thresholds: expected all or none."
+            )
+        self._facts = TranscoderFacts(
+            num_layers=len(layers),
+            num_features=num_features,
+            d_model=d_model,
+            input_hook=hook_of_layer(config.get("feature_input_hook", "")),
+            output_hook=hook_of_layer(config.get("feature_output_hook", ""), output=True),
+            has_thresholds=with_threshold > 0,
+            window=window[0],
+        )
+        self._block: tuple[tuple[int, int, int], Array] | None = None
+        self.names = sorted([CONFIG, *(f"W_{part}_{layer}.safetensors" for part in ("enc", "dec") for layer in layers)])
+
+    @property
+    def facts(self) -> TranscoderFacts:
+        """What the headers say."""
+        return self._facts
+
+    def encoder(self, layer: int) -> Encoder:
+        """Read one layer's encoder."""
+        file = self._encoders[layer]
+        return Encoder(
+            w_enc_FD=file.read(f"W_enc_{layer}"),
+            b_enc_F=file.read(f"b_enc_{layer}"),
+            threshold_F=file.read(f"threshold_{layer}") if self._facts.has_thresholds else None,
+        )
+
+    def decoder(self, layer: int, target: int, features: slice) -> Array:
+        """Read what some features write to one layer."""
+        # A feature's targets lie side by side, and whoever asks for one mostly asks for the next: read once.
+        wanted = (layer, features.start, features.stop)
+        if self._block is None or self._block[0] != wanted:
+            self._block = None
+            self._block = (wanted, self._decoders[layer].read(f"W_dec_{layer}", rows=features))
+        return self._block[1][:, target - layer]
+
+    def output_bias(self, target: int) -> Array:
+        """Read a layer's output bias."""
+        return self._encoders[target].read(f"b_dec_{target}")
+
+
+def config_yaml(model: str, input_hook: str, output_hook: str) -> bytes:
+    """
+    Write config.yaml.
+
+    Raises:
+        FailedPreconditionError: circuit-tracer has no name for a hook.
+    """
+    lines = [
+        f"model_name: {json.dumps(model)}",
+        "model_kind: cross_layer_transcoder",
+        f"feature_input_hook: {peer_hook(input_hook)}",
+        f"feature_output_hook: {peer_hook(output_hook, output=True)}",
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def write_circuit_tracer(source: TranscoderSource, folder: Path, model: str, *, padded: bool = True) -> Iterator[str]:
+    """
+    Write every file and yield its name once it is whole.
+
+    Args:
+        source: What to write.
+        folder: Where to.
+        model: Name of the model that it is for.
+        padded: Write zeros where features have no decoder, as circuit-tracer wants it; else keep weft's shorter form.
+    """
+    facts = source.facts
+    (folder / CONFIG).write_bytes(config_yaml(model, facts.input_hook, facts.output_hook))
+    yield CONFIG
+    for layer in range(facts.num_layers):
+        encoder = source.encoder(layer)
+        tensors = {
+            f"W_enc_{layer}": encoder.w_enc_FD,
+            f"b_enc_{layer}": encoder.b_enc_F,
+            f"b_dec_{layer}": source.output_bias(layer),
+        }
+        if encoder.threshold_F is not None:
+            tensors[f"threshold_{layer}"] = encoder.threshold_F
+        name = f"W_enc_{layer}.safetensors"
+        with writing_safetensors(folder / name, {key: array.shape for key, array in tensors.items()}) as write:
+            for array in tensors.values():
+                write(array)
+        del encoder, tensors
+        yield name
+        targets = facts.targets(layer)
+        num_targets = facts.num_layers - layer if padded else len(targets)
+        shape = (facts.num_features, num_targets, facts.d_model)
+        name = f"W_dec_{layer}.safetensors"
+        with writing_safetensors(folder / name, {f"W_dec_{layer}": shape}) as write:
+            for features in blocks(facts.num_features, num_targets * facts.d_model):
+                rows = np.zeros((features.stop - features.start, *shape[1:]), dtype=np.float32)
+                for target in targets:
+                    rows[:, target - layer] = source.decoder(layer, target, features)
+                write(rows)
+        yield name
+
+
+def _read_config(files: LayoutFiles) -> Mapping[str, str]:
+    """Read the flat part of a YAML file: `key: value` lines at its left margin."""
+    try:
+        text = read_text(files, CONFIG)
+    except NotFoundError:
+        raise NotFoundError(
+            f"there is no '{files.where}{CONFIG}': give the prefix of a folder in circuit-tracer's layout, with its "
+            "config.yaml.",
+            field="prefix",
+        ) from None
+    config = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name and not name[0].isspace() and name[0] not in "#-":
+            config[name.strip().strip("'\"")] = re.sub(r"\s#.*", "", value).strip().strip("'\"")
+    kind = config.get("model_kind", "")
+    if kind != "cross_layer_transcoder":
+        raise FailedPreconditionError(
+            f"'{files.where}{CONFIG}' says model_kind {kind!r}: only cross_layer_transcoder can be imported.",
+            field="prefix",
+        )
+    return config

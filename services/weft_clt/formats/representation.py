@@ -1,0 +1,149 @@
+"""
+What every layout is read into and written from: a transcoder whose weights are fetched a piece at a time.
+
+    h_l    = W_enc_l x_l + b_enc_l
+    a_l    = h_l * 1[h_l > threshold_l]                 threshold 0 where there is none (ReLU)
+    yhat_t = sum of W_dec_{l->t}^T a_l over l, t - window < l <= t, + b_dec_t
+
+in the model's own units: whatever a layout keeps beside its weights (scales of inputs and outputs, thresholds as
+logarithms or in units of decoder norms) is folded in by its reader.
+Shapes: L layers, F features of a layer, D d_model, f features of a block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from weft_common.errors import FailedPreconditionError
+
+__all__ = [
+    "MAX_LAYERS",
+    "MLP_NORMALIZED",
+    "Array",
+    "Encoder",
+    "TranscoderFacts",
+    "TranscoderSource",
+    "blocks",
+    "hook_of_layer",
+    "peer_hook",
+]
+
+Array = NDArray[Any]
+
+MLP_NORMALIZED = "mlp_normalized"
+"""Input before the weight and bias of the norm in front of the MLP; what peers call ln2.hook_normalized."""
+
+MAX_LAYERS = 1024
+"""Of a model; what claims more is broken."""
+
+_BLOCK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class TranscoderFacts:
+    """
+    What is known before a weight is read.
+
+    Args:
+        num_layers: L.
+        num_features: F.
+        d_model: D.
+        input_hook: What it reads: `mlp_in`, `resid_mid` or `mlp_normalized`.
+        output_hook: What it predicts: `mlp_out`.
+        has_thresholds: JumpReLU; else ReLU.
+        window: Layers that a feature writes to, its own included: L for a cross-layer transcoder, 1 for per-layer ones.
+    """
+
+    num_layers: int
+    num_features: int
+    d_model: int
+    input_hook: str
+    output_hook: str
+    has_thresholds: bool
+    window: int
+
+    def targets(self, layer: int) -> range:
+        """Return the layers that features of a layer write to."""
+        return range(layer, min(layer + self.window, self.num_layers))
+
+    @property
+    def num_pairs(self) -> int:
+        """Decoder blocks over all layers."""
+        window = min(self.window, self.num_layers)
+        return self.num_layers * window - window * (window - 1) // 2
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One layer's encoder: weights [F, D], biases [F] and, for JumpReLU, thresholds [F]; float32 or float64."""
+
+    w_enc_FD: Array
+    b_enc_F: Array
+    threshold_F: Array | None
+
+
+class TranscoderSource(Protocol):
+    """Weights in the model's own units, read when asked for. DataLossError where what is stored is no finite number."""
+
+    @property
+    def facts(self) -> TranscoderFacts:
+        """What is known of it."""
+        ...
+
+    def encoder(self, layer: int) -> Encoder:
+        """Read one layer's encoder."""
+        ...
+
+    def decoder(self, layer: int, target: int, features: slice) -> Array:
+        """Read what some features of a layer write to `target`, one of `facts.targets(layer)`: [f, D]."""
+        ...
+
+    def output_bias(self, target: int) -> Array:
+        """Read the bias of what is predicted at a layer: [D]."""
+        ...
+
+
+def blocks(num_rows: int, row_values: int) -> Iterator[slice]:
+    """
+    Cut rows of so many values into blocks of at most 32 MiB in float64, or of one row.
+
+    >>> [(rows.start, rows.stop) for rows in blocks(5, 2_000_000)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    step = max(1, _BLOCK_BYTES // (8 * max(1, row_values)))
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
+
+_HOOKS = {"mlp.hook_in": "mlp_in", "hook_resid_mid": "resid_mid", "ln2.hook_normalized": MLP_NORMALIZED}
+_OUTPUT_HOOKS = {"hook_mlp_out": "mlp_out"}
+
+
+def hook_of_layer(name: str, *, output: bool = False) -> str:
+    """
+    Translate TransformerLens's name of a hook, without its layer.
+
+    Raises:
+        FailedPreconditionError: weft does not capture it.
+
+    >>> hook_of_layer("mlp.hook_in"), hook_of_layer("hook_mlp_out", output=True)
+    ('mlp_in', 'mlp_out')
+    """
+    known = _OUTPUT_HOOKS if output else _HOOKS
+    if name not in known:
+        raise FailedPreconditionError(
+            f"the transcoder {'predicts' if output else 'reads'} {name[:80]!r}, which weft does not capture: "
+            f"only {', '.join(known)} can be imported.",
+            field="prefix",
+        )
+    return known[name]
+
+
+def peer_hook(name: str, *, output: bool = False) -> str:
+    """Translate back. FailedPreconditionError where there is no such name."""
+    for theirs, ours in (_OUTPUT_HOOKS if output else _HOOKS).items():
+        if ours == name:
+            return theirs
+    raise FailedPreconditionError(f"other tools have no name for the hook {name!r}, so this cannot be exported.")

@@ -1,0 +1,108 @@
+"""Files of transcoders on their way between a client and the bucket."""
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from weft_common.errors import InvalidArgumentError, NotFoundError
+from weft_store import ObjectStore
+from weft_store.documents import read_json
+from weft_trainer.core.admission import check_new_id
+from weft_trainer.core.format_jobs import formats_prefix
+
+__all__ = ["TranscoderTransfer", "check_file", "uploads_prefix"]
+
+PIECE_BYTES = 1 << 20
+_MAX_FILE_BYTES = 256 << 30
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
+
+
+def uploads_prefix(transcoder: str) -> str:
+    """Return where uploaded files of a transcoder lie until they are converted, with a slash."""
+    return f"uploads/transcoders/{transcoder}/"
+
+
+def check_file(file: str) -> str:
+    """
+    Return the path of a file, or raise InvalidArgumentError where it could lead out of its folder.
+
+    >>> check_file("layer_0/cfg.json")
+    'layer_0/cfg.json'
+    """
+    if not _FILE.fullmatch(file):
+        raise InvalidArgumentError(
+            f"file is {file[:80]!r}: give a path of at most 8 parts of letters, digits, '.', '_' and '-', none of them "
+            "starting with '.', joined by '/'.",
+            field="file",
+        )
+    return file
+
+
+class TranscoderTransfer:
+    """
+    Takes files in and gives them out, a piece at a time.
+
+    Args:
+        store: The bucket.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def upload(
+        self, transcoder: str, file: str, pieces: AsyncIterator[bytes], *, clear: bool = False
+    ) -> tuple[str, int]:
+        """
+        Store a file as a whole, or not at all; `clear` deletes what was uploaded for this transcoder before.
+
+        Returns:
+            The prefix of all uploads for this transcoder, and the file's size.
+
+        Raises:
+            InvalidArgumentError: The id, the file's path, or the size of a piece or of the file is refused.
+        """
+        prefix = uploads_prefix(check_new_id(transcoder, "transcoder_id"))
+        check_file(file)
+        size_bytes = 0
+        with tempfile.TemporaryDirectory(prefix="weft-") as folder:
+            path = Path(folder) / "file"
+            with path.open("wb") as written:
+                async for piece in pieces:
+                    size_bytes += len(piece)
+                    if len(piece) > PIECE_BYTES or size_bytes > _MAX_FILE_BYTES:
+                        raise InvalidArgumentError(
+                            f"a piece of {len(piece)} bytes makes the file {size_bytes} bytes: give pieces of at most "
+                            f"{PIECE_BYTES} and files of at most {_MAX_FILE_BYTES}.",
+                            field="data",
+                        )
+                    await asyncio.to_thread(written.write, piece)
+            if clear:
+                await asyncio.to_thread(self._clear, prefix)
+            await asyncio.to_thread(self._store.put_file, prefix + file, path)
+        return prefix, size_bytes
+
+    def _clear(self, prefix: str) -> None:
+        for info in list(self._store.list(prefix)):
+            self._store.delete(info.key)
+
+    async def read(self, transcoder: str, layout: str, file: str) -> AsyncIterator[bytes]:
+        """Read a file that was written for others, by pieces. NotFoundError where it was not."""
+        prefix = formats_prefix(transcoder, layout)
+        try:
+            document, _ = await asyncio.to_thread(read_json, self._store, f"{prefix}manifest.json")
+        except NotFoundError:
+            raise NotFoundError(
+                f"transcoders/{transcoder} was not written as {layout[:40]!r}: call ConvertTranscoder first.",
+                field="format",
+            ) from None
+        sizes = {entry["path"]: int(entry["size_bytes"]) for entry in document["files"]}
+        if file not in sizes:
+            raise NotFoundError(
+                f"transcoders/{transcoder} has no file {file[:80]!r} as {layout}: ConvertTranscoder names them.",
+                field="file",
+            )
+        for offset in range(0, sizes[file], PIECE_BYTES):
+            length = min(PIECE_BYTES, sizes[file] - offset)
+            yield await asyncio.to_thread(self._store.get, prefix + file, offset=offset, length=length)
