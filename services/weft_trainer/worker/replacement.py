@@ -173,7 +173,7 @@ def replace(store: ObjectStore, settings: ReplacementSettings, dataset: messages
         dtype=torch.float32,
         skip=features.linear_skip,
     )
-    load_whole(checkpoints, settings.checkpoint_step, config, params)
+    load_whole(checkpoints, settings.checkpoint_step, params)
     if features.activation is Activation.JOINT_TOP_K:
         # It selects over all layers at once: with the thresholds of its export it can stand in for one after the other.
         train = messages_pb2.SPLIT_TRAIN
