@@ -137,9 +137,10 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         variants.append(params)
     with ThreadPoolExecutor(len(variants)) as threads:
         held_out = (source(messages_pb2.SPLIT_HELD_OUT) for _ in variants)
-        trained, *_, exported = threads.map(
-            lambda variant, data: evaluate(variant, config, data, normalization, step), variants, held_out
+        evaluations = list(
+            threads.map(lambda variant, data: evaluate(variant, config, data, normalization, step), variants, held_out)
         )
+    trained, exported = evaluations[0], evaluations[-1]
     _log.info(
         "evaluated",
         explained_variance=exported.explained_variance,
