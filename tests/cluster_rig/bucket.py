@@ -88,6 +88,8 @@ def minio(namespace: str) -> Iterator[ClusterBucket]:
         "envFrom": [{"secretRef": {"name": "minio"}}],
         "env": [{"name": "MINIO_BROWSER", "value": "off"}],
         "ports": [{"containerPort": 9000}],
+        # Without a request it gets next to nothing while ranks compute, and services lose their leases.
+        "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}},
         "readinessProbe": {"httpGet": {"path": "/minio/health/ready", "port": 9000}, "periodSeconds": 2},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     }
