@@ -152,16 +152,16 @@ class AuthInterceptor(_Wrapping):
         async def checked(request: Any, context: Context) -> Any:
             given = dict(context.invocation_metadata() or ()).get("authorization")
             if given is None:
-                await _read_rest(request)
                 await abort(
                     context,
+                    request,
                     UnauthenticatedError("no token came with the call; send metadata `authorization: Bearer TOKEN`"),
                 )
             raw = given.encode() if isinstance(given, str) else bytes(given or b"")
             if not hmac.compare_digest(raw, expected):
-                await _read_rest(request)
                 await abort(
                     context,
+                    request,
                     UnauthenticatedError(
                         "the token is not this service's; send `authorization: Bearer TOKEN` with the token that the "
                         "service was started with"
@@ -182,9 +182,7 @@ class ErrorInterceptor(_Wrapping):
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception as error:
-                told = as_weft_error(error)
-                await _read_rest(request)
-                await abort(context, told)
+                await abort(context, request, as_weft_error(error))
 
         return guarded
 
@@ -273,8 +271,9 @@ def as_weft_error(error: Exception) -> WeftError:
     return InternalError(f"an internal error; {where}", metadata=_request_metadata())
 
 
-async def abort(context: Context, error: WeftError) -> None:
-    """End a call with an error; does not return."""
+async def abort(context: Context, request: Any, error: WeftError) -> None:
+    """End a call with an error, once its caller was heard out; does not return."""
+    await _read_rest(request)
     status = rpc_status.to_status(status_from_error(error))
     extra: list[tuple[str, str]] = []
     if request_id := current_request_id():

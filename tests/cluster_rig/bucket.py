@@ -52,6 +52,12 @@ class ClusterBucket:
             if path.is_file():
                 store.put_file(f"{prefix}{path.name}", path)
 
+    def empty(self) -> None:
+        """Delete everything."""
+        store = self.store()
+        for item in list(store.list("")):
+            store.delete(item.key)
+
     def stop(self) -> None:
         """Stop the server; what it has stays."""
         self.kubectl("scale", "deployment/minio", "--replicas=0")
@@ -82,6 +88,8 @@ def minio(namespace: str) -> Iterator[ClusterBucket]:
         "envFrom": [{"secretRef": {"name": "minio"}}],
         "env": [{"name": "MINIO_BROWSER", "value": "off"}],
         "ports": [{"containerPort": 9000}],
+        # Without a request it gets next to nothing while ranks compute, and services lose their leases.
+        "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}},
         "readinessProbe": {"httpGet": {"path": "/minio/health/ready", "port": 9000}, "periodSeconds": 2},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     }
@@ -113,8 +121,9 @@ def minio(namespace: str) -> Iterator[ClusterBucket]:
             if not client.bucket_exists(BUCKET):
                 client.make_bucket(BUCKET)
             found = ClusterBucket(kubectl, access_key, secret_key, port)
+            # What tests that were killed have left on the node.
+            found.empty()
             yield found
-            for item in list(found.store().list("")):
-                found.store().delete(item.key)
+            found.empty()
     finally:
         kubectl("delete", "namespace", namespace, "--wait=true", timeout_s=180)

@@ -193,6 +193,17 @@ def test_worker_refuses_a_wrong_spec_with_its_own_exit_code(rig: Rig) -> None:
     assert b"top_k" in done.stderr
 
 
+def _export(rig: Rig, run: str, transcoder: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "weft_trainer.worker.export"],
+        env=rig.environment(run, WEFT_WORKER_CHECKPOINT_STEP="12", WEFT_WORKER_TRANSCODER=transcoder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_worker_evaluates_and_exports_a_checkpoint(alone: Rig) -> None:
     """The evaluation lies beside the checkpoint; the export has every file of the layout, and its own evaluation."""
     store = open_store(alone.bucket_url)
@@ -200,14 +211,7 @@ def test_worker_evaluates_and_exports_a_checkpoint(alone: Rig) -> None:
     evaluation, _ = read_json(store, "runs/alone/checkpoints/00000012/evaluation.json")
     assert evaluation["tokens"] == 70
     assert len(evaluation["l0_by_layer"]) == NUM_LAYERS
-    done = subprocess.run(
-        [sys.executable, "-m", "weft_trainer.worker.export"],
-        env=alone.environment("alone", WEFT_WORKER_CHECKPOINT_STEP="12", WEFT_WORKER_TRANSCODER="small"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    _export(alone, "alone", "small")
     manifest, _ = read_json(store, "transcoders/small/manifest.json")
     assert manifest["trained_evaluation"]["explained_variance"] == pytest.approx(
         evaluation["explained_variance"], abs=1e-5
@@ -219,3 +223,18 @@ def test_worker_evaluates_and_exports_a_checkpoint(alone: Rig) -> None:
         assert (encoder[f"threshold_{layer}"] >= 0).all()
         decoder = load(store.get(f"transcoders/small/W_dec_{layer}.safetensors"))
         assert decoder[f"W_dec_{layer}"].shape == (32, NUM_LAYERS - layer, D_MODEL)
+
+
+def test_jump_relu_is_exported_as_it_was_trained(rig: Rig) -> None:
+    """Its thresholds are its own, so what is exported is evaluated once and is what was trained."""
+    jump = {
+        "activation": "ACTIVATION_JUMP_RELU", "top_k": 0, "sparsity_coeff": 1e-3, "sparsity_scale": 4.0,
+        "threshold_init": 0.03, "bandwidth": 1.0,
+    }  # fmt: skip
+    rig.create_run("jump", spec_of(**jump))
+    rig.train("jump", 2)
+    _export(rig, "jump", "jump")
+    store = open_store(rig.bucket_url)
+    manifest, _ = read_json(store, "transcoders/jump/manifest.json")
+    assert manifest["evaluation"] == manifest["trained_evaluation"]
+    assert (load(store.get("transcoders/jump/W_enc_0.safetensors"))["threshold_0"] > 0).any()

@@ -151,7 +151,8 @@ def test_demo_stops_on_interrupt_and_goes_on_next_time(tmp_path: Path, models_di
     """Ctrl-C in the middle of the harvest leaves no process; the next run keeps what was committed."""
     run = demo_folder(tmp_path, models_dir)
     process = subprocess.Popen(
-        [WEFT, "demo", "--exit", *SMALL],
+        # As in a terminal: what starts the tests may have SIGINT ignored, and that is inherited.
+        ["env", "--default-signal=INT", WEFT, "demo", "--exit", *SMALL],
         cwd=run.folder,
         env=clean_environment(),
         stdout=subprocess.PIPE,

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.e2e
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 TOKEN = "token-of-the-trainer"
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class OneDataset(cache_grpc.CacheServiceServicer):
@@ -190,7 +190,8 @@ async def _watch(trainer: Trainer, after: int = 0) -> tuple[list[int], messages_
 async def test_trainer_trains_pauses_resumes_and_evaluates(trainer: Trainer) -> None:
     """A run goes all its way over RPC, and every step is seen once."""
     async with trainer.client() as stub:
-        operation = await _create(stub)
+        # Long enough to be in the middle of it still when the pause is asked for on a busy machine.
+        operation = await _create(stub, num_steps=200)
         watching = asyncio.create_task(_watch(trainer))
         await _until(stub, 3)
         with pytest.raises(grpc.RpcError) as caught:
@@ -201,9 +202,9 @@ async def test_trainer_trains_pauses_resumes_and_evaluates(trainer: Trainer) -> 
         assert trainer.living_ranks() == set()
         await stub.ResumeRun(service_pb2.ResumeRunRequest(name="runs/r"), timeout=WAIT_S)
         steps, run = await watching
-        assert steps == list(range(1, 41))
+        assert steps == list(range(1, 201))
         assert run.state == messages_pb2.RUN_STATE_SUCCEEDED
-        assert (run.attempt, run.step, run.peak_memory_bytes) == (2, 40, 2001)
+        assert (run.attempt, run.step, run.peak_memory_bytes) == (2, 200, 2001)
         async with aio_channel(f"127.0.0.1:{trainer.port}", token=TOKEN) as connection:
             operations = operations_pb2_grpc.OperationsStub(connection)
             done = await operations.WaitOperation(
@@ -220,9 +221,9 @@ async def test_trainer_trains_pauses_resumes_and_evaluates(trainer: Trainer) -> 
                     )
         result = messages_pb2.Evaluation()
         assert evaluation.response.Unpack(result), evaluation
-        assert (result.step, result.tokens, list(result.l0_by_layer)) == (40, 16, [1.0, 2.0])
+        assert (result.step, result.tokens, list(result.l0_by_layer)) == (200, 16, [1.0, 2.0])
         listed = await stub.ListCheckpoints(service_pb2.ListCheckpointsRequest(run="runs/r"), timeout=WAIT_S)
-        assert listed.checkpoints[0].name == "runs/r/checkpoints/40"
+        assert listed.checkpoints[0].name == "runs/r/checkpoints/200"
 
 
 async def test_trainer_killed_in_the_middle_adopts_its_ranks(trainer: Trainer) -> None:
@@ -246,13 +247,13 @@ async def test_trainer_killed_in_the_middle_adopts_its_ranks(trainer: Trainer) -
 async def test_trainer_that_is_told_to_stop_takes_its_ranks_along(trainer: Trainer) -> None:
     """SIGTERM stops the ranks, who save; the next start goes on from there as attempt 2."""
     async with trainer.client() as stub:
-        await _create(stub, num_steps=60)
+        await _create(stub, num_steps=200)
         await _until(stub, 3)
     assert trainer.terminate() == 0
     assert trainer.living_ranks() == set()
     trainer.start()
     steps, run = await _watch(trainer)
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 201))
     assert (run.state, run.attempt) == (messages_pb2.RUN_STATE_SUCCEEDED, 2)
 
 
