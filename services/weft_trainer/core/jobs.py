@@ -150,14 +150,14 @@ class CheckpointJobs:
                 "WEFT_WORKER_EVALUATION_TOKENS": str(num_tokens),
             },
         )
-        async with self._locks.setdefault(job.key, asyncio.Lock()):
+        # Held before the evaluation goes: without it the best checkpoint would be one to delete.
+        async with self._locks.setdefault(job.key, asyncio.Lock()), self._held(checkpoint):
             await asyncio.to_thread(self._store.delete, result)
-            async with self._held(checkpoint):
-                evaluation = await run_job(self._launcher, self._store, job, result, record.name)
-                if replacement_tokens:
-                    evaluation["replacement"] = await self._replace(checkpoint, replacement_tokens, record)
-                    await asyncio.to_thread(self._store.put, result, encode_json(evaluation))
-                return evaluation
+            evaluation = await run_job(self._launcher, self._store, job, result, record.name)
+            if replacement_tokens:
+                evaluation["replacement"] = await self._replace(checkpoint, replacement_tokens, record)
+                await asyncio.to_thread(self._store.put, result, encode_json(evaluation))
+            return evaluation
 
     async def _replace(self, checkpoint: CheckpointRef, num_tokens: int, record: RunRecord) -> dict[str, Any]:
         prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)

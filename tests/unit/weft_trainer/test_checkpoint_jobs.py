@@ -50,6 +50,17 @@ async def test_evaluation_runs_on_the_runs_ranks_and_returns_their_document() ->
     assert (await evaluating)["tokens"] == 32
 
 
+async def test_checkpoint_is_held_before_its_evaluation_goes() -> None:
+    """One that is deleted meanwhile keeps what is known of it, and nothing is started."""
+    controller = await _saved()
+    controller.store.put(EVALUATION, b'{"step": 4, "tokens": 1}')
+    controller.store.delete("runs/r/checkpoints/00000004/manifest.json")
+    with pytest.raises(NotFoundError, match="no complete checkpoint 4 any more"):
+        await controller.jobs.evaluate(CheckpointRef("r", 4), 32)
+    assert json.loads(controller.store.get(EVALUATION)) == {"step": 4, "tokens": 1}
+    assert controller.launcher.num_starts == 0
+
+
 async def test_evaluation_goes_on_with_the_replacement_model() -> None:
     """One process more measures it; the evaluation beside the checkpoint, and in the list, has its scores then."""
     controller = await _saved()
