@@ -130,7 +130,7 @@ async def _services(
         stack.push_async_callback(_cancelled, census)
         watcher = Watcher(store, runs, journal, signals)
         logs = RunLogs(store, runs, launcher)
-        transfer = TranscoderTransfer(store)
+        transfer = TranscoderTransfer(store, settings.max_upload_bytes)
         servicer = TrainingServicer(runs, commands, watcher, jobs, logs, transcoders, formats, transfer, manager)
         yield [
             Registration(

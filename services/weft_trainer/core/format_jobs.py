@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weft_clt.formats.opening import AUTO, WRITABLE, detect, open_transcoder
+from weft_clt.formats.opening import AUTO, check_writable, detect, open_transcoder
 from weft_common.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -141,8 +141,7 @@ class FormatJobs:
             FailedPreconditionError: Its features write to later layers, and the layout is of per-layer transcoders.
         """
         manifest = await self._transcoders.get(transcoder)
-        if layout not in WRITABLE:
-            raise InvalidArgumentError(f"format is {layout[:40]!r}: give one of {', '.join(WRITABLE)}.", field="format")
+        check_writable(layout)
         window = int(manifest.get("window", 0)) or int(manifest["num_layers"])
         if layout == "saelens" and window != 1 and manifest["num_layers"] != 1:
             raise FailedPreconditionError(
