@@ -124,6 +124,8 @@ def make(layout: str, folder: Path) -> None:
         (FORGE, configure("clt_cfg.json", n_layers=1 << 40), DataLossError, "n_layers is 1099511627776"),
         (FORGE, configure("clt_cfg.json", d_in=True), DataLossError, "d_in is True"),
         (FORGE, configure("clt_cfg.json", cross_layer_decoders="yes"), DataLossError, "true or false"),
+        (FORGE, configure("clt_cfg.json", weft_input_hook="hook_z"), DataLossError, "weft_input_hook is 'hook_z'"),
+        (FORGE, configure("clt_cfg.json", weft_input_hook=["mlp_in"]), DataLossError, "expected one of mlp_in"),
         (FORGE, configure("clt_cfg.json", feature_sharding=True), DataLossError, r"ranks \[\]"),
         (FORGE, overwrite("clt_cfg.json", b"{"), DataLossError, "no JSON"),
         (FORGE, overwrite("clt_cfg.json", b"[]"), DataLossError, "no JSON object"),
