@@ -92,6 +92,11 @@ def bomb(folder: Path) -> None:
         written.writestr("W_enc.npy", array.getvalue() + b"\0" * 64)
 
 
+def zeros(folder: Path) -> None:
+    """Write an archive that is as it should be, and a thousand times as large once it is read."""
+    np.savez_compressed(folder / GEMMA_ARCHIVE, W_enc=np.zeros((3, 1 << 20), "f4"))
+
+
 def long_directory(folder: Path) -> None:
     """Write an archive whose list of members is larger than what is read of it."""
     with zipfile.ZipFile(folder / "layer_1/width_16k/average_l0_70/params.npz", "w") as written:
@@ -203,6 +208,7 @@ def make(layout: str, folder: Path) -> None:
         (GEMMA, overwrite(GEMMA_ARCHIVE, b"PK\x03\x04"), DataLossError, "no .npz archive"),
         (GEMMA, overwrite(GEMMA_ARCHIVE, pickle.dumps({"W_enc": 1})), DataLossError, "no .npz archive"),
         (GEMMA, bomb, DataLossError, r"bytes for shape \[1073741824, 1024\]"),
+        (GEMMA, zeros, DataLossError, "would unfold to 12583040"),
         (GEMMA, long_directory, DataLossError, "directory is far too long"),
         (GEMMA, remove(GEMMA_ARCHIVE.replace("layer_1", "layer_0")), DataLossError, r"layers \[1\]"),
     ],
