@@ -10,6 +10,7 @@ from weft_common.errors import NotFoundError, WeftError
 from weft_store import ObjectStore, open_store
 from weft_trainer.core.commands import RunCommands
 from weft_trainer.core.gauges import ActiveRun
+from weft_trainer.core.job_running import JobRunner
 from weft_trainer.core.jobs import CheckpointJobs
 from weft_trainer.core.journal import Journal
 from weft_trainer.core.logs import RunLogs
@@ -163,7 +164,8 @@ class Controller:
             lambda run, attempt, ranks: {"WEFT_WORKER_ATTEMPT": str(attempt)},
             options,
         )
-        self.jobs = CheckpointJobs(self.store, self.runs, self.launcher, lambda run, attempt, ranks: {})
+        self.runner = JobRunner(self.launcher, self.store)
+        self.jobs = CheckpointJobs(self.store, self.runs, self.runner, lambda run, attempt, ranks: {})
         self.logs = RunLogs(self.store, self.runs, self.launcher)
         self.operations: list[str] = []
         self.commands = RunCommands(self.runs, self.catalog, self.signals, self._start, 8, self.supervisor.check)

@@ -1,17 +1,16 @@
 """A transcoder's files on this machine: what of a folder is sent, and where what arrives is put."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from weft_clt.formats.files import FolderFiles
 from weft_common.errors import DataLossError, InvalidArgumentError
 
 __all__ = ["files_of", "place_for"]
 
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _PICKLED = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
-_MOST_FILES = 20_000
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -21,21 +20,16 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
     Raises:
         InvalidArgumentError: There are none, or far too many, or one is a pickled checkpoint.
     """
-    found = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(root) / name for name in sorted(names) if not name.startswith("."))
-        found += [path for path in paths if path.is_file() and not path.is_symlink()]
-    if not 1 <= len(found) <= _MOST_FILES:
-        raise InvalidArgumentError(
-            f"{folder} holds {len(found)} files: give the folder of one transcoder, with 1 to {_MOST_FILES}."
-        )
-    for path in found:
-        if path.suffix in _PICKLED:
+    names = list(FolderFiles(folder).sizes())
+    if not names:
+        raise InvalidArgumentError(f"{folder} holds no files: give the folder of one transcoder.")
+    for name in names:
+        if Path(name).suffix in _PICKLED:
             raise InvalidArgumentError(
-                f"{path} is a pickled checkpoint, which weft never reads: save it as safetensors, or move it away."
+                f"{folder / name} is a pickled checkpoint, which weft never reads: save it as safetensors, or move it "
+                "away."
             )
-    yield from ((path.relative_to(folder).as_posix(), path) for path in found)
+    yield from ((name, folder / name) for name in names)
 
 
 def place_for(folder: Path, name: str) -> Path:

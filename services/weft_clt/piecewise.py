@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from weft_common.errors import InvalidArgumentError
 
-__all__ = ["Piece", "Pieces", "Shape", "check_pieces", "parse_pieces", "value_at"]
+__all__ = ["MAX_PIECES", "Piece", "Pieces", "Shape", "check_pieces", "parse_pieces", "value_at"]
 
 
 class Shape(StrEnum):
@@ -42,6 +42,9 @@ class Piece:
 
 Pieces = tuple[Piece, ...]
 
+MAX_PIECES = 100
+"""Of one schedule: a run's document holds them, and every step looks for its own."""
+
 
 def value_at(pieces: Sequence[Piece], share: float) -> float:
     """
@@ -68,11 +71,13 @@ def value_at(pieces: Sequence[Piece], share: float) -> float:
 
 def check_pieces(pieces: Sequence[Piece], field: str) -> None:
     """
-    Check that pieces cover a run; none at all are fine.
+    Check that pieces cover a run and are not too many; none at all are fine.
 
     Raises:
         InvalidArgumentError: They do not; the message names the piece.
     """
+    if len(pieces) > MAX_PIECES:
+        raise _error(field, f"{len(pieces)} pieces are given; give at most {MAX_PIECES}.")
     end = 0.0
     for index, piece in enumerate(pieces):
         where = f"{field}[{index}]"

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from weft_clt.exchange import OwnEntries
+from weft_clt.kernels.sorted_lists import entry_tokens
 
-__all__ = ["JointCandidates", "batch_candidates", "entry_tokens", "keep_entries", "kth_largest", "row_candidates"]
+__all__ = ["JointCandidates", "batch_candidates", "keep_entries", "kth_largest", "row_candidates"]
 
 _DIGIT_BITS = 8
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -63,14 +64,10 @@ def kth_largest(
     return prefix_G.to(_INTEGERS[size]).view(value_M.dtype)
 
 
-def entry_tokens(counts_T: Tensor) -> Tensor:
-    """Return the token of every entry of a list, int64."""
-    return torch.repeat_interleave(torch.arange(counts_T.shape[0]), counts_T.long())
-
-
 def keep_entries(own: OwnEntries, kept_M: Tensor) -> OwnEntries:
     """Return the list without what is not kept."""
-    counts_T = torch.bincount(entry_tokens(own.counts_T)[kept_M], minlength=own.counts_T.shape[0])
+    token_M = entry_tokens(own.counts_T, own.feature_M.shape[0])
+    counts_T = torch.bincount(token_M[kept_M], minlength=own.counts_T.shape[0])
     preact_M = None if own.preact_M is None else own.preact_M[kept_M]
     return OwnEntries(counts_T.int(), own.feature_M[kept_M], own.value_M[kept_M], preact_M)
 

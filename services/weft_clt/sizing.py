@@ -20,7 +20,10 @@ from weft_common.errors import InvalidArgumentError
 __all__ = ["ExportSize", "Flops", "Memory", "Network", "Traffic", "Workload"]
 
 _INDEX_BYTES = 4
-_FLOAT64_BYTES = 8
+_WIDE_BYTES = 8
+"""Of float64 and int64."""
+_COUNTED_BYTES = 256 * _WIDE_BYTES
+"""What ranks tell each other of one group and one byte of a value (`selection.kth_largest`)."""
 _CODE_BYTES, _AHEAD_BYTES = 2, 64 << 20
 _CALIBRATION_TOKENS, _EXPORT_TOKENS = 2048, 512
 _PREACT_BYTES, _FEWEST_ROWS = 8 << 20, 256  # of pre-activations at a time, as in `kernels.cpu`
@@ -197,7 +200,7 @@ class Workload:
     def checkpoint_bytes(self) -> int:
         """A checkpoint in the middle of a run: parameters, moments, and in every rank's file the clock of all."""
         tensors = 2 + self.first_moment
-        clocks = self.feature_ranks * self.num_layers * self.num_features * _FLOAT64_BYTES
+        clocks = self.feature_ranks * self.num_layers * self.num_features * _WIDE_BYTES
         return tensors * self.num_parameters * self.float_bytes + clocks
 
     @property
@@ -274,15 +277,15 @@ class Memory:
         preacts = work.group_tokens * work.rank_features * size
         # Beside the norms, a layer's entries: coefficient, gradient, their product, and that in float64.
         norms = 4 * layers * work.num_features * size if work.weighs else 0
-        norms += round(work.group_tokens * work.listed) * (3 * size + _FLOAT64_BYTES) if work.weighs else 0
+        norms += round(work.group_tokens * work.listed) * (3 * size + _WIDE_BYTES) if work.weighs else 0
         losses = 4 * preacts if work.preact_loss else 0
         metrics = work.group_tokens * work.rank_columns * size
-        metrics += layers * work.num_features * (_FLOAT64_BYTES + _INDEX_BYTES + 1)
+        metrics += layers * work.num_features * (_WIDE_BYTES + _INDEX_BYTES + 1)
         parts = cls(
             parameters=tensors,
             gradients=tensors - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights * size),
             moments=tensors * (1 + work.first_moment),
-            clocks=layers * work.num_features * _FLOAT64_BYTES,
+            clocks=layers * work.num_features * _WIDE_BYTES,
             activations=_activation_bytes(work),
             data=batch + num_row_groups * row_group,
             entries=_entry_bytes(work),
@@ -290,7 +293,7 @@ class Memory:
             start=0,
         )
         # One layer of all features in float64, and its own rows again; nothing but the parameters is there yet.
-        drawing = tensors + _FLOAT64_BYTES * (work.num_features + work.rank_features) * work.d_model
+        drawing = tensors + _WIDE_BYTES * (work.num_features + work.rank_features) * work.d_model
         return replace(parts, start=max(0, drawing - parts.total))
 
 
@@ -336,6 +339,8 @@ class Network:
     """Lists of active features, and the gradients of their values."""
     norms: int
     """Norms of decoder rows and their gradients, for JumpReLU."""
+    selection: int
+    """Counts by which ranks agree on a bound, for BatchTopK and joint TopK (`selection.kth_largest`)."""
     gradients: int
     """The sum over the data axis."""
     metrics: int
@@ -351,17 +356,24 @@ class Network:
         """Follow a step through its collectives."""
         layers, size, ranks = work.num_layers, work.float_bytes, work.feature_ranks
         others = ranks - 1
-        listed_by_rank = round(layers * work.group_tokens * work.listed_by_rank)
+        dead_by_rank = min(work.aux_top_k, work.rank_features)
+        listed_by_rank = round(layers * work.group_tokens * (work.listed_by_rank + dead_by_rank))
         wire = 2 if work.num_features <= 1 << 16 else 4
         weights = layers * work.num_features
-        counts = layers * work.group_tokens * _INDEX_BYTES * others
+        counts = (2 if dead_by_rank else 1) * layers * work.group_tokens * _INDEX_BYTES * others
+        selection = 0
+        if work.activation is Activation.JOINT_TOP_K:
+            selection = size * _ring(work.group_tokens * _COUNTED_BYTES, ranks)
+        elif work.activation is Activation.BATCH_TOP_K:
+            selection = size * sum(_ring(layers * _COUNTED_BYTES, number) for number in (ranks, work.data_ranks))
         return cls(
             inputs=layers * work.rank_tokens * others * (work.d_model + work.rank_columns) * size,
             entries=listed_by_rank * others * (wire + 2 * size) + counts,
             norms=_ring(weights * size, ranks) + weights // ranks * size * others if work.weighs else 0,
+            selection=selection,
             gradients=_ring(work.rank_parameters * size, work.data_ranks),
-            metrics=_ring(weights * _INDEX_BYTES + layers * (work.rank_columns + 3) * _FLOAT64_BYTES, work.data_ranks)
-            + _ring((2 * layers + 3) * _FLOAT64_BYTES, ranks),
+            metrics=_ring((weights + layers * (work.rank_columns + 3) + 4) * _WIDE_BYTES, work.data_ranks)
+            + _ring((2 * layers + 4) * _WIDE_BYTES, ranks),
         )
 
 

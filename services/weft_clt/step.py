@@ -30,16 +30,11 @@ from weft_clt.config import Activation, FeatureConfig, LossConfig
 from weft_clt.exchange import Exchanged, OwnEntries, exchange_entries
 from weft_clt.gradients import DecoderGradient
 from weft_clt.kernels import DecoderPairs, FeatureLists, Kernels
+from weft_clt.kernels.sorted_lists import entry_tokens
 from weft_clt.losses import jump_relu_backward, preact_loss, sparsity_loss
 from weft_clt.mesh import Mesh
 from weft_clt.parameters import Parameters
-from weft_clt.selection import (
-    JointCandidates,
-    batch_candidates,
-    entry_tokens,
-    keep_entries,
-    kth_largest,
-)
+from weft_clt.selection import JointCandidates, batch_candidates, keep_entries, kth_largest
 from weft_common.errors import ShapeError
 
 __all__ = ["Forward", "Losses", "StepEngine"]
@@ -307,7 +302,7 @@ class StepEngine:
         """
         norms_LS = norms_LF[:, self.params.share.features]
         score_L = [own.value_M * norms_S[own.feature_M] for own, norms_S in zip(own_L, norms_LS, strict=True)]
-        token_L = [entry_tokens(own.counts_T) for own in own_L]
+        token_L = [entry_tokens(own.counts_T, own.feature_M.shape[0]) for own in own_L]
         bound_T = kth_largest(
             torch.cat(score_L),
             torch.cat(token_L),

@@ -22,6 +22,7 @@ from weft_trainer.adapters.report_server import ReportServer, RunReportServicer,
 from weft_trainer.core.census import count_runs
 from weft_trainer.core.commands import RunCommands
 from weft_trainer.core.format_jobs import FormatJobs
+from weft_trainer.core.job_running import JobRunner
 from weft_trainer.core.jobs import CheckpointJobs
 from weft_trainer.core.journal import Journal
 from weft_trainer.core.logs import RunLogs
@@ -88,9 +89,10 @@ async def _services(
     environment = RankEnvironment(settings, lambda: reports.target, tokens.token)
     options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
     supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, environment, options)
-    jobs = CheckpointJobs(store, runs, launcher, environment, worker_module)
+    runner = JobRunner(launcher, store)
+    jobs = CheckpointJobs(store, runs, runner, environment, worker_module)
     transcoders = Transcoders(store)
-    formats = FormatJobs(store, transcoders, launcher, environment, worker_module)
+    formats = FormatJobs(store, transcoders, runner, environment, worker_module)
     operation_store = ObjectOperationStore(store, "trainer")
 
     async def is_cancelled(name: str) -> bool:
@@ -130,7 +132,7 @@ async def _services(
         stack.push_async_callback(_cancelled, census)
         watcher = Watcher(store, runs, journal, signals)
         logs = RunLogs(store, runs, launcher)
-        transfer = TranscoderTransfer(store)
+        transfer = TranscoderTransfer(store, settings.max_upload_bytes)
         servicer = TrainingServicer(runs, commands, watcher, jobs, logs, transcoders, formats, transfer, manager)
         yield [
             Registration(

@@ -54,6 +54,9 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
     """Seconds that ranks ask a bucket or a cache again that refuses, before they give up."""
     rank_hang_s: float = Field(default=900.0, gt=0)
     """Seconds that ranks wait for one that does not come, before they say which it is and end."""
+    max_upload_bytes: int = Field(default=3 << 30, ge=1)
+    """Most bytes of transcoders' files on their way in, all together; they are held in the temporary folder, which must
+    have room for more."""
     stop_grace_s: float = Field(default=6.0, ge=0)
     """Seconds that ranks are given to save and stop before they are ended."""
     drain_s: float = Field(default=2.0, ge=0)

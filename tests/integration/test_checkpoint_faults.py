@@ -13,6 +13,7 @@ from checkpoint_process import NUM_STEPS, config, load, prepare, train
 from clt_cases import own_batch
 from faulty_store import FaultyObjectStore, kill_after
 
+from weft_clt.checkpoint import file_name, write_tensors
 from weft_common.errors import FailedPreconditionError, StorageFullError, UnavailableError
 from weft_store.adapters.file import FileObjectStore
 from weft_store.documents import encode_json, list_ids
@@ -140,12 +141,31 @@ def test_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_attempt_that_was_replaced_completes_nothing(tmp_path: Path) -> None:
-    """Ranks that another start has taken the place of write no manifest."""
+    """Ranks that another start has taken the place of write no manifest, and over no file of their successors."""
     prepare(str(tmp_path))
     FileObjectStore(tmp_path).put("runs/r/run.json", encode_json({"attempt": 2}))
     with pytest.raises(FailedPreconditionError, match="attempt 2 is the present one"):
         train(str(tmp_path), _nothing)
-    assert RunCheckpoints(FileObjectStore(tmp_path), "r", 1).newest_step() == 0
+    assert list(FileObjectStore(tmp_path).list("runs/r/checkpoints/")) == []
+
+
+def test_late_manifest_of_an_earlier_attempt_gives_way(tmp_path: Path) -> None:
+    """It describes files that the present attempt has written over; the checkpoint is whole all the same."""
+    store = FileObjectStore(tmp_path)
+    early, late = load(RunCheckpoints(store, "r", 1)), load(RunCheckpoints(store, "r", 1))
+    early.train_step(own_batch(1, early.mesh))
+    late.train_step(own_batch(2, late.mesh))
+    for attempt, trainer in ((1, early), (2, late), (2, late)):
+        store.put("runs/r/run.json", encode_json({"attempt": attempt}))
+        checkpoints = RunCheckpoints(store, "r", attempt)
+        path = tmp_path / file_name(0, 1)
+        write_tensors(path, trainer.state())
+        checkpoints.upload(1, path)
+        checkpoints.commit(1, {"draws": 1}, config(), trainer.mesh)
+        assert checkpoints.manifest(1).attempt == attempt
+    found = dict(load(RunCheckpoints(store, "r", 2)).state())
+    for name, tensor in late.state():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_steps_go_on_while_a_checkpoint_is_uploaded(tmp_path: Path) -> None:

@@ -178,7 +178,8 @@ class Plan:
             found.append("near is what the bandwidth makes of it: compare sent_bytes_per_token of a short run")
         if self.work.aux_top_k:
             found.append(
-                "memory and operations of AuxK are for as many dead features as it may list; most runs have fewer"
+                "memory, network and operations of AuxK are for as many dead features as it may list; most runs have "
+                "fewer"
             )
         return found
 

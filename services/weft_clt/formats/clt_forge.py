@@ -29,6 +29,7 @@ import numpy as np
 from weft_clt.formats.configurations import boolean, positive, read_json_table
 from weft_clt.formats.files import LayoutFiles
 from weft_clt.formats.representation import (
+    INPUT_HOOKS,
     MAX_LAYERS,
     MLP_NORMALIZED,
     Array,
@@ -67,6 +68,11 @@ class CltForgeFiles:
         num_layers, d_model = positive(config, "n_layers", CONFIG, MAX_LAYERS), positive(config, "d_in", CONFIG)
         num_features = positive(config, "d_latent", CONFIG)
         crossing = boolean(config, "cross_layer_decoders", CONFIG)
+        input_hook = config.get(_HOOK, MLP_NORMALIZED)
+        if input_hook not in INPUT_HOOKS:
+            raise DataLossError(
+                f"{CONFIG} says {_HOOK} is {str(input_hook)[:40]!r}: expected one of {', '.join(INPUT_HOOKS)}."
+            )
         names = [_WEIGHTS]
         if boolean(config, "feature_sharding", CONFIG, default=False):
             ranks = sorted(int(match[1]) for name in files.sizes() if (match := _SHARD.fullmatch(name)))
@@ -79,7 +85,7 @@ class CltForgeFiles:
             num_layers=num_layers,
             num_features=num_features,
             d_model=d_model,
-            input_hook=str(config.get(_HOOK, MLP_NORMALIZED)),
+            input_hook=input_hook,
             output_hook="mlp_out",
             has_thresholds=True,
             window=num_layers if crossing else 1,

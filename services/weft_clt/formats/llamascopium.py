@@ -19,7 +19,6 @@ Shapes: L layers, F features, D d_model.
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from weft_clt.formats.representation import (
     TranscoderSource,
     blocks,
     hook_of_layer,
+    hook_point,
     peer_hook,
 )
 from weft_clt.formats.safetensors_reading import SafetensorsFile
@@ -47,7 +47,6 @@ __all__ = ["LlamascopiumFiles", "write_llamascopium"]
 CONFIG = "config.json"
 WEIGHTS = "sae_weights.safetensors"
 _THRESHOLD = "activation_function.log_jumprelu_threshold"
-_HOOK_POINT = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.([a-z0-9_.]{1,80})")
 
 
 class LlamascopiumFiles:
@@ -256,9 +255,9 @@ def _hook_points(config: Mapping[str, Any], key: str) -> list[str]:
 
 def _hook(points: list[str], *, output: bool) -> str:
     """Return the one hook that all points have in common, layer by layer from 0."""
-    matches = [_HOOK_POINT.fullmatch(point) for point in points]
-    names = {match[2] for match in matches if match is not None}
-    if [int(match[1]) for match in matches if match is not None] != list(range(len(points))) or len(names) != 1:
+    found = [known for point in points if (known := hook_point(point)) is not None]
+    names = {name for _, name in found}
+    if [layer for layer, _ in found] != list(range(len(points))) or len(names) != 1:
         raise FailedPreconditionError(
             f"{CONFIG} has hook points {points[:4]}...: expected blocks.0.NAME, blocks.1.NAME and so on, of one NAME.",
             field="prefix",

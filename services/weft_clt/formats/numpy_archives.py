@@ -2,8 +2,8 @@
 Reads arrays out of an .npz file, never a pickle.
 
 An .npz is a ZIP archive of .npy files: magic, version, a header that names dtype, order and shape, the numbers. Only a
-bounded directory and header are read, only floating-point dtypes are taken, and a member must hold exactly the bytes
-that its header describes, so that a small archive cannot unfold into a large one.
+bounded directory and header are read, only floating-point dtypes are taken, a member must hold exactly the bytes that
+its header describes, and an archive unfolds to at most a hundred times its size.
 """
 
 import io
@@ -27,6 +27,8 @@ _MAX_DIRECTORY_BYTES = 8 << 20
 """Read at most to list the members, in blocks of the buffer's size."""
 _BUFFER_BYTES = 1 << 20
 _MAX_ARRAY_BYTES = 16 << 30
+_MOST_UNFOLDED, _UNFOLDED_BYTES = 100, 1 << 20
+"""Times its size that an archive may unfold to, beyond some bytes that any may: weights hardly shrink, bombs do."""
 _VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -54,6 +56,12 @@ class NumpyArchive:
         members = [info for info in self._zip.infolist() if info.filename.endswith(".npy")]
         if not 1 <= len(members) <= _MAX_MEMBERS:
             raise DataLossError(f"{self.key!r} holds {len(members)} arrays: expected 1 to {_MAX_MEMBERS}.")
+        size, unfolded = files.sizes()[name], sum(info.file_size for info in members)
+        if unfolded > _MOST_UNFOLDED * size + _UNFOLDED_BYTES:
+            raise DataLossError(
+                f"{self.key!r} has {size} bytes and would unfold to {unfolded}, more than {_MOST_UNFOLDED} times as "
+                "many: these are no weights."
+            )
         self._arrays: dict[str, tuple[zipfile.ZipInfo, np.dtype[np.floating], bool]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for info in members:

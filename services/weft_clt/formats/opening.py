@@ -16,7 +16,7 @@ from weft_clt.formats.representation import (
 )
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 
-__all__ = ["AUTO", "READABLE", "WRITABLE", "detect", "open_transcoder", "write_transcoder"]
+__all__ = ["AUTO", "READABLE", "WRITABLE", "check_writable", "detect", "open_transcoder", "write_transcoder"]
 
 AUTO = "auto"
 
@@ -99,6 +99,12 @@ def open_transcoder(files: LayoutFiles, layout: str = AUTO, *, input_hook: str =
     return NormFolded(source, files) if source.facts.input_hook == MLP_NORMALIZED else source
 
 
+def check_writable(layout: str) -> None:
+    """Refuse a layout that nothing is written in. InvalidArgumentError."""
+    if layout not in _WRITERS:
+        raise InvalidArgumentError(f"format is {layout[:40]!r}: give one of {', '.join(WRITABLE)}.", field="format")
+
+
 def write_transcoder(source: TranscoderSource, layout: str, folder: Path, model: str) -> Iterator[str]:
     """
     Write a transcoder in a layout, yielding each file's name, relative to the folder, once it is whole.
@@ -109,8 +115,7 @@ def write_transcoder(source: TranscoderSource, layout: str, folder: Path, model:
         InvalidArgumentError: There is no such layout.
         FailedPreconditionError: The layout cannot hold this transcoder.
     """
-    if layout not in _WRITERS:
-        raise InvalidArgumentError(f"format is {layout[:40]!r}: give one of {', '.join(WRITABLE)}.", field="format")
+    check_writable(layout)
     return _WRITERS[layout](source, folder, model)
 
 

@@ -10,6 +10,7 @@ logarithms or in units of decoder norms) is folded in by its reader.
 Shapes: L layers, F features of a layer, D d_model, f features of a block.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from weft_common.errors import FailedPreconditionError
 
 __all__ = [
+    "INPUT_HOOKS",
     "MAX_LAYERS",
     "MLP_NORMALIZED",
     "Array",
@@ -27,6 +29,7 @@ __all__ = [
     "TranscoderSource",
     "blocks",
     "hook_of_layer",
+    "hook_point",
     "peer_hook",
 ]
 
@@ -119,6 +122,21 @@ def blocks(num_rows: int, row_values: int) -> Iterator[slice]:
 
 _HOOKS = {"mlp.hook_in": "mlp_in", "hook_resid_mid": "resid_mid", "ln2.hook_normalized": MLP_NORMALIZED}
 _OUTPUT_HOOKS = {"hook_mlp_out": "mlp_out"}
+INPUT_HOOKS = tuple(_HOOKS.values())
+"""What a transcoder may read."""
+
+_HOOK_POINT = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.([a-z0-9_.]{1,80})")
+
+
+def hook_point(name: str) -> tuple[int, str] | None:
+    """
+    Split TransformerLens's name of a hook into its layer and the rest; None where it is no such name.
+
+    >>> hook_point("blocks.3.hook_mlp_out"), hook_point("hook_mlp_out")
+    ((3, 'hook_mlp_out'), None)
+    """
+    match = _HOOK_POINT.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
 
 
 def hook_of_layer(name: str, *, output: bool = False) -> str:

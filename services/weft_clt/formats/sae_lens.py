@@ -15,7 +15,6 @@ Shapes: F features, D d_model.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from weft_clt.formats.representation import (
     TranscoderSource,
     blocks,
     hook_of_layer,
+    hook_point,
     peer_hook,
 )
 from weft_clt.formats.safetensors_reading import SafetensorsFile
@@ -44,7 +44,6 @@ __all__ = ["SaeLensFiles", "write_sae_lens"]
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 _ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-_HOOK_POINT = re.compile(r"blocks\.(0|[1-9][0-9]{0,3})\.([a-z0-9_.]{1,80})")
 
 
 class SaeLensFiles:
@@ -240,7 +239,8 @@ def _hook(config: Mapping[str, Any], key: str, name: str, *, output: bool) -> tu
     """Return layer and hook, from `metadata` or, as older releases wrote it, from the top."""
     metadata = config.get("metadata")
     found = metadata.get(key) if isinstance(metadata, dict) and key in metadata else config.get(key)
-    match = _HOOK_POINT.fullmatch(found) if isinstance(found, str) else None
-    if match is None:
+    point = hook_point(found) if isinstance(found, str) else None
+    if point is None:
         raise DataLossError(f"{name} says {key} is {str(found)[:80]!r}: expected blocks.LAYER.NAME.")
-    return int(match[1]), hook_of_layer(match[2], output=output)
+    layer, hook = point
+    return layer, hook_of_layer(hook, output=output)

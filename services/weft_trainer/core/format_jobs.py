@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weft_clt.formats.opening import AUTO, WRITABLE, detect, open_transcoder
+from weft_clt.formats.opening import AUTO, check_writable, detect, open_transcoder
 from weft_common.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -16,8 +16,8 @@ from weft_store import ObjectStore
 from weft_store.documents import read_json
 from weft_trainer.core.admission import check_new_id
 from weft_trainer.core.bucket_files import BucketFiles
-from weft_trainer.core.job_running import run_job
-from weft_trainer.core.ports import RankJob, RankLauncher
+from weft_trainer.core.job_running import JobRunner
+from weft_trainer.core.ports import RankJob
 from weft_trainer.core.transcoders import Transcoders, check_model
 
 __all__ = ["ForeignFiles", "FormatJobs", "formats_prefix"]
@@ -57,7 +57,7 @@ class FormatJobs:
     Args:
         store: The bucket.
         transcoders: What there is in it.
-        launcher: Starts the process.
+        runner: Runs the process.
         environment: Makes its settings, from run, attempt and number of ranks.
         worker_module: What a rank runs; its `convert` is what this runs.
     """
@@ -66,16 +66,15 @@ class FormatJobs:
         self,
         store: ObjectStore,
         transcoders: Transcoders,
-        launcher: RankLauncher,
+        runner: JobRunner,
         environment: Callable[[str, int, int], Mapping[str, str]],
         worker_module: str = "weft_trainer.worker",
     ) -> None:
         self._store = store
         self._transcoders = transcoders
-        self._launcher = launcher
+        self._runner = runner
         self._environment = environment
         self._worker_module = worker_module
-        self._locks: dict[str, asyncio.Lock] = {}
 
     async def check_files(self, files: ForeignFiles) -> str:
         """
@@ -122,14 +121,14 @@ class FormatJobs:
                 "WEFT_WORKER_INPUT_HOOK": files.input_hook,
             },
         )
-        async with self._locks.setdefault(job.key, asyncio.Lock()):
+        async with self._runner.alone(result):
             try:
                 manifest, _ = await asyncio.to_thread(read_json, self._store, result)
             except NotFoundError:
-                return await run_job(self._launcher, self._store, job, result, f"the transcoder in {files.prefix}")
-            if manifest.get("imported_from") != files.prefix:
-                raise AlreadyExistsError(f"there is another transcoders/{files.transcoder} already: choose another id.")
-            return manifest
+                manifest = await self._runner.run(job, result, f"the transcoder in {files.prefix}")
+        if manifest.get("imported_from") != files.prefix:
+            raise AlreadyExistsError(f"there is another transcoders/{files.transcoder} already: choose another id.")
+        return manifest
 
     async def check_layout(self, transcoder: str, layout: str) -> None:
         """
@@ -141,8 +140,7 @@ class FormatJobs:
             FailedPreconditionError: Its features write to later layers, and the layout is of per-layer transcoders.
         """
         manifest = await self._transcoders.get(transcoder)
-        if layout not in WRITABLE:
-            raise InvalidArgumentError(f"format is {layout[:40]!r}: give one of {', '.join(WRITABLE)}.", field="format")
+        check_writable(layout)
         window = int(manifest.get("window", 0)) or int(manifest["num_layers"])
         if layout == "saelens" and window != 1 and manifest["num_layers"] != 1:
             raise FailedPreconditionError(
@@ -168,11 +166,11 @@ class FormatJobs:
                 "WEFT_WORKER_MODEL": str(manifest["model"]),
             },
         )
-        async with self._locks.setdefault(job.key, asyncio.Lock()):
+        async with self._runner.alone(result):
             try:
                 return (await asyncio.to_thread(read_json, self._store, result))[0]
             except NotFoundError:
-                return await run_job(self._launcher, self._store, job, result, f"transcoders/{transcoder}")
+                return await self._runner.run(job, result, f"transcoders/{transcoder}")
 
     async def _is_there(self, transcoder: str) -> bool:
         try:

@@ -16,8 +16,8 @@ from weft_common.errors import (
 from weft_store import ObjectStore
 from weft_store.documents import encode_json, read_json
 from weft_trainer.core.admission import check_new_id
-from weft_trainer.core.job_running import run_job
-from weft_trainer.core.ports import RankJob, RankLauncher
+from weft_trainer.core.job_running import JobRunner
+from weft_trainer.core.ports import RankJob
 from weft_trainer.core.records import RunRecord
 from weft_trainer.core.retention import hold
 from weft_trainer.core.runs import RunRepository, checkpoint_prefix
@@ -64,7 +64,7 @@ class CheckpointJobs:
     Args:
         store: The bucket.
         runs: The runs in it.
-        launcher: Starts ranks.
+        runner: Runs ranks.
         environment: Makes the settings of ranks, from run, attempt and number of ranks.
         worker_module: What a rank runs; its `export` is what an export runs.
     """
@@ -73,17 +73,15 @@ class CheckpointJobs:
         self,
         store: ObjectStore,
         runs: RunRepository,
-        launcher: RankLauncher,
+        runner: JobRunner,
         environment: Callable[[str, int, int], Mapping[str, str]],
         worker_module: str = "weft_trainer.worker",
     ) -> None:
         self._store = store
         self._runs = runs
-        self._launcher = launcher
+        self._runner = runner
         self._environment = environment
         self._worker_module = worker_module
-        # Two evaluations of one checkpoint would write the same document.
-        self._locks: dict[str, asyncio.Lock] = {}
 
     async def find(self, name: str) -> CheckpointRef:
         """
@@ -150,14 +148,14 @@ class CheckpointJobs:
                 "WEFT_WORKER_EVALUATION_TOKENS": str(num_tokens),
             },
         )
-        async with self._locks.setdefault(job.key, asyncio.Lock()):
+        # Held before the evaluation goes: without it the best checkpoint would be one to delete.
+        async with self._runner.alone(result), self._held(checkpoint):
             await asyncio.to_thread(self._store.delete, result)
-            async with self._held(checkpoint):
-                evaluation = await run_job(self._launcher, self._store, job, result, record.name)
-                if replacement_tokens:
-                    evaluation["replacement"] = await self._replace(checkpoint, replacement_tokens, record)
-                    await asyncio.to_thread(self._store.put, result, encode_json(evaluation))
-                return evaluation
+            evaluation = await self._runner.run(job, result, record.name)
+            if replacement_tokens:
+                evaluation["replacement"] = await self._replace(checkpoint, replacement_tokens, record)
+                await asyncio.to_thread(self._store.put, result, encode_json(evaluation))
+            return evaluation
 
     async def _replace(self, checkpoint: CheckpointRef, num_tokens: int, record: RunRecord) -> dict[str, Any]:
         prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
@@ -173,7 +171,7 @@ class CheckpointJobs:
             },
         )
         await asyncio.to_thread(self._store.delete, result)
-        return await run_job(self._launcher, self._store, job, result, record.name)
+        return await self._runner.run(job, result, record.name)
 
     async def export(self, checkpoint: CheckpointRef, transcoder: str) -> dict[str, Any]:
         """Write a checkpoint as a transcoder and return its manifest; one that is there is returned as it is."""
@@ -189,15 +187,15 @@ class CheckpointJobs:
                 "WEFT_WORKER_TRANSCODER": transcoder,
             },
         )
-        async with self._locks.setdefault(job.key, asyncio.Lock()):
+        async with self._runner.alone(result):
             try:
                 manifest, _ = await asyncio.to_thread(read_json, self._store, result)
             except NotFoundError:
                 async with self._held(checkpoint):
-                    return await run_job(self._launcher, self._store, job, result, record.name)
-            if manifest.get("run") != record.name:
-                raise AlreadyExistsError(f"there is another transcoders/{transcoder} already: choose another id.")
-            return manifest
+                    manifest = await self._runner.run(job, result, record.name)
+        if manifest.get("run") != record.name:
+            raise AlreadyExistsError(f"there is another transcoders/{transcoder} already: choose another id.")
+        return manifest
 
     @asynccontextmanager
     async def _held(self, checkpoint: CheckpointRef) -> AsyncIterator[None]:

@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from weft_common.errors import InvalidArgumentError, NotFoundError
+from weft_clt.formats.opening import check_writable
+from weft_common.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from weft_store import ObjectStore
 from weft_store.documents import read_json
 from weft_trainer.core.admission import check_new_id
@@ -15,7 +16,6 @@ from weft_trainer.core.format_jobs import formats_prefix
 __all__ = ["TranscoderTransfer", "check_file", "uploads_prefix"]
 
 PIECE_BYTES = 1 << 20
-_MAX_FILE_BYTES = 256 << 30
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
 
 
@@ -46,10 +46,12 @@ class TranscoderTransfer:
 
     Args:
         store: The bucket.
+        max_upload_bytes: Most bytes of all files on their way in, which are held in the temporary folder.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
+    def __init__(self, store: ObjectStore, max_upload_bytes: int) -> None:
+        self._store, self._max_upload_bytes = store, max_upload_bytes
+        self._held_bytes = 0
 
     async def upload(
         self, transcoder: str, file: str, pieces: AsyncIterator[bytes], *, clear: bool = False
@@ -61,34 +63,48 @@ class TranscoderTransfer:
             The prefix of all uploads for this transcoder, and the file's size.
 
         Raises:
-            InvalidArgumentError: The id, the file's path, or the size of a piece or of the file is refused.
+            InvalidArgumentError: The id, the file's path, or the size of a piece is refused.
+            ResourceExhaustedError: All files on their way in are too large together.
         """
         prefix = uploads_prefix(check_new_id(transcoder, "transcoder_id"))
         check_file(file)
         size_bytes = 0
-        with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-            path = Path(folder) / "file"
-            with path.open("wb") as written:
-                async for piece in pieces:
-                    size_bytes += len(piece)
-                    if len(piece) > PIECE_BYTES or size_bytes > _MAX_FILE_BYTES:
-                        raise InvalidArgumentError(
-                            f"a piece of {len(piece)} bytes makes the file {size_bytes} bytes: give pieces of at most "
-                            f"{PIECE_BYTES} and files of at most {_MAX_FILE_BYTES}.",
-                            field="data",
-                        )
-                    await asyncio.to_thread(written.write, piece)
-            if clear:
-                await asyncio.to_thread(self._clear, prefix)
-            await asyncio.to_thread(self._store.put_file, prefix + file, path)
+        try:
+            with tempfile.TemporaryDirectory(prefix="weft-") as folder:
+                path = Path(folder) / "file"
+                with path.open("wb") as written:
+                    async for piece in pieces:
+                        self._check_piece(file, len(piece))
+                        self._held_bytes += len(piece)
+                        size_bytes += len(piece)
+                        await asyncio.to_thread(written.write, piece)
+                if clear:
+                    await asyncio.to_thread(self._clear, prefix)
+                await asyncio.to_thread(self._store.put_file, prefix + file, path)
+        finally:
+            self._held_bytes -= size_bytes
         return prefix, size_bytes
+
+    def _check_piece(self, file: str, num_bytes: int) -> None:
+        if num_bytes > PIECE_BYTES:
+            raise InvalidArgumentError(
+                f"a piece of {file!r} has {num_bytes} bytes: give pieces of at most {PIECE_BYTES}.", field="data"
+            )
+        if self._held_bytes + num_bytes > self._max_upload_bytes:
+            raise ResourceExhaustedError(
+                f"with {file!r}, uploads would hold more than {self._max_upload_bytes} bytes of this machine: wait for "
+                "others to end, raise WEFT_TRAINER_MAX_UPLOAD_BYTES and what the temporary folder may take, or copy "
+                "the files into the bucket and give their prefix.",
+                field="data",
+            )
 
     def _clear(self, prefix: str) -> None:
         for info in list(self._store.list(prefix)):
             self._store.delete(info.key)
 
     async def read(self, transcoder: str, layout: str, file: str) -> AsyncIterator[bytes]:
-        """Read a file that was written for others, by pieces. NotFoundError where it was not."""
+        """Read a file that was written for others, by pieces. InvalidArgumentError; NotFoundError where it was not."""
+        check_writable(layout)
         prefix = formats_prefix(transcoder, layout)
         try:
             document, _ = await asyncio.to_thread(read_json, self._store, f"{prefix}manifest.json")

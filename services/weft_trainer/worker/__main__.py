@@ -13,7 +13,7 @@ from weft_trainer.worker.exporting import export_metrics
 from weft_trainer.worker.rendezvous import join, rank_and_world
 from weft_trainer.worker.settings import RankSettings
 from weft_trainer.worker.signals import StopFlag, exit_when_terminated
-from weft_trainer.worker.starting import exit_code, prepare_process
+from weft_trainer.worker.starting import exit_code, open_bucket, prepare_process, read_config
 
 
 def main() -> int:
@@ -32,11 +32,9 @@ def main() -> int:
     from weft_clt.loader import LoaderOptions
     from weft_clt.mesh import make_mesh
     from weft_common.client import channel
-    from weft_store import open_store
     from weft_trainer.worker.rank import Rank
     from weft_trainer.worker.reads import get_dataset, normalization_of
     from weft_trainer.worker.reports import Reporter, peak_memory_bytes
-    from weft_trainer.worker.starting import read_config
     from weft_trainer.worker.watchdog import Watchdog
 
     stop = StopFlag()
@@ -57,9 +55,7 @@ def main() -> int:
         os._exit(1)
 
     def work() -> None:
-        secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-        keys = (secret.get_secret_value() if secret else None for secret in secrets)
-        store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
+        store = open_bucket(settings)
         config, _ = read_config(store, settings.run)
         cache = cache_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token, **settings.tls))
         dataset = get_dataset(cache, config.batch.dataset)

@@ -3,7 +3,10 @@ Checkpoints of a run in the bucket.
 
     runs/{run}/checkpoints/{step:08d}/rank{r}-of-{R}.safetensors     by the ranks of the first data group
     runs/{run}/checkpoints/{step:08d}/part-rank{r}-of-{R}.json         by the same ranks: the file's hash
-    runs/{run}/checkpoints/{step:08d}/manifest.json                  by rank 0, after all others, never twice
+    runs/{run}/checkpoints/{step:08d}/manifest.json                  by rank 0, after all others
+
+Files carry no attempt in their names, so only the ranks of the present attempt may write them: a rank that another
+start has taken the place of would write over files that a manifest describes already.
 """
 
 from __future__ import annotations
@@ -85,7 +88,13 @@ class RunCheckpoints:
         return manifest
 
     def upload(self, step: int, path: Path) -> None:
-        """Put one rank's file, and beside it what the manifest will say of it."""
+        """
+        Put one rank's file, and beside it what the manifest will say of it.
+
+        Raises:
+            FailedPreconditionError: Another attempt is the present one.
+        """
+        self._check_present(step)
         facts = file_facts(path)
         self._store.put_file(f"{self.folder(step)}{path.name}", path)
         part = {"name": path.name, **asdict(facts)}
@@ -110,13 +119,21 @@ class RunCheckpoints:
             files={part["name"]: FileFacts(part["sha256"], part["size_bytes"]) for part in parts},
             data=data,
         )
+        self._check_present(step)
+        key = f"{self.folder(step)}manifest.json"
+        try:
+            create_json(self._store, key, manifest.to_document())
+        except AlreadyExistsError:
+            # The same attempt's own, whose answer was lost; or a late one of an earlier attempt, which describes files
+            # that this one has written over since.
+            there, version = read_json(self._store, key)
+            if int(there["attempt"]) < self._attempt:
+                self._store.put(key, encode_json(manifest.to_document()), if_match=version)
+
+    def _check_present(self, step: int) -> None:
         present = int(read_json(self._store, f"runs/{self._run}/run.json")[0].get("attempt", self._attempt))
         if present != self._attempt:
             raise FailedPreconditionError(
                 f"Attempt {self._attempt} wants to save step {step}, but attempt {present} is the present one; "
                 "this one stops."
             )
-        try:
-            create_json(self._store, f"{self.folder(step)}manifest.json", manifest.to_document())
-        except AlreadyExistsError:
-            return  # The same attempt's own, whose answer was lost.

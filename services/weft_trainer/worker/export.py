@@ -7,7 +7,6 @@ pre-activations, one batch, and what `weft_clt.formats` holds of a layer while i
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft_common.logging import configure_logging, get_logger
-from weft_common.settings import load_settings
+from weft_common.logging import get_logger
+from weft_trainer.worker.checkpoint_job import run_checkpoint_job
 from weft_trainer.worker.settings import ExportSettings
-from weft_trainer.worker.signals import exit_when_terminated
-from weft_trainer.worker.starting import exit_code, prepare_process, read_config
+from weft_trainer.worker.starting import read_config
 
 if TYPE_CHECKING:
     from weft.cache.v1 import messages_pb2
@@ -189,30 +187,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
 
 def main() -> int:
     """Export one checkpoint and return the exit code."""
-    exit_when_terminated()
-    settings = load_settings(ExportSettings)
-    configure_logging("trainer-export", settings.log_level)
-    prepare_process(os.environ, settings.threads)
-
-    def work() -> None:
-        import torch
-
-        from weft.cache.v1 import service_pb2_grpc
-        from weft_common.client import channel
-        from weft_store import open_store
-        from weft_trainer.worker.reads import get_dataset
-
-        torch.set_num_threads(settings.threads)
-        secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-        keys = (secret.get_secret_value() if secret else None for secret in secrets)
-        store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
-        cache = service_pb2_grpc.CacheServiceStub(
-            channel(settings.cache_target, token=settings.cache_token, **settings.tls)
-        )
-        config, _ = read_config(store, settings.run)
-        export(store, settings, get_dataset(cache, config.batch.dataset), cache)
-
-    return exit_code(work, lambda message: None)
+    return run_checkpoint_job(ExportSettings, "trainer-export", export)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Shapes: N tokens of a batch, L layers, D d_model.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft.activations.v1 import service_pb2
-from weft_common.logging import configure_logging, get_logger
-from weft_common.settings import load_settings
+from weft_common.logging import get_logger
+from weft_trainer.worker.checkpoint_job import run_checkpoint_job
 from weft_trainer.worker.settings import ReplacementSettings
-from weft_trainer.worker.signals import exit_when_terminated
-from weft_trainer.worker.starting import exit_code, prepare_process, read_config
+from weft_trainer.worker.starting import read_config
 
 if TYPE_CHECKING:
     from weft.cache.v1 import messages_pb2
@@ -196,30 +194,7 @@ def replace(store: ObjectStore, settings: ReplacementSettings, dataset: messages
 
 def main() -> int:
     """Measure one checkpoint and return the exit code."""
-    exit_when_terminated()
-    settings = load_settings(ReplacementSettings)
-    configure_logging("trainer-replacement", settings.log_level)
-    prepare_process(os.environ, settings.threads)
-
-    def work() -> None:
-        import torch
-
-        from weft.cache.v1 import service_pb2_grpc
-        from weft_common.client import channel
-        from weft_store import open_store
-        from weft_trainer.worker.reads import get_dataset
-
-        torch.set_num_threads(settings.threads)
-        secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-        keys = (secret.get_secret_value() if secret else None for secret in secrets)
-        store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
-        cache = service_pb2_grpc.CacheServiceStub(
-            channel(settings.cache_target, token=settings.cache_token, **settings.tls)
-        )
-        config, _ = read_config(store, settings.run)
-        replace(store, settings, get_dataset(cache, config.batch.dataset), cache)
-
-    return exit_code(work, lambda message: None)
+    return run_checkpoint_job(ReplacementSettings, "trainer-replacement", replace)
 
 
 if __name__ == "__main__":

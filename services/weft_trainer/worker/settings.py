@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from weft_common.settings import ChannelTls, check_pem_file, variable_name
 
-__all__ = ["ConvertSettings", "ExportSettings", "RankSettings", "ReplacementSettings", "WorkerSettings"]
+__all__ = ["ConvertSettings", "ExportSettings", "JobSettings", "RankSettings", "ReplacementSettings", "WorkerSettings"]
 
 
 class JobSettings(BaseSettings):

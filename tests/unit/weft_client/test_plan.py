@@ -43,7 +43,8 @@ def test_every_part_adds_up() -> None:
     )
     assert memory["rank"] == sum(memory[part] for part in parts)
     assert memory["process"] == PROCESS_BYTES
-    assert network["step"] == sum(network[part] for part in ("inputs", "entries", "norms", "gradients", "metrics"))
+    parts = ("inputs", "entries", "norms", "selection", "gradients", "metrics")
+    assert network["step"] == sum(network[part] for part in parts)
     assert network["token"] == network["step"] / 1024
     bucket = found["bucket_bytes"]
     assert bucket["total"] == bucket["dataset"] + bucket["checkpoints"] + bucket["transcoder"]

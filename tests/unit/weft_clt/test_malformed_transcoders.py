@@ -92,6 +92,11 @@ def bomb(folder: Path) -> None:
         written.writestr("W_enc.npy", array.getvalue() + b"\0" * 64)
 
 
+def zeros(folder: Path) -> None:
+    """Write an archive that is as it should be, and a thousand times as large once it is read."""
+    np.savez_compressed(folder / GEMMA_ARCHIVE, W_enc=np.zeros((3, 1 << 20), "f4"))
+
+
 def long_directory(folder: Path) -> None:
     """Write an archive whose list of members is larger than what is read of it."""
     with zipfile.ZipFile(folder / "layer_1/width_16k/average_l0_70/params.npz", "w") as written:
@@ -124,6 +129,8 @@ def make(layout: str, folder: Path) -> None:
         (FORGE, configure("clt_cfg.json", n_layers=1 << 40), DataLossError, "n_layers is 1099511627776"),
         (FORGE, configure("clt_cfg.json", d_in=True), DataLossError, "d_in is True"),
         (FORGE, configure("clt_cfg.json", cross_layer_decoders="yes"), DataLossError, "true or false"),
+        (FORGE, configure("clt_cfg.json", weft_input_hook="hook_z"), DataLossError, "weft_input_hook is 'hook_z'"),
+        (FORGE, configure("clt_cfg.json", weft_input_hook=["mlp_in"]), DataLossError, "expected one of mlp_in"),
         (FORGE, configure("clt_cfg.json", feature_sharding=True), DataLossError, r"ranks \[\]"),
         (FORGE, overwrite("clt_cfg.json", b"{"), DataLossError, "no JSON"),
         (FORGE, overwrite("clt_cfg.json", b"[]"), DataLossError, "no JSON object"),
@@ -201,6 +208,7 @@ def make(layout: str, folder: Path) -> None:
         (GEMMA, overwrite(GEMMA_ARCHIVE, b"PK\x03\x04"), DataLossError, "no .npz archive"),
         (GEMMA, overwrite(GEMMA_ARCHIVE, pickle.dumps({"W_enc": 1})), DataLossError, "no .npz archive"),
         (GEMMA, bomb, DataLossError, r"bytes for shape \[1073741824, 1024\]"),
+        (GEMMA, zeros, DataLossError, "would unfold to 12583040"),
         (GEMMA, long_directory, DataLossError, "directory is far too long"),
         (GEMMA, remove(GEMMA_ARCHIVE.replace("layer_1", "layer_0")), DataLossError, r"layers \[1\]"),
     ],

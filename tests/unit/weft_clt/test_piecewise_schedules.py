@@ -67,6 +67,7 @@ def test_schedules_survive_their_json_form() -> None:
         ([_piece(1, LINEAR, -1)], "[0].factor"),
         ([_piece(1, LINEAR, float("inf"))], "[0].factor"),
         ([_piece(1, CONSTANT, 0)], ""),
+        ([_piece((index + 1) / 101, LINEAR, 1) for index in range(101)], ""),
         ([_piece(1, COSINE, 1) | {"from": 0}], "[0].from"),
     ],
 )

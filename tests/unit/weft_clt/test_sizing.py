@@ -3,10 +3,16 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from clt_cases import RECIPES, config_of, trainer_of
+from torch import Tensor
 
 from weft_clt.config import Activation
 from weft_clt.kernels import CpuKernels
+from weft_clt.mesh import Mesh, SingleAxis
+from weft_clt.metrics import ReconstructionSums
+from weft_clt.parameters import Shape, Share
+from weft_clt.selection import kth_largest
 from weft_clt.sizing import Workload
 from weft_common.errors import InvalidArgumentError
 
@@ -96,6 +102,43 @@ def test_one_rank_sends_nothing() -> None:
     network = replace(WORK, feature_ranks=1, data_ranks=2).network()
     assert network.gradients == WORK.num_parameters * 4
     assert network.inputs == network.entries == 0
+
+
+class CountedAxis(SingleAxis):
+    """One of two ranks that sum; a ring of two passes on as many bytes as there are."""
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        self.sent_bytes += tensor.nbytes
+        return tensor
+
+
+def test_counts_and_figures_are_those_that_are_summed() -> None:
+    """Whole numbers of every feature and float64 of the rest, to the last byte; with the losses and the tokens."""
+    work, axis = replace(WORK, feature_ranks=1, data_ranks=2), CountedAxis()
+    share = Share(Shape(work.num_layers, work.num_features, work.d_model), 0, 1)
+    centre_LC = torch.zeros(work.num_layers, work.d_model)
+    ReconstructionSums(share, centre_LC).reduced(Mesh(SingleAxis(), axis))
+    three_losses = 3 * 8
+    assert work.network().metrics == axis.sent_bytes + three_losses
+
+
+@pytest.mark.parametrize(
+    ("activation", "num_groups"), [(Activation.JOINT_TOP_K, WORK.group_tokens), (Activation.BATCH_TOP_K, 3)]
+)
+def test_ranks_that_agree_on_a_bound_send_its_counts(activation: Activation, num_groups: int) -> None:
+    """A sum for each byte of a value, of all tokens or all layers."""
+    axis = CountedAxis()
+    values_M = torch.rand(num_groups) + 1
+    kth_largest(values_M, torch.arange(num_groups), 1, num_groups=num_groups, sum_=axis.sum_)
+    assert replace(WORK, activation=activation).network().selection == axis.sent_bytes
+    assert WORK.network().selection == 0
+
+
+def test_aux_k_sends_its_lists_too() -> None:
+    """As many entries as there may be dead features, beside the others."""
+    plain, aux = WORK.network(), replace(WORK, aux_top_k=8).network()
+    entries, counts = 3 * 32 * 8, 3 * 32 * 4
+    assert aux.entries - plain.entries == entries * (2 + 2 * 4) + counts
 
 
 def test_start_counts_where_it_is_the_largest() -> None:

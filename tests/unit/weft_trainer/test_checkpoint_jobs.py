@@ -13,7 +13,9 @@ from weft_common.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from weft_trainer.core.format_jobs import ForeignFiles, FormatJobs
 from weft_trainer.core.jobs import CheckpointRef
+from weft_trainer.core.transcoders import Transcoders
 
 EVALUATION = "runs/r/checkpoints/00000004/evaluation.json"
 
@@ -48,6 +50,17 @@ async def test_evaluation_runs_on_the_runs_ranks_and_returns_their_document() ->
     controller.store.put(EVALUATION, json.dumps({"step": 4, "tokens": 32}).encode())
     group.finish(0)
     assert (await evaluating)["tokens"] == 32
+
+
+async def test_checkpoint_is_held_before_its_evaluation_goes() -> None:
+    """One that is deleted meanwhile keeps what is known of it, and nothing is started."""
+    controller = await _saved()
+    controller.store.put(EVALUATION, b'{"step": 4, "tokens": 1}')
+    controller.store.delete("runs/r/checkpoints/00000004/manifest.json")
+    with pytest.raises(NotFoundError, match="no complete checkpoint 4 any more"):
+        await controller.jobs.evaluate(CheckpointRef("r", 4), 32)
+    assert json.loads(controller.store.get(EVALUATION)) == {"step": 4, "tokens": 1}
+    assert controller.launcher.num_starts == 0
 
 
 async def test_evaluation_goes_on_with_the_replacement_model() -> None:
@@ -106,6 +119,41 @@ async def test_export_that_was_done_before_is_returned() -> None:
     with pytest.raises(AlreadyExistsError):
         await controller.jobs.export(CheckpointRef("r", 4), "u")
     assert controller.launcher.num_starts == 0
+
+
+async def test_export_and_conversion_to_one_id_take_turns() -> None:
+    """Their files would lie in the same folder; the second finds the first's and says that the id is taken."""
+    controller = await _saved()
+    formats = FormatJobs(
+        controller.store, Transcoders(controller.store), controller.runner, lambda run, attempt, ranks: {}
+    )
+    files = ForeignFiles("t", "uploads/transcoders/t/", "saelens", "models/m", "0" * 64, "")
+    exporting = asyncio.create_task(controller.jobs.export(CheckpointRef("r", 4), "t"))
+    group = await _group(controller, "transcoders/t/export")
+    converting = asyncio.create_task(formats.take_in(files))
+    await asyncio.sleep(0)
+    assert controller.launcher.num_starts == 1
+    controller.store.put("transcoders/t/manifest.json", b'{"run": "runs/r"}')
+    group.finish(0)
+    assert (await exporting)["run"] == "runs/r"
+    with pytest.raises(AlreadyExistsError, match="choose another id"):
+        await converting
+    assert controller.launcher.num_starts == 1
+
+
+async def test_conversion_that_somebody_was_before_is_not_given_away() -> None:
+    """Files that were taken over under the same id while it ran are not what was asked for."""
+    controller = await _saved()
+    formats = FormatJobs(
+        controller.store, Transcoders(controller.store), controller.runner, lambda run, attempt, ranks: {}
+    )
+    files = ForeignFiles("t", "uploads/transcoders/t/", "saelens", "models/m", "0" * 64, "")
+    converting = asyncio.create_task(formats.take_in(files))
+    group = await _group(controller, "transcoders/t/import")
+    controller.store.put("transcoders/t/manifest.json", b'{"prefix": "theirs/"}')
+    group.finish(0)
+    with pytest.raises(AlreadyExistsError):
+        await converting
 
 
 async def test_cancelled_job_leaves_no_process() -> None:
