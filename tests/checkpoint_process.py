@@ -61,7 +61,7 @@ def train_over(store: ObjectStore, retry_s: float) -> None:
         if step % SAVE_STEPS == 0 or trainer.finished:
             saver.begin(step, trainer.state(), {"draws": step})
     saver.finish()
-    background.drain()
+    background.drain(trainer.mesh)
 
 
 def prepare(root: str) -> None:

@@ -18,8 +18,20 @@ from torch import Tensor
 from weft_clt.active import ActiveLayer
 from weft_clt.kernels import Kernels
 from weft_clt.mesh import Axis
+from weft_common.errors import ShapeError
 
-__all__ = ["Exchanged", "OwnEntries", "exchange_entries"]
+__all__ = ["Exchanged", "OwnEntries", "check_places", "exchange_entries"]
+
+_MOST_ENTRIES = (1 << 31) - 1
+
+
+def check_places(num_entries: int) -> None:
+    """Refuse more entries of a step than int32 has places for. ShapeError."""
+    if num_entries > _MOST_ENTRIES:
+        raise ShapeError(
+            f"{num_entries} features are active over the tokens and layers of a group's step, more than the "
+            f"{_MOST_ENTRIES} that can be told apart; lower step_tokens, or raise data_ranks."
+        )
 
 
 @dataclass(frozen=True)
@@ -82,11 +94,16 @@ def exchange_entries(
         num_features: F, over all ranks.
         rank_features: Features of one rank.
         top_k: Keep this many of a token and layer, over all ranks; 0 keeps all.
+
+    Raises:
+        ShapeError: See `check_places`; on all ranks alike.
+
     Collectives: three gathers on the feature axis.
     """
     counts_RLT = axis.gather(torch.stack([own.counts_T for own in own_L]))
     sizes_RL = counts_RLT.sum(2).tolist()
     sizes_R = [sum(sizes_L) for sizes_L in sizes_RL]
+    check_places(sum(sizes_R))
     wire_dtype = np.uint16 if num_features <= 1 << 16 else np.int32
     first = axis.rank * rank_features
     own_feature = torch.cat([own.feature_M for own in own_L]).numpy() + first

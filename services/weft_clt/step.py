@@ -27,7 +27,7 @@ from torch import Tensor
 
 from weft_clt.auxiliary import dead_candidates, stack_tokens
 from weft_clt.config import Activation, FeatureConfig, LossConfig
-from weft_clt.exchange import Exchanged, OwnEntries, exchange_entries
+from weft_clt.exchange import Exchanged, OwnEntries, check_places, exchange_entries
 from weft_clt.gradients import DecoderGradient
 from weft_clt.kernels import DecoderPairs, FeatureLists, Kernels
 from weft_clt.kernels.sorted_lists import entry_tokens
@@ -205,6 +205,7 @@ class StepEngine:
         if dead is not None:
             # The dead features' slots lie behind the others'.
             num_slots = sum(exchanged.sizes_R)
+            check_places(num_slots + sum(dead.sizes_R))
             shifted = [replace(layer, slot_N=layer.slot_N + num_slots) for layer in dead.layers]
             layers = [stack_tokens(*both) for both in zip(exchanged.layers, shifted, strict=True)]
         lists = FeatureLists.of(layers)

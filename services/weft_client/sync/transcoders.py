@@ -16,6 +16,8 @@ from weft_common.client import error_from_rpc
 from weft_common.errors import DataLossError
 
 PIECE_BYTES = 1 << 20
+FILE_S = 86_400.0
+"""Deadline of one file on its way in: without one the trainer ends the call after ten minutes."""
 
 
 class Transcoders:
@@ -64,7 +66,8 @@ class Transcoders:
         prefix = ""
         for name, path in files_of(folder):
             try:
-                answer = self._stub.UploadTranscoderFile(_pieces(transcoder_id, name, path, clear=not prefix))
+                pieces = _pieces(transcoder_id, name, path, clear=not prefix)
+                answer = self._stub.UploadTranscoderFile(pieces, timeout=FILE_S)
             except grpc.RpcError as error:
                 raise error_from_rpc(error) from error
             prefix = answer.prefix

@@ -73,9 +73,13 @@ class Background:
         if self._failure is not None:
             raise self._failure
 
-    def drain(self) -> None:
-        """Wait for all that was submitted; raise what any of it failed with."""
-        self.submit("the end of all writes", lambda: None).result()
+    def drain(self, mesh: Mesh) -> None:
+        """
+        Wait for all that was submitted, on every rank; raise what any of this rank's failed with.
+
+        Collectives: those of `together`.
+        """
+        together(mesh, self.submit("the end of all writes", lambda: None))
         self.check()
 
     def _run(self) -> None:

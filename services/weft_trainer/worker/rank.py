@@ -123,7 +123,7 @@ class Rank:
         if trainer.step > saved_step:
             self._save(loader.state())
         self._saver.finish()
-        self._background.drain()
+        self._background.drain(self._mesh)
         if trainer.finished:
             self._evaluate_and_report()
             self._reporter.finished()

@@ -16,6 +16,9 @@ from weft_trainer.worker.background import Background, together
 from weft_trainer.worker.patience import patiently
 
 
+ALONE = Mesh(SingleAxis(), SingleAxis())
+
+
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.001)
@@ -76,7 +79,7 @@ def test_work_is_done_in_order_while_others_go_on() -> None:
     second = background.submit("second", lambda: done.append(2))
     assert not second.done()
     gate.set()
-    background.drain()
+    background.drain(ALONE)
     assert done == [1, 2]
 
 
@@ -89,7 +92,7 @@ def test_failure_is_raised_by_whoever_looks() -> None:
 
     background.submit("first", away)
     with pytest.raises(UnavailableError):
-        background.drain()
+        background.drain(ALONE)
     with pytest.raises(UnavailableError):
         background.check()
 
@@ -125,6 +128,13 @@ def test_rank_meets_the_others_while_its_own_work_goes_on(monkeypatch: pytest.Mo
     assert together(Mesh(SingleAxis(), other), work) == "done"
     finish.join(60)
     assert other.left < -5
+
+
+def test_end_of_all_writes_is_met_by_every_rank() -> None:
+    """A rank that has nothing to write comes to the meetings of one whose bucket is away, which is late, not hung."""
+    other = OtherRank(3)
+    Background(1.0).drain(Mesh(SingleAxis(), other))
+    assert other.left == 0
 
 
 def _until(reached: Callable[[], bool]) -> None:
