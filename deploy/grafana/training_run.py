@@ -111,6 +111,16 @@ _SPEED = Row(
             "percentunit",
             "weft_train_data_wait_share",
         ),
+        Graph(
+            "Bytes sent for a token",
+            "By a rank, in the last reported step: all of them, and those that active features take. The rest is the "
+            "step's data and, on a data axis, its gradients. Nothing is sent where one rank trains.",
+            "bytes",
+            (
+                Query(f"max by (run) (weft_train_sent_bytes_per_token{{{_RUN}}})", "{{run}}"),
+                Query(f"max by (run) (weft_train_entry_bytes_per_token{{{_RUN}}})", "{{run}}, features"),
+            ),
+        ),
         _of_run(
             "Memory of the ranks",
             "Largest resident memory of all ranks of the run together.",

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from weft_clt.active import ActiveLayer
 from weft_clt.kernels import Kernels
-from weft_clt.mesh import Axis
+from weft_clt.mesh import Axis, Pending
 from weft_common.errors import ShapeError
 
-__all__ = ["Exchanged", "OwnEntries", "check_places", "exchange_entries"]
+__all__ = ["Exchanged", "OwnEntries", "Returning", "check_places", "exchange_entries"]
 
 _MOST_ENTRIES = (1 << 31) - 1
 
@@ -49,6 +49,21 @@ class OwnEntries:
 
 
 @dataclass(frozen=True)
+class Returning:
+    """Gradients of this rank's values, on their way from all ranks of the group."""
+
+    pending: Pending
+    parts_RM: Tensor
+    own_sizes_L: list[int]
+
+    def wait(self) -> list[Tensor]:
+        """Return their sums over ranks: one tensor a layer, in the order of the rank's own entries."""
+        self.pending.wait()
+        total_M = self.parts_RM.sum(0) if self.parts_RM.shape[0] > 1 else self.parts_RM[0]
+        return list(torch.split(total_M, self.own_sizes_L))
+
+
+@dataclass(frozen=True)
 class Exchanged:
     """The joint lists, and the way back."""
 
@@ -57,31 +72,45 @@ class Exchanged:
     """Entries that each rank listed, over all layers."""
     own_sizes_L: list[int]
 
-    def return_gradients(self, grad_slots: Tensor, axis: Axis) -> list[Tensor]:
+    def return_gradients(self, grad_slots: Tensor, axis: Axis) -> Returning:
         """
-        Sum the gradients of this rank's values over the group.
+        Start to send the gradients of all ranks' values to their owners.
 
         Args:
             grad_slots: This rank's part, by the slots of the entries; 0 where an entry was not kept.
 
-        Returns:
-            One tensor a layer, in the order of the rank's own entries.
+        Collectives: starts one exchange on the feature axis.
         """
         own = sum(self.own_sizes_L)
         parts = grad_slots.new_empty(axis.size * own)
-        axis.exchange(parts, grad_slots, [own] * axis.size, self.sizes_R)
-        total = parts.view(axis.size, own).sum(0) if axis.size > 1 else parts
-        return list(torch.split(total, self.own_sizes_L))
+        pending = axis.start_exchange(parts, grad_slots, [own] * axis.size, self.sizes_R)
+        return Returning(pending, parts.view(axis.size, own), self.own_sizes_L)
 
 
-def _gather_padded(own: Tensor, sizes_R: list[int], axis: Axis) -> list[Tensor]:
-    """Gather lists of different lengths, as bytes."""
-    if axis.size == 1:
-        return [own]
-    padded = own.new_empty(max(1, *sizes_R))  # an empty tensor has no bytes to view
-    padded[: own.shape[0]] = own
-    gathered = axis.gather(padded.view(torch.uint8)).view(own.dtype)
-    return [gathered[rank, :size] for rank, size in enumerate(sizes_R)]
+@dataclass(frozen=True)
+class _Padded:
+    """Lists of different lengths that are gathered, as bytes."""
+
+    pending: Pending | None
+    gathered: Tensor
+    sizes_R: list[int]
+
+    @classmethod
+    def start(cls, own: Tensor, sizes_R: list[int], axis: Axis) -> _Padded:
+        """Start to gather; one rank's list stays where it is."""
+        if axis.size == 1:
+            return cls(None, own[None], sizes_R)
+        padded = own.new_empty(max(1, *sizes_R))  # an empty tensor has no bytes to view
+        padded[: own.shape[0]] = own
+        gathered = padded.new_empty(axis.size, padded.shape[0])
+        pending = axis.start_gather_into(gathered.view(torch.uint8), padded.view(torch.uint8))
+        return cls(pending, gathered, sizes_R)
+
+    def wait(self) -> list[Tensor]:
+        """Return every rank's list."""
+        if self.pending is not None:
+            self.pending.wait()
+        return [self.gathered[rank, :size] for rank, size in enumerate(self.sizes_R)]
 
 
 def exchange_entries(
@@ -100,16 +129,21 @@ def exchange_entries(
 
     Collectives: three gathers on the feature axis.
     """
-    counts_RLT = axis.gather(torch.stack([own.counts_T for own in own_L]))
+    counts_LT = torch.stack([own.counts_T for own in own_L])
+    counts_RLT = counts_LT.new_empty(axis.size, *counts_LT.shape)
+    counting = axis.start_gather_into(counts_RLT, counts_LT)
+    wire_dtype = np.uint16 if num_features <= 1 << 16 else np.int32
+    own_feature = torch.cat([own.feature_M for own in own_L]).numpy() + axis.rank * rank_features
+    wire = torch.from_numpy(own_feature.astype(wire_dtype))
+    own_value = torch.cat([own.value_M for own in own_L])
+    counting.wait()
     sizes_RL = counts_RLT.sum(2).tolist()
     sizes_R = [sum(sizes_L) for sizes_L in sizes_RL]
     check_places(sum(sizes_R))
-    wire_dtype = np.uint16 if num_features <= 1 << 16 else np.int32
-    first = axis.rank * rank_features
-    own_feature = torch.cat([own.feature_M for own in own_L]).numpy() + first
-    wire = torch.from_numpy(own_feature.astype(wire_dtype))
-    features_R = [torch.from_numpy(part.numpy().astype(np.int32)) for part in _gather_padded(wire, sizes_R, axis)]
-    values_R = _gather_padded(torch.cat([own.value_M for own in own_L]), sizes_R, axis)
+    naming = _Padded.start(wire, sizes_R, axis)
+    valuing = _Padded.start(own_value, sizes_R, axis)
+    features_R = [torch.from_numpy(part.numpy().astype(np.int32)) for part in naming.wait()]
+    values_R = valuing.wait()
 
     layers: list[ActiveLayer] = []
     starts_R = np.cumsum([0, *sizes_R[:-1]]).tolist()

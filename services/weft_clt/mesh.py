@@ -3,6 +3,9 @@ Who works with whom: D groups on the data axis, R ranks on the feature axis of e
 
 Rank r of the world is rank r % R of group r // R, so that a group's neighbours are on one machine.
 An axis of one rank does nothing and needs no process group.
+
+What an axis starts goes on in the background, while the rank computes what does not depend on it; whoever needs the
+outcome waits for it. All ranks start, and wait for, the same in the same order.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Axis", "GroupAxis", "Mesh", "Progress", "SingleAxis", "make_mesh"]
+__all__ = ["Axis", "GroupAxis", "Mesh", "Pending", "Progress", "SingleAxis", "make_mesh"]
 
 
 @dataclass
@@ -25,7 +28,8 @@ class Progress:
     """
     How far a rank is in the collectives that all ranks go through in one order.
 
-    A rank that waits for others has entered one more than a rank that has not come.
+    A rank enters one where it waits for its outcome, whenever it was started. So a rank that waits for others has
+    entered at least one more than a rank that has not started what it waits for.
     """
 
     entered: int = 0
@@ -43,13 +47,46 @@ class Progress:
             self.inside_since_s = None
 
 
+class Pending(Protocol):
+    """A collective under way: until it was waited for, its tensors are neither read, nor written, nor freed."""
+
+    def wait(self) -> None:
+        """Return once its outcome is there."""
+        ...
+
+
+class _Done:
+    """What one rank alone has at once."""
+
+    def wait(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """Work of a process group."""
+
+    work: dist.Work
+    progress: Progress
+    tensors: tuple[Tensor, ...]
+    """Kept alive until it is done."""
+
+    def wait(self) -> None:
+        with self.progress.inside():
+            self.work.wait()
+
+
 class Axis(Protocol):
-    """The collectives of one axis of the mesh; all of them block."""
+    """The collectives of one axis of the mesh; all but those that are only started block."""
 
     rank: int
     size: int
     sent_bytes: int
-    """Bytes that this rank has handed to other ranks."""
+    """
+    Bytes of tensors that this rank has handed to other ranks, counted where a collective starts.
+
+    A reduction counts as a ring: over all ranks 2 (size - 1) times the tensor, of which each rank has its even share.
+    """
 
     def gather(self, own: Tensor) -> Tensor:
         """Stack the equally shaped tensors of all ranks, [size, ...]."""
@@ -59,12 +96,20 @@ class Axis(Protocol):
         """Write the equally shaped tensors of all ranks one after the other into `out`."""
         ...
 
-    def exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> None:
-        """Send each rank its run of rows of `own`, receive a run of `out` from each."""
+    def start_gather_into(self, out: Tensor, own: Tensor) -> Pending:
+        """Start what `gather_into` does."""
+        ...
+
+    def start_exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> Pending:
+        """Start to send each rank its run of rows of `own`, and to receive a run of `out` from each."""
         ...
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over ranks."""
+        ...
+
+    def start_sum_(self, tensor: Tensor) -> Pending:
+        """Start what `sum_` does."""
         ...
 
     def max_(self, tensor: Tensor) -> Tensor:
@@ -86,11 +131,19 @@ class SingleAxis:
     def gather_into(self, out: Tensor, own: Tensor) -> None:
         out.copy_(own.view(out.shape))
 
-    def exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> None:
+    def start_gather_into(self, out: Tensor, own: Tensor) -> Pending:
+        self.gather_into(out, own)
+        return _Done()
+
+    def start_exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> Pending:
         out.copy_(own)
+        return _Done()
 
     def sum_(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def start_sum_(self, tensor: Tensor) -> Pending:
+        return _Done()
 
     def max_(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -115,32 +168,39 @@ class GroupAxis:
         return out
 
     def gather_into(self, out: Tensor, own: Tensor) -> None:
-        with self.progress.inside():
-            dist.all_gather_single(out.view(-1), own.reshape(-1), group=self.group)
-        self.sent_bytes += own.nbytes * (self.size - 1)
+        self.start_gather_into(out, own).wait()
 
-    def exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> None:
-        with self.progress.inside():
-            dist.all_to_all_single(out, own, out_sizes, own_sizes, group=self.group)
-        kept = own_sizes[self.rank]
+    def start_gather_into(self, out: Tensor, own: Tensor) -> Pending:
+        flat_out, flat_own = out.view(-1), own.reshape(-1)
+        self.sent_bytes += own.nbytes * (self.size - 1)
+        work = dist.all_gather_single(flat_out, flat_own, group=self.group, async_op=True)
+        return self._started(work, flat_out, flat_own)
+
+    def start_exchange(self, out: Tensor, own: Tensor, out_sizes: list[int], own_sizes: list[int]) -> Pending:
         row_bytes = own.nbytes // max(own.shape[0], 1)
-        self.sent_bytes += (own.shape[0] - kept) * row_bytes
+        self.sent_bytes += (own.shape[0] - own_sizes[self.rank]) * row_bytes
+        work = dist.all_to_all_single(out, own, out_sizes, own_sizes, group=self.group, async_op=True)
+        return self._started(work, out, own)
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        with self.progress.inside():
-            dist.all_reduce(tensor, dist.ReduceOp.SUM, group=self.group)
-        self.sent_bytes += self._reduced_bytes(tensor)
+        self.start_sum_(tensor).wait()
         return tensor
+
+    def start_sum_(self, tensor: Tensor) -> Pending:
+        return self._reduce(tensor, dist.ReduceOp.SUM)
 
     def max_(self, tensor: Tensor) -> Tensor:
-        with self.progress.inside():
-            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
-        self.sent_bytes += self._reduced_bytes(tensor)
+        self._reduce(tensor, dist.ReduceOp.MAX).wait()
         return tensor
 
-    def _reduced_bytes(self, tensor: Tensor) -> int:
-        # A ring's traffic: every rank passes on its share twice.
-        return 2 * tensor.nbytes * (self.size - 1) // self.size
+    def _reduce(self, tensor: Tensor, kind: dist.ReduceOp.RedOpType) -> Pending:
+        # The rank rounds its share, so that the ranks' shares are the ring's traffic to the byte.
+        self.sent_bytes += (2 * tensor.nbytes * (self.size - 1) + self.rank) // self.size
+        return self._started(dist.all_reduce(tensor, kind, group=self.group, async_op=True), tensor)
+
+    def _started(self, work: dist.Work | None, *tensors: Tensor) -> Pending:
+        assert work is not None  # only a process outside of the group has none
+        return _UnderWay(work, self.progress, tensors)
 
 
 @dataclass(frozen=True)

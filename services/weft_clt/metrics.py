@@ -46,6 +46,7 @@ class StepMetrics:
     data_wait_share: float
     sent_bytes_per_token: float
     aux_loss: float = 0.0
+    entry_bytes_per_token: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ One training step, shared by the ranks of a mesh; forward and backward by hand, 
 
 With AuxK, what dead features make of the error is a second batch behind the first, from step 2 on (`auxiliary`).
 
+What travels does so while a rank computes what does not need it: later layers' data while a layer is encoded
+(`gathering`), squares of norms until the backward pass, the values' gradients while others are written, and over the
+data axis the decoder's gradient during the encoder's. Only the time differs from one after the other, not a bit.
+
 Gradients are means over the tokens of all ranks and are summed over the data axis; results do not depend on the mesh
 beyond rounding.
 Shapes: T tokens of the group, O tokens of one rank, L layers, D d_model, C columns and S features of this rank,
@@ -27,12 +31,13 @@ from torch import Tensor
 
 from weft_clt.auxiliary import dead_candidates, stack_tokens
 from weft_clt.config import Activation, FeatureConfig, LossConfig
-from weft_clt.exchange import Exchanged, OwnEntries, check_places, exchange_entries
+from weft_clt.exchange import Exchanged, OwnEntries, Returning, check_places, exchange_entries
+from weft_clt.gathering import Gathering
 from weft_clt.gradients import DecoderGradient
 from weft_clt.kernels import DecoderPairs, FeatureLists, Kernels
 from weft_clt.kernels.sorted_lists import entry_tokens
 from weft_clt.losses import jump_relu_backward, preact_loss, sparsity_loss
-from weft_clt.mesh import Mesh
+from weft_clt.mesh import Mesh, Pending
 from weft_clt.parameters import Parameters
 from weft_clt.selection import JointCandidates, batch_candidates, keep_entries, kth_largest
 from weft_common.errors import ShapeError
@@ -75,6 +80,18 @@ class Forward:
     """AuxK's lists."""
 
 
+@dataclass(frozen=True)
+class _RowNorms:
+    """Norms of all decoder rows, whose squares are being summed; waited for once."""
+
+    squares_LF: Tensor
+    pending: Pending
+
+    def wait(self) -> Tensor:
+        self.pending.wait()
+        return self.squares_LF.sqrt_()
+
+
 def _shaped(buffer: Tensor, *shape: int) -> Tensor:
     """Return the first elements of a buffer as a contiguous tensor."""
     return buffer[: math.prod(shape)].view(shape)
@@ -101,6 +118,8 @@ class StepEngine:
         self.params, self.mesh, self.kernels = params, mesh, kernels
         self.features, self.loss = features, loss
         self.decoder_grads: DecoderGradient | None = None
+        self.entry_bytes = 0
+        """Of the bytes sent on the feature axis, those of lists of active features and of their values' gradients."""
         share, dtype = params.share, params.w_enc_LSD.dtype
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
         if group_tokens % ranks:
@@ -138,32 +157,42 @@ class StepEngine:
         """
         Give every rank all inputs, and its columns of all targets, of its group's tokens.
 
+        Collectives: those of `start_gather`.
+        """
+        gathering = self.start_gather(inputs_LOD, targets_LOD)
+        gathering.wait()
+        return gathering.inputs_LTD, gathering.targets_LTC
+
+    def start_gather(self, inputs_LOD: Tensor, targets_LOD: Tensor) -> Gathering:
+        """
+        Start what `gather` does.
+
         Collectives: one gather and one exchange a layer, on the feature axis.
         """
         axis, share = self.mesh.feature, self.params.share
-        rank_tokens = inputs_LOD.shape[1]
+        num_layers, rank_tokens, d_model = inputs_LOD.shape
         group_tokens = rank_tokens * axis.size
         if group_tokens > self._group_tokens:
             raise ShapeError(f"{group_tokens} tokens were given; the engine was made for {self._group_tokens}.")
         if axis.size == 1:
-            return inputs_LOD.contiguous(), targets_LOD.contiguous()
-        num_layers = inputs_LOD.shape[0]
-        inputs_LTD = _shaped(self._inputs, num_layers, group_tokens, inputs_LOD.shape[2])
-        targets_LTC = _shaped(self._targets, num_layers, group_tokens, share.num_columns)
-        rows = [rank_tokens] * axis.size
-        for layer in range(num_layers):
-            axis.gather_into(inputs_LTD[layer], inputs_LOD[layer].contiguous())
-            by_rank_ROC = targets_LOD[layer].view(rank_tokens, axis.size, share.num_columns).transpose(0, 1)
-            axis.exchange(
-                targets_LTC[layer],
-                by_rank_ROC.reshape(group_tokens, share.num_columns),
-                rows,
-                rows,
-            )
-        return inputs_LTD, targets_LTC
+            inputs_LTD, targets_LTC = inputs_LOD.contiguous(), targets_LOD.contiguous()
+            return Gathering(axis, inputs_LTD, targets_LTC, inputs_LTD, targets_LTC)
+        return Gathering(
+            axis,
+            inputs_LOD,
+            targets_LOD,
+            _shaped(self._inputs, num_layers, group_tokens, d_model),
+            _shaped(self._targets, num_layers, group_tokens, share.num_columns),
+        )
 
     def forward(
-        self, inputs_LTD: Tensor, targets_LTC: Tensor, *, near: bool = True, dead_LF: Tensor | None = None
+        self,
+        inputs_LTD: Tensor,
+        targets_LTC: Tensor,
+        *,
+        near: bool = True,
+        dead_LF: Tensor | None = None,
+        gathering: Gathering | None = None,
     ) -> Forward:
         """
         Encode, exchange and decode.
@@ -171,17 +200,22 @@ class StepEngine:
         Args:
             near: In training: list what only the backward pass needs, and let BatchTopK choose among the step's tokens.
             dead_LF: Features that AuxK is to revive, the same on every rank; None where there are none.
+            gathering: What inputs and targets are still on their way in; None where they are there.
         """
         share, shape = self.params.share, self.params.share.shape
         num_tokens, activation = inputs_LTD.shape[1], self.features.activation
-        norms_LF = None
+        norms, norms_LF = None, None
         if activation is Activation.JOINT_TOP_K or (near and self._has_norms):
-            norms_LF = self._norms()
+            norms = self._start_norms()
+        if norms is not None and activation is Activation.JOINT_TOP_K:
+            norms_LF = norms.wait()
         joint = JointCandidates.empty(num_tokens, self.features.top_k * shape.num_layers, inputs_LTD)
         own_L: list[OwnEntries] = []
         dead_own_L: list[OwnEntries] = []
         compared = activation is Activation.JOINT_TOP_K or (activation is Activation.BATCH_TOP_K and near)
         for layer in range(shape.num_layers):
+            if gathering is not None:
+                gathering.wait_for(layer)
             inputs_TD = inputs_LTD[layer]
             preact_TS = self._preact_room(layer, num_tokens, near=near, wanted=compared or dead_LF is not None)
             if preact_TS is None or not compared:
@@ -211,6 +245,8 @@ class StepEngine:
         lists = FeatureLists.of(layers)
         error_LBC = _shaped(self._error, shape.num_layers, layers[0].num_tokens, share.num_columns)
         self._decode(inputs_LTD, targets_LTC, lists, error_LBC)
+        if norms is not None and norms_LF is None:
+            norms_LF = norms.wait()
         error_LTC = error_LBC[:, :num_tokens]
         return Forward(
             inputs_LTD, targets_LTC, error_LTC, error_LBC, own_L, exchanged, lists, norms_LF, bound_L, dead_own_L, dead
@@ -233,8 +269,8 @@ class StepEngine:
             error_LBC[:, num_tokens:] += error_LBC[:, :num_tokens]
 
     def _exchange(self, own_L: list[OwnEntries], top_k: int) -> Exchanged:
-        share = self.params.share
-        return exchange_entries(
+        share, sent_bytes = self.params.share, self.mesh.feature.sent_bytes
+        exchanged = exchange_entries(
             own_L,
             self.mesh.feature,
             self.kernels,
@@ -242,6 +278,14 @@ class StepEngine:
             rank_features=share.num_features,
             top_k=top_k,
         )
+        self.entry_bytes += self.mesh.feature.sent_bytes - sent_bytes
+        return exchanged
+
+    def _return(self, exchanged: Exchanged, grad_slots: Tensor) -> Returning:
+        sent_bytes = self.mesh.feature.sent_bytes
+        returning = exchanged.return_gradients(grad_slots, self.mesh.feature)
+        self.entry_bytes += self.mesh.feature.sent_bytes - sent_bytes
+        return returning
 
     def _preact_room(self, layer: int, num_tokens: int, *, near: bool, wanted: bool) -> Tensor | None:
         """Where all pre-activations of a layer go, if somebody looks at them side by side."""
@@ -336,15 +380,19 @@ class StepEngine:
         grad_slots = error_LTC.new_zeros(num_slots + num_dead_slots)
         decoder = DecoderGradient(self.kernels, params, self._pairs, forward.lists, forward.error_LBC)
         decoder.back_to_values(grad_slots, grads.b_dec_LC)
+        returning = self._return(forward.exchanged, grad_slots[:num_slots])
+        returning_dead = self._return(forward.dead, grad_slots[num_slots:]) if forward.dead is not None else None
         if left_LTC.shape[1]:
             torch.sum(error_LTC, 1, out=grads.b_dec_LC)  # what AuxK predicts has no bias
         if grads.w_skip_LCD is not None:
             torch.bmm(error_LTC.transpose(1, 2), inputs_LTD, out=grads.w_skip_LCD)
-        grad_own_L = forward.exchanged.return_gradients(grad_slots[:num_slots], self.mesh.feature)
         norms_LF = forward.norms_LF if self._has_norms else None
+        # Norms move the decoder's gradient once more.
+        summing = self._start_decoder_sums(decoder) if norms_LF is None else []
         grad_norms_LS = torch.zeros_like(params.b_enc_LS)
         losses = Losses(0.0, 0.0, aux)
         grads.w_enc_LSD.zero_()
+        grad_own_L = returning.wait()
         for layer in range(shape.num_layers):
             norms_S = norms_LF[layer, params.share.features] if norms_LF is not None else None
             part = self._encode_backward(
@@ -353,25 +401,40 @@ class StepEngine:
             losses = Losses(losses.sparsity + part.sparsity, losses.preact + part.preact, aux)
         if norms_LF is not None:
             self._norms_backward(decoder, norms_LF, grad_norms_LS)
-        if forward.dead is not None and forward.dead_own_L is not None:
-            grad_dead_L = forward.dead.return_gradients(grad_slots[num_slots:], self.mesh.feature)
-            for layer, grad_M in enumerate(grad_dead_L):
+            summing += self._start_decoder_sums(decoder)
+        if returning_dead is not None and forward.dead_own_L is not None:
+            for layer, grad_M in enumerate(returning_dead.wait()):
                 self._add_encoder_grads(layer, forward.dead_own_L[layer], grad_M, inputs_LTD[layer])
-        if self.mesh.data.size > 1:
-            decoder.write(grads.w_dec_PFC)
-            for _, grad in grads.named():
-                self.mesh.data.sum_(grad)
+        summing += [self.mesh.data.start_sum_(grad) for grad in self._encoder_grads()]
+        for pending in summing:
+            pending.wait()
         self.decoder_grads = decoder if self.mesh.data.size == 1 else None
         return losses
 
-    def _norms(self) -> Tensor:
-        """Norms of all decoder rows over all targets and columns: one reduction of L x F squares."""
+    def _start_decoder_sums(self, decoder: DecoderGradient) -> list[Pending]:
+        """Write the decoder's gradient, and start to sum all that is the decoder's over the data axis."""
+        if self.mesh.data.size == 1:
+            return []
+        decoder.write(self.grads.w_dec_PFC)
+        grads = (self.grads.w_dec_PFC, self.grads.b_dec_LC, self.grads.w_skip_LCD)
+        return [self.mesh.data.start_sum_(grad) for grad in grads if grad is not None]
+
+    def _encoder_grads(self) -> list[Tensor]:
+        grads = (self.grads.w_enc_LSD, self.grads.b_enc_LS, self.grads.threshold_LS)
+        return [grad for grad in grads if grad is not None]
+
+    def _start_norms(self) -> _RowNorms:
+        """
+        Start to sum the squares of all decoder rows over all targets and columns.
+
+        Collectives: starts one reduction of L x F squares on the feature axis.
+        """
         shape = self.params.share.shape
         squares_LF = self.params.w_dec_PFC.new_zeros(shape.num_layers, shape.num_features)
         for source in range(shape.num_layers):
             for target in shape.targets(source):
                 self.kernels.add_row_squares(self.params.decoder(source, target), squares_LF[source])
-        return self.mesh.feature.sum_(squares_LF).sqrt_()
+        return _RowNorms(squares_LF, self.mesh.feature.start_sum_(squares_LF))
 
     def _norms_backward(self, decoder: DecoderGradient, norms_LF: Tensor, grad_norms_LS: Tensor) -> None:
         """Take the gradients of the norms to the decoder: d norm / d row = row / norm."""

@@ -94,15 +94,18 @@ class Trainer:
         Args:
             data_wait_s: How long the batch was waited for, for the metrics.
         """
-        start_s, sent_bytes = time.perf_counter(), self.mesh.sent_bytes
+        start_s, sent_bytes, entry_bytes = time.perf_counter(), self.mesh.sent_bytes, self.engine.entry_bytes
         config, step = self.config, self.step + 1
         step_tokens, num_steps = config.batch.step_tokens, config.batch.num_steps
-        inputs_LTD, targets_LTC = self.engine.gather(batch.inputs_LOD, batch.targets_LOD)
+        gathering = self.engine.start_gather(batch.inputs_LOD, batch.targets_LOD)
         if step == 1 and not config.features.activation.counts:
-            calibrate_biases(self.params, inputs_LTD, self.mesh)
-        forward = self.engine.forward(inputs_LTD, targets_LTC, dead_LF=self._dead())
+            gathering.wait()
+            calibrate_biases(self.params, gathering.inputs_LTD, self.mesh)
+        forward = self.engine.forward(
+            gathering.inputs_LTD, gathering.targets_LTC, dead_LF=self._dead(), gathering=gathering
+        )
         sums = ReconstructionSums(self.share, self._centre_LC)
-        sums.add(forward.error_LTC, targets_LTC, forward.exchanged)
+        sums.add(forward.error_LTC, forward.targets_LTC, forward.exchanged)
         losses = self.engine.backward(
             forward, step_tokens=step_tokens, sparsity_coeff=sparsity_coeff(config.loss, step, num_steps)
         )
@@ -132,6 +135,7 @@ class Trainer:
             tokens_per_s=step_tokens / wall_s,
             data_wait_share=data_wait_s / wall_s,
             sent_bytes_per_token=(self.mesh.sent_bytes - sent_bytes) / step_tokens,
+            entry_bytes_per_token=(self.engine.entry_bytes - entry_bytes) / step_tokens,
         )
 
     def _dead(self) -> Tensor | None:

@@ -41,6 +41,7 @@ RUN = training.Run(
     transitions=[training.StateTransition(state=training.RUN_STATE_SUCCEEDED, reason="all steps are done")],
     step=2,
     attempt=3,
+    metrics=training.Metrics(step=2, sent_bytes_per_token=4096, entry_bytes_per_token=512),
 )
 
 
@@ -347,6 +348,7 @@ async def test_runs_get_shows_state_reason_and_attempts(house: House) -> None:
     shown = {label: value.strip() for label, _, value in (line.partition(" ") for line in lines)}
     assert shown["state"].startswith("succeeded since")
     assert (shown["reason"], shown["attempts"]) == ("all steps are done", "3")
+    assert shown["network"] == "4.0 KiB a token and rank, 512 B of them for active features"
 
 
 async def test_run_is_created_from_a_file(house: House) -> None:

@@ -37,6 +37,11 @@ def _since(run: messages_pb2.Run) -> str:
     return f" since {time(run.transitions[-1].time)}" if run.transitions else ""
 
 
+def _network(run: messages_pb2.Run) -> str:
+    sent, entries = run.metrics.sent_bytes_per_token, run.metrics.entry_bytes_per_token
+    return f"{size(round(sent))} a token and rank, {size(round(entries))} of them for active features"
+
+
 def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:
     spec = run.spec
     fields = [
@@ -50,6 +55,7 @@ def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:
         ("step", f"{run.step} of {spec.num_steps}"),
         *([("waiting for", run.pending_reason)] if run.pending_reason else []),
         ("memory", size(run.peak_memory_bytes)),
+        *([("network", _network(run))] if run.metrics.sent_bytes_per_token else []),
         ("created", time(run.create_time)),
     ]
     if run.HasField("evaluation"):

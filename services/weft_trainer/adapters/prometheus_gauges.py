@@ -60,6 +60,13 @@ _LAST = {
     "data_wait_share": _of_run(
         "weft_train_data_wait_share", "Share of the last reported step that was spent waiting for data."
     ),
+    "sent_bytes_per_token": _of_run(
+        "weft_train_sent_bytes_per_token", "Bytes that a rank sent to others for a token, last reported step."
+    ),
+    "entry_bytes_per_token": _of_run(
+        "weft_train_entry_bytes_per_token",
+        "Those of them that active features take, as lists and as gradients of values, last reported step.",
+    ),
 }
 _OF_RUNS = (_CHECKPOINT, _INTERVAL, _NUM_STEPS, _STEP, _MEMORY, *_LAST.values())
 

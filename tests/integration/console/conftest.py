@@ -285,6 +285,8 @@ class Trainer(TrainingServiceServicer):
             gradient_norm=0.8 + noise,
             learning_rate=2e-3,
             tokens_per_s=2400 + 4000 * noise,
+            sent_bytes_per_token=61_541.3,
+            entry_bytes_per_token=9_728,
         )
 
     @staticmethod

@@ -258,6 +258,7 @@ async def test_run_page_updates_live(watched: Watched, world: Any) -> None:
     for step in (121, 122, 123):
         await world.steps.put(step)
     await expect(stat(page, "step")).to_have_text("123")
+    await expect(stat(page, "sent")).to_have_text("60.1 KiB")
     assert await page.evaluate("() => window.stillHere") is True
     await page.screenshot(path=ARTIFACTS / "run.png", full_page=True)
     await page.get_by_role("button", name="Pause").click()

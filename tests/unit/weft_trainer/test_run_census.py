@@ -42,7 +42,16 @@ def active(run: str) -> ActiveRun:
     return ActiveRun(run, checkpoint_s=100.0, checkpoint_interval_s=60.0, num_steps=10, peak_memory_bytes=1 << 20)
 
 
-METRICS = {"step": 3, "loss": 1.5, "l0": 12.0, "explained_variance": 0.4, "dead_share": 0.1, "tokens_per_s": 200.0}
+METRICS = {
+    "step": 3,
+    "loss": 1.5,
+    "l0": 12.0,
+    "explained_variance": 0.4,
+    "dead_share": 0.1,
+    "tokens_per_s": 200.0,
+    "sent_bytes_per_token": 640.0,
+    "entry_bytes_per_token": 96.0,
+}
 
 
 async def test_census_finds_the_run_that_waits_longest() -> None:
@@ -92,6 +101,8 @@ def test_gauges_label_active_runs_only() -> None:
     gauges.checkpointed("one", 123.0)
     assert sample("weft_train_loss", run="one") == 1.5
     assert sample("weft_train_step", run="one") == 3
+    assert sample("weft_train_sent_bytes_per_token", run="one") == 640
+    assert sample("weft_train_entry_bytes_per_token", run="one") == 96
     assert sample("weft_train_wanted_steps", run="one") == 10
     assert sample("weft_train_last_checkpoint_timestamp_seconds", run="one") == 123.0
     assert sample("weft_train_checkpoint_interval_seconds", run="one") == 60.0

@@ -495,6 +495,7 @@ class Metrics(_message.Message):
     TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     DATA_WAIT_SHARE_FIELD_NUMBER: _builtins.int
     SENT_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    ENTRY_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     AUX_LOSS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Step, from 1."""
@@ -523,7 +524,9 @@ class Metrics(_message.Message):
     data_wait_share: _builtins.float
     """Share of the step's wall time spent waiting for data, 0 to 1."""
     sent_bytes_per_token: _builtins.float
-    """Bytes that a rank sent to others, for each token of the step."""
+    """Bytes that rank 0 sent to others, for each token of the step over all ranks; a reduction counts as a ring's share."""
+    entry_bytes_per_token: _builtins.float
+    """Those of them that active features take: the lists that ranks exchange, and the gradients of the listed values."""
     aux_loss: _builtins.float
     """AuxK part of the loss."""
     def __init__(
@@ -543,11 +546,12 @@ class Metrics(_message.Message):
         tokens_per_s: _builtins.float = ...,
         data_wait_share: _builtins.float = ...,
         sent_bytes_per_token: _builtins.float = ...,
+        entry_bytes_per_token: _builtins.float = ...,
         aux_loss: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_loss", b"aux_loss", "data_wait_share", b"data_wait_share", "dead_share", b"dead_share", "explained_variance", b"explained_variance", "gradient_norm", b"gradient_norm", "l0", b"l0", "learning_rate", b"learning_rate", "loss", b"loss", "preact_loss", b"preact_loss", "reconstruction_loss", b"reconstruction_loss", "sent_bytes_per_token", b"sent_bytes_per_token", "sparsity_loss", b"sparsity_loss", "step", b"step", "tokens", b"tokens", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_loss", b"aux_loss", "data_wait_share", b"data_wait_share", "dead_share", b"dead_share", "entry_bytes_per_token", b"entry_bytes_per_token", "explained_variance", b"explained_variance", "gradient_norm", b"gradient_norm", "l0", b"l0", "learning_rate", b"learning_rate", "loss", b"loss", "preact_loss", b"preact_loss", "reconstruction_loss", b"reconstruction_loss", "sent_bytes_per_token", b"sent_bytes_per_token", "sparsity_loss", b"sparsity_loss", "step", b"step", "tokens", b"tokens", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

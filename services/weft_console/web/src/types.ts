@@ -83,6 +83,7 @@ export interface Metrics {
   tokens_per_s: number;
   data_wait_share: number;
   sent_bytes_per_token: number;
+  entry_bytes_per_token: number;
 }
 
 export interface Evaluation {

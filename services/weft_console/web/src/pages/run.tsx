@@ -108,6 +108,7 @@ export function RunPage({ id }: { id: string }) {
         <Stat label="dead features" value={last ? percent(last.dead_share) : "–"} />
         <Stat label="tokens/s" id="tokens-per-s" value={last ? count(last.tokens_per_s) : "–"} />
         <Stat label="gradient norm" value={last ? figure(last.gradient_norm) : "–"} />
+        <Stat label="sent a token" id="sent" title={last ? `Bytes that a rank sent to others; ${bytes(Math.round(last.entry_bytes_per_token))} of them for active features` : "Bytes that a rank sent to others"} value={last ? bytes(Math.round(last.sent_bytes_per_token)) : "–"} />
         <Stat label="peak memory" value={run.peak_memory_bytes > 0 ? bytes(run.peak_memory_bytes) : "–"} />
       </dl>
       <div class="charts">
