@@ -207,6 +207,7 @@ class BatchConfig:
     dead_after_tokens: int
     seed: int
     scales: Scales = Scales.SEPARATE
+    micro_batches: int = 0
 
     def __post_init__(self) -> None:
         _check(
@@ -222,6 +223,12 @@ class BatchConfig:
             f"{self.dead_after_tokens} tokens; give at least 1, 10,000,000 is usual in long runs.",
         )
         _check(0 <= self.seed < 1 << 64, "seed", f"{self.seed} does not fit 64 bits without sign.")
+        _check(self.micro_batches >= 0, "micro_batches", f"{self.micro_batches} micro-batches; give at least 0.")
+
+    @property
+    def passes(self) -> int:
+        """In which a step's tokens come."""
+        return max(1, self.micro_batches)
 
 
 @dataclass(frozen=True)
@@ -289,6 +296,7 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "learning_rate_schedule": ("optimizer", "schedule"),
     "sparsity_schedule": ("loss", "sparsity_schedule"),
     "scales": ("batch", "scales"),
+    "micro_batches": ("batch", "micro_batches"),
 }
 """Field of weft.training.v1.TrainingSpec -> where it lies here."""
 
@@ -303,7 +311,14 @@ _LATER = (
 )
 """Fields that came later; at their default they are no part of the digest, so that older checkpoints keep theirs."""
 
-_WITHOUT_EFFECT = ("feature_ranks", "data_ranks", "checkpoint_steps", "evaluation_steps", "evaluation_tokens")
+_WITHOUT_EFFECT = (
+    "feature_ranks",
+    "data_ranks",
+    "checkpoint_steps",
+    "evaluation_steps",
+    "evaluation_tokens",
+    "micro_batches",
+)
 """Fields that decide nothing of what is learnt, so that a run may go on with others."""
 
 _CONCERNS: dict[str, type] = {
@@ -397,7 +412,15 @@ class TrainingConfig:
             f"{tokens} tokens a step cannot be split evenly over {world} ranks; "
             f"give a multiple of {world}, for example {-(-tokens // world) * world}.",
         )
-        activation = self.features.activation
+        passes, activation = self.batch.passes, self.features.activation
+        for ok, why in (
+            (tokens // world % passes == 0, f"parts of {tokens // world} tokens of a rank are uneven; give a divisor."),
+            (
+                passes == 1 or activation is not Activation.BATCH_TOP_K,
+                f"parts would cut {activation}'s selection among all tokens of a step; give 1.",
+            ),
+        ):
+            _check(ok, "micro_batches", f"{passes} {why}")
         if activation.counts:
             for field, why in (
                 ("sparsity_coeff", "whose sparsity is top_k"),

@@ -10,8 +10,8 @@ One training step, shared by the ranks of a mesh; forward and backward by hand, 
 
 With AuxK, what dead features make of the error is a second batch behind the first, from step 2 on (`auxiliary`).
 
-Gradients are means over the tokens of all ranks and are summed over the data axis; results do not depend on the mesh
-beyond rounding.
+Gradients are means over the tokens of all ranks and are summed over the data axis; where a step has several passes,
+they are summed over these before. Results depend on neither beyond rounding.
 Shapes: T tokens of the group, O tokens of one rank, L layers, D d_model, C columns and S features of this rank,
 F features of a layer over all ranks, M entries of this rank; B rows: T, or 2 T with AuxK.
 """
@@ -56,6 +56,10 @@ class Losses:
     preact: float
     aux: float
 
+    def plus(self, other: Losses) -> Losses:
+        """Return the sums with another pass's."""
+        return Losses(self.sparsity + other.sparsity, self.preact + other.preact, self.aux + other.aux)
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -91,6 +95,7 @@ class StepEngine:
 
     Args:
         group_tokens: Most tokens of the group in one pass, over its ranks.
+        passes: In which a step's tokens come.
     """
 
     def __init__(
@@ -102,10 +107,13 @@ class StepEngine:
         loss: LossConfig,
         *,
         group_tokens: int,
+        passes: int = 1,
     ) -> None:
         self.params, self.mesh, self.kernels = params, mesh, kernels
         self.features, self.loss = features, loss
         self.decoder_grads: DecoderGradient | None = None
+        # Only a sum needs the decoder's gradient in memory.
+        self._sums_decoder_grads = mesh.data.size > 1 or passes > 1
         share, dtype = params.share, params.w_enc_LSD.dtype
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
         if group_tokens % ranks:
@@ -132,8 +140,7 @@ class StepEngine:
     @cached_property
     def grads(self) -> Parameters:
         """Gradients, allocated by the first step: whoever only evaluates has none."""
-        # Only a sum over the data axis needs the decoder's gradient in memory.
-        return self.params.zeros_like(decoder=self.mesh.data.size > 1)
+        return self.params.zeros_like(decoder=self._sums_decoder_grads)
 
     @property
     def _has_norms(self) -> bool:
@@ -320,16 +327,24 @@ class StepEngine:
             for own, score_M, token_M in zip(own_L, score_L, token_L, strict=True)
         ]
 
-    def backward(self, forward: Forward, *, step_tokens: int, sparsity_coeff: float) -> Losses:
+    def backward(
+        self, forward: Forward, *, step_tokens: int, sparsity_coeff: float, first: bool = True, last: bool = True
+    ) -> Losses:
         """
         Write the gradients of the mean loss into `grads`; the forward pass's errors are overwritten.
 
         Args:
-            step_tokens: Tokens of the step over all ranks, which means are taken over.
+            step_tokens: Tokens of the step over all ranks and passes, which means are taken over.
             sparsity_coeff: Lambda of this step.
-        Collectives: one exchange on the feature axis; with norms, two reductions more; all gradients on the data axis.
+            first: Whether the step begins with this pass; otherwise its gradients are added.
+            last: Whether it ends with it; then the data ranks' gradients are summed.
+        Collectives: one exchange on the feature axis; with norms, two reductions more; in the last pass all gradients
+            on the data axis.
         """
         params, grads, shape = self.params, self.grads, self.params.share.shape
+        if first:
+            for _, grad in grads.named():
+                grad.zero_()
         error_LTC, inputs_LTD = forward.error_LTC, forward.inputs_LTD
         left_LTC = forward.error_LBC[:, error_LTC.shape[1] :]
         aux = self.loss.aux_coeff / step_tokens * float(left_LTC.square().sum())
@@ -339,16 +354,17 @@ class StepEngine:
         num_dead_slots = sum(forward.dead.sizes_R) if forward.dead is not None else 0
         grad_slots = error_LTC.new_zeros(num_slots + num_dead_slots)
         decoder = DecoderGradient(self.kernels, params, self._pairs, forward.lists, forward.error_LBC)
-        decoder.back_to_values(grad_slots, grads.b_dec_LC)
+        grad_b_dec_LC = torch.empty_like(grads.b_dec_LC)
+        decoder.back_to_values(grad_slots, grad_b_dec_LC)
         if left_LTC.shape[1]:
-            torch.sum(error_LTC, 1, out=grads.b_dec_LC)  # what AuxK predicts has no bias
+            torch.sum(error_LTC, 1, out=grad_b_dec_LC)  # what AuxK predicts has no bias
+        grads.b_dec_LC.add_(grad_b_dec_LC)
         if grads.w_skip_LCD is not None:
-            torch.bmm(error_LTC.transpose(1, 2), inputs_LTD, out=grads.w_skip_LCD)
+            grads.w_skip_LCD.baddbmm_(error_LTC.transpose(1, 2), inputs_LTD)
         grad_own_L = forward.exchanged.return_gradients(grad_slots[:num_slots], self.mesh.feature)
         norms_LF = forward.norms_LF if self._has_norms else None
         grad_norms_LS = torch.zeros_like(params.b_enc_LS)
         losses = Losses(0.0, 0.0, aux)
-        grads.w_enc_LSD.zero_()
         for layer in range(shape.num_layers):
             norms_S = norms_LF[layer, params.share.features] if norms_LF is not None else None
             part = self._encode_backward(
@@ -361,11 +377,12 @@ class StepEngine:
             grad_dead_L = forward.dead.return_gradients(grad_slots[num_slots:], self.mesh.feature)
             for layer, grad_M in enumerate(grad_dead_L):
                 self._add_encoder_grads(layer, forward.dead_own_L[layer], grad_M, inputs_LTD[layer])
-        if self.mesh.data.size > 1:
-            decoder.write(grads.w_dec_PFC)
+        if self._sums_decoder_grads:
+            decoder.add_to(grads.w_dec_PFC)
+        if last and self.mesh.data.size > 1:
             for _, grad in grads.named():
                 self.mesh.data.sum_(grad)
-        self.decoder_grads = decoder if self.mesh.data.size == 1 else None
+        self.decoder_grads = None if self._sums_decoder_grads else decoder
         return losses
 
     def _norms(self) -> Tensor:
@@ -411,8 +428,7 @@ class StepEngine:
                 bandwidth=self.features.bandwidth,
                 through_threshold=self.features.gradient_through_threshold,
             )
-            grads.threshold_LS[layer].zero_().index_add_(0, feature_M, grad_threshold_M)
-        grads.b_enc_LS[layer].zero_()
+            grads.threshold_LS[layer].index_add_(0, feature_M, grad_threshold_M)
         self._add_encoder_grads(layer, own, grad_preact_M, inputs_TD)
         if self._keeps_preacts:
             assert norms_S is not None

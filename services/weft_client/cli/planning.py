@@ -47,6 +47,7 @@ def plan(
     aux_top_k: Annotated[int, typer.Option(help="Dead features that AuxK lists of a token and layer; 0: none.")] = 0,
     decoder_span: Annotated[int, typer.Option(help="Layers that a feature writes to; 0 means all from its own.")] = 0,
     step_tokens: Annotated[int, typer.Option(help="Tokens of one step, over all ranks.")] = 4_096,
+    micro_batches: Annotated[int, typer.Option(help="Passes in which a step takes its tokens.")] = 1,
     feature_ranks: Annotated[int, typer.Option(help="Ranks on the feature axis; 0 takes the fewest that fit.")] = 1,
     data_ranks: Annotated[int, typer.Option(help="Ranks on the data axis.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -69,8 +70,8 @@ def plan(
     ):
         if value not in known:
             raise InvalidArgumentError(f"--{name} is {value!r}, expected {' or '.join(known)}", field=name)
-    for name, number in (("step-tokens", step_tokens), ("data-ranks", data_ranks), ("epochs", epochs), ("l0", l0),
-                         ("network-gbit", network_gbit)):  # fmt: skip
+    for name, number in (("step-tokens", step_tokens), ("micro-batches", micro_batches), ("data-ranks", data_ranks),
+                         ("epochs", epochs), ("l0", l0), ("network-gbit", network_gbit)):  # fmt: skip
         if not number > 0:
             raise InvalidArgumentError(f"--{name} is {number:g}; give a number above 0")
     for name, number in (("feature-ranks", feature_ranks), ("bits", bits), ("near", near), ("price", price),
@@ -107,6 +108,7 @@ def plan(
             first_moment=first_moment,
             linear_skip=linear_skip,
             aux_top_k=min(aux_top_k, num_features),
+            passes=micro_batches,
         )
         return Plan(
             model=shape,

@@ -18,9 +18,9 @@ from weft_clt.kernels.panel_rows import (
     make_adam_row,
     make_add_row,
     make_dot_rows,
+    make_gather_row,
     make_miss_strip,
     make_move_strip,
-    make_write_row,
 )
 from weft_clt.kernels.threads import WIDEST_BYTES
 
@@ -153,7 +153,7 @@ def _adam_of(adam_row: Any) -> Callable[..., None]:
     return walk
 
 
-def _gradient_of(write_row: Any) -> Callable[..., None]:
+def _gradient_of(gather_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
         pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any, out: Any,
@@ -164,7 +164,7 @@ def _gradient_of(write_row: Any) -> Callable[..., None]:
             weights, outs = weight[block], out[block]
             for row in range(weights.shape[0]):
                 start, end = starts[source, row], actives[source, row]
-                write_row(token, value, start, end, panel, coeffs[source, row], weights, outs, row, low)
+                gather_row(token, value, start, end, panel, coeffs[source, row], weights, outs, row, low)
 
     return walk
 
@@ -173,7 +173,7 @@ _decode_wide, _decode_lane, _decode_single = (_decode_of(make_add_row(width)) fo
 _dots_wide, _dots_lane, _dots_single = (_value_grad_of(make_dot_rows(width)) for width in _WIDTHS_BYTES)
 _adam_wide, _adam_lane, _adam_single = (_adam_of(make_adam_row(width, True)) for width in _WIDTHS_BYTES)
 _bare_wide, _bare_lane, _bare_single = (_adam_of(make_adam_row(width, False)) for width in _WIDTHS_BYTES)
-_write_wide, _write_lane, _write_single = (_gradient_of(make_write_row(width)) for width in _WIDTHS_BYTES)
+_gather_wide, _gather_lane, _gather_single = (_gradient_of(make_gather_row(width)) for width in _WIDTHS_BYTES)
 
 
 @_compiled
@@ -280,7 +280,7 @@ def gradient_loop(
     low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
     weight: Any, out: Any, storage: Any,
 ) -> None:  # fmt: skip
-    """out[block, f] = coeff * weight[block, f] + sum of value * error over the entries of feature f."""
+    """out[block, f] += coeff * weight[block, f] + sum of value * error over the entries of feature f."""
     num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
     first = 0
     while first < pairs.shape[0]:
@@ -291,10 +291,10 @@ def gradient_loop(
             width = _width(high - column, error.itemsize)
             panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
-                _write_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
             elif width == lane:
-                _write_lane(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_lane(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
             else:
-                _write_single(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_single(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
             column += width
         first = last

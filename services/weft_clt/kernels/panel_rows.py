@@ -23,9 +23,9 @@ __all__ = [
     "make_adam_row",
     "make_add_row",
     "make_dot_rows",
+    "make_gather_row",
     "make_miss_strip",
     "make_move_strip",
-    "make_write_row",
 ]
 
 _AHEAD = 8  # features; far enough ahead that a strip of a weight has come from memory when it is needed
@@ -198,10 +198,10 @@ def _sum_panel(
     return [builder.fadd(left, right) for left, right in zip(odd, sums[strip.count :], strict=True)]
 
 
-def make_write_row(width_bytes: int) -> Any:
-    """Make: out[row, strip] = coeff * weight[row, strip] + sum of value[n] * panel[token[n]] for start <= n < end."""
+def make_gather_row(width_bytes: int) -> Any:
+    """Make: out[row, strip] += coeff * weight[row, strip] + sum of value[n] * panel[token[n]] for start <= n < end."""
 
-    def write_row(
+    def gather_row(
         _: Any, token: Any, value: Any, start: Any, end: Any, panel: Any, coeff: Any, weight: Any, out: Any, row: Any,
         low: Any,
     ) -> Any:  # fmt: skip
@@ -217,13 +217,17 @@ def make_write_row(width_bytes: int) -> Any:
             sums = _sum_panel(context, builder, strip, (token_type, token), (value_type, value), start, end, rows)
             own = strip.load(Matrix(context, builder, weight_type, weight).at(row, low))
             factor = strip.splat(coeff)
-            results = [strip.multiply_add(factor, each, summed) for each, summed in zip(own, sums, strict=True)]
-            strip.store(results, Matrix(context, builder, out_type, out).at(row, low))
+            place = Matrix(context, builder, out_type, out).at(row, low)
+            results = [
+                builder.fadd(before, strip.multiply_add(factor, each, summed))
+                for before, each, summed in zip(strip.load(place), own, sums, strict=True)
+            ]
+            strip.store(results, place)
             return context.get_dummy_value()
 
         return signature, codegen
 
-    return intrinsic(write_row)
+    return intrinsic(gather_row)
 
 
 def make_adam_row(width_bytes: int, first_moment: bool) -> Any:

@@ -137,7 +137,7 @@ class Kernels(Protocol):
         coeff_LF: Tensor,
         grad_w_dec_PFC: Tensor,
     ) -> None:
-        """Write the gradient that `decoder_adam` uses."""
+        """Add the gradient that `decoder_adam` uses to `grad_w_dec_PFC`."""
         ...
 
     def encode_backward(

@@ -121,10 +121,11 @@ class ReferenceKernels:
         coeff_LF: Tensor,
         grad_w_dec_PFC: Tensor,
     ) -> None:
+        grad_FC = torch.empty_like(w_dec_PFC[0])
         for source, target, block in pairs.rows():
-            layer, weight, grad = lists.layers[source], w_dec_PFC[block], grad_w_dec_PFC[block]
-            self._decode_backward(layer, weight, grad_out_LTC[target], torch.zeros_like(layer.value_N), grad)
-            grad += coeff_LF[source][:, None] * weight
+            layer, weight = lists.layers[source], w_dec_PFC[block]
+            self._decode_backward(layer, weight, grad_out_LTC[target], torch.zeros_like(layer.value_N), grad_FC)
+            grad_w_dec_PFC[block] += grad_FC + coeff_LF[source][:, None] * weight
 
     def decoder_adam(
         self,

@@ -62,6 +62,8 @@ def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
         ("aux_top_k", -1),
         ("aux_coeff", float("nan")),
         ("scales", "SCALES_OTHER"),
+        ("micro_batches", -1),
+        ("micro_batches", 3),
     ],
 )
 def test_config_refuses_what_makes_no_sense(field: str, value: object) -> None:
@@ -119,6 +121,16 @@ def test_config_refuses_an_uneven_split_and_proposes_an_even_one() -> None:
         config_of(data_ranks=3)
     with pytest.raises(InvalidArgumentError, match="8 columns"):
         config_of(feature_ranks=3, step_tokens=9).check_shape(2, 8)
+
+
+def test_config_refuses_micro_batches_where_all_tokens_compete() -> None:
+    """BatchTopK's selection would be another one; how many there are is no part of what is learnt."""
+    with pytest.raises(InvalidArgumentError, match="all tokens of a step") as caught:
+        config_of(activation="ACTIVATION_BATCH_TOP_K", micro_batches=2)
+    assert caught.value.field == "spec.micro_batches"
+    with pytest.raises(InvalidArgumentError, match="8 parts of 4 tokens of a rank"):
+        config_of(micro_batches=8, data_ranks=2)
+    assert config_of(micro_batches=4).digest() == config_of().digest()
 
 
 def test_config_needs_no_torch() -> None:
