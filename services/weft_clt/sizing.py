@@ -50,6 +50,7 @@ class Workload:
         mixed_row_groups: Row groups that a step's tokens come from, over all ranks.
         row_group_tokens: Tokens of one.
         passes: In which a step's tokens come.
+        moment_bytes: Of a number of Adam's moments: 4, or 2 for bfloat16.
 
     Raises:
         InvalidArgumentError: Features, columns or tokens cannot be split evenly.
@@ -73,6 +74,7 @@ class Workload:
     mixed_row_groups: int = 16
     row_group_tokens: int = 256
     passes: int = 1
+    moment_bytes: int = 4
 
     def __post_init__(self) -> None:
         ranks = self.feature_ranks
@@ -199,11 +201,17 @@ class Workload:
         return self.activation in (Activation.BATCH_TOP_K, Activation.JOINT_TOP_K) or self.aux_top_k > 0
 
     @property
+    def rank_moments_bytes(self) -> int:
+        """Adam's moments; those of thresholds are at least float32."""
+        thresholds = self.num_layers * self.rank_features * self.activation.has_thresholds
+        others = self.rank_parameters - thresholds
+        return (1 + self.first_moment) * (others * self.moment_bytes + thresholds * max(4, self.moment_bytes))
+
+    @property
     def checkpoint_bytes(self) -> int:
         """A checkpoint in the middle of a run: parameters, moments, and in every rank's file the clock of all."""
-        tensors = 2 + self.first_moment
         clocks = self.feature_ranks * self.num_layers * self.num_features * _FLOAT64_BYTES
-        return tensors * self.num_parameters * self.float_bytes + clocks
+        return self.last_checkpoint_bytes + self.feature_ranks * self.rank_moments_bytes + clocks
 
     @property
     def last_checkpoint_bytes(self) -> int:
@@ -287,7 +295,7 @@ class Memory:
         parts = cls(
             parameters=tensors,
             gradients=tensors - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights * size),
-            moments=tensors * (1 + work.first_moment),
+            moments=work.rank_moments_bytes,
             clocks=layers * work.num_features * _FLOAT64_BYTES,
             activations=_activation_bytes(work),
             data=batch + num_row_groups * row_group,
@@ -438,11 +446,11 @@ class Traffic:
         """Add it up."""
         rows = work.num_pairs * work.passes * work.group_tokens * work.rank_columns * work.float_bytes
         gradients = work.rank_parameters - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights)
-        states = 2 * (3 if work.first_moment else 2) * work.rank_parameters
+        states = 2 * (work.rank_parameters * work.float_bytes + work.rank_moments_bytes)
         added = 2 * (work.passes - 1) * work.rank_decoder_weights
         return cls(
             weights=round(rows * (2 * work.active + 2 * work.kept)),
-            update=(3 * gradients + states + added) * work.float_bytes,
+            update=(3 * gradients + added) * work.float_bytes + states,
         )
 
 

@@ -63,7 +63,7 @@ class Trainer:
     Args:
         num_layers: L of the dataset.
         d_model: D of the dataset.
-        dtype: Floating type of parameters, moments and activations.
+        dtype: Floating type of parameters, activations and, where the config does not say otherwise, moments.
     """
 
     def __init__(

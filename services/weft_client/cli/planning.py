@@ -51,6 +51,7 @@ def plan(
     feature_ranks: Annotated[int, typer.Option(help="Ranks on the feature axis; 0 takes the fewest that fit.")] = 1,
     data_ranks: Annotated[int, typer.Option(help="Ranks on the data axis.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    moments: Annotated[str, typer.Option(help="Of Adam: float32 or bfloat16; by default as --dtype.")] = "",
     codec: Annotated[str, typer.Option(help="uniform or bf16.")] = "uniform",
     bits: Annotated[float, typer.Option(help="Bits of a stored value; 0 takes the codec's measured figure.")] = 0.0,
     epochs: Annotated[float, typer.Option(help="Times that the training split is read.")] = 1.0,
@@ -66,6 +67,7 @@ def plan(
     for name, value, known in (
         ("activation", activation, _ACTIVATIONS),
         ("dtype", dtype, _FLOAT_BYTES),
+        ("moments", moments or dtype, _FLOAT_BYTES),
         ("codec", codec, BITS),
     ):
         if value not in known:
@@ -109,6 +111,7 @@ def plan(
             linear_skip=linear_skip,
             aux_top_k=min(aux_top_k, num_features),
             passes=micro_batches,
+            moment_bytes=_FLOAT_BYTES[moments or dtype],
         )
         return Plan(
             model=shape,

@@ -140,15 +140,18 @@ def _adam_of(adam_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
         pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any,
-        first_moment: Any, second_moment: Any, first: int, last: int, low: int, scalars: Any,
+        first_moment: Any, second_moment: Any, first: int, last: int, low: int, scalars: Any, seed: int,
     ) -> None:  # fmt: skip
         for pair in range(first, last):
             source, block = pairs[pair, 0], pairs[pair, 2]
             weights, firsts, seconds = weight[block], first_moment[block], second_moment[block]
+            before = block * weights.size
             for row in range(weights.shape[0]):
                 start, end = starts[source, row], actives[source, row]
                 coeff = coeffs[source, row]
-                adam_row(token, value, start, end, panel, coeff, weights, firsts, seconds, row, low, scalars)
+                adam_row(
+                    token, value, start, end, panel, coeff, weights, firsts, seconds, row, low, scalars, before, seed
+                )
 
     return walk
 
@@ -246,7 +249,7 @@ def value_grad_loop(
 @_compiled
 def adam_loop(
     low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
-    weight: Any, first_moment: Any, second_moment: Any, has_first: bool, scalars: Any, storage: Any,
+    weight: Any, first_moment: Any, second_moment: Any, has_first: bool, scalars: Any, seed: int, storage: Any,
 ) -> None:  # fmt: skip
     """Update every decoder row by Adam; its gradient is coeff * row + sum of value * error over its entries."""
     num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
@@ -260,17 +263,17 @@ def adam_loop(
             panel = _panel(storage, low, column, width, num_tokens)
             if has_first:
                 if width == wide:
-                    _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
                 elif width == lane:
-                    _adam_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
                 else:
-                    _adam_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             elif width == wide:
-                _bare_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             elif width == lane:
-                _bare_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             else:
-                _bare_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             column += width
         first = last
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer, active_from_dense
+from weft_clt.kernels.dithering import adam_of_narrow_moments
 from weft_clt.kernels.feature_lists import DecoderPairs, FeatureLists
 from weft_clt.kernels.port import AdamStep
 
@@ -171,6 +172,9 @@ class ReferenceKernels:
         return float(values.double().square().sum())
 
     def adam(self, param: Tensor, grad: Tensor, first: Tensor | None, second: Tensor, step: AdamStep) -> None:
+        if second.dtype is torch.bfloat16 and param.dtype is not torch.bfloat16:
+            adam_of_narrow_moments(self.adam, param, grad, first, second, step)
+            return
         scaled = grad * step.grad_scale
         if first is None:
             moment = scaled

@@ -25,10 +25,11 @@ WORK = Workload(
 )
 
 
+@pytest.mark.parametrize(("moments", "moment_bytes"), [("MOMENTS_FLOAT32", 8), ("MOMENTS_BFLOAT16", 2)])
 @pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES.keys())
-def test_parameters_are_those_of_a_trainer(changes: dict[str, object]) -> None:
+def test_parameters_are_those_of_a_trainer(changes: dict[str, object], moments: str, moment_bytes: int) -> None:
     """Encoder, decoder, biases and thresholds, to the last one; and the bytes of their state."""
-    trainer = trainer_of(config_of(**changes), CpuKernels())
+    trainer = trainer_of(config_of(**changes, moments=moments), CpuKernels())
     shape = trainer.share.shape
     work = replace(
         WORK,
@@ -42,6 +43,7 @@ def test_parameters_are_those_of_a_trainer(changes: dict[str, object]) -> None:
         feature_ranks=1,
         float_bytes=8,
         first_moment=trainer.adam.first is not None,
+        moment_bytes=moment_bytes,
     )
     assert work.num_parameters == sum(tensor.numel() for _, tensor in trainer.params.named())
     assert work.checkpoint_bytes == sum(tensor.nbytes for _, tensor in trainer.state())

@@ -18,7 +18,7 @@ def test_config_has_exactly_the_fields_of_the_proto() -> None:
     assert set(config_of().to_spec()) == set(messages_pb2.TrainingSpec.DESCRIPTOR.fields_by_name)
 
 
-@pytest.mark.parametrize("changes", [*RECIPES.values(), {"scales": "SCALES_TIED"}])
+@pytest.mark.parametrize("changes", [*RECIPES.values(), {"scales": "SCALES_TIED"}, {"moments": "MOMENTS_BFLOAT16"}])
 def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
     """Writing and reading gives the same configuration and digest, also with 64-bit integers as text."""
     config = config_of(**changes)
@@ -26,6 +26,13 @@ def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
     assert TrainingConfig.from_spec(spec) == config
     assert TrainingConfig.from_spec(spec).digest() == config.digest()
     assert config_of(seed=12).digest() != config.digest()
+
+
+def test_moments_are_part_of_the_digest_where_they_are_not_the_default() -> None:
+    """A checkpoint of one kind is not resumed as the other; older ones, which had one kind, keep their digest."""
+    plain = config_of().digest()
+    assert config_of(moments="MOMENTS_UNSPECIFIED").digest() == config_of(moments="MOMENTS_FLOAT32").digest() == plain
+    assert config_of(moments="MOMENTS_BFLOAT16").digest() != plain
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,7 @@ def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
         ("scales", "SCALES_OTHER"),
         ("micro_batches", -1),
         ("micro_batches", 3),
+        ("moments", "MOMENTS_INT8"),
     ],
 )
 def test_config_refuses_what_makes_no_sense(field: str, value: object) -> None:
