@@ -149,7 +149,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
     grads = dict(trainer.engine.grads.named())
     assert trainer.engine.decoder_grads is not None
     grads["w_dec"] = torch.zeros_like(trainer.params.w_dec_PFC)
-    trainer.engine.decoder_grads.write(grads["w_dec"])
+    trainer.engine.decoder_grads.add_to(grads["w_dec"])
     return grads
 
 

@@ -96,7 +96,7 @@ def check_kernels(
         w, g = weight.to(where, to), grad_out.to(where, to)
         out = {name: torch.zeros(matrix, dtype=to, device=where) for name in ("decode", "unused")}
         grad_slots = torch.zeros(slots, dtype=torch.promote_types(to, torch.float32), device=where)
-        grad_bias, grad = torch.empty(num_layers, d_model, dtype=to, device=where), torch.empty_like(w)
+        grad_bias, grad = torch.empty(num_layers, d_model, dtype=to, device=where), torch.zeros_like(w)
         by.decode_pass(entries, pairs, w, bias.to(where, to), targets.to(where, to), out["decode"])
         squares = by.value_grad_pass(entries, pairs, w, g, grad_slots, grad_bias)
         by.decoder_gradient(entries, pairs, w, g, coeff.to(where, to), grad)

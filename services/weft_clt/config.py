@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from weft_clt.choices import Activation, Moments, Scales
 from weft_clt.piecewise import Pieces, check_pieces, parse_pieces
 from weft_common.errors import InvalidArgumentError
 
@@ -23,47 +24,12 @@ __all__ = [
     "FeatureConfig",
     "LossConfig",
     "MeshConfig",
+    "Moments",
     "OptimizerConfig",
     "RecordConfig",
     "Scales",
     "TrainingConfig",
 ]
-
-
-class Activation(StrEnum):
-    """How features are selected."""
-
-    JUMP_RELU = "ACTIVATION_JUMP_RELU"
-    """A learned threshold a feature."""
-    TOP_K = "ACTIVATION_TOP_K"
-    """The largest k of a layer, where they are positive."""
-    RELU = "ACTIVATION_RELU"
-    """All that are positive."""
-    BATCH_TOP_K = "ACTIVATION_BATCH_TOP_K"
-    """The largest k x tokens of a layer and step; outside of training all above the layer's running threshold."""
-    JOINT_TOP_K = "ACTIVATION_JOINT_TOP_K"
-    """The largest k x layers of a token over all layers, ranked by value times decoder norm."""
-
-    @property
-    def counts(self) -> bool:
-        """Whether `top_k` decides how many features are active, and no loss does."""
-        return self in (Activation.TOP_K, Activation.BATCH_TOP_K, Activation.JOINT_TOP_K)
-
-    @property
-    def has_thresholds(self) -> bool:
-        """Whether a threshold a feature is learnt or kept."""
-        return self in (Activation.JUMP_RELU, Activation.BATCH_TOP_K)
-
-
-class Scales(StrEnum):
-    """Which activations share a scale."""
-
-    SEPARATE = "SCALES_SEPARATE"
-    """Each layer has one for its inputs and one for its outputs."""
-    TIED = "SCALES_TIED"
-    """Inputs and outputs of a layer share one."""
-    ACROSS_LAYERS = "SCALES_ACROSS_LAYERS"
-    """The inputs of all layers share one, and so do the outputs."""
 
 
 def _check(ok: bool, field: str, message: str) -> None:
@@ -175,6 +141,7 @@ class OptimizerConfig:
     beta2: float
     clip_norm: float
     schedule: Pieces = ()
+    moments: Moments = Moments.FLOAT32
 
     def __post_init__(self) -> None:
         _check(
@@ -207,6 +174,7 @@ class BatchConfig:
     dead_after_tokens: int
     seed: int
     scales: Scales = Scales.SEPARATE
+    micro_batches: int = 0
 
     def __post_init__(self) -> None:
         _check(
@@ -222,6 +190,12 @@ class BatchConfig:
             f"{self.dead_after_tokens} tokens; give at least 1, 10,000,000 is usual in long runs.",
         )
         _check(0 <= self.seed < 1 << 64, "seed", f"{self.seed} does not fit 64 bits without sign.")
+        _check(self.micro_batches >= 0, "micro_batches", f"{self.micro_batches} micro-batches; give at least 0.")
+
+    @property
+    def passes(self) -> int:
+        """In which a step's tokens come."""
+        return max(1, self.micro_batches)
 
 
 @dataclass(frozen=True)
@@ -289,6 +263,8 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "learning_rate_schedule": ("optimizer", "schedule"),
     "sparsity_schedule": ("loss", "sparsity_schedule"),
     "scales": ("batch", "scales"),
+    "micro_batches": ("batch", "micro_batches"),
+    "moments": ("optimizer", "moments"),
 }
 """Field of weft.training.v1.TrainingSpec -> where it lies here."""
 
@@ -300,10 +276,18 @@ _LATER = (
     "learning_rate_schedule",
     "sparsity_schedule",
     "scales",
+    "moments",
 )
 """Fields that came later; at their default they are no part of the digest, so that older checkpoints keep theirs."""
 
-_WITHOUT_EFFECT = ("feature_ranks", "data_ranks", "checkpoint_steps", "evaluation_steps", "evaluation_tokens")
+_WITHOUT_EFFECT = (
+    "feature_ranks",
+    "data_ranks",
+    "checkpoint_steps",
+    "evaluation_steps",
+    "evaluation_tokens",
+    "micro_batches",
+)
 """Fields that decide nothing of what is learnt, so that a run may go on with others."""
 
 _CONCERNS: dict[str, type] = {
@@ -345,6 +329,8 @@ def _parse(value: object, kind: str, field: str) -> object:
             return parse_pieces(value, field)
         case "Scales":
             return _member(Scales, Scales.SEPARATE if value == "SCALES_UNSPECIFIED" else value, field)
+        case "Moments":
+            return _member(Moments, Moments.FLOAT32 if value == "MOMENTS_UNSPECIFIED" else value, field)
     return _member(Activation, value, field)
 
 
@@ -361,6 +347,7 @@ _UNSET: dict[str, object] = {
     "str": "",
     "Activation": "ACTIVATION_UNSPECIFIED",
     "Scales": "SCALES_UNSPECIFIED",
+    "Moments": "MOMENTS_UNSPECIFIED",
     "Pieces": (),
 }
 """What protobuf means by a field that is not there."""
@@ -397,7 +384,15 @@ class TrainingConfig:
             f"{tokens} tokens a step cannot be split evenly over {world} ranks; "
             f"give a multiple of {world}, for example {-(-tokens // world) * world}.",
         )
-        activation = self.features.activation
+        passes, activation = self.batch.passes, self.features.activation
+        for ok, why in (
+            (tokens // world % passes == 0, f"parts of {tokens // world} tokens of a rank are uneven; give a divisor."),
+            (
+                passes == 1 or activation is not Activation.BATCH_TOP_K,
+                f"parts would cut {activation}'s selection among all tokens of a step; give 1.",
+            ),
+        ):
+            _check(ok, "micro_batches", f"{passes} {why}")
         if activation.counts:
             for field, why in (
                 ("sparsity_coeff", "whose sparsity is top_k"),
@@ -472,6 +467,6 @@ class TrainingConfig:
         """Return the hex SHA-256 of all that decides what is learnt, by which a checkpoint knows its run's."""
         spec = {field: value for field, value in self.to_spec().items() if field not in _WITHOUT_EFFECT}
         for field in _LATER:
-            if not spec[field] or spec[field] == Scales.SEPARATE:
+            if not spec[field] or spec[field] in (Scales.SEPARATE, Moments.FLOAT32):
                 del spec[field]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,8 @@ The decoder's gradient as its factors: the entries' values and the errors, not t
 
 The gradient of a decoder row is the sum of value * error over the row's entries, plus, where a loss has norms of rows
 in it, a multiple of the row itself. As large as the decoder, it would be written once and read twice; here the product
-is taken twice instead, once for its norm and once where Adam uses it.
+is taken twice instead, once for its norm and once where Adam uses it. Only what is summed over passes or data ranks is
+written out.
 Shapes: L layers, F features of a layer over all ranks, C columns of this rank, P pairs of a source and a target layer.
 """
 
@@ -65,8 +66,8 @@ class DecoderGradient:
             total += 2 * float((coeff_N * inner_N).sum(dtype=torch.float64))
         self.squares += total + float((coeff_LF.double() * norms_LF.double()).square().sum()) / num_ranks
 
-    def write(self, grad_w_dec_PFC: Tensor) -> None:
-        """Write the gradient out."""
+    def add_to(self, grad_w_dec_PFC: Tensor) -> None:
+        """Add the gradient, written out."""
         self._kernels.decoder_gradient(
             self._lists, self._pairs, self._params.w_dec_PFC, self._grad_out_LTC, self._coeff_LF, grad_w_dec_PFC
         )

@@ -45,7 +45,7 @@ class LoaderOptions:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A step to come: this rank's pieces, and the dealer's state after it."""
+    """A batch to come: this rank's pieces, and the dealer's state after the last whole step."""
 
     pieces: list[Piece]
     after: dict[str, Any]
@@ -60,6 +60,7 @@ class TokenLoader:
         step_tokens: Tokens of a step, over all ranks.
         rank: This one, which takes the places from rank x O on.
         world_size: Ranks in all; they decide nothing but who takes which tokens of a step.
+        passes: Batches that a step's tokens come in, one after the other; they decide nothing but the batches' size.
         device: Where batches are made.
     """
 
@@ -72,9 +73,10 @@ class TokenLoader:
         rank: int,
         world_size: int,
         options: LoaderOptions,
+        passes: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self._source, self._options = source, options
+        self._source, self._options, self._passes = source, options, passes
         own = step_tokens // world_size
         self._first, self._last = rank * own, (rank + 1) * own
         self._dealer = Dealer(source.at, step_tokens=step_tokens, num_streams=options.num_streams)
@@ -84,7 +86,7 @@ class TokenLoader:
         self._orders: dict[tuple[int, int], np.ndarray[Any, np.dtype[np.int64]]] = {}
         self._row_group_bytes = 0
         self._drawn: list[Piece] = []
-        self._buffer = BatchBuffer(normalization, own, device)
+        self._buffer = BatchBuffer(normalization, own // passes, device)
         self._threads = ThreadPoolExecutor(options.read_threads, thread_name_prefix="reads")
 
     def state(self) -> dict[str, Any]:
@@ -162,8 +164,12 @@ class TokenLoader:
             self._plan()
 
     def _plan(self) -> None:
+        before = self._dealer.state()
         pieces = list(own_pieces(self._dealer.deal(), self._first, self._last))
-        self._planned.append(_Planned(pieces, self._dealer.state()))
+        after, size = self._dealer.state(), (self._last - self._first) // self._passes
+        for number in range(self._passes):
+            own = list(own_pieces(pieces, number * size, (number + 1) * size))
+            self._planned.append(_Planned(own, after if number + 1 == self._passes else before))
         for piece in pieces:
             self._read(piece.row_group)
 

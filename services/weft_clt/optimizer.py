@@ -3,7 +3,8 @@ Adam on one rank's share, with the gradient clipped by its norm over the whole m
 
 The gradient is clipped by its norm of this very step, so that results are those of dense clipping and Adam. The
 decoder's is never in memory where one data group trains (`gradients`); all others are. With beta1 = 0 the first moment
-is the gradient itself and takes no memory. Moments have the parameters' floating type.
+is the gradient itself and takes no memory. Moments have the parameters' floating type, or are bfloat16, rounded at
+random (`kernels.dithering`); those of thresholds are at least float32.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from weft_clt.config import OptimizerConfig
+from weft_clt.config import Moments, OptimizerConfig
 from weft_clt.gradients import DecoderGradient
 from weft_clt.kernels import AdamStep, Kernels
 from weft_clt.mesh import Mesh
@@ -35,8 +36,9 @@ class Adam:
 
     def __init__(self, params: Parameters, config: OptimizerConfig, mesh: Mesh, kernels: Kernels) -> None:
         self._params, self._config, self._mesh, self._kernels = params, config, mesh, kernels
-        self.first = params.zeros_like() if config.beta1 > 0 else None
-        self.second = params.zeros_like()
+        dtype = torch.bfloat16 if config.moments is Moments.BFLOAT16 else None
+        self.first = params.zeros_like(dtype=dtype) if config.beta1 > 0 else None
+        self.second = params.zeros_like(dtype=dtype)
 
     def grad_norm(self, grads: Parameters, decoder: DecoderGradient | None) -> float:
         """

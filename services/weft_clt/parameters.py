@@ -133,12 +133,12 @@ class Parameters:
             w_skip_LCD=torch.zeros(num_layers, num_columns, shape.d_model, dtype=dtype) if skip else None,
         )
 
-    def zeros_like(self, *, decoder: bool = True) -> Parameters:
+    def zeros_like(self, *, decoder: bool = True, dtype: torch.dtype | None = None) -> Parameters:
         """Allocate tensors of the same shapes, all zero; without `decoder`, its weights have no pairs."""
         return Parameters.zeros(
             self.share,
             thresholds=self.threshold_LS is not None,
-            dtype=self.w_enc_LSD.dtype,
+            dtype=dtype or self.w_enc_LSD.dtype,
             skip=self.w_skip_LCD is not None,
             decoder=decoder,
         )

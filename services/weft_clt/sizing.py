@@ -5,7 +5,7 @@ Each formula stands for an allocation or a collective of this package; the modul
 `docs/operations/sizing.md` derives them, `tests/distributed/test_sizing_measured.py` compares them with measured runs.
 Nothing here imports torch, so that a client can plan without it.
 Shapes: L layers, D d_model, F features of a layer, P pairs of a source and a target layer, R feature ranks, G groups on
-the data axis, T tokens of a group and step, O tokens of a rank and step, S = F / R features and C = D / R columns of a
+the data axis, T tokens of a group and pass, O tokens of a rank and pass, S = F / R features and C = D / R columns of a
 rank, K entries above 0 and E entries listed of a token and layer over all ranks, b bytes of a floating-point number.
 """
 
@@ -52,6 +52,8 @@ class Workload:
         aux_top_k: Dead features that AuxK may list of a token and layer; memory is for as many.
         mixed_row_groups: Row groups that a step's tokens come from, over all ranks.
         row_group_tokens: Tokens of one.
+        passes: In which a step's tokens come.
+        moment_bytes: Of a number of Adam's moments: 4, or 2 for bfloat16.
 
     Raises:
         InvalidArgumentError: Features, columns or tokens cannot be split evenly.
@@ -74,6 +76,8 @@ class Workload:
     aux_top_k: int = 0
     mixed_row_groups: int = 16
     row_group_tokens: int = 256
+    passes: int = 1
+    moment_bytes: int = 4
 
     def __post_init__(self) -> None:
         ranks = self.feature_ranks
@@ -83,11 +87,14 @@ class Workload:
                     f"{number} {what} cannot be split evenly over {ranks} feature ranks; give a common divisor of "
                     f"{self.num_features} and {self.d_model}"
                 )
-        if self.step_tokens % (ranks * self.data_ranks):
+        passes = f" in {self.passes} passes" if self.passes > 1 else ""
+        if self.step_tokens % (ranks * self.data_ranks * self.passes):
             raise InvalidArgumentError(
-                f"{self.step_tokens} tokens a step cannot be split evenly over {ranks} x {self.data_ranks} ranks; "
-                "give a multiple"
+                f"{self.step_tokens} tokens a step cannot be split evenly over {ranks} x {self.data_ranks} ranks"
+                f"{passes}; give a multiple"
             )
+        if self.passes > 1 and self.activation is Activation.BATCH_TOP_K:
+            raise InvalidArgumentError(f"{self.activation} chooses among all tokens of a step, not of a micro-batch")
         if not 0 < self.active <= self.num_features:
             raise InvalidArgumentError(f"{self.active:g} of {self.num_features} features cannot be active; give fewer")
         if not 0 <= self.decoder_span <= self.num_layers:
@@ -124,12 +131,12 @@ class Workload:
     @property
     def group_tokens(self) -> int:
         """T."""
-        return self.step_tokens // self.data_ranks
+        return self.step_tokens // (self.data_ranks * self.passes)
 
     @property
     def rank_tokens(self) -> int:
         """O."""
-        return self.step_tokens // self.world_size
+        return self.step_tokens // (self.world_size * self.passes)
 
     @property
     def rank_features(self) -> int:
@@ -188,8 +195,8 @@ class Workload:
 
     @property
     def keeps_decoder_gradient(self) -> bool:
-        """Only a sum over data ranks needs it in memory (`gradients`)."""
-        return self.data_ranks > 1
+        """Only a sum over data ranks or passes needs it in memory (`gradients`)."""
+        return self.data_ranks > 1 or self.passes > 1
 
     @property
     def compares(self) -> bool:
@@ -197,11 +204,17 @@ class Workload:
         return self.activation in (Activation.BATCH_TOP_K, Activation.JOINT_TOP_K) or self.aux_top_k > 0
 
     @property
+    def rank_moments_bytes(self) -> int:
+        """Adam's moments; those of thresholds are at least float32."""
+        thresholds = self.num_layers * self.rank_features * self.activation.has_thresholds
+        others = self.rank_parameters - thresholds
+        return (1 + self.first_moment) * (others * self.moment_bytes + thresholds * max(4, self.moment_bytes))
+
+    @property
     def checkpoint_bytes(self) -> int:
         """A checkpoint in the middle of a run: parameters, moments, and in every rank's file the clock of all."""
-        tensors = 2 + self.first_moment
         clocks = self.feature_ranks * self.num_layers * self.num_features * _WIDE_BYTES
-        return tensors * self.num_parameters * self.float_bytes + clocks
+        return self.last_checkpoint_bytes + self.feature_ranks * self.rank_moments_bytes + clocks
 
     @property
     def last_checkpoint_bytes(self) -> int:
@@ -269,11 +282,12 @@ class Memory:
         row_group = 2 * layers * work.row_group_tokens * work.d_model * _CODE_BYTES
         mixed = math.ceil(min(work.mixed_row_groups, work.step_tokens) / work.world_size)
         # A step that takes more rows than its streams hold takes further row groups.
-        mixed = max(mixed, math.ceil(work.rank_tokens / work.row_group_tokens))
+        mixed = max(mixed, math.ceil(work.rank_tokens * work.passes / work.row_group_tokens))
         num_row_groups = mixed + max(1, min(mixed, _AHEAD_BYTES // row_group))
         masks = 3 * work.group_tokens * work.rank_features if work.compares else 0
         # The first step sorts what every feature makes of all tokens: values, sorted values and their int64 indices.
-        biases = work.step_tokens // work.feature_ranks * work.num_features * (2 * size + 8) if work.calibrates else 0
+        calibrated = work.step_tokens // (work.feature_ranks * work.passes)
+        biases = calibrated * work.num_features * (2 * size + 8) if work.calibrates else 0
         preacts = work.group_tokens * work.rank_features * size
         # Beside the norms, a layer's entries: coefficient, gradient, their product, and that in float64.
         norms = 4 * layers * work.num_features * size if work.weighs else 0
@@ -284,7 +298,7 @@ class Memory:
         parts = cls(
             parameters=tensors,
             gradients=tensors - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights * size),
-            moments=tensors * (1 + work.first_moment),
+            moments=work.rank_moments_bytes,
             clocks=layers * work.num_features * _WIDE_BYTES,
             activations=_activation_bytes(work),
             data=batch + num_row_groups * row_group,
@@ -353,7 +367,7 @@ class Network:
 
     @classmethod
     def of(cls, work: Workload) -> Network:
-        """Follow a step through its collectives."""
+        """Follow a step through its collectives; some are those of each pass."""
         layers, size, ranks = work.num_layers, work.float_bytes, work.feature_ranks
         others = ranks - 1
         dead_by_rank = min(work.aux_top_k, work.rank_features)
@@ -367,10 +381,10 @@ class Network:
         elif work.activation is Activation.BATCH_TOP_K:
             selection = size * sum(_ring(layers * _COUNTED_BYTES, number) for number in (ranks, work.data_ranks))
         return cls(
-            inputs=layers * work.rank_tokens * others * (work.d_model + work.rank_columns) * size,
-            entries=listed_by_rank * others * (wire + 2 * size) + counts,
-            norms=_ring(weights * size, ranks) + weights // ranks * size * others if work.weighs else 0,
-            selection=selection,
+            inputs=work.passes * layers * work.rank_tokens * others * (work.d_model + work.rank_columns) * size,
+            entries=work.passes * (listed_by_rank * others * (wire + 2 * size) + counts),
+            norms=work.passes * (_ring(weights * size, ranks) + weights // ranks * size * others) if work.weighs else 0,
+            selection=work.passes * selection,
             gradients=_ring(work.rank_parameters * size, work.data_ranks),
             metrics=_ring((weights + layers * (work.rank_columns + 3) + 4) * _WIDE_BYTES, work.data_ranks)
             + _ring((2 * layers + 4) * _WIDE_BYTES, ranks),
@@ -398,7 +412,7 @@ class Flops:
     encode_backward: float
     """Outer products of listed entries, 2 L K D; dense where the pre-activation loss is on."""
     norms: float
-    """Norms of decoder rows and their gradients, once a step."""
+    """Norms of decoder rows and their gradients, once a pass."""
     update: float
     """Clipping and Adam, about 14 a parameter and step."""
 
@@ -417,7 +431,7 @@ class Flops:
             decode=rows * (2 * work.active + 2 * work.kept + 4 * work.aux_top_k)
             + (4.0 * work.num_layers * work.d_model**2 if work.linear_skip else 0.0),
             encode_backward=2.0 * work.num_layers * work.kept * work.d_model + (dense if work.preact_loss else 0.0),
-            norms=2 * rows * work.num_features / work.step_tokens if work.weighs else 0.0,
+            norms=2 * rows * work.num_features * work.passes / work.step_tokens if work.weighs else 0.0,
             update=14.0 * work.num_parameters * work.data_ranks / work.step_tokens,
         )
 
@@ -429,7 +443,10 @@ class Traffic:
     weights: int
     """Rows of the decoder that are read for an active feature, and rows of the error."""
     update: int
-    """Parameters and moments read and written; gradients in memory written, read for their norm and read again."""
+    """
+    Parameters and moments read and written; gradients in memory written, read for their norm and read again; the
+    decoder's read and written by each further pass.
+    """
 
     @property
     def total(self) -> int:
@@ -439,12 +456,13 @@ class Traffic:
     @classmethod
     def of(cls, work: Workload) -> Traffic:
         """Add it up."""
-        rows = work.num_pairs * work.group_tokens * work.rank_columns * work.float_bytes
+        rows = work.num_pairs * work.passes * work.group_tokens * work.rank_columns * work.float_bytes
         gradients = work.rank_parameters - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights)
-        states = 2 * (3 if work.first_moment else 2) * work.rank_parameters
+        states = 2 * (work.rank_parameters * work.float_bytes + work.rank_moments_bytes)
+        added = 2 * (work.passes - 1) * work.rank_decoder_weights
         return cls(
             weights=round(rows * (2 * work.active + 2 * work.kept)),
-            update=(3 * gradients + states) * work.float_bytes,
+            update=(3 * gradients + added) * work.float_bytes + states,
         )
 
 

@@ -14,8 +14,8 @@ What travels does so while a rank computes what does not need it: later layers' 
 (`gathering`), squares of norms until the backward pass, the values' gradients while others are written, and over the
 data axis the decoder's gradient during the encoder's. Only the time differs from one after the other, not a bit.
 
-Gradients are means over the tokens of all ranks and are summed over the data axis; results do not depend on the mesh
-beyond rounding.
+Gradients are means over the tokens of all ranks and are summed over the data axis; where a step has several passes,
+they are summed over these before. Results depend on neither beyond rounding.
 Shapes: T tokens of the group, O tokens of one rank, L layers, D d_model, C columns and S features of this rank,
 F features of a layer over all ranks, M entries of this rank; B rows: T, or 2 T with AuxK.
 """
@@ -55,6 +55,10 @@ class Losses:
     sparsity: float
     preact: float
     aux: float
+
+    def plus(self, other: Losses) -> Losses:
+        """Return the sums with another pass's."""
+        return Losses(self.sparsity + other.sparsity, self.preact + other.preact, self.aux + other.aux)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class StepEngine:
 
     Args:
         group_tokens: Most tokens of the group in one pass, over its ranks.
+        passes: In which a step's tokens come.
     """
 
     def __init__(
@@ -114,12 +119,15 @@ class StepEngine:
         loss: LossConfig,
         *,
         group_tokens: int,
+        passes: int = 1,
     ) -> None:
         self.params, self.mesh, self.kernels = params, mesh, kernels
         self.features, self.loss = features, loss
         self.decoder_grads: DecoderGradient | None = None
         self.entry_bytes = 0
         """Of the bytes sent on the feature axis, those of lists of active features and of their values' gradients."""
+        # Only a sum needs the decoder's gradient in memory.
+        self._sums_decoder_grads = mesh.data.size > 1 or passes > 1
         share, dtype = params.share, params.w_enc_LSD.dtype
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
         if group_tokens % ranks:
@@ -146,8 +154,7 @@ class StepEngine:
     @cached_property
     def grads(self) -> Parameters:
         """Gradients, allocated by the first step: whoever only evaluates has none."""
-        # Only a sum over the data axis needs the decoder's gradient in memory.
-        return self.params.zeros_like(decoder=self.mesh.data.size > 1)
+        return self.params.zeros_like(decoder=self._sums_decoder_grads)
 
     @property
     def _has_norms(self) -> bool:
@@ -360,16 +367,24 @@ class StepEngine:
             for own, score_M, token_M in zip(own_L, score_L, token_L, strict=True)
         ]
 
-    def backward(self, forward: Forward, *, step_tokens: int, sparsity_coeff: float) -> Losses:
+    def backward(
+        self, forward: Forward, *, step_tokens: int, sparsity_coeff: float, first: bool = True, last: bool = True
+    ) -> Losses:
         """
         Write the gradients of the mean loss into `grads`; the forward pass's errors are overwritten.
 
         Args:
-            step_tokens: Tokens of the step over all ranks, which means are taken over.
+            step_tokens: Tokens of the step over all ranks and passes, which means are taken over.
             sparsity_coeff: Lambda of this step.
-        Collectives: one exchange on the feature axis; with norms, two reductions more; all gradients on the data axis.
+            first: Whether the step begins with this pass; otherwise its gradients are added.
+            last: Whether it ends with it; then the data ranks' gradients are summed.
+        Collectives: one exchange on the feature axis; with norms, two reductions more; in the last pass all gradients
+            on the data axis.
         """
         params, grads, shape = self.params, self.grads, self.params.share.shape
+        if first:
+            for _, grad in grads.named():
+                grad.zero_()
         error_LTC, inputs_LTD = forward.error_LTC, forward.inputs_LTD
         left_LTC = forward.error_LBC[:, error_LTC.shape[1] :]
         aux = self.loss.aux_coeff / step_tokens * float(left_LTC.square().sum())
@@ -379,19 +394,20 @@ class StepEngine:
         num_dead_slots = sum(forward.dead.sizes_R) if forward.dead is not None else 0
         grad_slots = error_LTC.new_zeros(num_slots + num_dead_slots)
         decoder = DecoderGradient(self.kernels, params, self._pairs, forward.lists, forward.error_LBC)
-        decoder.back_to_values(grad_slots, grads.b_dec_LC)
+        grad_b_dec_LC = torch.empty_like(grads.b_dec_LC)
+        decoder.back_to_values(grad_slots, grad_b_dec_LC)
         returning = self._return(forward.exchanged, grad_slots[:num_slots])
         returning_dead = self._return(forward.dead, grad_slots[num_slots:]) if forward.dead is not None else None
         if left_LTC.shape[1]:
-            torch.sum(error_LTC, 1, out=grads.b_dec_LC)  # what AuxK predicts has no bias
+            torch.sum(error_LTC, 1, out=grad_b_dec_LC)  # what AuxK predicts has no bias
+        grads.b_dec_LC.add_(grad_b_dec_LC)
         if grads.w_skip_LCD is not None:
-            torch.bmm(error_LTC.transpose(1, 2), inputs_LTD, out=grads.w_skip_LCD)
+            grads.w_skip_LCD.baddbmm_(error_LTC.transpose(1, 2), inputs_LTD)
         norms_LF = forward.norms_LF if self._has_norms else None
         # Norms move the decoder's gradient once more.
-        summing = self._start_decoder_sums(decoder) if norms_LF is None else []
+        summing = self._start_decoder_sums(decoder, last=last) if norms_LF is None else []
         grad_norms_LS = torch.zeros_like(params.b_enc_LS)
         losses = Losses(0.0, 0.0, aux)
-        grads.w_enc_LSD.zero_()
         grad_own_L = returning.wait()
         for layer in range(shape.num_layers):
             norms_S = norms_LF[layer, params.share.features] if norms_LF is not None else None
@@ -401,21 +417,23 @@ class StepEngine:
             losses = Losses(losses.sparsity + part.sparsity, losses.preact + part.preact, aux)
         if norms_LF is not None:
             self._norms_backward(decoder, norms_LF, grad_norms_LS)
-            summing += self._start_decoder_sums(decoder)
+            summing += self._start_decoder_sums(decoder, last=last)
         if returning_dead is not None and forward.dead_own_L is not None:
             for layer, grad_M in enumerate(returning_dead.wait()):
                 self._add_encoder_grads(layer, forward.dead_own_L[layer], grad_M, inputs_LTD[layer])
-        summing += [self.mesh.data.start_sum_(grad) for grad in self._encoder_grads()]
+        if last:
+            summing += [self.mesh.data.start_sum_(grad) for grad in self._encoder_grads()]
         for pending in summing:
             pending.wait()
-        self.decoder_grads = decoder if self.mesh.data.size == 1 else None
+        self.decoder_grads = None if self._sums_decoder_grads else decoder
         return losses
 
-    def _start_decoder_sums(self, decoder: DecoderGradient) -> list[Pending]:
-        """Write the decoder's gradient, and start to sum all that is the decoder's over the data axis."""
-        if self.mesh.data.size == 1:
+    def _start_decoder_sums(self, decoder: DecoderGradient, *, last: bool) -> list[Pending]:
+        """Add to the decoder's gradient where it is summed; after the last pass start what the data axis sums of it."""
+        if self._sums_decoder_grads:
+            decoder.add_to(self.grads.w_dec_PFC)
+        if not last or self.mesh.data.size == 1:
             return []
-        decoder.write(self.grads.w_dec_PFC)
         grads = (self.grads.w_dec_PFC, self.grads.b_dec_LC, self.grads.w_skip_LCD)
         return [self.mesh.data.start_sum_(grad) for grad in grads if grad is not None]
 
@@ -470,8 +488,7 @@ class StepEngine:
                 bandwidth=self.features.bandwidth,
                 through_threshold=self.features.gradient_through_threshold,
             )
-            grads.threshold_LS[layer].zero_().index_add_(0, feature_M, grad_threshold_M)
-        grads.b_enc_LS[layer].zero_()
+            grads.threshold_LS[layer].index_add_(0, feature_M, grad_threshold_M)
         self._add_encoder_grads(layer, own, grad_preact_M, inputs_TD)
         if self._keeps_preacts:
             assert norms_S is not None

@@ -1,6 +1,8 @@
 """
 One rank of a run: parameters, optimiser and clocks, from step to step.
 
+A step takes its tokens in one pass or, to need less memory for them, in several, whose gradients are added up.
+
 Shapes: O tokens of this rank, T tokens of its group, L layers, D d_model, C columns of this rank.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,7 +24,8 @@ from weft_clt.normalization import Normalization
 from weft_clt.optimizer import Adam
 from weft_clt.parameters import Shape, Share
 from weft_clt.schedule import learning_rate, sparsity_coeff
-from weft_clt.step import Forward, StepEngine
+from weft_clt.step import Forward, Losses, StepEngine
+from weft_common.errors import FailedPreconditionError
 
 __all__ = ["Batch", "Trainer"]
 
@@ -40,6 +43,20 @@ class Batch:
     """Rows from this one on only fill the batch up; training batches are full."""
 
 
+@dataclass
+class _Passes:
+    """What the passes of a step came to so far."""
+
+    sums: ReconstructionSums
+    done: int = 0
+    losses: Losses = field(default_factory=lambda: Losses(0.0, 0.0, 0.0))
+    sent_bytes: int = 0
+    entry_bytes: int = 0
+    data_wait_s: float = 0.0
+    wall_s: float = 0.0
+    """Waiting included."""
+
+
 class Trainer:
     """
     Trains one rank's share.
@@ -47,7 +64,7 @@ class Trainer:
     Args:
         num_layers: L of the dataset.
         d_model: D of the dataset.
-        dtype: Floating type of parameters, moments and activations.
+        dtype: Floating type of parameters, activations and, where the config does not say otherwise, moments.
     """
 
     def __init__(
@@ -71,54 +88,62 @@ class Trainer:
         self.adam = Adam(self.params, config.optimizer, mesh, kernels)
         self.clock = DeadClock(self.share, config.batch.dead_after_tokens)
         self.step = 0
-        self.group_tokens = config.batch.step_tokens // mesh.data.size
+        passes = config.batch.passes
+        self.group_tokens = config.batch.step_tokens // (mesh.data.size * passes)
         self.engine = StepEngine(
-            self.params, mesh, kernels, config.features, config.loss, group_tokens=self.group_tokens
+            self.params, mesh, kernels, config.features, config.loss, group_tokens=self.group_tokens, passes=passes
         )
+        self._begun: _Passes | None = None
+        """The step that is under way."""
         self._centre_LC = torch.from_numpy(normalization.output_mean_LD[:, self.share.columns])
 
     @property
     def rank_tokens(self) -> int:
-        """O: tokens that this rank brings to a step."""
-        return self.config.batch.step_tokens // self.mesh.world_size
+        """O: tokens that this rank brings to a pass."""
+        return self.config.batch.step_tokens // (self.mesh.world_size * self.config.batch.passes)
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
         return self.step >= self.config.batch.num_steps
 
-    def train_step(self, batch: Batch, data_wait_s: float = 0.0) -> StepMetrics:
+    def add_pass(self, batch: Batch, data_wait_s: float = 0.0) -> None:
         """
-        Do the next step.
+        Add the gradients of a batch to the next step's; every pass of a step but the last, which is `train_step`.
 
         Args:
             data_wait_s: How long the batch was waited for, for the metrics.
+
+        Raises:
+            FailedPreconditionError: No other pass is left.
         """
-        start_s, sent_bytes, entry_bytes = time.perf_counter(), self.mesh.sent_bytes, self.engine.entry_bytes
+        self._pass(batch, data_wait_s, last=False)
+
+    def train_step(self, batch: Batch, data_wait_s: float = 0.0) -> StepMetrics:
+        """
+        Do the next step, or end it where it has several passes.
+
+        Args:
+            data_wait_s: How long the batch was waited for, for the metrics.
+
+        Raises:
+            FailedPreconditionError: Another pass is missing.
+        """
         config, step = self.config, self.step + 1
         step_tokens, num_steps = config.batch.step_tokens, config.batch.num_steps
-        gathering = self.engine.start_gather(batch.inputs_LOD, batch.targets_LOD)
-        if step == 1 and not config.features.activation.counts:
-            gathering.wait()
-            calibrate_biases(self.params, gathering.inputs_LTD, self.mesh)
-        forward = self.engine.forward(
-            gathering.inputs_LTD, gathering.targets_LTC, dead_LF=self._dead(), gathering=gathering
-        )
-        sums = ReconstructionSums(self.share, self._centre_LC)
-        sums.add(forward.error_LTC, forward.targets_LTC, forward.exchanged)
-        losses = self.engine.backward(
-            forward, step_tokens=step_tokens, sparsity_coeff=sparsity_coeff(config.loss, step, num_steps)
-        )
+        passes, forward = self._pass(batch, data_wait_s, last=True)
+        start_s, sent_bytes = time.perf_counter(), self.mesh.sent_bytes
         rate = learning_rate(config.optimizer, step, num_steps)
         norm = self.adam.update(self.engine.grads, self.engine.decoder_grads, step=step, learning_rate=rate)
         self._move_thresholds(forward, step)
-        self.step = step
+        self.step, self._begun = step, None
 
-        reduced = sums.reduced(self.mesh)
+        reduced, losses = passes.sums.reduced(self.mesh), passes.losses
         parts = torch.tensor([losses.sparsity, losses.preact, losses.aux], dtype=torch.float64)
         sparsity, preact, aux = self.mesh.data.sum_(self.mesh.feature.sum_(parts)).tolist()
         reconstruction = reduced.reconstruction_loss()
-        wall_s = time.perf_counter() - start_s + data_wait_s
+        sent_bytes = self.mesh.sent_bytes - sent_bytes + passes.sent_bytes
+        wall_s = time.perf_counter() - start_s + passes.wall_s
         return StepMetrics(
             step=step,
             tokens=step * step_tokens,
@@ -133,10 +158,43 @@ class Trainer:
             gradient_norm=norm,
             learning_rate=rate,
             tokens_per_s=step_tokens / wall_s,
-            data_wait_share=data_wait_s / wall_s,
-            sent_bytes_per_token=(self.mesh.sent_bytes - sent_bytes) / step_tokens,
-            entry_bytes_per_token=(self.engine.entry_bytes - entry_bytes) / step_tokens,
+            data_wait_share=passes.data_wait_s / wall_s,
+            sent_bytes_per_token=sent_bytes / step_tokens,
+            entry_bytes_per_token=passes.entry_bytes / step_tokens,
         )
+
+    def _pass(self, batch: Batch, data_wait_s: float, *, last: bool) -> tuple[_Passes, Forward]:
+        start_s, sent_bytes, entry_bytes = time.perf_counter(), self.mesh.sent_bytes, self.engine.entry_bytes
+        config, step = self.config, self.step + 1
+        begun = self._begun or _Passes(ReconstructionSums(self.share, self._centre_LC))
+        if last != (begun.done + 1 == config.batch.passes):
+            raise FailedPreconditionError(
+                f"Step {step} has had {begun.done} of {config.batch.passes} passes; the last is for train_step, "
+                "the others are for add_pass."
+            )
+        gathering = self.engine.start_gather(batch.inputs_LOD, batch.targets_LOD)
+        if step == 1 and not begun.done and not config.features.activation.counts:
+            gathering.wait()
+            calibrate_biases(self.params, gathering.inputs_LTD, self.mesh)
+        forward = self.engine.forward(
+            gathering.inputs_LTD, gathering.targets_LTC, dead_LF=self._dead(), gathering=gathering
+        )
+        begun.sums.add(forward.error_LTC, forward.targets_LTC, forward.exchanged)
+        own = self.engine.backward(
+            forward,
+            step_tokens=config.batch.step_tokens,
+            sparsity_coeff=sparsity_coeff(config.loss, step, config.batch.num_steps),
+            first=not begun.done,
+            last=last,
+        )
+        begun.losses = begun.losses.plus(own)
+        begun.done += 1
+        begun.sent_bytes += self.mesh.sent_bytes - sent_bytes
+        begun.entry_bytes += self.engine.entry_bytes - entry_bytes
+        begun.data_wait_s += data_wait_s
+        begun.wall_s += time.perf_counter() - start_s + data_wait_s
+        self._begun = begun
+        return begun, forward
 
     def _dead(self) -> Tensor | None:
         """Which features AuxK is to revive; None where there are none, on all ranks alike."""

@@ -46,6 +46,7 @@ RUNS: Mapping[str, dict[str, Any]] = {
     "jump-large": JUMPS | {"num_features": 65_536},
     "tokens-small": WIDE | {"step_tokens": 1024},
     "tokens-large": WIDE | {"step_tokens": 8192},
+    "tokens-in-passes": WIDE | {"step_tokens": 8192, "micro_batches": 8},
     "data-ranks": {"num_features": 512, "feature_ranks": 1, "data_ranks": 2},
 }
 
@@ -67,6 +68,7 @@ def workload(name: str, l0: float = 0.0) -> Workload:
         feature_ranks=spec["feature_ranks"],
         data_ranks=spec["data_ranks"],
         row_group_tokens=row_group,
+        passes=spec.get("micro_batches", 1),
     )
 
 
@@ -112,13 +114,13 @@ def test_memory_of_a_rank_grows_as_planned(bench: Bench, what: str) -> None:
     assert planned == pytest.approx(grown, rel=WITHIN)
 
 
-@pytest.mark.parametrize("name", ["features-large", "tokens-large"])
+@pytest.mark.parametrize("name", ["features-large", "tokens-large", "tokens-in-passes"])
 def test_memory_of_a_rank_is_as_planned(bench: Bench, name: str) -> None:
     """With the interpreter and its libraries, the peak itself is what the plan says."""
     assert workload(name).memory().total + PROCESS_BYTES == pytest.approx(bench.peak(name), rel=WITHIN)
 
 
-@pytest.mark.parametrize("name", ["features-large", "jump-large", "tokens-large", "data-ranks"])
+@pytest.mark.parametrize("name", ["features-large", "jump-large", "tokens-large", "tokens-in-passes", "data-ranks"])
 def test_network_bytes_are_those_of_the_step(bench: Bench, name: str) -> None:
     """What a rank sends for a token, as the step counts it, on either axis and for either activation."""
     measured = bench.last_step(name)

@@ -15,8 +15,14 @@ pytestmark = pytest.mark.distributed
 
 CASES: dict[str, dict[str, Any]] = {
     "batch": {"activation": "ACTIVATION_BATCH_TOP_K", "aux_top_k": 4, "aux_coeff": 0.03125, "dead_after_tokens": 32},
-    "joint": {"activation": "ACTIVATION_JOINT_TOP_K", "decoder_span": 2, "scales": "SCALES_TIED"},
-    "relu": {"activation": "ACTIVATION_RELU", "top_k": 0, "sparsity_coeff": 0.01, "sparsity_scale": 4.0},
+    "joint": {"activation": "ACTIVATION_JOINT_TOP_K", "decoder_span": 2, "scales": "SCALES_TIED", "micro_batches": 4},
+    "relu": {
+        "activation": "ACTIVATION_RELU",
+        "top_k": 0,
+        "sparsity_coeff": 0.01,
+        "sparsity_scale": 4.0,
+        "moments": "MOMENTS_BFLOAT16",
+    },
 }
 
 

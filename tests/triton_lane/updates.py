@@ -82,7 +82,7 @@ def test_fused_update_is_gradient_then_adam(has_first: bool, case: Case) -> None
     first = random(torch.float32, seed + 5, *shape) if has_first else None
     second = random(torch.float32, seed + 6, *shape).square()
     step = AdamStep(0.01, 0.9 if has_first else 0.0, 0.99, 1e-8, 2, 0.5)
-    grad = torch.empty(shape)
+    grad = torch.zeros(shape)
     OURS.decoder_gradient(lists, pairs, weight, grad_out, coeff, grad)
     plain = [weight.clone(), None if first is None else first.clone(), second.clone()]
     OURS.adam(plain[0], grad, plain[1], plain[2], step)

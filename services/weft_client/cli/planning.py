@@ -47,9 +47,11 @@ def plan(
     aux_top_k: Annotated[int, typer.Option(help="Dead features that AuxK lists of a token and layer; 0: none.")] = 0,
     decoder_span: Annotated[int, typer.Option(help="Layers that a feature writes to; 0 means all from its own.")] = 0,
     step_tokens: Annotated[int, typer.Option(help="Tokens of one step, over all ranks.")] = 4_096,
+    micro_batches: Annotated[int, typer.Option(help="Passes in which a step takes its tokens.")] = 1,
     feature_ranks: Annotated[int, typer.Option(help="Ranks on the feature axis; 0 takes the fewest that fit.")] = 1,
     data_ranks: Annotated[int, typer.Option(help="Ranks on the data axis.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    moments: Annotated[str, typer.Option(help="Of Adam: float32 or bfloat16; by default as --dtype.")] = "",
     codec: Annotated[str, typer.Option(help="uniform or bf16.")] = "uniform",
     bits: Annotated[float, typer.Option(help="Bits of a stored value; 0 takes the codec's measured figure.")] = 0.0,
     epochs: Annotated[float, typer.Option(help="Times that the training split is read.")] = 1.0,
@@ -65,12 +67,13 @@ def plan(
     for name, value, known in (
         ("activation", activation, _ACTIVATIONS),
         ("dtype", dtype, _FLOAT_BYTES),
+        ("moments", moments or dtype, _FLOAT_BYTES),
         ("codec", codec, BITS),
     ):
         if value not in known:
             raise InvalidArgumentError(f"--{name} is {value!r}, expected {' or '.join(known)}", field=name)
-    for name, number in (("step-tokens", step_tokens), ("data-ranks", data_ranks), ("epochs", epochs), ("l0", l0),
-                         ("network-gbit", network_gbit)):  # fmt: skip
+    for name, number in (("step-tokens", step_tokens), ("micro-batches", micro_batches), ("data-ranks", data_ranks),
+                         ("epochs", epochs), ("l0", l0), ("network-gbit", network_gbit)):  # fmt: skip
         if not number > 0:
             raise InvalidArgumentError(f"--{name} is {number:g}; give a number above 0")
     for name, number in (("feature-ranks", feature_ranks), ("bits", bits), ("near", near), ("price", price),
@@ -107,6 +110,8 @@ def plan(
             first_moment=first_moment,
             linear_skip=linear_skip,
             aux_top_k=min(aux_top_k, num_features),
+            passes=micro_batches,
+            moment_bytes=_FLOAT_BYTES[moments or dtype],
         )
         return Plan(
             model=shape,

@@ -159,7 +159,7 @@ class Plan:
     def _spreads(self) -> Iterator["Plan"]:
         """The same over every possible number of feature ranks, ascending."""
         for ranks in _divisors(math.gcd(self.work.num_features, self.work.d_model)):
-            if self.work.step_tokens % (ranks * self.work.data_ranks) == 0:
+            if self.work.step_tokens % (ranks * self.work.data_ranks * self.work.passes) == 0:
                 yield replace(self, work=replace(self.work, feature_ranks=ranks))
 
     def notes(self) -> list[str]:

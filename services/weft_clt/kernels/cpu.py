@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft_clt.active import ActiveLayer
 from weft_clt.kernels import loops, panel_loops
+from weft_clt.kernels.dithering import adam_of_narrow_moments
 from weft_clt.kernels.feature_lists import DecoderPairs, FeatureLists
 from weft_clt.kernels.port import AdamStep
 from weft_clt.kernels.threads import Buffers, Workers, column_runs
@@ -28,7 +29,7 @@ _FEWEST_ROWS = 256  # below that, a matrix product spends its time on laying out
 
 class CpuKernels:
     """
-    Compiled loops; float32 and float64.
+    Compiled loops; float32 and float64, Adam's moments also in bfloat16 (`dithering`).
 
     Args:
         num_threads: By default as many as torch uses.
@@ -171,14 +172,14 @@ class CpuKernels:
         step: AdamStep,
     ) -> None:
         runs, entries = self._runs(grad_out_LTC), _entries(lists)
-        weight, second = w_dec_PFC.numpy(), second_PFC.numpy()
-        first = weight if first_PFC is None else first_PFC.numpy()
+        weight, second = w_dec_PFC.numpy(), _moments(second_PFC)
+        first = weight if first_PFC is None else _moments(first_PFC)
         scalars = np.array(_scalars(step), dtype=weight.dtype)
 
         def work(run: int) -> None:
             panel_loops.adam_loop(
                 *runs[run], pairs.pairs_P3.numpy(), *entries, grad_out_LTC.numpy(), coeff_LF.numpy(), weight, first,
-                second, first_PFC is not None, scalars, self._panels(run, *runs[run], grad_out_LTC),
+                second, first_PFC is not None, scalars, step.step, self._panels(run, *runs[run], grad_out_LTC),
             )  # fmt: skip
 
         self._workers.each(work, len(runs))
@@ -222,6 +223,9 @@ class CpuKernels:
         return float(loops.sum_squares_loop(values.view(-1).numpy()))
 
     def adam(self, param: Tensor, grad: Tensor, first: Tensor | None, second: Tensor, step: AdamStep) -> None:
+        if second.dtype is torch.bfloat16:
+            adam_of_narrow_moments(self.adam, param, grad, first, second, step)
+            return
         real = param.numpy().dtype.type
         flat_param, flat_grad, flat_second = (tensor.view(-1).numpy() for tensor in (param, grad, second))
         scale, beta1, beta2, rest1, rest2, rate, root, epsilon = (real(scalar) for scalar in _scalars(step))
@@ -232,6 +236,12 @@ class CpuKernels:
             flat_param, flat_grad, first.view(-1).numpy(), flat_second,
             scale, beta1, beta2, rest1, rest2, rate, root, epsilon,
         )  # fmt: skip
+
+
+def _moments(moments: Tensor) -> NDArray[Any]:
+    """Return them as what `panel_rows` reads: those of bfloat16 as their bits."""
+    held: NDArray[Any] = (moments.view(torch.int16) if moments.dtype is torch.bfloat16 else moments).numpy()
+    return held
 
 
 def _scalars(step: AdamStep) -> tuple[float, ...]:

@@ -18,9 +18,9 @@ from weft_clt.kernels.panel_rows import (
     make_adam_row,
     make_add_row,
     make_dot_rows,
+    make_gather_row,
     make_miss_strip,
     make_move_strip,
-    make_write_row,
 )
 from weft_clt.kernels.threads import WIDEST_BYTES
 
@@ -140,20 +140,23 @@ def _adam_of(adam_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
         pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any,
-        first_moment: Any, second_moment: Any, first: int, last: int, low: int, scalars: Any,
+        first_moment: Any, second_moment: Any, first: int, last: int, low: int, scalars: Any, seed: int,
     ) -> None:  # fmt: skip
         for pair in range(first, last):
             source, block = pairs[pair, 0], pairs[pair, 2]
             weights, firsts, seconds = weight[block], first_moment[block], second_moment[block]
+            before = block * weights.size
             for row in range(weights.shape[0]):
                 start, end = starts[source, row], actives[source, row]
                 coeff = coeffs[source, row]
-                adam_row(token, value, start, end, panel, coeff, weights, firsts, seconds, row, low, scalars)
+                adam_row(
+                    token, value, start, end, panel, coeff, weights, firsts, seconds, row, low, scalars, before, seed
+                )
 
     return walk
 
 
-def _gradient_of(write_row: Any) -> Callable[..., None]:
+def _gradient_of(gather_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
         pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any, out: Any,
@@ -164,7 +167,7 @@ def _gradient_of(write_row: Any) -> Callable[..., None]:
             weights, outs = weight[block], out[block]
             for row in range(weights.shape[0]):
                 start, end = starts[source, row], actives[source, row]
-                write_row(token, value, start, end, panel, coeffs[source, row], weights, outs, row, low)
+                gather_row(token, value, start, end, panel, coeffs[source, row], weights, outs, row, low)
 
     return walk
 
@@ -173,7 +176,7 @@ _decode_wide, _decode_lane, _decode_single = (_decode_of(make_add_row(width)) fo
 _dots_wide, _dots_lane, _dots_single = (_value_grad_of(make_dot_rows(width)) for width in _WIDTHS_BYTES)
 _adam_wide, _adam_lane, _adam_single = (_adam_of(make_adam_row(width, True)) for width in _WIDTHS_BYTES)
 _bare_wide, _bare_lane, _bare_single = (_adam_of(make_adam_row(width, False)) for width in _WIDTHS_BYTES)
-_write_wide, _write_lane, _write_single = (_gradient_of(make_write_row(width)) for width in _WIDTHS_BYTES)
+_gather_wide, _gather_lane, _gather_single = (_gradient_of(make_gather_row(width)) for width in _WIDTHS_BYTES)
 
 
 @_compiled
@@ -246,7 +249,7 @@ def value_grad_loop(
 @_compiled
 def adam_loop(
     low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
-    weight: Any, first_moment: Any, second_moment: Any, has_first: bool, scalars: Any, storage: Any,
+    weight: Any, first_moment: Any, second_moment: Any, has_first: bool, scalars: Any, seed: int, storage: Any,
 ) -> None:  # fmt: skip
     """Update every decoder row by Adam; its gradient is coeff * row + sum of value * error over its entries."""
     num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
@@ -260,17 +263,17 @@ def adam_loop(
             panel = _panel(storage, low, column, width, num_tokens)
             if has_first:
                 if width == wide:
-                    _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
                 elif width == lane:
-                    _adam_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
                 else:
-                    _adam_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                    _adam_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             elif width == wide:
-                _bare_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             elif width == lane:
-                _bare_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             else:
-                _bare_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars)  # fmt: skip  # noqa: E501
+                _bare_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             column += width
         first = last
 
@@ -280,7 +283,7 @@ def gradient_loop(
     low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
     weight: Any, out: Any, storage: Any,
 ) -> None:  # fmt: skip
-    """out[block, f] = coeff * weight[block, f] + sum of value * error over the entries of feature f."""
+    """out[block, f] += coeff * weight[block, f] + sum of value * error over the entries of feature f."""
     num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
     first = 0
     while first < pairs.shape[0]:
@@ -291,10 +294,10 @@ def gradient_loop(
             width = _width(high - column, error.itemsize)
             panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
-                _write_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
             elif width == lane:
-                _write_lane(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_lane(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
             else:
-                _write_single(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_single(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
             column += width
         first = last

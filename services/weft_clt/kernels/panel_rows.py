@@ -23,9 +23,9 @@ __all__ = [
     "make_adam_row",
     "make_add_row",
     "make_dot_rows",
+    "make_gather_row",
     "make_miss_strip",
     "make_move_strip",
-    "make_write_row",
 ]
 
 _AHEAD = 8  # features; far enough ahead that a strip of a weight has come from memory when it is needed
@@ -198,10 +198,10 @@ def _sum_panel(
     return [builder.fadd(left, right) for left, right in zip(odd, sums[strip.count :], strict=True)]
 
 
-def make_write_row(width_bytes: int) -> Any:
-    """Make: out[row, strip] = coeff * weight[row, strip] + sum of value[n] * panel[token[n]] for start <= n < end."""
+def make_gather_row(width_bytes: int) -> Any:
+    """Make: out[row, strip] += coeff * weight[row, strip] + sum of value[n] * panel[token[n]] for start <= n < end."""
 
-    def write_row(
+    def gather_row(
         _: Any, token: Any, value: Any, start: Any, end: Any, panel: Any, coeff: Any, weight: Any, out: Any, row: Any,
         low: Any,
     ) -> Any:  # fmt: skip
@@ -217,36 +217,40 @@ def make_write_row(width_bytes: int) -> Any:
             sums = _sum_panel(context, builder, strip, (token_type, token), (value_type, value), start, end, rows)
             own = strip.load(Matrix(context, builder, weight_type, weight).at(row, low))
             factor = strip.splat(coeff)
-            results = [strip.multiply_add(factor, each, summed) for each, summed in zip(own, sums, strict=True)]
-            strip.store(results, Matrix(context, builder, out_type, out).at(row, low))
+            place = Matrix(context, builder, out_type, out).at(row, low)
+            results = [
+                builder.fadd(before, strip.multiply_add(factor, each, summed))
+                for before, each, summed in zip(strip.load(place), own, sums, strict=True)
+            ]
+            strip.store(results, place)
             return context.get_dummy_value()
 
         return signature, codegen
 
-    return intrinsic(write_row)
+    return intrinsic(gather_row)
 
 
 def make_adam_row(width_bytes: int, first_moment: bool) -> Any:
     """
     Make one Adam update of weight[row, strip] by the gradient coeff * weight[row] + sum of value[n] * panel[token[n]].
 
-    `scalars` are those of `loops.adam_loop`, in its order. Without a first moment, `first` is not touched.
+    `scalars` are those of `loops.adam_loop`, in its order. Without a first moment, `first` is not touched. Moments may
+    be the bits of bfloat16, int16 (`dithering`); `before` is how many elements of the tensor come before row 0.
     """
 
     def adam_row(
         _: Any, token: Any, value: Any, start: Any, end: Any, panel: Any, coeff: Any, weight: Any, first: Any,
-        second: Any, row: Any, low: Any, scalars: Any,
+        second: Any, row: Any, low: Any, scalars: Any, before: Any, seed: Any,
     ) -> Any:  # fmt: skip
         signature = types.void(
             token, value, types.int64, types.int64, panel, panel.dtype, weight, first, second, types.int64,
-            types.int64, scalars,
+            types.int64, scalars, types.int64, types.int64,
         )  # fmt: skip
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            token_type, value_type, _, _, panel_type, _, weight_type, first_type, second_type, _, _, scalars_type = (
-                signature.args
-            )
-            token, value, start, end, panel, coeff, weight, first, second, row, low, scalars = args
+            token_type, value_type, _, _, panel_type, _, weight_type, first_type, second_type = signature.args[:9]
+            scalars_type = signature.args[11]
+            token, value, start, end, panel, coeff, weight, first, second, row, low, scalars, before, seed = args
             strip = Strip(context, builder, panel_type.dtype, width_bytes)
             rows = Matrix(context, builder, panel_type, panel)
             states = [
@@ -265,16 +269,18 @@ def make_adam_row(width_bytes: int, first_moment: bool) -> Any:
             )
             factor = strip.splat(coeff)
             places = [state.at(row, low) for state in states]
+            short = second_type.dtype.bitwidth == 16
+            load_moment = strip.load_short if short else strip.load_part
             news: list[list[Any]] = [[] for _ in states]
             for part, summed in enumerate(sums):
                 own = strip.load_part(places[0], part)
                 raw = strip.multiply_add(factor, own, summed)
                 grad = builder.fmul(raw, scale)
-                variance = builder.fmul(strip.load_part(places[1], part), beta2)
+                variance = builder.fmul(load_moment(places[1], part), beta2)
                 variance = strip.multiply_add(builder.fmul(grad, grad), rest2, variance)
                 moment = grad
                 if first_moment:
-                    moment = builder.fmul(strip.load_part(places[2], part), beta1)
+                    moment = builder.fmul(load_moment(places[2], part), beta1)
                     moment = strip.multiply_add(grad, rest1, moment)
                 spread = strip.multiply_add(strip.root(variance), root, epsilon)
                 step = builder.fdiv(builder.fmul(rate, moment), spread)
@@ -282,8 +288,18 @@ def make_adam_row(width_bytes: int, first_moment: bool) -> Any:
                 news[1].append(variance)
                 if first_moment:
                     news[2].append(moment)
-            for parts, place in zip(news, places, strict=True):
-                strip.store(parts, place)
+            if not short:
+                for parts, place in zip(news, places, strict=True):
+                    strip.store(parts, place)
+                return context.get_dummy_value()
+            strip.store(news[0], places[0])
+            place = builder.add(before, states[0].place(row, low))
+            for part in range(strip.count):
+                noise = strip.noise(place, seed, part)
+                upper = builder.lshr(noise, ir.Constant(noise.type, [16] * strip.lanes))
+                strip.store_short(news[1][part], places[1], part, upper)
+                if first_moment:
+                    strip.store_short(news[2][part], places[2], part, strip.hashed(noise))
             return context.get_dummy_value()
 
         return signature, codegen

@@ -1,7 +1,8 @@
 """
 What a training step asks of a processor.
 
-Every tensor is contiguous, of the model's floating type, and changed in place only where a docstring says so.
+Every tensor is contiguous, of the model's floating type, and changed in place only where a docstring says so; Adam's
+moments may be bfloat16 (`dithering`).
 Shapes: T tokens, L layers, F features of a layer over all ranks, S features of this rank, C columns of the output that
 this rank holds, D d_model, P pairs of a source and a target layer, N entries of an `ActiveLayer` or of all.
 """
@@ -137,7 +138,7 @@ class Kernels(Protocol):
         coeff_LF: Tensor,
         grad_w_dec_PFC: Tensor,
     ) -> None:
-        """Write the gradient that `decoder_adam` uses."""
+        """Add the gradient that `decoder_adam` uses to `grad_w_dec_PFC`."""
         ...
 
     def encode_backward(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer, active_from_dense
+from weft_clt.kernels.dithering import adam_of_narrow_moments
 from weft_clt.kernels.feature_lists import DecoderPairs, FeatureLists
 from weft_clt.kernels.port import AdamStep
 
@@ -121,10 +122,11 @@ class ReferenceKernels:
         coeff_LF: Tensor,
         grad_w_dec_PFC: Tensor,
     ) -> None:
+        grad_FC = torch.empty_like(w_dec_PFC[0])
         for source, target, block in pairs.rows():
-            layer, weight, grad = lists.layers[source], w_dec_PFC[block], grad_w_dec_PFC[block]
-            self._decode_backward(layer, weight, grad_out_LTC[target], torch.zeros_like(layer.value_N), grad)
-            grad += coeff_LF[source][:, None] * weight
+            layer, weight = lists.layers[source], w_dec_PFC[block]
+            self._decode_backward(layer, weight, grad_out_LTC[target], torch.zeros_like(layer.value_N), grad_FC)
+            grad_w_dec_PFC[block] += grad_FC + coeff_LF[source][:, None] * weight
 
     def decoder_adam(
         self,
@@ -170,6 +172,9 @@ class ReferenceKernels:
         return float(values.double().square().sum())
 
     def adam(self, param: Tensor, grad: Tensor, first: Tensor | None, second: Tensor, step: AdamStep) -> None:
+        if second.dtype is torch.bfloat16 and param.dtype is not torch.bfloat16:
+            adam_of_narrow_moments(self.adam, param, grad, first, second, step)
+            return
         scaled = grad * step.grad_scale
         if first is None:
             moment = scaled

@@ -24,7 +24,7 @@ from weft_clt.kernels.triton_adam import adam_scalars, store_adam
 from weft_clt.kernels.triton_numbers import jit, rounded
 from weft_clt.kernels.triton_rows import column_block
 
-__all__ = ["Source", "add_segment_sums", "store_gradients", "update_decoder", "value_gradients"]
+__all__ = ["Source", "add_gradients", "add_segment_sums", "update_decoder", "value_gradients"]
 
 _ROWS = 8
 """Token rows read at once."""
@@ -40,13 +40,13 @@ def segment_kernel(
     first_place: tl.tensor, seed: tl.tensor, grad_scale: tl.tensor, beta1: tl.tensor, rest1: tl.tensor,
     beta2: tl.tensor, rest2: tl.tensor, rate: tl.tensor, root: tl.tensor, epsilon: tl.tensor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VALUES: tl.constexpr, COEFF: tl.constexpr, SQUARES: tl.constexpr,
-    STORE: tl.constexpr, ADD: tl.constexpr, ADAM: tl.constexpr, HAS_FIRST: tl.constexpr,
+    ADD: tl.constexpr, ADAM: tl.constexpr, HAS_FIRST: tl.constexpr,
 ) -> None:  # fmt: skip
     """
     The gradient of row f: the sum over its entries n of value[n] * rows[token[n]]; COEFF: plus coeff[f] * weight[f].
 
     VALUES: value_part[b, n] = weight[f] . rows[token[n]] over the columns of block b. SQUARES: keep its squared norm.
-    STORE: write it to `grad`. ADD: add it to `grad` where the feature has entries. ADAM: update `weight` by it.
+    ADD: add it to `grad` where it may be other than 0. ADAM: update `weight` by it.
     """
     feature = tl.program_id(0)
     block = tl.program_id(1)
@@ -80,8 +80,6 @@ def segment_kernel(
         result += scale_own * own
     if SQUARES:
         tl.store(square_part + block.to(tl.int64) * num_features + feature, tl.sum(result * result, 0))
-    if STORE:
-        tl.store(grad + offset, rounded(result, grad.dtype.element_ty), mask=inside)
     if ADD:
         before = tl.load(grad + offset, mask=inside & touched, other=0.0).to(tl.float32)
         tl.store(grad + offset, rounded(before + result, grad.dtype.element_ty), mask=inside & touched)
@@ -131,7 +129,6 @@ def _run(
     coeff_F: Tensor | None = None,
     value_part_BN: Tensor | None = None,
     square_part_BF: Tensor | None = None,
-    stored_FC: Tensor | None = None,
     added_FC: Tensor | None = None,
     first_FC: Tensor | None = None,
     second_FC: Tensor | None = None,
@@ -152,11 +149,11 @@ def _run(
     segment_kernel[(num_features, triton.cdiv(num_columns, columns))](
         source.start_F1, source.start_F1[1:] if near else source.active_F, source.token_N, source.value_N, rows_TC,
         given(weight_FC), given(coeff_F), given(value_part_BN), given(square_part_BF),
-        given(stored_FC if added_FC is None else added_FC), given(first_FC), given(second_FC),
+        given(added_FC), given(first_FC), given(second_FC),
         num_features, num_columns, source.token_N.shape[0], 0 if weight_FC is None else weight_FC.storage_offset(),
         **adam_scalars(step),
         ROWS=_ROWS, COLUMNS=columns, VALUES=value_part_BN is not None, COEFF=coeff_F is not None,
-        SQUARES=square_part_BF is not None, STORE=stored_FC is not None, ADD=added_FC is not None,
+        SQUARES=square_part_BF is not None, ADD=added_FC is not None,
         ADAM=second_FC is not None, HAS_FIRST=first_FC is not None, num_warps=4,
     )  # fmt: skip
 
@@ -191,7 +188,7 @@ def value_gradients(
     return float(squares)
 
 
-def store_gradients(
+def add_gradients(
     lists: FeatureLists,
     pairs: DecoderPairs,
     w_dec_PFC: Tensor,
@@ -204,7 +201,7 @@ def store_gradients(
     for own, target, block in pairs.rows():
         _run(
             sources[own], grad_out_LTC[target], weight_FC=w_dec_PFC[block], coeff_F=coeff_LF[own],
-            stored_FC=grad_w_dec_PFC[block],
+            added_FC=grad_w_dec_PFC[block],
         )  # fmt: skip
 
 

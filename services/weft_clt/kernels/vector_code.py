@@ -31,6 +31,8 @@ class Strip:
         self.count = self.elements // self.lanes
         self.scalar = context.get_value_type(dtype)
         self.vector = ir.VectorType(self.scalar, self.lanes)
+        self._words = ir.VectorType(I32, self.lanes)
+        self._singles = ir.VectorType(ir.FloatType(), self.lanes)
         self._suffix = f"v{self.lanes}f{dtype.bitwidth}"
         self._fmuladd = self._intrinsic("fmuladd", 3)
         self._sqrt = self._intrinsic("sqrt", 1)
@@ -57,6 +59,51 @@ class Strip:
         """Store the strip at a pointer."""
         for part, value in enumerate(parts):
             self.builder.store(value, self._place(base, part)).align = self.size
+
+    def _short(self, base: Any, part: int) -> Any:
+        place = self.builder.gep(base, [ir.Constant(I64, part * self.lanes)])
+        return self.builder.bitcast(place, ir.VectorType(ir.IntType(16), self.lanes).as_pointer())
+
+    def load_short(self, base: Any, part: int) -> Any:
+        """Load one vector of a strip that is kept as the bits of bfloat16, int16."""
+        loaded = self.builder.load(self._short(base, part))
+        loaded.align = 2
+        bits = self.builder.shl(self.builder.zext(loaded, self._words), self._word(16))
+        wide = self.builder.bitcast(bits, self._singles)
+        return wide if self.size == 4 else self.builder.fpext(wide, self.vector)
+
+    def store_short(self, value: Any, base: Any, part: int, random: Any) -> None:
+        """Store one vector as bfloat16, rounded up or down by 16 random bits; see `dithering`."""
+        narrow = value if self.size == 4 else self.builder.fptrunc(value, self._singles)
+        noise = self.builder.and_(random, self._word(0xFFFF))
+        bits = self.builder.lshr(self.builder.add(self.builder.bitcast(narrow, self._words), noise), self._word(16))
+        short = self.builder.trunc(bits, ir.VectorType(ir.IntType(16), self.lanes))
+        self.builder.store(short, self._short(base, part)).align = 2
+
+    def noise(self, place: Any, seed: Any, part: int) -> Any:
+        """Emit 32 random bits a lane, from the place of the strip's first element in its tensor and the step."""
+        builder, word = self.builder, self._words
+        first = builder.add(place, ir.Constant(I64, part * self.lanes))
+        mixed = builder.mul(builder.trunc(seed, I32), ir.Constant(I32, 0x9E3779B9))
+        high = self.hashed(builder.add(builder.trunc(builder.lshr(first, ir.Constant(I64, 32)), I32), mixed))
+        start = builder.insert_element(
+            ir.Constant(word, ir.Undefined), builder.add(builder.trunc(first, I32), high), ir.Constant(I32, 0)
+        )
+        spread = builder.shuffle_vector(start, ir.Constant(word, ir.Undefined), _mask([0] * self.lanes))
+        return self.hashed(builder.add(spread, ir.Constant(word, list(range(self.lanes)))))
+
+    def hashed(self, word: Any) -> Any:
+        """Mix a word of 32 bits, or one a lane."""
+
+        def constant(number: int) -> Any:
+            return ir.Constant(I32, number) if word.type == I32 else self._word(number)
+
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            word = self.builder.mul(self.builder.xor(word, self.builder.lshr(word, constant(shift))), constant(factor))
+        return self.builder.xor(word, self.builder.lshr(word, constant(16)))
+
+    def _word(self, number: int) -> Any:
+        return ir.Constant(self._words, [number] * self.lanes)
 
     def zero(self) -> Any:
         """Return a vector of zeros."""
@@ -132,10 +179,13 @@ class Matrix:
         self._builder, self._data = builder, array.data
         self._width = cgutils.unpack_tuple(builder, array.shape)[1]
 
+    def place(self, row: Any, column: Any) -> Any:
+        """Count the elements before one."""
+        return self._builder.add(self._builder.mul(row, self._width), column)
+
     def at(self, row: Any, column: Any) -> Any:
         """Point at an element."""
-        offset = self._builder.add(self._builder.mul(row, self._width), column)
-        return self._builder.gep(self._data, [offset])
+        return self._builder.gep(self._data, [self.place(row, column)])
 
 
 def element(builder: Any, context: Any, array_type: Any, value: Any, index: Any) -> Any:

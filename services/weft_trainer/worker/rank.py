@@ -87,6 +87,7 @@ class Rank:
             rank=self._mesh.rank,
             world_size=self._mesh.world_size,
             options=self._loading,
+            passes=self._config.batch.passes,
         )
         try:
             self._train(source, loader)
@@ -103,6 +104,8 @@ class Rank:
             order = self._order()
             if order != CONTINUE:
                 break
+            for _ in range(config.batch.passes - 1):
+                trainer.add_pass(*self._draw(source, loader))
             metrics = trainer.train_step(*self._draw(source, loader))
             self._check_finite(metrics)
             if not begun:

@@ -1,6 +1,7 @@
 """The size of a run: counted against tensors that are really made, and refusals."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -30,10 +31,11 @@ WORK = Workload(
 )
 
 
+@pytest.mark.parametrize(("moments", "moment_bytes"), [("MOMENTS_FLOAT32", 8), ("MOMENTS_BFLOAT16", 2)])
 @pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES.keys())
-def test_parameters_are_those_of_a_trainer(changes: dict[str, object]) -> None:
+def test_parameters_are_those_of_a_trainer(changes: dict[str, object], moments: str, moment_bytes: int) -> None:
     """Encoder, decoder, biases and thresholds, to the last one; and the bytes of their state."""
-    trainer = trainer_of(config_of(**changes), CpuKernels())
+    trainer = trainer_of(config_of(**changes, moments=moments), CpuKernels())
     shape = trainer.share.shape
     work = replace(
         WORK,
@@ -47,6 +49,7 @@ def test_parameters_are_those_of_a_trainer(changes: dict[str, object]) -> None:
         feature_ranks=1,
         float_bytes=8,
         first_moment=trainer.adam.first is not None,
+        moment_bytes=moment_bytes,
     )
     assert work.num_parameters == sum(tensor.numel() for _, tensor in trainer.params.named())
     assert work.checkpoint_bytes == sum(tensor.nbytes for _, tensor in trainer.state())
@@ -77,6 +80,28 @@ def test_gradient_of_the_decoder_is_in_memory_for_a_sum_over_data_ranks_only() -
     assert work.memory().gradients == 4 * held
     summed = replace(work, data_ranks=2).memory()
     assert summed.gradients == summed.parameters > 4 * held
+
+
+def test_passes_take_less_for_tokens_and_keep_the_decoders_gradient() -> None:
+    """What a trainer in passes holds; as many bytes travel for tokens, and norms for each pass."""
+    trainer = trainer_of(config_of(micro_batches=4), CpuKernels())
+    shape, held = trainer.share.shape, sum(grad.numel() for _, grad in trainer.engine.grads.named())
+    whole = replace(
+        WORK,
+        num_layers=shape.num_layers,
+        d_model=shape.d_model,
+        num_features=shape.num_features,
+        activation=Activation.JOINT_TOP_K,
+        step_tokens=256,
+    )
+    parted = replace(whole, passes=4)
+    assert replace(parted, feature_ranks=1).memory().gradients == 4 * held
+    assert replace(parted, feature_ranks=1).rank_tokens * 4 == 256
+    for part in ("activations", "entries", "data"):
+        assert getattr(parted.memory(), part) < getattr(whole.memory(), part)
+    assert parted.network().inputs == whole.network().inputs
+    assert parted.network().entries == whole.network().entries
+    assert parted.network().norms == 4 * whole.network().norms > 0
 
 
 def test_aux_k_and_a_linear_skip_take_more() -> None:
@@ -167,9 +192,11 @@ def test_operations_are_those_of_the_products() -> None:
         ({"step_tokens": 31}, "31 tokens a step"),
         ({"active": 64}, "64 of 32 features"),
         ({"decoder_span": 4}, "span of 4 does not fit 3 layers"),
+        ({"passes": 3}, "2 x 1 ranks in 3 passes"),
+        ({"passes": 2, "activation": Activation.BATCH_TOP_K}, "among all tokens of a step"),
     ],
 )
-def test_run_that_cannot_be_is_refused(changes: dict[str, int], says: str) -> None:
+def test_run_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
     """In the words of the thing that does not fit."""
     with pytest.raises(InvalidArgumentError, match=says):
         replace(WORK, **changes)

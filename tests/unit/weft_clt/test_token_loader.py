@@ -20,10 +20,18 @@ from weft_common.errors import DataLossError, FailedPreconditionError
 STEP_TOKENS = 12
 
 
-def _loader(source: NumberedTokens, rank: int = 0, world_size: int = 1, num_streams: int = 3) -> TokenLoader:
+def _loader(
+    source: NumberedTokens, rank: int = 0, world_size: int = 1, num_streams: int = 3, passes: int = 1
+) -> TokenLoader:
     options = LoaderOptions(num_streams=num_streams)
     return TokenLoader(
-        source, normalization(), step_tokens=STEP_TOKENS, rank=rank, world_size=world_size, options=options
+        source,
+        normalization(),
+        step_tokens=STEP_TOKENS,
+        rank=rank,
+        world_size=world_size,
+        options=options,
+        passes=passes,
     )
 
 
@@ -60,6 +68,21 @@ def test_step_tokens_do_not_depend_on_ranks(world_size: int) -> None:
     ranks = [_loader(NumberedTokens(SIZES), rank, world_size) for rank in range(world_size)]
     for _ in range(9):
         assert [number for rank in ranks for number in _draw(rank)] == _draw(alone)
+
+
+@pytest.mark.parametrize(("world_size", "passes"), [(1, 2), (1, 12), (2, 3), (3, 4)])
+def test_step_tokens_do_not_depend_on_passes(world_size: int, passes: int) -> None:
+    """A rank's passes one after the other are its batch; what a checkpoint keeps moves with whole steps only."""
+    ranks = [_loader(NumberedTokens(SIZES), rank, world_size) for rank in range(world_size)]
+    parted = [_loader(NumberedTokens(SIZES), rank, world_size, passes=passes) for rank in range(world_size)]
+    for _ in range(9):
+        for rank, parts in zip(ranks, parted, strict=True):
+            before, drawn = parts.state(), []
+            for _ in range(passes):
+                assert parts.state() == before == rank.state()
+                drawn += _draw(parts)
+            assert drawn == _draw(rank)
+            assert parts.state() == rank.state() != before
 
 
 def test_step_mixes_row_groups_of_the_whole_dataset() -> None:

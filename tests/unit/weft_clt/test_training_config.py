@@ -18,7 +18,7 @@ def test_config_has_exactly_the_fields_of_the_proto() -> None:
     assert set(config_of().to_spec()) == set(messages_pb2.TrainingSpec.DESCRIPTOR.fields_by_name)
 
 
-@pytest.mark.parametrize("changes", [*RECIPES.values(), {"scales": "SCALES_TIED"}])
+@pytest.mark.parametrize("changes", [*RECIPES.values(), {"scales": "SCALES_TIED"}, {"moments": "MOMENTS_BFLOAT16"}])
 def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
     """Writing and reading gives the same configuration and digest, also with 64-bit integers as text."""
     config = config_of(**changes)
@@ -26,6 +26,13 @@ def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
     assert TrainingConfig.from_spec(spec) == config
     assert TrainingConfig.from_spec(spec).digest() == config.digest()
     assert config_of(seed=12).digest() != config.digest()
+
+
+def test_moments_are_part_of_the_digest_where_they_are_not_the_default() -> None:
+    """A checkpoint of one kind is not resumed as the other; older ones, which had one kind, keep their digest."""
+    plain = config_of().digest()
+    assert config_of(moments="MOMENTS_UNSPECIFIED").digest() == config_of(moments="MOMENTS_FLOAT32").digest() == plain
+    assert config_of(moments="MOMENTS_BFLOAT16").digest() != plain
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,9 @@ def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
         ("aux_top_k", -1),
         ("aux_coeff", float("nan")),
         ("scales", "SCALES_OTHER"),
+        ("micro_batches", -1),
+        ("micro_batches", 3),
+        ("moments", "MOMENTS_INT8"),
     ],
 )
 def test_config_refuses_what_makes_no_sense(field: str, value: object) -> None:
@@ -119,6 +129,16 @@ def test_config_refuses_an_uneven_split_and_proposes_an_even_one() -> None:
         config_of(data_ranks=3)
     with pytest.raises(InvalidArgumentError, match="8 columns"):
         config_of(feature_ranks=3, step_tokens=9).check_shape(2, 8)
+
+
+def test_config_refuses_micro_batches_where_all_tokens_compete() -> None:
+    """BatchTopK's selection would be another one; how many there are is no part of what is learnt."""
+    with pytest.raises(InvalidArgumentError, match="all tokens of a step") as caught:
+        config_of(activation="ACTIVATION_BATCH_TOP_K", micro_batches=2)
+    assert caught.value.field == "spec.micro_batches"
+    with pytest.raises(InvalidArgumentError, match="8 parts of 4 tokens of a rank"):
+        config_of(micro_batches=8, data_ranks=2)
+    assert config_of(micro_batches=4).digest() == config_of().digest()
 
 
 def test_config_needs_no_torch() -> None:

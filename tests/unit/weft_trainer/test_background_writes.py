@@ -15,7 +15,6 @@ from weft_trainer.worker import patience
 from weft_trainer.worker.background import Background, together
 from weft_trainer.worker.patience import patiently
 
-
 ALONE = Mesh(SingleAxis(), SingleAxis())
 
 

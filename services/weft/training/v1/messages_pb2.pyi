@@ -77,6 +77,30 @@ SCALES_ACROSS_LAYERS: Scales.ValueType  # 3
 """The inputs of all layers share one, and so do the outputs: layers stay as loud to each other as they are."""
 Global___Scales: _TypeAlias = Scales  # noqa: Y015
 
+class _Moments:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MomentsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Moments.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOMENTS_UNSPECIFIED: _Moments.ValueType  # 0
+    """Not set: as FLOAT32."""
+    MOMENTS_FLOAT32: _Moments.ValueType  # 1
+    """As precise as the parameters."""
+    MOMENTS_BFLOAT16: _Moments.ValueType  # 2
+    """Half the memory; rounded at random, so that they are right in the mean."""
+
+class Moments(_Moments, metaclass=_MomentsEnumTypeWrapper):
+    """What Adam's moments are kept in."""
+
+MOMENTS_UNSPECIFIED: Moments.ValueType  # 0
+"""Not set: as FLOAT32."""
+MOMENTS_FLOAT32: Moments.ValueType  # 1
+"""As precise as the parameters."""
+MOMENTS_BFLOAT16: Moments.ValueType  # 2
+"""Half the memory; rounded at random, so that they are right in the mean."""
+Global___Moments: _TypeAlias = Moments  # noqa: Y015
+
 class _Activation:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -192,6 +216,8 @@ class TrainingSpec(_message.Message):
     LEARNING_RATE_SCHEDULE_FIELD_NUMBER: _builtins.int
     SPARSITY_SCHEDULE_FIELD_NUMBER: _builtins.int
     SCALES_FIELD_NUMBER: _builtins.int
+    MICRO_BATCHES_FIELD_NUMBER: _builtins.int
+    MOMENTS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`, sealed."""
     num_features: _builtins.int
@@ -254,6 +280,12 @@ class TrainingSpec(_message.Message):
     """AuxK: weight of its loss."""
     scales: Global___Scales.ValueType
     """What activations are divided by before training."""
+    micro_batches: _builtins.int
+    """Passes in which a step takes its tokens, whose gradients are added up; 0 and 1 take all at once. More need less
+    memory for tokens, and memory for the decoder's gradient.
+    """
+    moments: Global___Moments.ValueType
+    """What Adam's moments are kept in."""
     @_builtins.property
     def learning_rate_schedule(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulePiece]:
         """Learning rate over the run, in place of `warmup_steps` and `decay_share`; factors are of `learning_rate`."""
@@ -298,10 +330,12 @@ class TrainingSpec(_message.Message):
         learning_rate_schedule: _abc.Iterable[Global___SchedulePiece] | None = ...,
         sparsity_schedule: _abc.Iterable[Global___SchedulePiece] | None = ...,
         scales: Global___Scales.ValueType = ...,
+        micro_batches: _builtins.int = ...,
+        moments: Global___Moments.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "aux_coeff", b"aux_coeff", "aux_top_k", b"aux_top_k", "bandwidth", b"bandwidth", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "data_ranks", b"data_ranks", "dataset", b"dataset", "dead_after_tokens", b"dead_after_tokens", "decay_share", b"decay_share", "decoder_span", b"decoder_span", "evaluation_steps", b"evaluation_steps", "evaluation_tokens", b"evaluation_tokens", "feature_ranks", b"feature_ranks", "gradient_through_threshold", b"gradient_through_threshold", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "linear_skip", b"linear_skip", "num_features", b"num_features", "num_steps", b"num_steps", "preact_coeff", b"preact_coeff", "scales", b"scales", "seed", b"seed", "sparsity_coeff", b"sparsity_coeff", "sparsity_ramp_share", b"sparsity_ramp_share", "sparsity_scale", b"sparsity_scale", "sparsity_schedule", b"sparsity_schedule", "step_tokens", b"step_tokens", "threshold_init", b"threshold_init", "top_k", b"top_k", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "aux_coeff", b"aux_coeff", "aux_top_k", b"aux_top_k", "bandwidth", b"bandwidth", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "data_ranks", b"data_ranks", "dataset", b"dataset", "dead_after_tokens", b"dead_after_tokens", "decay_share", b"decay_share", "decoder_span", b"decoder_span", "evaluation_steps", b"evaluation_steps", "evaluation_tokens", b"evaluation_tokens", "feature_ranks", b"feature_ranks", "gradient_through_threshold", b"gradient_through_threshold", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "linear_skip", b"linear_skip", "micro_batches", b"micro_batches", "moments", b"moments", "num_features", b"num_features", "num_steps", b"num_steps", "preact_coeff", b"preact_coeff", "scales", b"scales", "seed", b"seed", "sparsity_coeff", b"sparsity_coeff", "sparsity_ramp_share", b"sparsity_ramp_share", "sparsity_scale", b"sparsity_scale", "sparsity_schedule", b"sparsity_schedule", "step_tokens", b"step_tokens", "threshold_init", b"threshold_init", "top_k", b"top_k", "warmup_steps", b"warmup_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
