@@ -25,6 +25,8 @@ from weft_common.tracing import trace_metadata
 __all__ = ["aio_channel", "channel", "error_from_rpc"]
 
 _STATUS_KEY = "grpc-status-details-bin"
+# Seven seconds or so in all: as long as an upgrade leaves the trainer's Service without a controller that leads, on a
+# node whose processors are all busy with new pods.
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
@@ -32,9 +34,9 @@ _SERVICE_CONFIG = json.dumps(
                 "name": [{}],
                 "retryPolicy": {
                     "maxAttempts": 5,
-                    "initialBackoff": "0.2s",
-                    "maxBackoff": "3s",
-                    "backoffMultiplier": 2,
+                    "initialBackoff": "0.3s",
+                    "maxBackoff": "5s",
+                    "backoffMultiplier": 2.5,
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
             }

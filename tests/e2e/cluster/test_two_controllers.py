@@ -40,13 +40,13 @@ def test_no_call_fails_while_one_controller_hands_over(pair: Release) -> None:
     """The leader is told to go: another has the label, and no caller with the usual retries sees it."""
     (leader,) = _leaders(pair)
     with polled(pair) as poller:
-        begun = time.monotonic()
+        begun, asked = time.monotonic(), poller.seen()["trainer"]["calls"]
         pair.kubectl("delete", "pod", leader, "--wait=false")
         until(lambda: _leaders(pair) not in ([], [leader]), "another controller leads", 120, 0.2)
         print(f"handed over after {time.monotonic() - begun:.1f} s")  # noqa: T201  shown with -s
         seen = poller.settled()["trainer"]
     assert seen["failures"] == []
-    assert seen["calls"] > 20
+    assert seen["calls"] - asked > 5
 
 
 def test_controller_that_dies_is_followed(pair: Release) -> None:
