@@ -58,7 +58,7 @@ def adam_of_narrow_moments(
         wide_first = None if flat_first is None else flat_first[part].to(param.dtype)
         wide_second = flat_second[part].to(param.dtype)
         adam(flat_param[part], flat_grad[part], wide_first, wide_second, step)
-        random_N = _noise(param.storage_offset() + start, part.stop - start, step.step, param.device)
+        random_N = _noise(int(param.storage_offset()) + start, part.stop - start, step.step, param.device)
         _store(wide_second, random_N >> 16, flat_second[part])
         if flat_first is not None and wide_first is not None:
             _store(wide_first, _hashed(random_N), flat_first[part])

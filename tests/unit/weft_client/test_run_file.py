@@ -47,7 +47,13 @@ def test_run_file_gives_a_complete_spec(tmp_path: Path) -> None:
 
 def test_run_file_takes_every_field_of_the_spec(tmp_path: Path) -> None:
     """Whatever the proto has can be written, under the proto's name."""
-    spec = training_spec(dataset="datasets/d", top_k=3, num_features=8, scales=messages_pb2.SCALES_TIED)
+    spec = training_spec(
+        dataset="datasets/d",
+        top_k=3,
+        num_features=8,
+        scales=messages_pb2.SCALES_TIED,
+        moments=messages_pb2.MOMENTS_BFLOAT16,
+    )
     lines = []
     for field in spec.DESCRIPTOR.fields:
         value = getattr(spec, field.name)
