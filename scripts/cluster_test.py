@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,8 +111,9 @@ def main() -> None:
         }
         if cluster.load:
             run(sys.executable, "scripts/images.py", "--variant", "cpu", environment=environment)
-            for name in names:
-                run(*cluster.load, name, environment=environment)
+            # Each packs and unpacks a gigabyte on one core.
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(lambda name: run(*cluster.load, name, environment=environment), names))
         arguments = sys.argv[1:] or ["tests/e2e/cluster", "tests/contract", "tests/packaging"]
         tests = [sys.executable, "-m", "pytest", "-q", "-m", "cluster", *arguments]
         status = subprocess.run(tests, cwd=ROOT, env=environment, check=False).returncode
