@@ -28,7 +28,7 @@ _log = get_logger(__name__)
 
 def prepare_process(environment: Mapping[str, str], threads: int) -> None:
     """Set how memory is kept, and what numba and torch read when they are imported, which must not have happened."""
-    # glibc otherwise keeps what is freed in a heap that fragments: 400 MB more of a rank's memory in the demo. With 8 MB
+    # glibc otherwise keeps what is freed in a heap that fragments: 400 MB of a rank of the demo. With 8 MB
     # the lists of a step of 8,192 tokens left 100 to 160 MB of holes, with 1 MB none, but steps took a tenth longer.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
