@@ -65,8 +65,8 @@ class LayerwiseTranscoder:
             raise ShapeError(f"Layer {layer} was given where layer {len(self._active_L)} comes next.")
         params = self._params
         scale = np.float32(self._normalization.input_scale_L[layer])
-        scaled_ND = torch.from_numpy(inputs_ND * scale).to(params.w_enc_LSD.dtype)
-        preact_NF = torch.addmm(params.b_enc_LS[layer], scaled_ND, params.w_enc_LSD[layer].T)
+        scaled_ND = torch.from_numpy(inputs_ND * scale).to(params.dtype)
+        preact_NF = torch.addmm(params.b_enc_LS[layer], scaled_ND, params.encoder(layer).T)
         self._scaled_L.append(scaled_ND)
         self._active_L.append(active_from_dense(self._selected(layer, preact_NF)))
 
@@ -90,7 +90,7 @@ class LayerwiseTranscoder:
             active = self._active_L[source]
             out_ND += torch.nn.functional.embedding_bag(
                 active.feature_N,
-                params.decoder(source, layer),
+                params.decoder(source, layer).to(params.dtype),
                 active.row_start_T1,
                 mode="sum",
                 per_sample_weights=active.value_N,
