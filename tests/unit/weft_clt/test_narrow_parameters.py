@@ -43,7 +43,7 @@ def test_update_rounds_weights_up_or_down(
     kind = torch.bfloat16 if narrow_moments else dtype
     moments = [_random(3, count).to(kind), _random(4, count).square().to(kind)]
     step = AdamStep(0.01, beta1, 0.999, 1e-8, 3, 0.5)
-    exact = [start.double(), moments[0].double(), moments[1].double()]
+    exact = [each.double().clone() for each in (start, *moments)]
     ReferenceKernels().adam(exact[0], grad.double(), exact[1] if beta1 else None, exact[2], step)
     runs = []
     for _ in range(2):
