@@ -57,7 +57,7 @@ def _update(
         step = builder.fdiv(builder.fmul(rate, moment), spread)
         news.append([builder.fsub(own, step), variance, moment])
     for part, values in enumerate(news):
-        randoms = []
+        randoms: list[Any] = []
         if any(short for _, short in states):
             noise = strip.noise(place, seed, part)
             upper = builder.lshr(noise, ir.Constant(noise.type, [16] * strip.lanes))

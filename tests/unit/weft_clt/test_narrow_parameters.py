@@ -16,7 +16,8 @@ from weft_clt.normalization import Normalization
 from weft_clt.trainer import Batch, Trainer
 
 BOTH = pytest.mark.parametrize("kernels", [ReferenceKernels(), CpuKernels(2)], ids=["reference", "cpu"])
-NARROW = {"parameters": "PARAMETER_TYPE_BFLOAT16"}
+WIDE: dict[str, Any] = {}
+NARROW: dict[str, Any] = {"parameters": "PARAMETER_TYPE_BFLOAT16"}
 
 
 def _random(seed: int, *shape: int) -> Tensor:
@@ -154,7 +155,7 @@ def test_products_are_those_of_the_same_weights_widened(kernels: Kernels, dtype:
 @pytest.mark.parametrize("case", RECIPES)
 def test_step_is_that_of_the_same_weights_but_for_their_rounding(case: str, kernels: Kernels) -> None:
     """Gradients and all that is not a weight are those of wide weights; each weight is a neighbour of theirs."""
-    narrow, wide = (trainer_of(config_of(**RECIPES[case], **kind), kernels) for kind in (NARROW, {}))
+    narrow, wide = (trainer_of(config_of(**RECIPES[case], **kind), kernels) for kind in (NARROW, WIDE))
     for (_, mine), (_, theirs) in zip(narrow.params.named(), wide.params.named(), strict=True):
         theirs.copy_(mine)
     batch, dead = own_batch(2, wide.mesh), some_dead(wide.config)
@@ -237,7 +238,7 @@ def test_explained_variance_on_held_out_tokens_is_beside_float32s() -> None:
     problem, kernels = Problem(), CpuKernels()
     held_out = problem.batch(10_000, 256)
     found = []
-    for changes in ({}, NARROW, NARROW | {"moments": "MOMENTS_BFLOAT16"}):
+    for changes in (WIDE, NARROW, NARROW | {"moments": "MOMENTS_BFLOAT16"}):
         trainer = problem.trained(kernels, **changes)
         assert trainer.params.w_dec_PFC.dtype is (torch.bfloat16 if changes else torch.float32)
         found.append(trainer.evaluate(iter([held_out]), 1).explained_variance)
