@@ -25,7 +25,7 @@ _INTEGERS = {
     "all_features",
 }  # fmt: skip
 
-_SEGMENT: dict[str, int] = dict.fromkeys(("VALUES", "COEFF", "SQUARES", "ADD", "ADAM", "HAS_FIRST"), False)
+_SEGMENT: dict[str, int] = dict.fromkeys(("VALUES", "COEFF", "SQUARES", "ADD", "FRESH", "ADAM", "HAS_FIRST"), False)
 _SEGMENT |= {"ROWS": triton_segments._ROWS, "COLUMNS": triton_segments._MOST_COLUMNS}
 
 
@@ -49,6 +49,7 @@ def launches(dtype: torch.dtype) -> dict[str, tuple[Any, dict[str, int], dict[st
         ),
         "value gradients": (segment, _SEGMENT | {"VALUES": True, "SQUARES": True}, four),
         "decoder gradient": (segment, _SEGMENT | {"COEFF": True, "ADD": True}, four),
+        "decoder gradient, fresh": (segment, _SEGMENT | {"COEFF": True, "ADD": True, "FRESH": True}, four),
         "encoder gradient": (segment, _SEGMENT | {"ADD": True}, four),
         "decoder update": (segment, _SEGMENT | {"COEFF": True, "ADAM": True}, four),
         "decoder update, beta1": (segment, _SEGMENT | {"COEFF": True, "ADAM": True, "HAS_FIRST": True}, four),

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-__all__ = ["Activation", "Moments", "Scales"]
+__all__ = ["Activation", "Moments", "ParameterType", "Scales"]
 
 
 class Activation(StrEnum):
@@ -48,3 +48,12 @@ class Moments(StrEnum):
     """As precise as the parameters."""
     BFLOAT16 = "MOMENTS_BFLOAT16"
     """Half the memory; rounded at random, so that they are right in the mean."""
+
+
+class ParameterType(StrEnum):
+    """What the encoder's and decoder's weights are kept in; biases, thresholds and the linear skip are float32."""
+
+    FLOAT32 = "PARAMETER_TYPE_FLOAT32"
+    """As they are computed with."""
+    BFLOAT16 = "PARAMETER_TYPE_BFLOAT16"
+    """Half the memory; a step rounds them at random, so that small steps count in the mean."""

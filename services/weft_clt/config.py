@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from weft_clt.choices import Activation, Moments, Scales
+from weft_clt.choices import Activation, Moments, ParameterType, Scales
 from weft_clt.piecewise import Pieces, check_pieces, parse_pieces
 from weft_common.errors import InvalidArgumentError
 
@@ -26,6 +26,7 @@ __all__ = [
     "MeshConfig",
     "Moments",
     "OptimizerConfig",
+    "ParameterType",
     "RecordConfig",
     "Scales",
     "TrainingConfig",
@@ -132,7 +133,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam, its schedule and clipping."""
+    """Adam, its schedule and clipping, and what its states and the weights are kept in."""
 
     learning_rate: float
     warmup_steps: int
@@ -142,6 +143,7 @@ class OptimizerConfig:
     clip_norm: float
     schedule: Pieces = ()
     moments: Moments = Moments.FLOAT32
+    parameters: ParameterType = ParameterType.FLOAT32
 
     def __post_init__(self) -> None:
         _check(
@@ -265,6 +267,7 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "scales": ("batch", "scales"),
     "micro_batches": ("batch", "micro_batches"),
     "moments": ("optimizer", "moments"),
+    "parameters": ("optimizer", "parameters"),
 }
 """Field of weft.training.v1.TrainingSpec -> where it lies here."""
 
@@ -277,6 +280,7 @@ _LATER = (
     "sparsity_schedule",
     "scales",
     "moments",
+    "parameters",
 )
 """Fields that came later; at their default they are no part of the digest, so that older checkpoints keep theirs."""
 
@@ -331,6 +335,9 @@ def _parse(value: object, kind: str, field: str) -> object:
             return _member(Scales, Scales.SEPARATE if value == "SCALES_UNSPECIFIED" else value, field)
         case "Moments":
             return _member(Moments, Moments.FLOAT32 if value == "MOMENTS_UNSPECIFIED" else value, field)
+        case "ParameterType":
+            chosen = ParameterType.FLOAT32 if value == "PARAMETER_TYPE_UNSPECIFIED" else value
+            return _member(ParameterType, chosen, field)
     return _member(Activation, value, field)
 
 
@@ -348,6 +355,7 @@ _UNSET: dict[str, object] = {
     "Activation": "ACTIVATION_UNSPECIFIED",
     "Scales": "SCALES_UNSPECIFIED",
     "Moments": "MOMENTS_UNSPECIFIED",
+    "ParameterType": "PARAMETER_TYPE_UNSPECIFIED",
     "Pieces": (),
 }
 """What protobuf means by a field that is not there."""
@@ -467,6 +475,6 @@ class TrainingConfig:
         """Return the hex SHA-256 of all that decides what is learnt, by which a checkpoint knows its run's."""
         spec = {field: value for field, value in self.to_spec().items() if field not in _WITHOUT_EFFECT}
         for field in _LATER:
-            if not spec[field] or spec[field] in (Scales.SEPARATE, Moments.FLOAT32):
+            if not spec[field] or spec[field] in (Scales.SEPARATE, Moments.FLOAT32, ParameterType.FLOAT32):
                 del spec[field]
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()

@@ -32,7 +32,7 @@ class DecoderGradient:
     ) -> None:
         self._kernels, self._params, self._pairs = kernels, params, pairs
         self._lists, self._grad_out_LTC = lists, grad_out_LTC
-        self._coeff_LF = params.w_dec_PFC.new_zeros(params.share.shape.num_layers, params.share.shape.num_features)
+        self._coeff_LF = grad_out_LTC.new_zeros(params.share.shape.num_layers, params.share.shape.num_features)
         self._grad_slots = grad_out_LTC.new_empty(0)
         self.squares = 0.0
         """Sum of squares of this rank's part."""
@@ -66,11 +66,12 @@ class DecoderGradient:
             total += 2 * float((coeff_N * inner_N).sum(dtype=torch.float64))
         self.squares += total + float((coeff_LF.double() * norms_LF.double()).square().sum()) / num_ranks
 
-    def add_to(self, grad_w_dec_PFC: Tensor) -> None:
-        """Add the gradient, written out."""
+    def add_to(self, grad_w_dec_PFC: Tensor, *, fresh: bool = False) -> None:
+        """Add the gradient, written out; where `fresh`, write over what is there."""
         self._kernels.decoder_gradient(
-            self._lists, self._pairs, self._params.w_dec_PFC, self._grad_out_LTC, self._coeff_LF, grad_w_dec_PFC
-        )
+            self._lists, self._pairs, self._params.w_dec_PFC, self._grad_out_LTC, self._coeff_LF, grad_w_dec_PFC,
+            fresh=fresh,
+        )  # fmt: skip
 
     def update(self, first_PFC: Tensor | None, second_PFC: Tensor, step: AdamStep) -> None:
         """Update the decoder's weights and moments by Adam."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from weft_clt.config import Activation, FeatureConfig
+from weft_clt.config import Activation, FeatureConfig, ParameterType
 from weft_clt.mesh import Mesh
 from weft_clt.normalization import Normalization
 from weft_clt.parameters import Parameters, Share
@@ -34,10 +34,16 @@ def _uniform(seed: int, kind: int, layer: int, other: int, bound: float, shape: 
 
 
 def initial_parameters(
-    share: Share, features: FeatureConfig, normalization: Normalization, *, seed: int, dtype: torch.dtype
+    share: Share,
+    features: FeatureConfig,
+    normalization: Normalization,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    weights: ParameterType = ParameterType.FLOAT32,
 ) -> Parameters:
     """
-    Make one rank's share of the start.
+    Make one rank's share of the start; weights of bfloat16 are those of the other types, rounded to nearest.
 
     TopK and BatchTopK: the encoder uniform, the decoder 0, its bias the mean output, the encoder's bias such that the
     mean input gives 0. Joint TopK: the same, but for the decoder, whose norms it ranks by: as for JumpReLU.
@@ -54,7 +60,9 @@ def initial_parameters(
         )
     activation = features.activation
     dense = not activation.counts
-    params = Parameters.zeros(share, thresholds=activation.has_thresholds, dtype=dtype, skip=features.linear_skip)
+    params = Parameters.zeros(
+        share, thresholds=activation.has_thresholds, dtype=dtype, skip=features.linear_skip, weights=weights
+    )
     params.b_dec_LC.copy_(torch.from_numpy(normalization.output_mean_LD[:, share.columns]))
     for layer in range(num_layers):
         bound = num_features**-0.5 if dense else (3 / d_model) ** 0.5
@@ -86,7 +94,7 @@ def calibrate_biases(params: Parameters, inputs_LTD: Tensor, mesh: Mesh) -> None
     for layer in range(inputs_LTD.shape[0]):
         all_inputs_TD = mesh.data.gather(inputs_LTD[layer].contiguous()).flatten(0, 1)
         # In a fixed order of tokens, whatever the mesh: quantiles do not depend on it.
-        preact_TS = all_inputs_TD @ params.w_enc_LSD[layer].T
+        preact_TS = all_inputs_TD @ params.encoder(layer).T
         quantile_S = torch.quantile(preact_TS, 1 - rate, dim=0)
         torch.neg(quantile_S, out=params.b_enc_LS[layer])
         if params.threshold_LS is not None:

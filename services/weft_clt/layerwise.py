@@ -65,8 +65,8 @@ class LayerwiseTranscoder:
             raise ShapeError(f"Layer {layer} was given where layer {len(self._active_L)} comes next.")
         params = self._params
         scale = np.float32(self._normalization.input_scale_L[layer])
-        scaled_ND = torch.from_numpy(inputs_ND * scale).to(params.w_enc_LSD.dtype)
-        preact_NF = torch.addmm(params.b_enc_LS[layer], scaled_ND, params.w_enc_LSD[layer].T)
+        scaled_ND = torch.from_numpy(inputs_ND * scale).to(params.dtype)
+        preact_NF = torch.addmm(params.b_enc_LS[layer], scaled_ND, params.encoder(layer).T)
         self._scaled_L.append(scaled_ND)
         self._active_L.append(active_from_dense(self._selected(layer, preact_NF)))
 
@@ -78,6 +78,14 @@ class LayerwiseTranscoder:
         kept = torch.topk(preact_NF, min(self._features.top_k, preact_NF.shape[1]), dim=1)
         return torch.zeros_like(preact_NF).scatter_(1, kept.indices, kept.values.clamp(min=0))
 
+    def _rows(self, source: int, target: int) -> tuple[Tensor, Tensor]:
+        """Return decoder rows in the type that is computed in, and where among them each entry's is."""
+        block_FD, feature_N = self._params.decoder(source, target), self._active_L[source].feature_N
+        if block_FD.dtype is self._params.dtype:
+            return block_FD, feature_N
+        used_F, place_N = torch.unique(feature_N, return_inverse=True)
+        return block_FD[used_F.long()].to(self._params.dtype), place_N.to(feature_N.dtype)
+
     def reconstruct(self, layer: int) -> Floats:
         """Return what the layers read so far, from 0 to `layer`, write to a layer: [N, D], in the model's units."""
         params = self._params
@@ -88,9 +96,10 @@ class LayerwiseTranscoder:
             out_ND.addmm_(self._scaled_L[layer], params.w_skip_LCD[layer].T)
         for source in params.share.shape.sources(layer):
             active = self._active_L[source]
+            rows_FD, place_N = self._rows(source, layer)
             out_ND += torch.nn.functional.embedding_bag(
-                active.feature_N,
-                params.decoder(source, layer),
+                place_N,
+                rows_FD,
                 active.row_start_T1,
                 mode="sum",
                 per_sample_weights=active.value_N,

@@ -3,8 +3,8 @@ Adam on one rank's share, with the gradient clipped by its norm over the whole m
 
 The gradient is clipped by its norm of this very step, so that results are those of dense clipping and Adam. The
 decoder's is never in memory where one data group trains (`gradients`); all others are. With beta1 = 0 the first moment
-is the gradient itself and takes no memory. Moments have the parameters' floating type, or are bfloat16, rounded at
-random (`kernels.dithering`); those of thresholds are at least float32.
+is the gradient itself and takes no memory. Weights and moments have the floating type that is computed in, or are
+bfloat16, rounded at random (`kernels.dithering`); thresholds and their moments are at least float32.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weft_clt.choices import ParameterType
 from weft_common.errors import ShapeError
 
 __all__ = ["Parameters", "Shape", "Share", "pair_index"]
@@ -101,7 +102,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The tensors of one rank, or anything of their shapes: gradients, moments."""
+    """
+    The tensors of one rank, or anything of their shapes: gradients, moments.
+
+    A transcoder's weights, `w_enc_LSD` and `w_dec_PFC`, may be bfloat16 beside wider others.
+    """
 
     share: Share
     w_enc_LSD: Tensor
@@ -115,7 +120,14 @@ class Parameters:
 
     @classmethod
     def zeros(
-        cls, share: Share, *, thresholds: bool, dtype: torch.dtype, skip: bool = False, decoder: bool = True
+        cls,
+        share: Share,
+        *,
+        thresholds: bool,
+        dtype: torch.dtype,
+        skip: bool = False,
+        decoder: bool = True,
+        weights: ParameterType = ParameterType.FLOAT32,
     ) -> Parameters:
         """Allocate a rank's share, all zero; without `decoder`, its weights have no pairs."""
         shape = share.shape
@@ -123,25 +135,36 @@ class Parameters:
         num_layers, num_features, num_columns = shape.num_layers, share.num_features, share.num_columns
         # In 16 bits a threshold stalls: its steps are far smaller than itself.
         wide = torch.promote_types(dtype, torch.float32)
+        kept = torch.bfloat16 if weights is ParameterType.BFLOAT16 else dtype
         return cls(
             share=share,
-            w_enc_LSD=torch.zeros(num_layers, num_features, shape.d_model, dtype=dtype),
+            w_enc_LSD=torch.zeros(num_layers, num_features, shape.d_model, dtype=kept),
             b_enc_LS=torch.zeros(num_layers, num_features, dtype=dtype),
             threshold_LS=torch.zeros(num_layers, num_features, dtype=wide) if thresholds else None,
-            w_dec_PFC=torch.zeros(num_pairs, shape.num_features, num_columns, dtype=dtype),
+            w_dec_PFC=torch.zeros(num_pairs, shape.num_features, num_columns, dtype=kept),
             b_dec_LC=torch.zeros(num_layers, num_columns, dtype=dtype),
             w_skip_LCD=torch.zeros(num_layers, num_columns, shape.d_model, dtype=dtype) if skip else None,
         )
 
     def zeros_like(self, *, decoder: bool = True, dtype: torch.dtype | None = None) -> Parameters:
-        """Allocate tensors of the same shapes, all zero; without `decoder`, its weights have no pairs."""
+        """
+        Allocate tensors of the same shapes, all zero; without `decoder`, its weights have no pairs.
+
+        Args:
+            dtype: Of all but thresholds; by default what is computed in.
+        """
         return Parameters.zeros(
             self.share,
             thresholds=self.threshold_LS is not None,
-            dtype=dtype or self.w_enc_LSD.dtype,
+            dtype=dtype or self.dtype,
             skip=self.w_skip_LCD is not None,
             decoder=decoder,
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return self.b_enc_LS.dtype
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor under the name that a checkpoint gives it, in a fixed order."""
@@ -154,7 +177,11 @@ class Parameters:
         if self.w_skip_LCD is not None:
             yield "w_skip", self.w_skip_LCD
 
+    def encoder(self, layer: int) -> Tensor:
+        """Return the encoder [S, D] of a layer in the type that is computed in; a view where it is kept in it."""
+        return self.w_enc_LSD[layer].to(self.dtype)
+
     def decoder(self, source: int, target: int) -> Tensor:
-        """Return the block [F, C] of a pair of layers, a view."""
+        """Return the block [F, C] of a pair of layers, a view, of the type that it is kept in."""
         shape = self.share.shape
         return self.w_dec_PFC[pair_index(shape.num_layers, source, target, shape.span)]

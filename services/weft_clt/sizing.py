@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from weft_clt.buffer_sizes import activation_bytes, entry_bytes
 from weft_clt.config import Activation
 from weft_common.errors import InvalidArgumentError
 
@@ -26,7 +27,6 @@ _COUNTED_BYTES = 256 * _WIDE_BYTES
 """What ranks tell each other of one group and one byte of a value (`selection.kth_largest`)."""
 _CODE_BYTES, _AHEAD_BYTES = 2, 64 << 20
 _CALIBRATION_TOKENS, _EXPORT_TOKENS = 2048, 512
-_PREACT_BYTES, _FEWEST_ROWS = 8 << 20, 256  # of pre-activations at a time, as in `kernels.cpu`
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Workload:
         row_group_tokens: Tokens of one.
         passes: In which a step's tokens come.
         moment_bytes: Of a number of Adam's moments: 4, or 2 for bfloat16.
+        weight_bytes: Of one of the encoder's and decoder's weights: 4, or 2 for bfloat16.
 
     Raises:
         InvalidArgumentError: Features, columns or tokens cannot be split evenly.
@@ -78,6 +79,7 @@ class Workload:
     row_group_tokens: int = 256
     passes: int = 1
     moment_bytes: int = 4
+    weight_bytes: int = 4
 
     def __post_init__(self) -> None:
         ranks = self.feature_ranks
@@ -194,6 +196,12 @@ class Workload:
         return self.num_pairs * self.num_features * self.rank_columns
 
     @property
+    def rank_parameters_bytes(self) -> int:
+        """What they are kept in; biases, thresholds and the linear skip as they are computed with."""
+        weights = self.num_layers * self.rank_features * self.d_model + self.rank_decoder_weights
+        return self.rank_parameters * self.float_bytes - weights * (self.float_bytes - self.weight_bytes)
+
+    @property
     def keeps_decoder_gradient(self) -> bool:
         """Only a sum over data ranks or passes needs it in memory (`gradients`)."""
         return self.data_ranks > 1 or self.passes > 1
@@ -219,7 +227,7 @@ class Workload:
     @property
     def last_checkpoint_bytes(self) -> int:
         """The checkpoint of the last step: parameters only."""
-        return self.num_parameters * self.float_bytes
+        return self.feature_ranks * self.rank_parameters_bytes
 
     @property
     def transcoder_bytes(self) -> int:
@@ -277,7 +285,8 @@ class Memory:
     def of(cls, work: Workload) -> Memory:
         """Add up what `weft_clt` allocates."""
         layers, size = work.num_layers, work.float_bytes
-        tensors = work.rank_parameters * size
+        tensors = work.rank_parameters_bytes
+        gradients = work.rank_parameters - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights)
         batch = 2 * layers * work.rank_tokens * work.d_model * 4
         row_group = 2 * layers * work.row_group_tokens * work.d_model * _CODE_BYTES
         mixed = math.ceil(min(work.mixed_row_groups, work.step_tokens) / work.world_size)
@@ -297,50 +306,18 @@ class Memory:
         metrics += layers * work.num_features * (_WIDE_BYTES + _INDEX_BYTES + 1)
         parts = cls(
             parameters=tensors,
-            gradients=tensors - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights * size),
+            gradients=gradients * size,
             moments=work.rank_moments_bytes,
             clocks=layers * work.num_features * _WIDE_BYTES,
-            activations=_activation_bytes(work),
+            activations=activation_bytes(work),
             data=batch + num_row_groups * row_group,
-            entries=_entry_bytes(work),
+            entries=entry_bytes(work),
             transient=max(masks, biases, norms + losses, metrics, batch + row_group + masks),
             start=0,
         )
         # One layer of all features in float64, and its own rows again; nothing but the parameters is there yet.
         drawing = tensors + _WIDE_BYTES * (work.num_features + work.rank_features) * work.d_model
         return replace(parts, start=max(0, drawing - parts.total))
-
-
-def _activation_bytes(work: Workload) -> int:
-    """The engine's buffers (`step.StepEngine`), and those of the CPU's kernels that are as large."""
-    layers, tokens, features, size = work.num_layers, work.group_tokens, work.rank_features, work.float_bytes
-    target = tokens * (2 if work.aux_top_k else 1) * work.rank_columns
-    numbers = target * layers * (2 if work.aux_top_k or work.linear_skip else 1) + target
-    if work.feature_ranks > 1:
-        numbers += layers * tokens * (work.d_model + work.rank_columns)
-    # The encoder takes some tokens at a time; where all of a layer compete, or dead features do, it takes all.
-    numbers += min(tokens, max(_FEWEST_ROWS, _PREACT_BYTES // (features * size))) * features
-    numbers += tokens * features * ((1 if work.compares else 0) + (layers if work.preact_loss else 0))
-    return numbers * size
-
-
-def _entry_bytes(work: Workload) -> int:
-    """The lists of a step: own ones, what the exchange takes, and what the passes over the decoder take."""
-    layers, tokens, size = work.num_layers, work.group_tokens, work.float_bytes
-    own, listed, kept = (round(layers * tokens * each) for each in (work.listed_by_rank, work.listed, work.kept))
-    dead = round(layers * tokens * min(work.aux_top_k, work.num_features))
-    wire = 2 if work.num_features <= 1 << 16 else 4
-    # An int64 index (two where masks are read) and the value; JumpReLU keeps the pre-activation too.
-    lists = own * (8 * (1 + work.compares) + size * (1 + work.jumps)) + dead * (16 + size)
-    # Joined: feature, value, slot.
-    joined = 2 * _INDEX_BYTES + size
-    lists += (listed + dead) * joined
-    exchange = own * 16 + listed * (wire + _INDEX_BYTES + size)
-    # By feature: token, value and slot; the value's gradient, at its slot, and on its way back, twice.
-    passes = (kept + dead) * (joined + size) + (listed + dead) * 3 * size
-    passes += (kept + dead) * joined if dead else 0
-    # Measured: what the exchange lets go lies between what stays, and serves nothing as large.
-    return lists + exchange + passes + layers * (2 * work.num_features + 2 * tokens) * _INDEX_BYTES
 
 
 @dataclass(frozen=True)
@@ -458,7 +435,7 @@ class Traffic:
         """Add it up."""
         rows = work.num_pairs * work.passes * work.group_tokens * work.rank_columns * work.float_bytes
         gradients = work.rank_parameters - (0 if work.keeps_decoder_gradient else work.rank_decoder_weights)
-        states = 2 * (work.rank_parameters * work.float_bytes + work.rank_moments_bytes)
+        states = 2 * (work.rank_parameters_bytes + work.rank_moments_bytes)
         added = 2 * (work.passes - 1) * work.rank_decoder_weights
         return cls(
             weights=round(rows * (2 * work.active + 2 * work.kept)),
@@ -488,7 +465,7 @@ class ExportSize:
     def of(cls, work: Workload, train_tokens: int) -> ExportSize:
         """Add up what an export allocates."""
         layers, features, width = work.num_layers, work.num_features, work.d_model
-        parameters = 4 * work.num_parameters
+        parameters = work.last_checkpoint_bytes
         num_tokens = min(_CALIBRATION_TOKENS, train_tokens)
         rows = math.ceil(num_tokens / _EXPORT_TOKENS) * _EXPORT_TOKENS
         # The layer, what TopK selects of it, and its sorted values with their int64 indices.

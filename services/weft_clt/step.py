@@ -39,6 +39,7 @@ from weft_clt.kernels.sorted_lists import entry_tokens
 from weft_clt.losses import jump_relu_backward, preact_loss, sparsity_loss
 from weft_clt.mesh import Mesh, Pending
 from weft_clt.parameters import Parameters
+from weft_clt.row_norms import RowNorms
 from weft_clt.selection import JointCandidates, batch_candidates, keep_entries, kth_largest
 from weft_common.errors import ShapeError
 
@@ -84,18 +85,6 @@ class Forward:
     """AuxK's lists."""
 
 
-@dataclass(frozen=True)
-class _RowNorms:
-    """Norms of all decoder rows, whose squares are being summed; waited for once."""
-
-    squares_LF: Tensor
-    pending: Pending
-
-    def wait(self) -> Tensor:
-        self.pending.wait()
-        return self.squares_LF.sqrt_()
-
-
 def _shaped(buffer: Tensor, *shape: int) -> Tensor:
     """Return the first elements of a buffer as a contiguous tensor."""
     return buffer[: math.prod(shape)].view(shape)
@@ -128,7 +117,7 @@ class StepEngine:
         """Of the bytes sent on the feature axis, those of lists of active features and of their values' gradients."""
         # Only a sum needs the decoder's gradient in memory.
         self._sums_decoder_grads = mesh.data.size > 1 or passes > 1
-        share, dtype = params.share, params.w_enc_LSD.dtype
+        share, dtype = params.share, params.dtype
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
         if group_tokens % ranks:
             raise ShapeError(f"{group_tokens} tokens cannot be split evenly over {ranks} ranks; change one of the two.")
@@ -213,7 +202,7 @@ class StepEngine:
         num_tokens, activation = inputs_LTD.shape[1], self.features.activation
         norms, norms_LF = None, None
         if activation is Activation.JOINT_TOP_K or (near and self._has_norms):
-            norms = self._start_norms()
+            norms = RowNorms.start(self.params, self.kernels, self.mesh.feature)
         if norms is not None and activation is Activation.JOINT_TOP_K:
             norms_LF = norms.wait()
         joint = JointCandidates.empty(num_tokens, self.features.top_k * shape.num_layers, inputs_LTD)
@@ -228,7 +217,7 @@ class StepEngine:
             if preact_TS is None or not compared:
                 own_L.append(self._encode(layer, inputs_TD, preact_TS, near=near))
             else:
-                torch.addmm(self.params.b_enc_LS[layer], inputs_TD, self.params.w_enc_LSD[layer].T, out=preact_TS)
+                torch.addmm(self.params.b_enc_LS[layer], inputs_TD, self.params.encoder(layer).T, out=preact_TS)
                 if norms_LF is not None and activation is Activation.JOINT_TOP_K:
                     own_L.append(joint.add(preact_TS, norms_LF[layer, share.features]))
                 else:
@@ -383,7 +372,7 @@ class StepEngine:
         """
         params, grads, shape = self.params, self.grads, self.params.share.shape
         if first:
-            for _, grad in grads.named():
+            for grad in self._encoder_grads():
                 grad.zero_()
         error_LTC, inputs_LTD = forward.error_LTC, forward.inputs_LTD
         left_LTC = forward.error_LBC[:, error_LTC.shape[1] :]
@@ -394,18 +383,19 @@ class StepEngine:
         num_dead_slots = sum(forward.dead.sizes_R) if forward.dead is not None else 0
         grad_slots = error_LTC.new_zeros(num_slots + num_dead_slots)
         decoder = DecoderGradient(self.kernels, params, self._pairs, forward.lists, forward.error_LBC)
-        grad_b_dec_LC = torch.empty_like(grads.b_dec_LC)
+        grad_b_dec_LC = grads.b_dec_LC if first else torch.empty_like(grads.b_dec_LC)
         decoder.back_to_values(grad_slots, grad_b_dec_LC)
         returning = self._return(forward.exchanged, grad_slots[:num_slots])
         returning_dead = self._return(forward.dead, grad_slots[num_slots:]) if forward.dead is not None else None
         if left_LTC.shape[1]:
             torch.sum(error_LTC, 1, out=grad_b_dec_LC)  # what AuxK predicts has no bias
-        grads.b_dec_LC.add_(grad_b_dec_LC)
+        if not first:
+            grads.b_dec_LC.add_(grad_b_dec_LC)
         if grads.w_skip_LCD is not None:
-            grads.w_skip_LCD.baddbmm_(error_LTC.transpose(1, 2), inputs_LTD)
+            grads.w_skip_LCD.baddbmm_(error_LTC.transpose(1, 2), inputs_LTD, beta=0 if first else 1)
         norms_LF = forward.norms_LF if self._has_norms else None
         # Norms move the decoder's gradient once more.
-        summing = self._start_decoder_sums(decoder, last=last) if norms_LF is None else []
+        summing = self._start_decoder_sums(decoder, first=first, last=last) if norms_LF is None else []
         grad_norms_LS = torch.zeros_like(params.b_enc_LS)
         losses = Losses(0.0, 0.0, aux)
         grad_own_L = returning.wait()
@@ -417,7 +407,7 @@ class StepEngine:
             losses = Losses(losses.sparsity + part.sparsity, losses.preact + part.preact, aux)
         if norms_LF is not None:
             self._norms_backward(decoder, norms_LF, grad_norms_LS)
-            summing += self._start_decoder_sums(decoder, last=last)
+            summing += self._start_decoder_sums(decoder, first=first, last=last)
         if returning_dead is not None and forward.dead_own_L is not None:
             for layer, grad_M in enumerate(returning_dead.wait()):
                 self._add_encoder_grads(layer, forward.dead_own_L[layer], grad_M, inputs_LTD[layer])
@@ -428,10 +418,10 @@ class StepEngine:
         self.decoder_grads = None if self._sums_decoder_grads else decoder
         return losses
 
-    def _start_decoder_sums(self, decoder: DecoderGradient, *, last: bool) -> list[Pending]:
-        """Add to the decoder's gradient where it is summed; after the last pass start what the data axis sums of it."""
+    def _start_decoder_sums(self, decoder: DecoderGradient, *, first: bool, last: bool) -> list[Pending]:
+        """Write or add the decoder's gradient where it is summed; after the last pass start the data axis's sums."""
         if self._sums_decoder_grads:
-            decoder.add_to(self.grads.w_dec_PFC)
+            decoder.add_to(self.grads.w_dec_PFC, fresh=first)
         if not last or self.mesh.data.size == 1:
             return []
         grads = (self.grads.w_dec_PFC, self.grads.b_dec_LC, self.grads.w_skip_LCD)
@@ -440,19 +430,6 @@ class StepEngine:
     def _encoder_grads(self) -> list[Tensor]:
         grads = (self.grads.w_enc_LSD, self.grads.b_enc_LS, self.grads.threshold_LS)
         return [grad for grad in grads if grad is not None]
-
-    def _start_norms(self) -> _RowNorms:
-        """
-        Start to sum the squares of all decoder rows over all targets and columns.
-
-        Collectives: starts one reduction of L x F squares on the feature axis.
-        """
-        shape = self.params.share.shape
-        squares_LF = self.params.w_dec_PFC.new_zeros(shape.num_layers, shape.num_features)
-        for source in range(shape.num_layers):
-            for target in shape.targets(source):
-                self.kernels.add_row_squares(self.params.decoder(source, target), squares_LF[source])
-        return _RowNorms(squares_LF, self.mesh.feature.start_sum_(squares_LF))
 
     def _norms_backward(self, decoder: DecoderGradient, norms_LF: Tensor, grad_norms_LS: Tensor) -> None:
         """Take the gradients of the norms to the decoder: d norm / d row = row / norm."""

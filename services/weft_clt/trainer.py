@@ -64,7 +64,7 @@ class Trainer:
     Args:
         num_layers: L of the dataset.
         d_model: D of the dataset.
-        dtype: Floating type of parameters, activations and, where the config does not say otherwise, moments.
+        dtype: Floating type that is computed in; of parameters and moments where the config does not say otherwise.
     """
 
     def __init__(
@@ -83,7 +83,12 @@ class Trainer:
         shape = Shape(num_layers, config.features.num_features, d_model, config.features.decoder_span)
         self.share = Share(shape, mesh.feature.rank, mesh.feature.size)
         self.params = initial_parameters(
-            self.share, config.features, normalization, seed=config.batch.seed, dtype=dtype
+            self.share,
+            config.features,
+            normalization,
+            seed=config.batch.seed,
+            dtype=dtype,
+            weights=config.optimizer.parameters,
         )
         self.adam = Adam(self.params, config.optimizer, mesh, kernels)
         self.clock = DeadClock(self.share, config.batch.dead_after_tokens)

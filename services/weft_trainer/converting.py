@@ -94,7 +94,8 @@ def spec_from_proto(spec: Message) -> dict[str, Any]:
 def _enum_name(enum: Any, number: int) -> str:
     """Name a value; what this version has no name for is refused later, like the one that means "not set"."""
     known = enum.values_by_number
-    unset = "" if enum.name == "Scales" else str(known[0].name)
+    # Not set, these have a default: a number without a name must not pass for it.
+    unset = "" if enum.name in ("Scales", "Moments", "ParameterType") else str(known[0].name)
     return str(known[number].name) if number in known else unset
 
 

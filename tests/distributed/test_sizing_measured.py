@@ -42,6 +42,12 @@ WIDE = {"dataset": "datasets/wide", "num_features": 1024, "top_k": 16, "num_step
 RUNS: Mapping[str, dict[str, Any]] = {
     "features-small": {"num_features": 4096, "step_tokens": 8},
     "features-large": {"num_features": 65_536, "step_tokens": 8},
+    "narrow-large": {
+        "num_features": 65_536,
+        "step_tokens": 8,
+        "parameters": "PARAMETER_TYPE_BFLOAT16",
+        "moments": "MOMENTS_BFLOAT16",
+    },
     "jump-small": JUMPS | {"num_features": 4096},
     "jump-large": JUMPS | {"num_features": 65_536},
     "tokens-small": WIDE | {"step_tokens": 1024},
@@ -69,6 +75,8 @@ def workload(name: str, l0: float = 0.0) -> Workload:
         data_ranks=spec["data_ranks"],
         row_group_tokens=row_group,
         passes=spec.get("micro_batches", 1),
+        weight_bytes=2 if "parameters" in spec else 4,
+        moment_bytes=2 if "moments" in spec else 4,
     )
 
 
@@ -114,7 +122,7 @@ def test_memory_of_a_rank_grows_as_planned(bench: Bench, what: str) -> None:
     assert planned == pytest.approx(grown, rel=WITHIN)
 
 
-@pytest.mark.parametrize("name", ["features-large", "tokens-large", "tokens-in-passes"])
+@pytest.mark.parametrize("name", ["features-large", "narrow-large", "tokens-large", "tokens-in-passes"])
 def test_memory_of_a_rank_is_as_planned(bench: Bench, name: str) -> None:
     """With the interpreter and its libraries, the peak itself is what the plan says."""
     assert workload(name).memory().total + PROCESS_BYTES == pytest.approx(bench.peak(name), rel=WITHIN)
@@ -128,7 +136,7 @@ def test_network_bytes_are_those_of_the_step(bench: Bench, name: str) -> None:
     assert work.network().total / work.step_tokens == pytest.approx(measured["sent_bytes_per_token"], rel=WITHIN)
 
 
-@pytest.mark.parametrize("name", ["features-large", "jump-large", "tokens-large"])
+@pytest.mark.parametrize("name", ["features-large", "narrow-large", "jump-large", "tokens-large"])
 def test_checkpoint_bytes_are_those_of_the_files(bench: Bench, name: str) -> None:
     """In the middle with moments and clocks, at the end with parameters only."""
     store, run = open_store(bench.rig.bucket_url), bench.run(name)

@@ -22,6 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
         "sparsity_coeff": 0.01,
         "sparsity_scale": 4.0,
         "moments": "MOMENTS_BFLOAT16",
+        "parameters": "PARAMETER_TYPE_BFLOAT16",
     },
 }
 
@@ -44,6 +45,7 @@ def test_recipe_is_trained_evaluated_and_exported(rig: Rig, name: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     store = open_store(rig.bucket_url)
     manifest, _ = read_json(store, f"transcoders/{name}/manifest.json")
+    assert manifest["dtype"] == "float32"
     exported, trained = manifest["evaluation"], manifest["trained_evaluation"]
     assert sum(exported["l0_by_layer"]) == pytest.approx(sum(trained["l0_by_layer"]), rel=0.2)
     if name != "joint":

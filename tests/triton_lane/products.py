@@ -36,20 +36,22 @@ def test_passes_over_the_decoder_agree(dtype: torch.dtype, case: Case, num_layer
 
     def passes(kernels: TritonKernels | ReferenceKernels, lists: FeatureLists, to: torch.dtype) -> list[Tensor]:
         w, error, grad = weight.to(to), torch.full(matrix, 7.0, dtype=to), torch.full(weight.shape, 7.0, dtype=to)
+        fresh = torch.full_like(grad, torch.nan)
         grad_slots, grad_bias = torch.zeros(slots, dtype=to), torch.full((num_layers, num_columns), 7.0, dtype=to)
         kernels.decode_pass(lists, pairs, w, bias.to(to), targets.to(to), error)
         squares = kernels.value_grad_pass(lists, pairs, w, grad_out.to(to), grad_slots, grad_bias)
         kernels.decoder_gradient(lists, pairs, w, grad_out.to(to), coeff.to(to), grad)
-        return [error, grad, grad_bias, grad_slots, torch.tensor(squares, dtype=torch.float64)]
+        kernels.decoder_gradient(lists, pairs, w, grad_out.to(to), coeff.to(to), fresh, fresh=True)
+        return [error, grad, fresh, grad_bias, grad_slots, torch.tensor(squares, dtype=torch.float64)]
 
     ours, wanted = passes(OURS, lists, dtype), passes(REFERENCE, exact_lists, torch.float64)
-    for mine, exact in zip(ours[:3], wanted[:3], strict=True):
+    for mine, exact in zip(ours[:4], wanted[:4], strict=True):
         assert_close(mine, exact)
     # A value's gradient is a sum over up to 3 x 1,030 products.
     torch.testing.assert_close(
-        ours[3].double(), wanted[3], rtol=2.0**-8 if dtype is torch.bfloat16 else 2e-6, atol=5e-4
+        ours[4].double(), wanted[4], rtol=2.0**-8 if dtype is torch.bfloat16 else 2e-6, atol=5e-4
     )
-    torch.testing.assert_close(ours[4], wanted[4], rtol=2e-6, atol=1e-9)
+    torch.testing.assert_close(ours[5], wanted[5], rtol=2e-6, atol=1e-9)
 
 
 def test_decode_of_bfloat16_rows_into_float32_loses_nothing() -> None:

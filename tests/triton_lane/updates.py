@@ -93,6 +93,39 @@ def test_fused_update_is_gradient_then_adam(has_first: bool, case: Case) -> None
         assert torch.equal(first, plain[1])
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_rounding_is_that_of_the_other_kernels(beta1: float) -> None:
+    """Weights and moments beside a float32 gradient have the reference's bits, but for few at a value's edge."""
+    shape, step = (2, 37, 130), AdamStep(0.01, beta1, 0.99, 1e-8, 5, 0.5)
+    results = []
+    for kernels in (OURS, ReferenceKernels()):
+        states = [random(torch.bfloat16, seed, *shape).square() for seed in (1, 2, 3)]
+        for block in range(2):
+            weight, first, second = (state[block] for state in states)
+            kernels.adam(weight, random(torch.float32, 4 + block, *shape[1:]), first if beta1 else None, second, step)
+        results.append(states)
+    for mine, theirs in zip(*results, strict=True):
+        assert float((mine != theirs).double().mean()) < 0.005
+        torch.testing.assert_close(mine, theirs, rtol=2.0**-7, atol=0)
+
+
+def test_step_with_weights_of_bfloat16_is_the_references() -> None:
+    """All else in float32: the loss, and weights that are the same bits but for few, and then neighbours."""
+    config = config_of(**JUMP_RELU, parameters="PARAMETER_TYPE_BFLOAT16")
+    exact, mesh = trainer_of(config, ReferenceKernels()), Mesh(SingleAxis(), SingleAxis())
+    ours = Trainer(config, normalization(), mesh, OURS, num_layers=NUM_LAYERS, d_model=D_MODEL, dtype=torch.float32)
+    for (_, mine), (_, theirs) in zip(ours.params.named(), exact.params.named(), strict=True):
+        mine.copy_(theirs)
+    batch = own_batch(1, mesh)
+    narrow = Batch(batch.inputs_LOD.float(), batch.targets_LOD.float(), batch.num_valid)
+    assert ours.train_step(narrow).loss == pytest.approx(exact.train_step(batch).loss, rel=1e-4)
+    for name in ("w_enc_LSD", "w_dec_PFC"):
+        mine, theirs = (getattr(trainer.params, name) for trainer in (ours, exact))
+        assert mine.dtype is theirs.dtype is torch.bfloat16
+        assert float((mine != theirs).double().mean()) < 0.02
+        torch.testing.assert_close(mine, theirs, rtol=2.0**-7, atol=1e-5)
+
+
 @pytest.mark.parametrize(("changes", "num_steps"), [({}, 1), (JUMP_RELU, 2)], ids=["top_k", "jump_relu"])
 def test_steps_are_the_references(changes: dict[str, object], num_steps: int) -> None:
     """Whole steps in float32 give the parameters that the reference gives in float64."""

@@ -52,6 +52,9 @@ def plan(
     data_ranks: Annotated[int, typer.Option(help="Ranks on the data axis.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     moments: Annotated[str, typer.Option(help="Of Adam: float32 or bfloat16; by default as --dtype.")] = "",
+    parameters: Annotated[
+        str, typer.Option(help="Encoder's and decoder's weights: float32 or bfloat16; by default as --dtype.")
+    ] = "",
     codec: Annotated[str, typer.Option(help="uniform or bf16.")] = "uniform",
     bits: Annotated[float, typer.Option(help="Bits of a stored value; 0 takes the codec's measured figure.")] = 0.0,
     epochs: Annotated[float, typer.Option(help="Times that the training split is read.")] = 1.0,
@@ -68,6 +71,7 @@ def plan(
         ("activation", activation, _ACTIVATIONS),
         ("dtype", dtype, _FLOAT_BYTES),
         ("moments", moments or dtype, _FLOAT_BYTES),
+        ("parameters", parameters or dtype, _FLOAT_BYTES),
         ("codec", codec, BITS),
     ):
         if value not in known:
@@ -112,6 +116,7 @@ def plan(
             aux_top_k=min(aux_top_k, num_features),
             passes=micro_batches,
             moment_bytes=_FLOAT_BYTES[moments or dtype],
+            weight_bytes=_FLOAT_BYTES[parameters or dtype],
         )
         return Plan(
             model=shape,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weft_clt.active import ActiveLayer
 from weft_clt.kernels import loops, panel_loops
-from weft_clt.kernels.dithering import adam_of_narrow_moments
+from weft_clt.kernels.dithering import rounds
 from weft_clt.kernels.feature_lists import DecoderPairs, FeatureLists
 from weft_clt.kernels.port import AdamStep
 from weft_clt.kernels.threads import Buffers, Workers, column_runs
@@ -24,12 +24,13 @@ from weft_clt.kernels.threads import Buffers, Workers, column_runs
 __all__ = ["CpuKernels"]
 
 _PREACT_BYTES = 8 << 20  # of pre-activations at a time; they are read again while they are in the last-level cache
+_WIDE_ELEMENTS = 1 << 16  # of bfloat16 rows, widened at a time to be squared
 _FEWEST_ROWS = 256  # below that, a matrix product spends its time on laying out the weights
 
 
 class CpuKernels:
     """
-    Compiled loops; float32 and float64, Adam's moments also in bfloat16 (`dithering`).
+    Compiled loops; float32 and float64, weights and Adam's moments also in bfloat16 (`dithering`).
 
     Args:
         num_threads: By default as many as torch uses.
@@ -87,6 +88,7 @@ class CpuKernels:
         preact_TS: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_tokens, num_features = inputs_TD.shape[0], w_enc_SD.shape[0]
+        w_enc_SD = self._wide("encoder", w_enc_SD, inputs_TD)
         rows = max(_FEWEST_ROWS, _PREACT_BYTES // (num_features * w_enc_SD.itemsize))
         kept = min(top_k, num_features)
         room = num_tokens * (kept if bound_S is None else min(num_features, 64))
@@ -129,7 +131,7 @@ class CpuKernels:
 
         def work(run: int) -> None:
             panel_loops.decode_loop(
-                *runs[run], pairs.pairs_P3.numpy(), *entries, w_dec_PFC.numpy(), b_dec_LC.numpy(),
+                *runs[run], pairs.pairs_P3.numpy(), *entries, _held(w_dec_PFC), b_dec_LC.numpy(),
                 targets_LTC.numpy(), error_LTC.numpy(), self._panels(run, *runs[run], error_LTC),
             )  # fmt: skip
 
@@ -149,7 +151,7 @@ class CpuKernels:
 
         def work(run: int) -> float:
             return panel_loops.value_grad_loop(
-                *runs[run], pairs.pairs_P3.numpy(), start, token, value, w_dec_PFC.numpy(), grad_out_LTC.numpy(),
+                *runs[run], pairs.pairs_P3.numpy(), start, token, value, _held(w_dec_PFC), grad_out_LTC.numpy(),
                 parts[run], self._panels(run, *runs[run], grad_out_LTC),
             )  # fmt: skip
 
@@ -172,9 +174,9 @@ class CpuKernels:
         step: AdamStep,
     ) -> None:
         runs, entries = self._runs(grad_out_LTC), _entries(lists)
-        weight, second = w_dec_PFC.numpy(), _moments(second_PFC)
-        first = weight if first_PFC is None else _moments(first_PFC)
-        scalars = np.array(_scalars(step), dtype=weight.dtype)
+        weight, second = _held(w_dec_PFC), _held(second_PFC)
+        first = weight if first_PFC is None else _held(first_PFC)
+        scalars = np.array(_scalars(step), dtype=grad_out_LTC.numpy().dtype)
 
         def work(run: int) -> None:
             panel_loops.adam_loop(
@@ -192,13 +194,15 @@ class CpuKernels:
         grad_out_LTC: Tensor,
         coeff_LF: Tensor,
         grad_w_dec_PFC: Tensor,
+        *,
+        fresh: bool = False,
     ) -> None:
         runs, entries = self._runs(grad_out_LTC), _entries(lists)
 
         def work(run: int) -> None:
             panel_loops.gradient_loop(
                 *runs[run], pairs.pairs_P3.numpy(), *entries, grad_out_LTC.numpy(), coeff_LF.numpy(),
-                w_dec_PFC.numpy(), grad_w_dec_PFC.numpy(), self._panels(run, *runs[run], grad_out_LTC),
+                _held(w_dec_PFC), grad_w_dec_PFC.numpy(), fresh, self._panels(run, *runs[run], grad_out_LTC),
             )  # fmt: skip
 
         self._workers.each(work, len(runs))
@@ -217,14 +221,17 @@ class CpuKernels:
         )
 
     def add_row_squares(self, w_FC: Tensor, out_F: Tensor) -> None:
-        loops.row_squares_loop(w_FC.numpy(), out_F.numpy())
+        rows = max(1, _WIDE_ELEMENTS // w_FC.shape[1]) if w_FC.dtype is torch.bfloat16 else w_FC.shape[0]
+        for first in range(0, w_FC.shape[0], rows):
+            part = slice(first, first + rows)
+            loops.row_squares_loop(self._wide("rows", w_FC[part], out_F).numpy(), out_F[part].numpy())
 
     def sum_squares(self, values: Tensor) -> float:
         return float(loops.sum_squares_loop(values.view(-1).numpy()))
 
     def adam(self, param: Tensor, grad: Tensor, first: Tensor | None, second: Tensor, step: AdamStep) -> None:
-        if second.dtype is torch.bfloat16:
-            adam_of_narrow_moments(self.adam, param, grad, first, second, step)
+        if rounds(param, grad, second):
+            self._rounded_adam(param.view(-1), grad.view(-1), first, second.view(-1), step)
             return
         real = param.numpy().dtype.type
         flat_param, flat_grad, flat_second = (tensor.view(-1).numpy() for tensor in (param, grad, second))
@@ -237,10 +244,32 @@ class CpuKernels:
             scale, beta1, beta2, rest1, rest2, rate, root, epsilon,
         )  # fmt: skip
 
+    def _rounded_adam(
+        self, param_N: Tensor, grad_N: Tensor, first: Tensor | None, second_N: Tensor, step: AdamStep
+    ) -> None:
+        param, grad, second = _held(param_N), grad_N.numpy(), _held(second_N)
+        held_first = param if first is None else _held(first.view(-1))
+        scalars, before = np.array(_scalars(step), dtype=grad.dtype), param_N.storage_offset()
+        runs = column_runs(grad_N.shape[0], grad_N.itemsize, self._workers.num_threads)
 
-def _moments(moments: Tensor) -> NDArray[Any]:
-    """Return them as what `panel_rows` reads: those of bfloat16 as their bits."""
-    held: NDArray[Any] = (moments.view(torch.int16) if moments.dtype is torch.bfloat16 else moments).numpy()
+        def work(run: int) -> None:
+            panel_loops.adam_flat_loop(
+                *runs[run], param, grad, held_first, second, first is not None, scalars, before, step.step
+            )
+
+        self._workers.each(work, len(runs))
+
+    def _wide(self, name: str, kept: Tensor, like: Tensor) -> Tensor:
+        """Return bfloat16 weights in another tensor's type, in a buffer of this name; others as they are."""
+        if kept.dtype is not torch.bfloat16:
+            return kept
+        held = torch.from_numpy(self._buffers.get(name, 0, kept.numel(), like.numpy().dtype))
+        return held.view(kept.shape).copy_(kept)
+
+
+def _held(kept: Tensor) -> NDArray[Any]:
+    """Return weights or moments as what `panel_rows` reads: those of bfloat16 as their bits."""
+    held: NDArray[Any] = (kept.view(torch.int16) if kept.dtype is torch.bfloat16 else kept).numpy()
     return held
 
 

@@ -1,10 +1,11 @@
 """
-Adam's moments in bfloat16: computed in the parameters' type, and rounded up or down so that the mean is the value.
+Weights and Adam's moments in bfloat16: computed in the gradient's type, and rounded so that the mean is the value.
 
 Rounded to nearest, a second moment with beta2 = 0.999 would stall: what a step changes is less than half a unit in its
-last place. Source: Gupta et al. 2015, "Deep learning with limited numerical precision". The noise is that of
-`triton_adam`, a hash of the step and of an element's place in its tensor (lowbias32, Wellons 2018), so that repetitions
-and data ranks round alike. Infinities and not-a-numbers stay what they are.
+last place. So would a weight whose steps are less than 1/512 of it. Source: Gupta et al. 2015, "Deep learning with
+limited numerical precision". The noise is that of `triton_adam`, a hash of the step and of an element's place in its
+tensor (lowbias32, Wellons 2018), so that repetitions and data ranks round alike. Infinities and not-a-numbers stay what
+they are.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from weft_clt.kernels.port import AdamStep
 
-__all__ = ["adam_of_narrow_moments"]
+__all__ = ["rounded_adam", "rounds"]
 
 _WORD = 0xFFFFFFFF
-_PART = 1 << 18  # elements at a time, so that their wide moments stay in a cache
+_PART = 1 << 18  # elements at a time, so that their wide copies stay in a cache
 
 
 def _hashed(word_N: Tensor) -> Tensor:
@@ -41,24 +42,29 @@ def _store(wide_N: Tensor, random_N: Tensor, out_N: Tensor) -> None:
     out_N.view(torch.int16).copy_(bits_N >> 16)
 
 
-def adam_of_narrow_moments(
+def rounds(param: Tensor, grad: Tensor, second: Tensor) -> bool:
+    """Whether Adam has something to round: parameters or moments in bfloat16 beside a wider gradient."""
+    return grad.dtype is not torch.bfloat16 and torch.bfloat16 in (param.dtype, second.dtype)
+
+
+def rounded_adam(
     adam: Callable[..., Any], param: Tensor, grad: Tensor, first: Tensor | None, second: Tensor, step: AdamStep
 ) -> None:
     """
-    Update some elements at a time, with their moments widened and then rounded.
+    Update some elements at a time, with what is bfloat16 widened and then rounded.
 
     Args:
-        adam: `Kernels.adam` for moments of the parameter's type.
+        adam: `Kernels.adam` for parameters and moments of the gradient's type, which those that are not bfloat16 have.
         param: Its offset in its storage is its elements' first place.
     """
-    flat_param, flat_grad, flat_second = param.view(-1), grad.view(-1), second.view(-1)
-    flat_first = None if first is None else first.view(-1)
-    for start in range(0, flat_param.shape[0], _PART):
-        part = slice(start, min(start + _PART, flat_param.shape[0]))
-        wide_first = None if flat_first is None else flat_first[part].to(param.dtype)
-        wide_second = flat_second[part].to(param.dtype)
-        adam(flat_param[part], flat_grad[part], wide_first, wide_second, step)
+    flat_grad = grad.view(-1)
+    kept = [None if tensor is None else tensor.view(-1) for tensor in (param, first, second)]
+    for start in range(0, flat_grad.shape[0], _PART):
+        part = slice(start, min(start + _PART, flat_grad.shape[0]))
+        wide = [None if tensor is None else tensor[part].to(grad.dtype) for tensor in kept]
+        wide_param, wide_first, wide_second = wide
+        adam(wide_param, flat_grad[part], wide_first, wide_second, step)
         random_N = _noise(int(param.storage_offset()) + start, part.stop - start, step.step, param.device)
-        _store(wide_second, random_N >> 16, flat_second[part])
-        if flat_first is not None and wide_first is not None:
-            _store(wide_first, _hashed(random_N), flat_first[part])
+        for tensor, wide_N, bits_N in zip(kept, wide, (random_N, _hashed(random_N), random_N >> 16), strict=True):
+            if tensor is not None and wide_N is not None and tensor.dtype is torch.bfloat16:
+                _store(wide_N, bits_N, tensor[part])

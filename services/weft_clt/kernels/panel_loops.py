@@ -2,7 +2,7 @@
 The sparse products of a whole step, target layer by target layer and strip by strip (`panel_rows`).
 
 A strip of a target's error is copied into a panel once and serves all source layers. Threads share out the columns of
-the decoder, so that they never write to the same place.
+the decoder, so that they never write to the same place. Weights and moments may be the bits of bfloat16, int16.
 `starts[l, f]` to `starts[l, f + 1]` are the entries of feature f of layer l. `pairs` has a row (source, target, block)
 for every decoder block, sorted by target. Entries whose value is 0 need gradients only: `actives[l, f]` ends the rest.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 import numba
 
+from weft_clt.kernels.adam_rows import make_adam_row, make_adam_strip
 from weft_clt.kernels.panel_rows import (
-    make_adam_row,
     make_add_row,
     make_dot_rows,
     make_gather_row,
@@ -24,7 +24,7 @@ from weft_clt.kernels.panel_rows import (
 )
 from weft_clt.kernels.threads import WIDEST_BYTES
 
-__all__ = ["adam_loop", "decode_loop", "gradient_loop", "value_grad_loop"]
+__all__ = ["adam_flat_loop", "adam_loop", "decode_loop", "gradient_loop", "value_grad_loop"]
 
 _WIDTHS_BYTES = (WIDEST_BYTES, 64, 1)  # narrower reads each index more often
 _compiled = numba.njit(cache=True, nogil=True)
@@ -160,14 +160,14 @@ def _gradient_of(gather_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
         pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any, out: Any,
-        first: int, last: int, low: int,
+        first: int, last: int, low: int, fresh: bool,
     ) -> None:  # fmt: skip
         for pair in range(first, last):
             source, block = pairs[pair, 0], pairs[pair, 2]
             weights, outs = weight[block], out[block]
             for row in range(weights.shape[0]):
                 start, end = starts[source, row], actives[source, row]
-                gather_row(token, value, start, end, panel, coeffs[source, row], weights, outs, row, low)
+                gather_row(token, value, start, end, panel, coeffs[source, row], weights, outs, row, low, fresh)
 
     return walk
 
@@ -176,6 +176,8 @@ _decode_wide, _decode_lane, _decode_single = (_decode_of(make_add_row(width)) fo
 _dots_wide, _dots_lane, _dots_single = (_value_grad_of(make_dot_rows(width)) for width in _WIDTHS_BYTES)
 _adam_wide, _adam_lane, _adam_single = (_adam_of(make_adam_row(width, True)) for width in _WIDTHS_BYTES)
 _bare_wide, _bare_lane, _bare_single = (_adam_of(make_adam_row(width, False)) for width in _WIDTHS_BYTES)
+_strip_wide, _strip_single = (make_adam_strip(width, True) for width in (WIDEST_BYTES, 1))
+_bare_strip_wide, _bare_strip_single = (make_adam_strip(width, False) for width in (WIDEST_BYTES, 1))
 _gather_wide, _gather_lane, _gather_single = (_gradient_of(make_gather_row(width)) for width in _WIDTHS_BYTES)
 
 
@@ -279,11 +281,36 @@ def adam_loop(
 
 
 @_compiled
+def adam_flat_loop(
+    low: int, high: int, param: Any, grad: Any, first_moment: Any, second_moment: Any, has_first: bool, scalars: Any,
+    before: int, seed: int,
+) -> None:  # fmt: skip
+    """Update elements `low` to `high` of a flat tensor by Adam; `before` elements of its storage come before it."""
+    wide, index = WIDEST_BYTES // grad.itemsize, low
+    while index + wide <= high:
+        if has_first:
+            _strip_wide(param, grad, first_moment, second_moment, index, scalars, before, seed)
+        else:
+            _bare_strip_wide(param, grad, first_moment, second_moment, index, scalars, before, seed)
+        index += wide
+    while index < high:
+        if has_first:
+            _strip_single(param, grad, first_moment, second_moment, index, scalars, before, seed)
+        else:
+            _bare_strip_single(param, grad, first_moment, second_moment, index, scalars, before, seed)
+        index += 1
+
+
+@_compiled
 def gradient_loop(
     low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
-    weight: Any, out: Any, storage: Any,
+    weight: Any, out: Any, fresh: bool, storage: Any,
 ) -> None:  # fmt: skip
-    """out[block, f] += coeff * weight[block, f] + sum of value * error over the entries of feature f."""
+    """
+    out[block, f] += coeff * weight[block, f] + sum of value * error over the entries of feature f.
+
+    Where `fresh`, what was there is written over.
+    """
     num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
     first = 0
     while first < pairs.shape[0]:
@@ -294,10 +321,10 @@ def gradient_loop(
             width = _width(high - column, error.itemsize)
             panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
-                _gather_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
             elif width == lane:
-                _gather_lane(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_lane(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
             else:
-                _gather_single(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column)
+                _gather_single(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
             column += width
         first = last

@@ -4,7 +4,8 @@ The sparse products of a step, and the update that one of them ends in, for one 
 A panel holds a strip of columns of all tokens, one token after the other, so that it stays in the second-level cache
 and its rows share no cache set by accident. A feature's entries (token, value) pick rows of the panel; the feature's
 own strip, of a weight or a gradient, stays in registers. What is read from the panel is multiplied and added at once.
-Sums within a strip are fused (fmuladd). Indices are int32 and not negative.
+Sums within a strip are fused (fmuladd). Indices are int32 and not negative. Weights may be the bits of bfloat16, int16;
+they are widened where a strip is loaded, and all arithmetic is in the panel's type.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from numba.extending import intrinsic
 from weft_clt.kernels.vector_code import I64, Matrix, Strip, count_up, element
 
 __all__ = [
+    "AHEAD",
     "GROUP",
     "any_above",
-    "make_adam_row",
     "make_add_row",
     "make_dot_rows",
     "make_gather_row",
     "make_miss_strip",
     "make_move_strip",
+    "sum_panel",
 ]
 
-_AHEAD = 8  # features; far enough ahead that a strip of a weight has come from memory when it is needed
+AHEAD = 8
+"""Features; far enough ahead that a strip of a weight has come from memory when it is needed."""
 
 
 def _at(context: Any, builder: Any, given_type: Any, given: Any, index: Any) -> Any:
@@ -92,8 +95,8 @@ def make_add_row(width_bytes: int) -> Any:
             weights, rows = (
                 Matrix(context, builder, kind, given) for kind, given in ((weight_type, weight), (panel_type, panel))
             )
-            held = strip.load(weights.at(row, low))
-            strip.prefetch(weights.at(builder.add(row, ir.Constant(I64, _AHEAD)), low))
+            held = strip.load(weights.at(row, low), weights.short)
+            strip.prefetch(weights.at(builder.add(row, ir.Constant(I64, AHEAD)), low), weights.short)
 
             def turn(entry: Any, _: list[Any]) -> list[Any]:
                 index = builder.zext(_at(context, builder, token_type, token, entry), I64)
@@ -132,8 +135,8 @@ def make_dot_rows(width_bytes: int) -> Any:
             weights, rows = (
                 Matrix(context, builder, kind, given) for kind, given in ((weight_type, weight), (panel_type, panel))
             )
-            held = strip.load(weights.at(row, low))
-            strip.prefetch(weights.at(builder.add(row, ir.Constant(I64, _AHEAD)), low))
+            held = strip.load(weights.at(row, low), weights.short)
+            strip.prefetch(weights.at(builder.add(row, ir.Constant(I64, AHEAD)), low), weights.short)
 
             def turns(count: int) -> Any:
                 def turn(entry: Any, sums: list[Any]) -> list[Any]:
@@ -171,11 +174,11 @@ def make_dot_rows(width_bytes: int) -> Any:
     return intrinsic(dot_rows)
 
 
-def _sum_panel(
+def sum_panel(
     context: Any, builder: Any, strip: Strip, token: tuple[Any, Any], value: tuple[Any, Any], start: Any, end: Any,
     rows: Matrix,
 ) -> list[Any]:  # fmt: skip
-    """Emit the sum of value[n] * panel[token[n]] over start <= n < end."""
+    """Emit the sum of value[n] * panel[token[n]] over start <= n < end; token and value are (type, array)."""
 
     def turns(count: int) -> Any:
         def turn(entry: Any, sums: list[Any]) -> list[Any]:
@@ -199,27 +202,36 @@ def _sum_panel(
 
 
 def make_gather_row(width_bytes: int) -> Any:
-    """Make: out[row, strip] += coeff * weight[row, strip] + sum of value[n] * panel[token[n]] for start <= n < end."""
+    """
+    Make: out[row, strip] += coeff * weight[row, strip] + sum of value[n] * panel[token[n]] for start <= n < end.
+
+    Where `fresh` is true, what was in `out` is written over.
+    """
 
     def gather_row(
         _: Any, token: Any, value: Any, start: Any, end: Any, panel: Any, coeff: Any, weight: Any, out: Any, row: Any,
-        low: Any,
+        low: Any, fresh: Any,
     ) -> Any:  # fmt: skip
         signature = types.void(
-            token, value, types.int64, types.int64, panel, panel.dtype, weight, out, types.int64, types.int64
-        )
+            token, value, types.int64, types.int64, panel, panel.dtype, weight, out, types.int64, types.int64,
+            types.boolean,
+        )  # fmt: skip
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            token_type, value_type, _, _, panel_type, _, weight_type, out_type, _, _ = signature.args
-            token, value, start, end, panel, coeff, weight, out, row, low = args
+            token_type, value_type, _, _, panel_type, _, weight_type, out_type, _, _, _ = signature.args
+            token, value, start, end, panel, coeff, weight, out, row, low, fresh = args
             strip = Strip(context, builder, panel_type.dtype, width_bytes)
-            rows = Matrix(context, builder, panel_type, panel)
-            sums = _sum_panel(context, builder, strip, (token_type, token), (value_type, value), start, end, rows)
-            own = strip.load(Matrix(context, builder, weight_type, weight).at(row, low))
+            rows, weights = (
+                Matrix(context, builder, kind, given) for kind, given in ((panel_type, panel), (weight_type, weight))
+            )
+            sums = sum_panel(context, builder, strip, (token_type, token), (value_type, value), start, end, rows)
+            own = strip.load(weights.at(row, low), weights.short)
             factor = strip.splat(coeff)
             place = Matrix(context, builder, out_type, out).at(row, low)
+            # A line that is written is read anyway, so that it costs nothing to read what is then not used.
+            fresh = builder.icmp_unsigned("!=", fresh, ir.Constant(fresh.type, 0))
             results = [
-                builder.fadd(before, strip.multiply_add(factor, each, summed))
+                builder.fadd(builder.select(fresh, strip.zero(), before), strip.multiply_add(factor, each, summed))
                 for before, each, summed in zip(strip.load(place), own, sums, strict=True)
             ]
             strip.store(results, place)
@@ -228,83 +240,6 @@ def make_gather_row(width_bytes: int) -> Any:
         return signature, codegen
 
     return intrinsic(gather_row)
-
-
-def make_adam_row(width_bytes: int, first_moment: bool) -> Any:
-    """
-    Make one Adam update of weight[row, strip] by the gradient coeff * weight[row] + sum of value[n] * panel[token[n]].
-
-    `scalars` are those of `loops.adam_loop`, in its order. Without a first moment, `first` is not touched. Moments may
-    be the bits of bfloat16, int16 (`dithering`); `before` is how many elements of the tensor come before row 0.
-    """
-
-    def adam_row(
-        _: Any, token: Any, value: Any, start: Any, end: Any, panel: Any, coeff: Any, weight: Any, first: Any,
-        second: Any, row: Any, low: Any, scalars: Any, before: Any, seed: Any,
-    ) -> Any:  # fmt: skip
-        signature = types.void(
-            token, value, types.int64, types.int64, panel, panel.dtype, weight, first, second, types.int64,
-            types.int64, scalars, types.int64, types.int64,
-        )  # fmt: skip
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            token_type, value_type, _, _, panel_type, _, weight_type, first_type, second_type = signature.args[:9]
-            scalars_type = signature.args[11]
-            token, value, start, end, panel, coeff, weight, first, second, row, low, scalars, before, seed = args
-            strip = Strip(context, builder, panel_type.dtype, width_bytes)
-            rows = Matrix(context, builder, panel_type, panel)
-            states = [
-                Matrix(context, builder, kind, given)
-                for kind, given in ((weight_type, weight), (second_type, second), (first_type, first))[
-                    : 3 if first_moment else 2
-                ]
-            ]
-            ahead = builder.add(row, ir.Constant(I64, _AHEAD))
-            for state in states:
-                strip.prefetch(state.at(ahead, low))
-
-            sums = _sum_panel(context, builder, strip, (token_type, token), (value_type, value), start, end, rows)
-            scale, beta1, beta2, rest1, rest2, rate, root, epsilon = (
-                strip.splat(_at(context, builder, scalars_type, scalars, ir.Constant(I64, place))) for place in range(8)
-            )
-            factor = strip.splat(coeff)
-            places = [state.at(row, low) for state in states]
-            short = second_type.dtype.bitwidth == 16
-            load_moment = strip.load_short if short else strip.load_part
-            news: list[list[Any]] = [[] for _ in states]
-            for part, summed in enumerate(sums):
-                own = strip.load_part(places[0], part)
-                raw = strip.multiply_add(factor, own, summed)
-                grad = builder.fmul(raw, scale)
-                variance = builder.fmul(load_moment(places[1], part), beta2)
-                variance = strip.multiply_add(builder.fmul(grad, grad), rest2, variance)
-                moment = grad
-                if first_moment:
-                    moment = builder.fmul(load_moment(places[2], part), beta1)
-                    moment = strip.multiply_add(grad, rest1, moment)
-                spread = strip.multiply_add(strip.root(variance), root, epsilon)
-                step = builder.fdiv(builder.fmul(rate, moment), spread)
-                news[0].append(builder.fsub(own, step))
-                news[1].append(variance)
-                if first_moment:
-                    news[2].append(moment)
-            if not short:
-                for parts, place in zip(news, places, strict=True):
-                    strip.store(parts, place)
-                return context.get_dummy_value()
-            strip.store(news[0], places[0])
-            place = builder.add(before, states[0].place(row, low))
-            for part in range(strip.count):
-                noise = strip.noise(place, seed, part)
-                upper = builder.lshr(noise, ir.Constant(noise.type, [16] * strip.lanes))
-                strip.store_short(news[1][part], places[1], part, upper)
-                if first_moment:
-                    strip.store_short(news[2][part], places[2], part, strip.hashed(noise))
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return intrinsic(adam_row)
 
 
 GROUP = 32

@@ -1,8 +1,8 @@
 """
 What a training step asks of a processor.
 
-Every tensor is contiguous, of the model's floating type, and changed in place only where a docstring says so; Adam's
-moments may be bfloat16 (`dithering`).
+Every tensor is contiguous, of the floating type that is computed in, and changed in place only where a docstring says
+so. The encoder's and decoder's weights and Adam's moments may be bfloat16 beside it (`dithering`).
 Shapes: T tokens, L layers, F features of a layer over all ranks, S features of this rank, C columns of the output that
 this rank holds, D d_model, P pairs of a source and a target layer, N entries of an `ActiveLayer` or of all.
 """
@@ -137,8 +137,10 @@ class Kernels(Protocol):
         grad_out_LTC: Tensor,
         coeff_LF: Tensor,
         grad_w_dec_PFC: Tensor,
+        *,
+        fresh: bool = False,
     ) -> None:
-        """Add the gradient that `decoder_adam` uses to `grad_w_dec_PFC`."""
+        """Add the gradient that `decoder_adam` uses to `grad_w_dec_PFC`; where `fresh`, write over what is there."""
         ...
 
     def encode_backward(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weft_clt.active import ActiveLayer, active_from_dense
-from weft_clt.kernels.dithering import adam_of_narrow_moments
+from weft_clt.kernels.dithering import rounded_adam, rounds
 from weft_clt.kernels.feature_lists import DecoderPairs, FeatureLists
 from weft_clt.kernels.port import AdamStep
 
@@ -69,7 +69,7 @@ class ReferenceKernels:
         top_k: int,
         preact_TS: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        preact_TS = torch.addmm(b_enc_S, inputs_TD, w_enc_SD.T, out=preact_TS)
+        preact_TS = torch.addmm(b_enc_S, inputs_TD, w_enc_SD.to(inputs_TD.dtype).T, out=preact_TS)
         if bound_S is None:
             order_TS = torch.argsort(preact_TS, dim=1, descending=True, stable=True)
             listed_TS = torch.zeros_like(preact_TS, dtype=torch.bool).scatter_(1, order_TS[:, :top_k], True)
@@ -103,7 +103,7 @@ class ReferenceKernels:
     ) -> float:
         torch.sum(grad_out_LTC, 1, out=grad_b_dec_LC)
         grad_value_L = [torch.zeros_like(layer.value_N) for layer in lists.layers]
-        grad_FC = torch.empty_like(w_dec_PFC[0])
+        grad_FC = grad_out_LTC.new_empty(w_dec_PFC.shape[1:])
         squares = 0.0
         for source, target, block in pairs.rows():
             layer, grad_out_TC = lists.layers[source], grad_out_LTC[target]
@@ -121,12 +121,18 @@ class ReferenceKernels:
         grad_out_LTC: Tensor,
         coeff_LF: Tensor,
         grad_w_dec_PFC: Tensor,
+        *,
+        fresh: bool = False,
     ) -> None:
-        grad_FC = torch.empty_like(w_dec_PFC[0])
+        grad_FC = grad_out_LTC.new_empty(w_dec_PFC.shape[1:])
         for source, target, block in pairs.rows():
             layer, weight = lists.layers[source], w_dec_PFC[block]
             self._decode_backward(layer, weight, grad_out_LTC[target], torch.zeros_like(layer.value_N), grad_FC)
-            grad_w_dec_PFC[block] += grad_FC + coeff_LF[source][:, None] * weight
+            grad_FC += coeff_LF[source][:, None] * weight
+            if fresh:
+                grad_w_dec_PFC[block] = grad_FC
+            else:
+                grad_w_dec_PFC[block] += grad_FC
 
     def decoder_adam(
         self,
@@ -139,7 +145,7 @@ class ReferenceKernels:
         second_PFC: Tensor,
         step: AdamStep,
     ) -> None:
-        grad_FC = torch.empty_like(w_dec_PFC[0])
+        grad_FC = grad_out_LTC.new_empty(w_dec_PFC.shape[1:])
         for source, target, block in pairs.rows():
             layer, weight = lists.layers[source], w_dec_PFC[block]
             self._decode_backward(layer, weight, grad_out_LTC[target], torch.zeros_like(layer.value_N), grad_FC)
@@ -148,14 +154,14 @@ class ReferenceKernels:
 
     def _decode(self, active: ActiveLayer, w_dec_FC: Tensor, out_TC: Tensor) -> None:
         """Add to `out_TC` the decoder rows of the active features, times their values."""
-        out_TC += _dense(active) @ w_dec_FC
+        out_TC += _dense(active) @ w_dec_FC.to(out_TC.dtype)
 
     def _decode_backward(
         self, active: ActiveLayer, w_dec_FC: Tensor, grad_out_TC: Tensor, grad_value_N: Tensor, grad_w_dec_FC: Tensor
     ) -> None:
         """Add the gradient of every entry's value to `grad_value_N`; overwrite `grad_w_dec_FC` with the decoder's."""
         token_N = _entry_tokens(active.row_start_T1.diff())
-        grad_value_N += (grad_out_TC @ w_dec_FC.T)[token_N, active.feature_N.long()]
+        grad_value_N += (grad_out_TC @ w_dec_FC.to(grad_out_TC.dtype).T)[token_N, active.feature_N.long()]
         grad_w_dec_FC.copy_(_dense(active).T @ grad_out_TC)
 
     def encode_backward(
@@ -166,14 +172,14 @@ class ReferenceKernels:
         grad_w_enc_SD += grad_preact_TS.T @ inputs_TD
 
     def add_row_squares(self, w_FC: Tensor, out_F: Tensor) -> None:
-        out_F += w_FC.square().sum(1)
+        out_F += w_FC.to(out_F.dtype).square().sum(1)
 
     def sum_squares(self, values: Tensor) -> float:
         return float(values.double().square().sum())
 
     def adam(self, param: Tensor, grad: Tensor, first: Tensor | None, second: Tensor, step: AdamStep) -> None:
-        if second.dtype is torch.bfloat16 and param.dtype is not torch.bfloat16:
-            adam_of_narrow_moments(self.adam, param, grad, first, second, step)
+        if rounds(param, grad, second):
+            rounded_adam(self.adam, param, grad, first, second, step)
             return
         scaled = grad * step.grad_scale
         if first is None:

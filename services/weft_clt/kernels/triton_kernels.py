@@ -114,8 +114,10 @@ class TritonKernels:
         grad_out_LTC: Tensor,
         coeff_LF: Tensor,
         grad_w_dec_PFC: Tensor,
+        *,
+        fresh: bool = False,
     ) -> None:
-        triton_segments.add_gradients(lists, pairs, w_dec_PFC, grad_out_LTC, coeff_LF, grad_w_dec_PFC)
+        triton_segments.add_gradients(lists, pairs, w_dec_PFC, grad_out_LTC, coeff_LF, grad_w_dec_PFC, fresh=fresh)
 
     def encode_backward(
         self, counts_T: Tensor, feature_M: Tensor, grad_preact_M: Tensor, inputs_TD: Tensor, grad_w_enc_SD: Tensor

@@ -40,13 +40,14 @@ def segment_kernel(
     first_place: tl.tensor, seed: tl.tensor, grad_scale: tl.tensor, beta1: tl.tensor, rest1: tl.tensor,
     beta2: tl.tensor, rest2: tl.tensor, rate: tl.tensor, root: tl.tensor, epsilon: tl.tensor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VALUES: tl.constexpr, COEFF: tl.constexpr, SQUARES: tl.constexpr,
-    ADD: tl.constexpr, ADAM: tl.constexpr, HAS_FIRST: tl.constexpr,
+    ADD: tl.constexpr, FRESH: tl.constexpr, ADAM: tl.constexpr, HAS_FIRST: tl.constexpr,
 ) -> None:  # fmt: skip
     """
     The gradient of row f: the sum over its entries n of value[n] * rows[token[n]]; COEFF: plus coeff[f] * weight[f].
 
     VALUES: value_part[b, n] = weight[f] . rows[token[n]] over the columns of block b. SQUARES: keep its squared norm.
-    ADD: add it to `grad` where it may be other than 0. ADAM: update `weight` by it.
+    ADD: add it to `grad` where it may be other than 0; FRESH: write it there instead, everywhere. ADAM: update `weight`
+    by it.
     """
     feature = tl.program_id(0)
     block = tl.program_id(1)
@@ -80,7 +81,9 @@ def segment_kernel(
         result += scale_own * own
     if SQUARES:
         tl.store(square_part + block.to(tl.int64) * num_features + feature, tl.sum(result * result, 0))
-    if ADD:
+    if FRESH:
+        tl.store(grad + offset, rounded(result, grad.dtype.element_ty), mask=inside)
+    elif ADD:
         before = tl.load(grad + offset, mask=inside & touched, other=0.0).to(tl.float32)
         tl.store(grad + offset, rounded(before + result, grad.dtype.element_ty), mask=inside & touched)
     if ADAM:
@@ -130,6 +133,7 @@ def _run(
     value_part_BN: Tensor | None = None,
     square_part_BF: Tensor | None = None,
     added_FC: Tensor | None = None,
+    fresh: bool = False,
     first_FC: Tensor | None = None,
     second_FC: Tensor | None = None,
     step: AdamStep = _NO_STEP,
@@ -139,6 +143,7 @@ def _run(
 
     Args:
         near: Also go through the entries at 0, which have a value's gradient and no part in the row's.
+        fresh: Write over what is in `added_FC`.
     """
     num_features, num_columns = source.active_F.shape[0], rows_TC.shape[1]
     columns = column_block(num_columns, _MOST_COLUMNS)
@@ -153,7 +158,7 @@ def _run(
         num_features, num_columns, source.token_N.shape[0], 0 if weight_FC is None else weight_FC.storage_offset(),
         **adam_scalars(step),
         ROWS=_ROWS, COLUMNS=columns, VALUES=value_part_BN is not None, COEFF=coeff_F is not None,
-        SQUARES=square_part_BF is not None, ADD=added_FC is not None,
+        SQUARES=square_part_BF is not None, ADD=added_FC is not None, FRESH=fresh,
         ADAM=second_FC is not None, HAS_FIRST=first_FC is not None, num_warps=4,
     )  # fmt: skip
 
@@ -195,13 +200,15 @@ def add_gradients(
     grad_out_LTC: Tensor,
     coeff_LF: Tensor,
     grad_w_dec_PFC: Tensor,
+    *,
+    fresh: bool,
 ) -> None:
     """See `Kernels.decoder_gradient`."""
     sources = [source for _, source in Source.each(lists)]
     for own, target, block in pairs.rows():
         _run(
             sources[own], grad_out_LTC[target], weight_FC=w_dec_PFC[block], coeff_F=coeff_LF[own],
-            added_FC=grad_w_dec_PFC[block],
+            added_FC=grad_w_dec_PFC[block], fresh=fresh,
         )  # fmt: skip
 
 

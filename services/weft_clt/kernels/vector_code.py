@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-__all__ = ["I32", "I64", "Matrix", "Strip", "count_up", "element"]
+__all__ = ["I32", "I64", "Matrix", "Strip", "count_up", "element", "is_short"]
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
@@ -51,14 +51,18 @@ class Strip:
         loaded.align = self.size
         return loaded
 
-    def load(self, base: Any) -> list[Any]:
-        """Load the strip that begins at a pointer."""
-        return [self.load_part(base, part) for part in range(self.count)]
+    def load(self, base: Any, short: bool = False) -> list[Any]:
+        """Load the strip that begins at a pointer; `short` where it is kept as the bits of bfloat16."""
+        return [(self.load_short if short else self.load_part)(base, part) for part in range(self.count)]
+
+    def store_part(self, value: Any, base: Any, part: int) -> None:
+        """Store one vector of the strip that begins at a pointer."""
+        self.builder.store(value, self._place(base, part)).align = self.size
 
     def store(self, parts: list[Any], base: Any) -> None:
         """Store the strip at a pointer."""
         for part, value in enumerate(parts):
-            self.builder.store(value, self._place(base, part)).align = self.size
+            self.store_part(value, base, part)
 
     def _short(self, base: Any, part: int) -> Any:
         place = self.builder.gep(base, [ir.Constant(I64, part * self.lanes)])
@@ -123,14 +127,14 @@ class Strip:
         """Emit the square root of every lane."""
         return self.builder.call(self._sqrt, [vector])
 
-    def prefetch(self, base: Any) -> None:
+    def prefetch(self, base: Any, short: bool = False) -> None:
         """Ask for the cache lines of the strip that begins at a pointer; any address will do."""
         byte = ir.IntType(8).as_pointer()
         function = cgutils.get_or_insert_function(
             self.builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0"
         )
         place = self.builder.bitcast(base, byte)
-        for offset in range(0, self.elements * self.size, 64):
+        for offset in range(0, self.elements * (2 if short else self.size), 64):
             line = self.builder.gep(place, [ir.Constant(I64, offset)])
             self.builder.call(function, [line, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
 
@@ -172,9 +176,10 @@ def _mask(lanes: Any) -> ir.Constant:
 
 
 class Matrix:
-    """Emits pointers into a C-contiguous matrix."""
+    """Emits pointers into a C-contiguous matrix; `short` where it is the bits of bfloat16, int16."""
 
     def __init__(self, context: Any, builder: Any, array_type: Any, value: Any) -> None:
+        self.short = is_short(array_type)
         array = context.make_array(array_type)(context, builder, value)
         self._builder, self._data = builder, array.data
         self._width = cgutils.unpack_tuple(builder, array.shape)[1]
@@ -186,6 +191,11 @@ class Matrix:
     def at(self, row: Any, column: Any) -> Any:
         """Point at an element."""
         return self._builder.gep(self._data, [self.place(row, column)])
+
+
+def is_short(array_type: Any) -> bool:
+    """Say whether an array is the bits of bfloat16."""
+    return bool(array_type.dtype.bitwidth == 16)
 
 
 def element(builder: Any, context: Any, array_type: Any, value: Any, index: Any) -> Any:

@@ -56,8 +56,11 @@ def calibrate(
     batches = held_out_batches(source, normalization, batch_tokens=_EVALUATION_TOKENS, most_tokens=wanted)
     parts: list[np.ndarray[Any, np.dtype[np.float32]]] = []
     while sum(part.shape[1] for part in parts) < wanted and (batch := next(batches)).num_valid:
-        preact_LNF = torch.baddbmm(params.b_enc_LS[:, None], batch.inputs_LOD, params.w_enc_LSD.transpose(1, 2))
-        parts.append(preact_LNF[:, : batch.num_valid].numpy())
+        preact_LNF = torch.empty(params.share.shape.num_layers, batch.num_valid, features.num_features)
+        for layer, b_enc_F in enumerate(params.b_enc_LS):
+            inputs_ND = batch.inputs_LOD[layer, : batch.num_valid]
+            torch.addmm(b_enc_F, inputs_ND, params.encoder(layer).T, out=preact_LNF[layer])
+        parts.append(preact_LNF.numpy())
     preact_LNF = torch.from_numpy(np.concatenate(parts, 1))
     parts.clear()
     selected = selections(preact_LNF, decoder_norms(params), features)
@@ -124,7 +127,12 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
             "to export."
         )
     shape = Shape(spec.num_layers, features.num_features, spec.d_model, features.decoder_span)
-    params = Parameters.zeros(Share(shape, 0, 1), thresholds=features.activation.has_thresholds, dtype=torch.float32)
+    params = Parameters.zeros(
+        Share(shape, 0, 1),
+        thresholds=features.activation.has_thresholds,
+        dtype=torch.float32,
+        weights=config.optimizer.parameters,
+    )
     load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, params)
 
     def source(split: messages_pb2.Split.ValueType) -> CacheRowGroups:
@@ -170,6 +178,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         "input_hook": spec.input_hook,
         "output_hook": spec.output_hook,
         "activation": "threshold",
+        "dtype": "float32",
         "window": whole.facts.window,
         "evaluation": asdict(exported),
         "trained_evaluation": asdict(trained),

@@ -170,6 +170,7 @@ def replace(store: ObjectStore, settings: ReplacementSettings, dataset: messages
         thresholds=features.activation.has_thresholds,
         dtype=torch.float32,
         skip=features.linear_skip,
+        weights=config.optimizer.parameters,
     )
     load_whole(checkpoints, settings.checkpoint_step, params)
     if features.activation is Activation.JOINT_TOP_K:

@@ -51,10 +51,11 @@ def test_conversion_silences_what_was_never_selected() -> None:
     assert threshold_F.tolist() == [2.0, 0.0, 2.0]
 
 
-def test_decoder_norms_span_all_targets() -> None:
-    """Over a window of two layers, the last layer's has only one."""
-    trainer = trainer_of(config_of(decoder_span=2), CpuKernels())
-    oracle = Oracle.of(trainer.params)
+@pytest.mark.parametrize("kept", ["FLOAT32", "BFLOAT16"])
+def test_decoder_norms_span_all_targets(kept: str) -> None:
+    """Over a window of two layers, the last layer's has only one; nothing is summed in 16 bits."""
+    trainer = trainer_of(config_of(decoder_span=2, parameters=f"PARAMETER_TYPE_{kept}"), CpuKernels())
+    oracle = Oracle.of(replace(trainer.params, w_dec_PFC=trainer.params.w_dec_PFC.double()))
     wanted = torch.stack([oracle.norms(layer) for layer in range(NUM_LAYERS)]).detach()
     torch.testing.assert_close(decoder_norms(trainer.params), wanted)
     assert wanted.shape == (NUM_LAYERS, NUM_FEATURES)

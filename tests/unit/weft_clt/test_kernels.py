@@ -65,10 +65,12 @@ def test_passes_over_the_decoder_agree(
         kernels.decode_pass(lists, pairs, weight, bias, targets, error)
         squares = kernels.value_grad_pass(lists, pairs, weight, grad_out, grad_slots, grad_bias)
         kernels.decoder_gradient(lists, pairs, weight, grad_out, coeff, gradient)
+        fresh = torch.full_like(weight, torch.nan)
+        kernels.decoder_gradient(lists, pairs, weight, grad_out, coeff, fresh, fresh=True)
         adam = AdamStep(0.01, beta1, 0.95, 1e-8, 3, 0.5)
         kernels.decoder_adam(lists, pairs, param, grad_out, coeff, first, second, adam)
         results.append(
-            [error, grad_slots, grad_bias, gradient, param, second, torch.tensor(squares, dtype=torch.float64)]
+            [error, grad_slots, grad_bias, gradient, fresh, param, second, torch.tensor(squares, dtype=torch.float64)]
             + ([first] if first is not None else [])
         )
     torch.testing.assert_close(results[0], results[1], **CLOSE)

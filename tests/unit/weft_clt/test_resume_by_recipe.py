@@ -9,7 +9,16 @@ from clt_cases import NAMED, RECIPES, config_of, own_batch, trainer_of
 from weft_clt.checkpoint import read_part, write_tensors
 from weft_clt.kernels import CpuKernels
 
-CASES = RECIPES | NAMED | {"narrow_moments": RECIPES["jump_relu"] | {"moments": "MOMENTS_BFLOAT16"}}
+WEIGHTS = {"parameters": "PARAMETER_TYPE_BFLOAT16"}
+CASES = (
+    RECIPES
+    | NAMED
+    | {
+        "narrow_moments": RECIPES["jump_relu"] | {"moments": "MOMENTS_BFLOAT16"},
+        "narrow_weights": RECIPES["top_k_aux"] | WEIGHTS,
+        "narrow_weights_and_moments": RECIPES["jump_relu"] | WEIGHTS | {"moments": "MOMENTS_BFLOAT16"},
+    }
+)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -31,11 +31,21 @@ WORK = Workload(
 )
 
 
-@pytest.mark.parametrize(("moments", "moment_bytes"), [("MOMENTS_FLOAT32", 8), ("MOMENTS_BFLOAT16", 2)])
+@pytest.mark.parametrize(
+    ("types", "weight_bytes", "moment_bytes"),
+    [
+        ({}, 8, 8),
+        ({"moments": "MOMENTS_BFLOAT16"}, 8, 2),
+        ({"parameters": "PARAMETER_TYPE_BFLOAT16"}, 2, 8),
+        ({"parameters": "PARAMETER_TYPE_BFLOAT16", "moments": "MOMENTS_BFLOAT16"}, 2, 2),
+    ],
+)
 @pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES.keys())
-def test_parameters_are_those_of_a_trainer(changes: dict[str, object], moments: str, moment_bytes: int) -> None:
-    """Encoder, decoder, biases and thresholds, to the last one; and the bytes of their state."""
-    trainer = trainer_of(config_of(**changes, moments=moments), CpuKernels())
+def test_parameters_are_those_of_a_trainer(
+    changes: dict[str, object], types: dict[str, str], weight_bytes: int, moment_bytes: int
+) -> None:
+    """Encoder, decoder, biases and thresholds, to the last one; and the bytes of their state and gradients."""
+    trainer = trainer_of(config_of(**changes, **types), CpuKernels())
     shape = trainer.share.shape
     work = replace(
         WORK,
@@ -50,11 +60,14 @@ def test_parameters_are_those_of_a_trainer(changes: dict[str, object], moments: 
         float_bytes=8,
         first_moment=trainer.adam.first is not None,
         moment_bytes=moment_bytes,
+        weight_bytes=weight_bytes,
     )
     assert work.num_parameters == sum(tensor.numel() for _, tensor in trainer.params.named())
     assert work.checkpoint_bytes == sum(tensor.nbytes for _, tensor in trainer.state())
     memory = work.memory()
     assert memory.parameters + memory.moments + memory.clocks == work.checkpoint_bytes
+    assert work.last_checkpoint_bytes == sum(tensor.nbytes for _, tensor in trainer.params.named())
+    assert memory.gradients == sum(tensor.nbytes for _, tensor in trainer.engine.grads.named())
 
 
 def test_decoder_span_leaves_out_far_targets() -> None:

@@ -18,7 +18,10 @@ def test_config_has_exactly_the_fields_of_the_proto() -> None:
     assert set(config_of().to_spec()) == set(messages_pb2.TrainingSpec.DESCRIPTOR.fields_by_name)
 
 
-@pytest.mark.parametrize("changes", [*RECIPES.values(), {"scales": "SCALES_TIED"}, {"moments": "MOMENTS_BFLOAT16"}])
+NARROW = {"moments": "MOMENTS_BFLOAT16", "parameters": "PARAMETER_TYPE_BFLOAT16"}
+
+
+@pytest.mark.parametrize("changes", [*RECIPES.values(), {"scales": "SCALES_TIED"}, NARROW])
 def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
     """Writing and reading gives the same configuration and digest, also with 64-bit integers as text."""
     config = config_of(**changes)
@@ -28,11 +31,13 @@ def test_config_survives_its_json_form(changes: dict[str, Any]) -> None:
     assert config_of(seed=12).digest() != config.digest()
 
 
-def test_moments_are_part_of_the_digest_where_they_are_not_the_default() -> None:
+@pytest.mark.parametrize(("field", "kind"), [("moments", "MOMENTS"), ("parameters", "PARAMETER_TYPE")])
+def test_types_are_part_of_the_digest_where_they_are_not_the_default(field: str, kind: str) -> None:
     """A checkpoint of one kind is not resumed as the other; older ones, which had one kind, keep their digest."""
     plain = config_of().digest()
-    assert config_of(moments="MOMENTS_UNSPECIFIED").digest() == config_of(moments="MOMENTS_FLOAT32").digest() == plain
-    assert config_of(moments="MOMENTS_BFLOAT16").digest() != plain
+    assert config_of(**{field: f"{kind}_UNSPECIFIED"}).digest() == plain
+    assert config_of(**{field: f"{kind}_FLOAT32"}).digest() == plain
+    assert config_of(**{field: f"{kind}_BFLOAT16"}).digest() != plain
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,7 @@ def test_moments_are_part_of_the_digest_where_they_are_not_the_default() -> None
         ("micro_batches", -1),
         ("micro_batches", 3),
         ("moments", "MOMENTS_INT8"),
+        ("parameters", "PARAMETER_TYPE_FLOAT16"),
     ],
 )
 def test_config_refuses_what_makes_no_sense(field: str, value: object) -> None:

@@ -55,11 +55,15 @@ def test_run_of_an_earlier_version_is_shown_without_what_came_later() -> None:
     assert converting.run_to_proto(record).spec == wanted
 
 
-def test_unknown_scales_are_refused_later() -> None:
+@pytest.mark.parametrize(
+    ("field", "encoded"),
+    [("scales", b"\xf0\x02\x09"), ("moments", b"\x80\x03\x09"), ("parameters", b"\x88\x03\x09")],
+)
+def test_unknown_choices_are_refused_later(field: str, encoded: bytes) -> None:
     """A number without a name does not pass for the default."""
     spec = messages_pb2.TrainingSpec()
-    spec.ParseFromString(b"\xf0\x02\x09")
-    assert converting.spec_from_proto(spec)["scales"] == ""
+    spec.ParseFromString(encoded)
+    assert converting.spec_from_proto(spec)[field] == ""
 
 
 def test_unknown_activation_counts_as_not_set() -> None:

@@ -101,6 +101,30 @@ MOMENTS_BFLOAT16: Moments.ValueType  # 2
 """Half the memory; rounded at random, so that they are right in the mean."""
 Global___Moments: _TypeAlias = Moments  # noqa: Y015
 
+class _ParameterType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ParameterTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ParameterType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PARAMETER_TYPE_UNSPECIFIED: _ParameterType.ValueType  # 0
+    """Not set: as FLOAT32."""
+    PARAMETER_TYPE_FLOAT32: _ParameterType.ValueType  # 1
+    """As they are computed with."""
+    PARAMETER_TYPE_BFLOAT16: _ParameterType.ValueType  # 2
+    """Half the memory; a step rounds them at random, so that small steps count in the mean."""
+
+class ParameterType(_ParameterType, metaclass=_ParameterTypeEnumTypeWrapper):
+    """What the encoder's and decoder's weights are kept in; biases, thresholds and the linear skip are float32."""
+
+PARAMETER_TYPE_UNSPECIFIED: ParameterType.ValueType  # 0
+"""Not set: as FLOAT32."""
+PARAMETER_TYPE_FLOAT32: ParameterType.ValueType  # 1
+"""As they are computed with."""
+PARAMETER_TYPE_BFLOAT16: ParameterType.ValueType  # 2
+"""Half the memory; a step rounds them at random, so that small steps count in the mean."""
+Global___ParameterType: _TypeAlias = ParameterType  # noqa: Y015
+
 class _Activation:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -218,6 +242,7 @@ class TrainingSpec(_message.Message):
     SCALES_FIELD_NUMBER: _builtins.int
     MICRO_BATCHES_FIELD_NUMBER: _builtins.int
     MOMENTS_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`, sealed."""
     num_features: _builtins.int
@@ -286,6 +311,8 @@ class TrainingSpec(_message.Message):
     """
     moments: Global___Moments.ValueType
     """What Adam's moments are kept in."""
+    parameters: Global___ParameterType.ValueType
+    """What the encoder's and decoder's weights are kept in."""
     @_builtins.property
     def learning_rate_schedule(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulePiece]:
         """Learning rate over the run, in place of `warmup_steps` and `decay_share`; factors are of `learning_rate`."""
@@ -332,10 +359,11 @@ class TrainingSpec(_message.Message):
         scales: Global___Scales.ValueType = ...,
         micro_batches: _builtins.int = ...,
         moments: Global___Moments.ValueType = ...,
+        parameters: Global___ParameterType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "aux_coeff", b"aux_coeff", "aux_top_k", b"aux_top_k", "bandwidth", b"bandwidth", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "data_ranks", b"data_ranks", "dataset", b"dataset", "dead_after_tokens", b"dead_after_tokens", "decay_share", b"decay_share", "decoder_span", b"decoder_span", "evaluation_steps", b"evaluation_steps", "evaluation_tokens", b"evaluation_tokens", "feature_ranks", b"feature_ranks", "gradient_through_threshold", b"gradient_through_threshold", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "linear_skip", b"linear_skip", "micro_batches", b"micro_batches", "moments", b"moments", "num_features", b"num_features", "num_steps", b"num_steps", "preact_coeff", b"preact_coeff", "scales", b"scales", "seed", b"seed", "sparsity_coeff", b"sparsity_coeff", "sparsity_ramp_share", b"sparsity_ramp_share", "sparsity_scale", b"sparsity_scale", "sparsity_schedule", b"sparsity_schedule", "step_tokens", b"step_tokens", "threshold_init", b"threshold_init", "top_k", b"top_k", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "aux_coeff", b"aux_coeff", "aux_top_k", b"aux_top_k", "bandwidth", b"bandwidth", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "data_ranks", b"data_ranks", "dataset", b"dataset", "dead_after_tokens", b"dead_after_tokens", "decay_share", b"decay_share", "decoder_span", b"decoder_span", "evaluation_steps", b"evaluation_steps", "evaluation_tokens", b"evaluation_tokens", "feature_ranks", b"feature_ranks", "gradient_through_threshold", b"gradient_through_threshold", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "linear_skip", b"linear_skip", "micro_batches", b"micro_batches", "moments", b"moments", "num_features", b"num_features", "num_steps", b"num_steps", "parameters", b"parameters", "preact_coeff", b"preact_coeff", "scales", b"scales", "seed", b"seed", "sparsity_coeff", b"sparsity_coeff", "sparsity_ramp_share", b"sparsity_ramp_share", "sparsity_scale", b"sparsity_scale", "sparsity_schedule", b"sparsity_schedule", "step_tokens", b"step_tokens", "threshold_init", b"threshold_init", "top_k", b"top_k", "warmup_steps", b"warmup_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
