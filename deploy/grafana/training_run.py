@@ -147,6 +147,13 @@ _SAFETY = Row(
             (Query(f"sum by (reason) (increase(weft_train_restarts_total{{{CHOSEN}}}[1h]))", "{{reason}}"),),
             is_stacked=True,
         ),
+        Graph(
+            "Damaged checkpoints",
+            "In the last hour: checkpoints that ranks could not read whole, and left for an older one. The run's history "
+            "has the reasons; look after the bucket.",
+            "short",
+            (Query(f"sum(increase(weft_train_damaged_checkpoints_total{{{CHOSEN}}}[1h]))", "damaged"),),
+        ),
     ),
 )
 

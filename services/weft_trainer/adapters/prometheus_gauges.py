@@ -24,6 +24,9 @@ _PENDING = Gauge(
 _RESTARTS = Counter(
     "weft_train_restarts_total", "Attempts that another followed, by reason.", ("reason",), registry=REGISTRY
 )
+_DAMAGED = Counter(
+    "weft_train_damaged_checkpoints_total", "Checkpoints that ranks left for an older one.", registry=REGISTRY
+)
 _STEP_SECONDS = Histogram(
     "weft_train_step_seconds",
     "Seconds of a training step.",
@@ -101,6 +104,9 @@ class PrometheusGauges:
 
     def restarted(self, reason: str) -> None:
         _RESTARTS.labels(reason).inc()
+
+    def damaged(self) -> None:
+        _DAMAGED.inc()
 
     def checkpointed(self, run: str, moment_s: float) -> None:
         if self._has_room(run):

@@ -4,6 +4,7 @@ Checkpoints of a run in the bucket.
     runs/{run}/checkpoints/{step:08d}/rank{r}-of-{R}.safetensors     by the ranks of the first data group
     runs/{run}/checkpoints/{step:08d}/part-rank{r}-of-{R}.json         by the same ranks: the file's hash
     runs/{run}/checkpoints/{step:08d}/manifest.json                  by rank 0, after all others
+    runs/{run}/checkpoints/{step:08d}/damaged.json                   by rank 0: a manifest whose files were not whole
 
 Files carry no attempt in their names, so only the ranks of the present attempt may write them: a rank that another
 start has taken the place of would write over files that a manifest describes already.
@@ -30,7 +31,7 @@ from weft_clt.checkpoint import (
 )
 from weft_clt.config import TrainingConfig
 from weft_clt.mesh import Mesh
-from weft_common.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from weft_common.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, NotFoundError
 from weft_store import ObjectStore
 from weft_store.documents import create_json, encode_json, list_ids, read_json
 
@@ -56,10 +57,27 @@ class RunCheckpoints:
     def _part(self, step: int, stem: str) -> str:
         return f"{self.folder(step)}part-{stem}.json"
 
-    def newest_step(self) -> int:
-        """Return the step of the newest complete checkpoint, 0 where there is none."""
+    def newest_step(self, before: int | None = None) -> int:
+        """Return the step of the newest complete checkpoint, or of those before a step; 0 where there is none."""
         folders = list_ids(self._store, f"runs/{self._run}/checkpoints/", "/manifest.json")
-        return max((int(name) for name in folders if name.isdigit()), default=0)
+        steps = (int(name) for name in folders if name.isdigit())
+        return max((step for step in steps if before is None or step < before), default=0)
+
+    def put_aside(self, step: int) -> None:
+        """
+        Make a damaged checkpoint an incomplete one; what its manifest said stays in `damaged.json`.
+
+        Raises:
+            FailedPreconditionError: Another attempt is the present one.
+        """
+        self._check_present(step)
+        key = f"{self.folder(step)}manifest.json"
+        try:
+            said = self._store.get(key)
+        except NotFoundError:
+            return
+        self._store.put(f"{self.folder(step)}damaged.json", said)
+        self._store.delete(key)
 
     def is_complete(self, step: int) -> bool:
         """Tell whether there is a complete checkpoint of a step."""
@@ -79,6 +97,8 @@ class RunCheckpoints:
         wrote = manifest.feature_ranks
         for writer in writers_of(rank, size, wrote):
             name = file_name(writer, wrote)
+            if name not in manifest.files:
+                raise DataLossError(f"The manifest of step {step} names no {name}; resume from another checkpoint.")
             # One file at a time is on this machine's disk.
             with tempfile.TemporaryDirectory(prefix="weft-") as folder:
                 path = Path(folder) / name
@@ -134,6 +154,6 @@ class RunCheckpoints:
         present = int(read_json(self._store, f"runs/{self._run}/run.json")[0].get("attempt", self._attempt))
         if present != self._attempt:
             raise FailedPreconditionError(
-                f"Attempt {self._attempt} wants to save step {step}, but attempt {present} is the present one; "
+                f"Attempt {self._attempt} wants to write step {step}, but attempt {present} is the present one; "
                 "this one stops."
             )
