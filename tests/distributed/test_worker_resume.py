@@ -108,8 +108,9 @@ def test_worker_goes_on_with_other_ranks(alone: Rig) -> None:
         _go_back(alone, "resharded", step, feature_ranks, data_ranks)
         alone.train("resharded", 2)
     store = open_store(alone.bucket_url)
-    found = load(store.get("runs/resharded/checkpoints/00000012/rank0-of-1.safetensors"))
-    halves = [load(store.get(f"runs/alone/checkpoints/00000012/rank{rank}-of-2.safetensors")) for rank in range(2)]
+    found = load(store.get("runs/resharded/checkpoints/00000012/attempt1-rank0-of-1.safetensors"))
+    folder = "runs/alone/checkpoints/00000012"
+    halves = [load(store.get(f"{folder}/attempt1-rank{rank}-of-2.safetensors")) for rank in range(2)]
     for name, array in found.items():
         whole = np.concatenate([half[name] for half in halves], axis=sharded_dim(name))
         np.testing.assert_allclose(array, whole, rtol=1e-3, atol=1e-4, err_msg=name)
