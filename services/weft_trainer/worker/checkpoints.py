@@ -146,8 +146,8 @@ class RunCheckpoints:
         try:
             create_json(self._store, key, manifest.to_document())
         except AlreadyExistsError:
-            # The same attempt's own, whose answer was lost; or a late one of an earlier attempt, which gives way to what
-            # this one goes on from.
+            # The same attempt's own, whose answer was lost; or a late one of an earlier attempt, which gives way to
+            # what this one goes on from.
             there, version = read_json(self._store, key)
             if int(there["attempt"]) < self._attempt:
                 self._store.put(key, encode_json(manifest.to_document()), if_match=version)
