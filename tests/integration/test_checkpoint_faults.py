@@ -19,6 +19,7 @@ from weft_clt.trainer import Trainer
 from weft_common.errors import FailedPreconditionError, StorageFullError, UnavailableError
 from weft_store.adapters.file import FileObjectStore
 from weft_store.documents import encode_json, list_ids, read_json
+from weft_trainer.core.scratch import remove_stale
 from weft_trainer.worker import patience
 from weft_trainer.worker.background import Background
 from weft_trainer.worker.checkpoints import RunCheckpoints
@@ -85,6 +86,17 @@ def test_writer_killed_at_any_write_loses_no_bit(alone: tuple[int, dict[str, tor
         found = _state(root)
         for name, tensor in wanted.items():
             assert torch.equal(found[name], tensor), (write, name)
+
+
+def test_copy_of_a_killed_rank_goes_when_the_next_starts(tmp_path: Path) -> None:
+    """It was killed in the middle of an upload, whose copy would else fill this machine."""
+    prepare(str(tmp_path))
+    child = _FORKS.Process(target=_train_and_die, args=(str(tmp_path), 1))
+    child.start()
+    child.join(300)
+    assert len(list(tmp_path.glob("weft-scratch-*/files/*.safetensors"))) == 1
+    assert remove_stale() == 1
+    assert list(tmp_path.glob("weft-*")) == []
 
 
 @pytest.mark.parametrize("error", [UnavailableError("the bucket answers 503"), StorageFullError("the bucket is full")])

@@ -2,9 +2,7 @@
 
 import asyncio
 import re
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from weft_clt.formats.opening import check_writable
 from weft_common.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
@@ -12,6 +10,7 @@ from weft_store import ObjectStore
 from weft_store.documents import read_json
 from weft_trainer.core.admission import check_new_id
 from weft_trainer.core.format_jobs import formats_prefix
+from weft_trainer.core.scratch import ScratchFolder
 
 __all__ = ["TranscoderTransfer", "check_file", "uploads_prefix"]
 
@@ -70,8 +69,8 @@ class TranscoderTransfer:
         check_file(file)
         size_bytes = 0
         try:
-            with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-                path = Path(folder) / "file"
+            with ScratchFolder() as scratch:
+                path = scratch.path / "file"
                 with path.open("wb") as written:
                     async for piece in pieces:
                         self._check_piece(file, len(piece))

@@ -13,7 +13,6 @@ the write, it writes what no other attempt's manifest names.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +34,7 @@ from weft_clt.mesh import Mesh
 from weft_common.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, NotFoundError
 from weft_store import ObjectStore
 from weft_store.documents import create_json, encode_json, list_ids, read_json
+from weft_trainer.core.scratch import ScratchFolder
 
 __all__ = ["RunCheckpoints"]
 
@@ -102,8 +102,8 @@ class RunCheckpoints:
         for writer in writers_of(rank, size, wrote):
             name = _name_in(manifest, file_name(writer, wrote))
             # One file at a time is on this machine's disk.
-            with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-                path = Path(folder) / name
+            with ScratchFolder() as scratch:
+                path = scratch.path / name
                 self._store.get_to_file(f"{self.folder(step)}{name}", path)
                 check_file(path, manifest.files[name])
                 read_part(path, writer, wrote, tensors, rank, size)

@@ -6,7 +6,6 @@ One process; in memory are one layer's encoder and a block of its decoders, on d
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from weft_store.documents import create_json
 from weft_trainer.core.bucket_files import BucketFiles
 from weft_trainer.core.circuit_tracer_layout import activation_of
 from weft_trainer.core.format_jobs import formats_prefix
+from weft_trainer.core.scratch import ScratchFolder
 from weft_trainer.core.transcoder_transfer import uploads_prefix
 from weft_trainer.worker.settings import ConvertSettings
 from weft_trainer.worker.signals import exit_when_terminated
@@ -37,9 +37,9 @@ def take_in(store: ObjectStore, settings: ConvertSettings) -> None:
     files = BucketFiles(store, settings.source_prefix)
     source = open_transcoder(files, settings.layout, input_hook=settings.input_hook)
     facts, prefix = source.facts, f"transcoders/{settings.transcoder}/"
-    with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        written = write_circuit_tracer(source, Path(folder), settings.model.removeprefix("models/"), padded=False)
-        sizes = _upload(store, prefix, Path(folder), written)
+    with ScratchFolder() as scratch:
+        written = write_circuit_tracer(source, scratch.path, settings.model.removeprefix("models/"), padded=False)
+        sizes = _upload(store, prefix, scratch.path, written)
     manifest = {
         "name": f"transcoders/{settings.transcoder}",
         "model": settings.model,
@@ -70,9 +70,9 @@ def write_out(store: ObjectStore, settings: ConvertSettings) -> None:
     """Write a transcoder in another layout, and last the document that lists its files."""
     source = CircuitTracerFiles(BucketFiles(store, settings.source_prefix))
     prefix = formats_prefix(settings.transcoder, settings.layout)
-    with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        model = settings.model.removeprefix("models/")
-        sizes = _upload(store, prefix, Path(folder), write_transcoder(source, settings.layout, Path(folder), model))
+    with ScratchFolder() as scratch:
+        written = write_transcoder(source, settings.layout, scratch.path, settings.model.removeprefix("models/"))
+        sizes = _upload(store, prefix, scratch.path, written)
     document = {
         "transcoder": f"transcoders/{settings.transcoder}",
         "format": settings.layout,

@@ -8,14 +8,13 @@ pre-activations, one batch, and what `weft_clt.formats` holds of a layer while i
 from __future__ import annotations
 
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft_common.logging import get_logger
+from weft_trainer.core.scratch import ScratchFolder
 from weft_trainer.worker.checkpoint_job import run_checkpoint_job
 from weft_trainer.worker.settings import ExportSettings
 from weft_trainer.worker.starting import read_config
@@ -151,9 +150,9 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     prefix = f"transcoders/{settings.transcoder}/"
     whole = TrainedTranscoder(params, normalization, spec.input_hook, spec.output_hook)
     sizes = {}
-    with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        for name in write_circuit_tracer(whole, Path(folder), spec.model.removeprefix("models/"), padded=False):
-            path = Path(folder) / name
+    with ScratchFolder() as scratch:
+        for name in write_circuit_tracer(whole, scratch.path, spec.model.removeprefix("models/"), padded=False):
+            path = scratch.path / name
             sizes[name] = path.stat().st_size
             store.put_file(f"{prefix}{name}", path)
             path.unlink()
