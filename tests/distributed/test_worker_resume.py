@@ -209,7 +209,7 @@ def test_worker_evaluates_and_exports_a_checkpoint(alone: Rig) -> None:
     """The evaluation lies beside the checkpoint; the export has every file of the layout, and its own evaluation."""
     store = open_store(alone.bucket_url)
     alone.train("alone", 2, WEFT_WORKER_MODE="evaluate", WEFT_WORKER_CHECKPOINT_STEP="12")
-    evaluation, _ = read_json(store, "runs/alone/checkpoints/00000012/evaluation.json")
+    evaluation, _ = read_json(store, "runs/alone/checkpoints/00000012/evaluation-ranks.json")
     assert evaluation["tokens"] == 70
     assert len(evaluation["l0_by_layer"]) == NUM_LAYERS
     _export(alone, "alone", "small")

@@ -149,5 +149,5 @@ class RunRepository:
         try:
             return read_json(self._store, f"{prefix}evaluation.json")[0]
         except NotFoundError:
-            # Being made again.
+            # Deleted since it was listed.
             return {}

@@ -133,13 +133,13 @@ class Rank:
             self._reporter.finished()
 
     def evaluate(self, checkpoint_step: int, most_tokens: int) -> None:
-        """Evaluate a checkpoint and write `evaluation.json` beside it."""
+        """Evaluate a checkpoint and write `evaluation-ranks.json` beside it."""
         trainer, axis = self._trainer, self._mesh.feature
         self._checkpoints.load(checkpoint_step, axis.rank, axis.size, trainer.params.named())
         trainer.step = checkpoint_step
         evaluation = self._evaluation(most_tokens)
         if self._mesh.rank == 0:
-            key = f"{self._checkpoints.folder(checkpoint_step)}evaluation.json"
+            key = f"{self._checkpoints.folder(checkpoint_step)}evaluation-ranks.json"
             self._store.put(key, encode_json(asdict(evaluation)))
 
     def _source(self, split: messages_pb2.Split.ValueType, *, rank: int, world_size: int) -> CacheRowGroups:
