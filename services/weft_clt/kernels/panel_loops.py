@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-
 from weft_clt.kernels.compiling import compiled
 from weft_clt.kernels.panel_rows import (
     make_adam_row,
