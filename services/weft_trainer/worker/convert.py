@@ -1,7 +1,7 @@
 """
 Makes a transcoder of files in another layout, or writes one for others: `python -m weft_trainer.worker.convert`.
 
-One process; in memory are one layer's encoder and a block of its decoders, on disk one file.
+One process; in memory are one layer's encoder, at most twice in float64, and a few blocks of 32 MiB; on disk one file.
 """
 
 import os
