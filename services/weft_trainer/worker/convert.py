@@ -22,7 +22,7 @@ from weft_trainer.core.bucket_files import BucketFiles
 from weft_trainer.core.circuit_tracer_layout import activation_of
 from weft_trainer.core.format_jobs import formats_prefix
 from weft_trainer.core.scratch import ScratchFolder
-from weft_trainer.core.transcoder_transfer import uploads_prefix
+from weft_trainer.core.transcoder_transfer import is_uploaded
 from weft_trainer.worker.settings import ConvertSettings
 from weft_trainer.worker.signals import exit_when_terminated
 from weft_trainer.worker.starting import exit_code, open_bucket, prepare_process
@@ -61,7 +61,7 @@ def take_in(store: ObjectStore, settings: ConvertSettings) -> None:
         "create_time": _now(),
     }
     _commit(store, f"{prefix}manifest.json", manifest)
-    if files.where == uploads_prefix(settings.transcoder):
+    if is_uploaded(files.where, settings.transcoder):
         for name in files.sizes():
             store.delete(files.where + name)
 
