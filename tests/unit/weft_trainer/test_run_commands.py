@@ -136,7 +136,7 @@ async def test_resume_takes_other_ranks() -> None:
 async def test_field_that_nothing_reads_is_refused_of_a_new_run_only() -> None:
     """What an earlier version accepted goes on, also with other ranks."""
     controller = Controller()
-    with pytest.raises(InvalidArgumentError, match="bandwidth: 1.0 has no meaning with ACTIVATION_TOP_K"):
+    with pytest.raises(InvalidArgumentError, match=r"bandwidth: 1\.0 has no meaning with ACTIVATION_TOP_K"):
         await controller.create(bandwidth=1.0)
     await controller.create()
     await controller.runs.change(
