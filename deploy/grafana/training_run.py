@@ -51,6 +51,15 @@ _LEARNING = Row(
     "Learning",
     (
         _of_run("Loss", "Loss of a step, in normalised units. It should fall.", "short", "weft_train_loss"),
+        Graph(
+            "Parts of the loss",
+            "Squared error, sparsity, pre-activation penalty and AuxK, which come to the loss. A part that is off is 0.",
+            "short",
+            tuple(
+                Query(f"max by (run) (weft_train_{part}_loss{{{_RUN}}})", f"{{{{run}}}}: {part}")
+                for part in ("reconstruction", "sparsity", "preact", "aux")
+            ),
+        ),
         _of_run(
             "Explained variance",
             "Of a step's own tokens, mean over layers; the figure to trust is the evaluation's.",
