@@ -53,7 +53,7 @@ _LEARNING = Row(
         _of_run("Loss", "Loss of a step, in normalised units. It should fall.", "short", "weft_train_loss"),
         Graph(
             "Parts of the loss",
-            "Squared error, sparsity, pre-activation penalty and AuxK, which come to the loss. A part that is off is 0.",
+            "Squared error, sparsity, pre-activation penalty and AuxK, whose sum is the loss. What is off is 0.",
             "short",
             tuple(
                 Query(f"max by (run) (weft_train_{part}_loss{{{_RUN}}})", f"{{{{run}}}}: {part}")
@@ -158,8 +158,8 @@ _SAFETY = Row(
         ),
         Graph(
             "Damaged checkpoints",
-            "In the last hour: checkpoints that ranks could not read whole, and left for an older one. The run's history "
-            "has the reasons; look after the bucket.",
+            "In the last hour: checkpoints that ranks could not read whole, and left for an older one. The run's "
+            "history has the reasons; look after the bucket.",
             "short",
             (Query(f"sum(increase(weft_train_damaged_checkpoints_total{{{CHOSEN}}}[1h]))", "damaged"),),
         ),
