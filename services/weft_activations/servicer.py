@@ -152,7 +152,7 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         budget = CallBudget(self._replace_limits)
         answers = replace_mlps(aiter(request_iterator), self._inference, budget)
         # Written here and not yielded: the time that a caller takes to receive counts too.
-        async with aclosing(answers), budget.time():
+        async with aclosing(answers), budget.within_time():
             async for response in answers:
                 await context.write(response)
 

@@ -67,7 +67,7 @@ class CallBudget:
             )
 
     @asynccontextmanager
-    async def time(self) -> AsyncIterator[None]:
+    async def within_time(self) -> AsyncIterator[None]:
         """Bound the time of what is done within. DeadlineExceededError."""
         limit = asyncio.timeout(self.limits.call_s - (time.monotonic() - self._begun_s))
         try:

@@ -75,7 +75,7 @@ async def _scores(
     bounds: dict[str, Any] = {"held_bytes": 1 << 20, "sent_bytes": 1 << 20, "passes": 100, "call_s": 60.0}
     budget = CallBudget(CallLimits(**(bounds | limits)))
     scores = []
-    async with budget.time():
+    async with budget.within_time():
         async for response in replace_mlps(requests, inference, budget):
             scores.append(response.score.tokens)
     return scores
