@@ -118,7 +118,7 @@ def test_worker_goes_on_with_other_ranks(alone: Rig) -> None:
 
 
 def test_worker_leaves_damaged_checkpoints_for_the_newest_whole_one(alone: Rig) -> None:
-    """A rank's file is gone, another manifest is cut short: the run goes on from step 6, and ends with the same bytes."""
+    """A rank's file is gone, a manifest is cut short: the run goes on from step 6 and ends with the same bytes."""
     alone.create_run("damaged", spec_of())
     alone.train("damaged", 2)
     store, folder = open_store(alone.bucket_url), "runs/damaged/checkpoints/"
