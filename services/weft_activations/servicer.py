@@ -146,7 +146,7 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         for sequence in found.sequences:
             yield service_pb2.ReadSequencesResponse(sequence=messages_pb2.TokenIds(ids=sequence.tolist()))
 
-    async def ReplaceMlps(
+    async def ReplaceMlps(  # type: ignore[override]  # it writes by itself, which gRPC takes as well
         self, request_iterator: AsyncIterator[service_pb2.ReplaceMlpsRequest], context: Context
     ) -> None:
         budget = CallBudget(self._replace_limits)

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 from numba.core.caching import FunctionCache
@@ -22,7 +22,10 @@ from numba.core.dispatcher import Dispatcher
 __all__ = ["compiled", "sources_of"]
 
 
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[F], F]:
     """
     Return a decorator that compiles a function at its first call, without Python's lock, and keeps the outcome.
 
@@ -30,11 +33,12 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         options: Of `numba.njit`.
     """
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(nogil=True, **options)(function)
+    def decorate(function: F) -> F:
+        made: Any = numba.njit(nogil=True, **options)(function)
         # With NUMBA_DISABLE_JIT it is the function itself.
-        if isinstance(dispatcher, Dispatcher):
-            dispatcher._cache = _SourcesCache(function)
+        if isinstance(made, Dispatcher):
+            made._cache = _SourcesCache(function)  # type: ignore[attr-defined]  # what enable_caching sets
+        dispatcher: F = made
         return dispatcher
 
     return decorate
@@ -70,11 +74,11 @@ def _imports(source: bytes) -> frozenset[str]:
     return frozenset(names)
 
 
-class _SourcesCache(FunctionCache):  # type: ignore[misc]  # numba has no types
+class _SourcesCache(FunctionCache):
     """A cache whose key has the bytes of all that a function's file imports from its own package."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]
         file = Path(inspect.getfile(function)).resolve()
         package = file.parents[max(0, function.__module__.count(".") - 1)]
         digest = hashlib.sha256()
@@ -85,4 +89,4 @@ class _SourcesCache(FunctionCache):  # type: ignore[misc]  # numba has no types
         self._sources = digest.hexdigest()
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), self._sources)
+        return (*super()._index_key(sig, codegen), self._sources)  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from transcoder_layouts import clt_forge_original, llamascopium_original, per_layer_original, random_transcoder
 
 from weft_clt.formats import representation
+from weft_clt.formats.circuit_tracer import write_circuit_tracer
 from weft_clt.formats.files import FolderFiles
 from weft_clt.formats.opening import open_transcoder, write_transcoder
 
@@ -55,7 +56,7 @@ def test_export_holds_a_layer_and_some_blocks(tmp_path: Path, layout: str) -> No
     window = 1 if layout == "saelens" else None
     original = random_transcoder(1, NUM_LAYERS, NUM_FEATURES, D_MODEL, window=window)
     (tmp_path / "own").mkdir()
-    list(write_transcoder(original, "circuit-tracer", tmp_path / "own", "tiny"))
+    list(write_circuit_tracer(original, tmp_path / "own", "tiny", padded=False))
     del original
     _check(tmp_path / "own", layout, tmp_path / "out")
 
