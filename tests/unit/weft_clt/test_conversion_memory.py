@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from transcoder_layouts import clt_forge_original, llamascopium_original, per_layer_original, random_transcoder
 
-from weft_clt.formats import representation
+from weft_clt.formats import numpy_archives, representation
 from weft_clt.formats.circuit_tracer import write_circuit_tracer
 from weft_clt.formats.files import FolderFiles
 from weft_clt.formats.opening import open_transcoder, write_transcoder
@@ -25,6 +25,7 @@ BOUND_BYTES = int(4.2 * ENCODER_BYTES) + 6 * BLOCK_BYTES + (64 << 10)
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(representation, "_BLOCK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(numpy_archives, "_BUFFER_BYTES", BLOCK_BYTES)
 
 
 def _peak_bytes(names: Iterator[str], folder: Path) -> tuple[int, int]:
