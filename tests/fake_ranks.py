@@ -119,6 +119,7 @@ class FakeGauges:
 
     def __init__(self) -> None:
         self.restarts: list[str] = []
+        self.num_damaged = 0
         self.oldest_pending_s = 0.0
         self.active_runs: dict[str, ActiveRun] = {}
 
@@ -132,6 +133,9 @@ class FakeGauges:
 
     def active(self, runs: Sequence[ActiveRun]) -> None:
         self.active_runs = {run.run: run for run in runs}
+
+    def damaged(self) -> None:
+        self.num_damaged += 1
 
     def checkpointed(self, run: str, moment_s: float) -> None: ...
 

@@ -51,6 +51,15 @@ _LEARNING = Row(
     "Learning",
     (
         _of_run("Loss", "Loss of a step, in normalised units. It should fall.", "short", "weft_train_loss"),
+        Graph(
+            "Parts of the loss",
+            "Squared error, sparsity, pre-activation penalty and AuxK, whose sum is the loss. What is off is 0.",
+            "short",
+            tuple(
+                Query(f"max by (run) (weft_train_{part}_loss{{{_RUN}}})", f"{{{{run}}}}: {part}")
+                for part in ("reconstruction", "sparsity", "preact", "aux")
+            ),
+        ),
         _of_run(
             "Explained variance",
             "Of a step's own tokens, mean over layers; the figure to trust is the evaluation's.",
@@ -146,6 +155,13 @@ _SAFETY = Row(
             "short",
             (Query(f"sum by (reason) (increase(weft_train_restarts_total{{{CHOSEN}}}[1h]))", "{{reason}}"),),
             is_stacked=True,
+        ),
+        Graph(
+            "Damaged checkpoints",
+            "In the last hour: checkpoints that ranks could not read whole, and left for an older one. The run's "
+            "history has the reasons; look after the bucket.",
+            "short",
+            (Query(f"sum(increase(weft_train_damaged_checkpoints_total{{{CHOSEN}}}[1h]))", "damaged"),),
         ),
     ),
 )

@@ -1,7 +1,7 @@
 """The dialogue of ReplaceMlps: from messages to the core and back, until the caller has no more passes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import numpy as np
 
@@ -9,29 +9,33 @@ from weft.activations.v1 import service_pb2
 from weft_activations.core.inference import Inference
 from weft_activations.core.ports import Floats, MlpStop, PassPlan
 from weft_activations.core.replacing import Replacing, open_replacing
+from weft_activations.core.replacing_limits import CallBudget
 from weft_common.errors import DeadlineExceededError, InvalidArgumentError
 from weft_common.resource_names import parse_name
 from weft_common.tensors import TensorAssembler, chunk_tensor
 
 __all__ = ["replace_mlps"]
 
-_PATIENCE_S = 300.0
-"""How long a caller may think: what a batch holds is not free until it goes."""
-
 Requests = AsyncIterator[service_pb2.ReplaceMlpsRequest]
 
 
 async def replace_mlps(
-    requests: Requests, inference: Inference, *, max_bytes: int
-) -> AsyncIterator[service_pb2.ReplaceMlpsResponse]:
+    requests: Requests, inference: Inference, budget: CallBudget
+) -> AsyncGenerator[service_pb2.ReplaceMlpsResponse, None]:
     """
     Answer one call.
 
+    Args:
+        requests: What the caller says.
+        inference: Has the models' thread.
+        budget: What the call may take; its time is bounded by whoever sends the answers.
+
     Raises:
         InvalidArgumentError: A message of another kind than comes next, and all that `Replacing` refuses.
+        ResourceExhaustedError: The batch is too large, or the call has had all the bytes or passes that it may.
         DeadlineExceededError: The caller says nothing for too long.
     """
-    start = await _next(requests, "start")
+    start = await _next(requests, "start", budget)
     if start is None:
         return
     replacing = await open_replacing(
@@ -39,9 +43,10 @@ async def replace_mlps(
         parse_name(start.start.model, "models", field="start.model"),
         [tuple(sequence.ids) for sequence in start.start.sequences],
         start.start.input_hook,
-        max_bytes=max_bytes,
+        max_bytes=budget.limits.held_bytes,
     )
-    while (request := await _next(requests, "plan")) is not None:
+    while (request := await _next(requests, "plan", budget)) is not None:
+        budget.take_pass()
         asked = request.plan
         plan = PassPlan(
             read_layers=tuple(asked.read_layers),
@@ -60,7 +65,7 @@ async def replace_mlps(
                 if array is not None:
                     for chunk in chunk_tensor(name, array):
                         yield service_pb2.ReplaceMlpsResponse(chunk=chunk)
-            output_ND = await _output(requests, hook + "mlp_out", replacing) if stop.is_replaced else None
+            output_ND = await _output(requests, hook + "mlp_out", replacing, budget) if stop.is_replaced else None
             stop = await replacing.go_on(output_ND)
         yield service_pb2.ReplaceMlpsResponse(
             score=service_pb2.ReplaceScore(
@@ -73,11 +78,11 @@ async def replace_mlps(
         )
 
 
-async def _output(requests: Requests, hook: str, replacing: Replacing) -> Floats:
+async def _output(requests: Requests, hook: str, replacing: Replacing, budget: CallBudget) -> Floats:
     num_rows, d_model = replacing.output_shape
     assembler = TensorAssembler(4 * num_rows * d_model)
     while True:
-        request = await _next(requests, "output")
+        request = await _next(requests, "output", budget)
         if request is None:
             raise InvalidArgumentError(f"the caller went before it gave {hook}", field="output")
         if request.output.tensor_name != hook:
@@ -88,16 +93,18 @@ async def _output(requests: Requests, hook: str, replacing: Replacing) -> Floats
             return whole[1].astype(np.float32, copy=False)
 
 
-async def _next(requests: Requests, kind: str) -> service_pb2.ReplaceMlpsRequest | None:
+async def _next(requests: Requests, kind: str, budget: CallBudget) -> service_pb2.ReplaceMlpsRequest | None:
     """Take the next message, which must be of a kind; None where the caller has no more."""
+    patience_s = budget.limits.patience_s
     try:
-        request = await asyncio.wait_for(anext(requests), _PATIENCE_S)
+        request = await asyncio.wait_for(anext(requests), patience_s)
     except StopAsyncIteration:
         return None
     except TimeoutError:
         raise DeadlineExceededError(
-            f"nothing came for {_PATIENCE_S:g} s where `{kind}` was waited for; begin again, with smaller batches"
+            f"nothing came for {patience_s:g} s where `{kind}` was waited for; begin again, with smaller batches"
         ) from None
+    budget.take_message(request.ByteSize())
     found = request.WhichOneof("part")
     if found != kind:
         raise InvalidArgumentError(f"a message with {found or 'nothing'} came; `{kind}` was expected next", field=kind)

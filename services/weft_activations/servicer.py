@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc.aio
 from google.longrunning import operations_pb2
@@ -15,6 +16,7 @@ from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
 from weft_activations.core.ports import Split
+from weft_activations.core.replacing_limits import CallBudget, CallLimits
 from weft_activations.replacing_dialogue import replace_mlps
 from weft_common.errors import InvalidArgumentError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
@@ -57,14 +59,14 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         store: ObjectStore,
         *,
         max_corpus_bytes: int,
-        max_batch_bytes: int,
+        replace_limits: CallLimits,
     ) -> None:
         self._inference = inference
         self._harvests = harvests
         self._operations = operations
         self._store = store
         self._max_corpus_bytes = max_corpus_bytes
-        self._max_batch_bytes = max_batch_bytes
+        self._replace_limits = replace_limits
 
     async def GetModel(self, request: service_pb2.GetModelRequest, context: Context) -> messages_pb2.Model:
         return converting.model_to_proto(await self._inference.describe(parse_name(request.name, "models")))
@@ -144,11 +146,15 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         for sequence in found.sequences:
             yield service_pb2.ReadSequencesResponse(sequence=messages_pb2.TokenIds(ids=sequence.tolist()))
 
-    async def ReplaceMlps(
+    async def ReplaceMlps(  # type: ignore[override]  # it writes by itself, which gRPC takes as well
         self, request_iterator: AsyncIterator[service_pb2.ReplaceMlpsRequest], context: Context
-    ) -> AsyncIterator[service_pb2.ReplaceMlpsResponse]:
-        async for response in replace_mlps(aiter(request_iterator), self._inference, max_bytes=self._max_batch_bytes):
-            yield response
+    ) -> None:
+        budget = CallBudget(self._replace_limits)
+        answers = replace_mlps(aiter(request_iterator), self._inference, budget)
+        # Written here and not yielded: the time that a caller takes to receive counts too.
+        async with aclosing(answers), budget.within_time():
+            async for response in answers:
+                await context.write(response)
 
     async def UploadCorpus(
         self, request_iterator: AsyncIterator[service_pb2.UploadCorpusRequest], context: Context

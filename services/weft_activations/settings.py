@@ -34,6 +34,12 @@ class ActivationsSettings(ServiceSettings, BucketSettings, PeerSettings):
     """Longest prompt and sequence, where the model itself would take a longer one."""
     max_capture_bytes: int = Field(default=1 << 30, ge=1 << 20)
     """Most bytes that one capture, or one batch whose MLPs are replaced, may hold."""
+    max_replace_bytes: int = Field(default=64 << 30, ge=1 << 20)
+    """Most bytes that a caller may send in one call in which it stands in the place of MLPs."""
+    max_replace_passes: int = Field(default=1024, ge=1)
+    """Most passes of such a call; a measurement takes two a layer and three more."""
+    max_replace_s: float = Field(default=3600.0, gt=0)
+    """Longest that such a call may take, in seconds."""
     max_corpus_bytes: int = Field(default=256 << 20, ge=1)
     """Most bytes of text of one corpus."""
     max_lease_bytes: int = Field(default=1 << 30, ge=1 << 20)

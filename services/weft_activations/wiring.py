@@ -10,6 +10,7 @@ from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
 from weft_activations.core.planning import HarvestPlanner
 from weft_activations.core.ports import DatasetCatalog, ModelBackend
+from weft_activations.core.replacing_limits import CallLimits
 from weft_activations.servicer import HARVEST_KIND, ActivationServicer, harvest_kind
 from weft_activations.settings import ActivationsSettings
 from weft_common.operations import OperationManager
@@ -50,7 +51,12 @@ async def registrations(
             operations,
             store,
             max_corpus_bytes=settings.max_corpus_bytes,
-            max_batch_bytes=settings.max_capture_bytes,
+            replace_limits=CallLimits(
+                held_bytes=settings.max_capture_bytes,
+                sent_bytes=settings.max_replace_bytes,
+                passes=settings.max_replace_passes,
+                call_s=settings.max_replace_s,
+            ),
         )
         async with operations.run():
             yield [

@@ -104,4 +104,6 @@ def training_spec(**given: Any) -> training.TrainingSpec:
         chosen |= {"sparsity_coeff": 1.0, "sparsity_scale": 4.0, "sparsity_ramp_share": 1.0}
     else:
         chosen["top_k"] = 32
+    if given.get("sparsity_coeff") == 0:
+        chosen |= {"sparsity_scale": 0.0, "sparsity_ramp_share": 0.0}
     return training.TrainingSpec(**{**chosen, **given})

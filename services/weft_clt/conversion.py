@@ -18,6 +18,7 @@ from torch import Tensor
 
 from weft_clt.config import Activation, FeatureConfig
 from weft_clt.parameters import Parameters
+from weft_clt.selection import JointCandidates
 
 __all__ = ["decoder_norms", "selections", "thresholds_from_selection"]
 
@@ -40,19 +41,15 @@ def selections(preact_LNF: Tensor, norms_LF: Tensor, features: FeatureConfig) ->
         preact_LNF: Of every layer; one token's entries compete over layers for joint TopK.
         norms_LF: Decoder norms over all targets, which joint TopK ranks by.
     """
-    bound_N1 = None
+    num_layers, num_tokens, _ = preact_LNF.shape
     if features.activation is Activation.JOINT_TOP_K:
-        most = features.top_k * preact_LNF.shape[0]
-        best_NK = preact_LNF.new_zeros(preact_LNF.shape[1], 0)
+        joint = JointCandidates.empty(num_tokens, features.top_k * num_layers, preact_LNF)
         for preact_NF, norms_F in zip(preact_LNF, norms_LF, strict=True):
-            seen = torch.cat([best_NK, preact_NF * norms_F], 1)
-            best_NK = torch.topk(seen, min(most, seen.shape[1]), dim=1, sorted=False).values
-        bound_N1 = best_NK.amin(1, keepdim=True)
-    for preact_NF, norms_F in zip(preact_LNF, norms_LF, strict=True):
-        if bound_N1 is not None:
-            score_NF = preact_NF * norms_F
-            yield (score_NF >= bound_N1) & (score_NF > 0)
-            continue
+            joint.see(preact_NF * norms_F)
+        for preact_NF, norms_F in zip(preact_LNF, norms_LF, strict=True):
+            yield joint.selected(preact_NF * norms_F)
+        return
+    for preact_NF in preact_LNF:
         kept_NK = torch.topk(preact_NF, min(features.top_k, preact_NF.shape[1]), dim=1)
         yield torch.zeros_like(preact_NF, dtype=torch.bool).scatter_(1, kept_NK.indices, kept_NK.values > 0)
 

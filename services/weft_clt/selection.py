@@ -122,10 +122,17 @@ class JointCandidates:
         """Begin with nothing."""
         return cls(most, like.new_zeros(num_tokens, 0))
 
-    def add(self, preact_TS: Tensor, norms_S: Tensor) -> OwnEntries:
-        """List what is among the best so far, by pre-activation times decoder norm; a score of 0 is never."""
-        score_TS = preact_TS * norms_S
+    def see(self, score_TS: Tensor) -> None:
+        """Let the scores of one more layer compete: pre-activations times decoder norms."""
         seen = torch.cat([self.best_TJ, score_TS], 1)
         self.best_TJ = torch.topk(seen, min(self.most, seen.shape[1]), dim=1, sorted=False).values
-        bound_T1 = self.best_TJ.amin(1, keepdim=True)
-        return _listed(preact_TS, (score_TS >= bound_T1) & (score_TS > 0))
+
+    def selected(self, score_TS: Tensor) -> Tensor:
+        """Tell which of a layer's scores are among the best of all that were seen, boolean; a score of 0 is never."""
+        return (score_TS >= self.best_TJ.amin(1, keepdim=True)) & (score_TS > 0)
+
+    def add(self, preact_TS: Tensor, norms_S: Tensor) -> OwnEntries:
+        """List what is among the best so far, the next layer's included."""
+        score_TS = preact_TS * norms_S
+        self.see(score_TS)
+        return _listed(preact_TS, self.selected(score_TS))

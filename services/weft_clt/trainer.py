@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from weft_clt.config import TrainingConfig
+from weft_clt.evaluating import evaluate
 from weft_clt.initial import calibrate_biases, initial_parameters
 from weft_clt.kernels import Kernels
 from weft_clt.mesh import Mesh
@@ -219,19 +220,11 @@ class Trainer:
 
     def evaluate(self, batches: Iterator[Batch], num_batches: int) -> Evaluation:
         """
-        Measure on held-out data; every rank gives the same number of batches, filled up where its data ends.
+        Measure the present parameters on held-out data, as `weft_clt.evaluating.evaluate` does.
 
-        Collectives: those of a forward pass a batch, and of `ReconstructionSums.reduced`.
+        Collectives: those of `evaluate`.
         """
-        sums = ReconstructionSums(self.share, self._centre_LC)
-        for _ in range(num_batches):
-            batch = next(batches)
-            rank_tokens = batch.inputs_LOD.shape[1]
-            inputs_LTD, targets_LTC = self.engine.gather(batch.inputs_LOD, batch.targets_LOD)
-            valid_T = self.mesh.feature.gather((torch.arange(rank_tokens) < batch.num_valid).to(torch.uint8))
-            forward = self.engine.forward(inputs_LTD, targets_LTC, near=False)
-            sums.add(forward.error_LTC, targets_LTC, forward.exchanged, valid_T.flatten().bool())
-        return sums.reduced(self.mesh).evaluation(self.step)
+        return evaluate(self.engine, self._centre_LC, batches, num_batches, step=self.step)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield everything that a step changes, by the name that a checkpoint gives it."""

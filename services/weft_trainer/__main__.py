@@ -29,6 +29,7 @@ from weft_trainer.core.logs import RunLogs
 from weft_trainer.core.ports import RankLauncher
 from weft_trainer.core.reports import ReportDesk
 from weft_trainer.core.runs import RunRepository
+from weft_trainer.core.scratch import remove_stale
 from weft_trainer.core.signals import Signals
 from weft_trainer.core.supervisor import RunSupervisor, SupervisorOptions
 from weft_trainer.core.transcoder_transfer import TranscoderTransfer
@@ -74,6 +75,7 @@ async def build(
 async def _services(
     settings: TrainerSettings, launcher: RankLauncher, worker_module: str
 ) -> AsyncIterator[Sequence[Registration]]:
+    remove_stale()
     keys = (_secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
     store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
     runs, signals, gauges, journal = RunRepository(store), Signals(), PrometheusGauges(), Journal(store)

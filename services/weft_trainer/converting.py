@@ -245,6 +245,18 @@ def report_from_proto(run: str, request: service_pb2.ReportRequest) -> RankRepor
         finished=request.finished,
         error_message=request.error_message[:4000],
         peak_memory_bytes=request.peak_memory_bytes,
+        notice=_notice(request),
+    )
+
+
+def _notice(request: service_pb2.ReportRequest) -> str:
+    """Say for the run's history what its ranks could not read; empty where nothing was damaged."""
+    damaged = request.damaged_checkpoint
+    if not damaged.step:
+        return ""
+    return (
+        f"attempt {request.attempt} goes on from step {damaged.resumed_step}, as checkpoint {damaged.step} is damaged: "
+        f"{damaged.reason[:1000]}"
     )
 
 

@@ -206,7 +206,9 @@ class TrainingServicer(service_pb2_grpc.TrainingServiceServicer):
                     )
                 yield request.data
 
-        prefix, size_bytes = await self._transfer.upload(first.transcoder_id, first.file, pieces(), clear=first.clear)
+        prefix, size_bytes = await self._transfer.upload(
+            first.transcoder_id, first.file, pieces(), upload=first.upload, clear=first.clear
+        )
         return service_pb2.UploadTranscoderFileResponse(prefix=prefix, size_bytes=size_bytes)
 
     async def ConvertFiles(

@@ -106,7 +106,7 @@ class Rank:
         step = int(setting("CHECKPOINT_STEP"))
         document = {"step": step, "tokens": int(setting("EVALUATION_TOKENS")), "l0_by_layer": [1.0, 2.0]}
         if self.rank == 0:
-            key = f"runs/{self.run}/checkpoints/{step:08d}/evaluation.json"
+            key = f"runs/{self.run}/checkpoints/{step:08d}/evaluation-ranks.json"
             self.store.put(key, json.dumps(document).encode())
 
 

@@ -121,8 +121,12 @@ def get_run(release: Release, run_id: str) -> training.Run:
 
 
 def tensors_of(release: Release, run_id: str, step: int) -> dict[str, Any]:
-    """Return what a checkpoint's manifest says of its files, digests included, which stand for all of their bytes."""
+    """
+    Return what a checkpoint's manifest says of its files, digests included, which stand for all of their bytes.
+
+    The attempt is left out of their names: runs that came to the same may have taken another number of them.
+    """
     manifest, _ = read_json(release.bucket.store(), f"runs/{run_id}/checkpoints/{step:08d}/manifest.json")
-    files: dict[str, Any] = manifest["files"]
+    files: dict[str, Any] = {name.partition("-")[2]: facts for name, facts in manifest["files"].items()}
     assert files
     return files

@@ -1,5 +1,6 @@
 """Ranks as processes: training, a SIGKILL, a SIGTERM, an evaluation and an export."""
 
+import json
 import os
 import random
 import re
@@ -108,11 +109,27 @@ def test_worker_goes_on_with_other_ranks(alone: Rig) -> None:
         _go_back(alone, "resharded", step, feature_ranks, data_ranks)
         alone.train("resharded", 2)
     store = open_store(alone.bucket_url)
-    found = load(store.get("runs/resharded/checkpoints/00000012/rank0-of-1.safetensors"))
-    halves = [load(store.get(f"runs/alone/checkpoints/00000012/rank{rank}-of-2.safetensors")) for rank in range(2)]
+    found = load(store.get("runs/resharded/checkpoints/00000012/attempt1-rank0-of-1.safetensors"))
+    folder = "runs/alone/checkpoints/00000012"
+    halves = [load(store.get(f"{folder}/attempt1-rank{rank}-of-2.safetensors")) for rank in range(2)]
     for name, array in found.items():
         whole = np.concatenate([half[name] for half in halves], axis=sharded_dim(name))
         np.testing.assert_allclose(array, whole, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_worker_leaves_damaged_checkpoints_for_the_newest_whole_one(alone: Rig) -> None:
+    """A rank's file is gone, a manifest is cut short: the run goes on from step 6 and ends with the same bytes."""
+    alone.create_run("damaged", spec_of())
+    alone.train("damaged", 2)
+    store, folder = open_store(alone.bucket_url), "runs/damaged/checkpoints/"
+    store.delete(f"{folder}00000012/attempt1-rank1-of-2.safetensors")
+    manifest = f"{folder}00000009/manifest.json"
+    store.put(manifest, store.get(manifest)[:100])
+    alone.train("damaged", 2)
+    lines = [json.loads(line) for line in (alone.folder / "damaged.log").read_text().splitlines() if line[:1] == "{"]
+    assert [line["step"] for line in lines if line["event"] == "checkpoint_damaged"] == [12, 9, 9]
+    assert {line["step"] for line in lines if line["event"] == "resumed"} == {6}
+    assert alone.digests("damaged", 12) == alone.digests("alone", 12)
 
 
 def test_rank_that_hangs_is_named(rig: Rig) -> None:
@@ -208,7 +225,7 @@ def test_worker_evaluates_and_exports_a_checkpoint(alone: Rig) -> None:
     """The evaluation lies beside the checkpoint; the export has every file of the layout, and its own evaluation."""
     store = open_store(alone.bucket_url)
     alone.train("alone", 2, WEFT_WORKER_MODE="evaluate", WEFT_WORKER_CHECKPOINT_STEP="12")
-    evaluation, _ = read_json(store, "runs/alone/checkpoints/00000012/evaluation.json")
+    evaluation, _ = read_json(store, "runs/alone/checkpoints/00000012/evaluation-ranks.json")
     assert evaluation["tokens"] == 70
     assert len(evaluation["l0_by_layer"]) == NUM_LAYERS
     _export(alone, "alone", "small")

@@ -5,6 +5,7 @@ import resource
 import signal
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from clt_cases import own_batch
 from faulty_store import FaultyObjectStore, kill_after
 
 from weft_clt.checkpoint import file_name, write_tensors
+from weft_clt.trainer import Trainer
 from weft_common.errors import FailedPreconditionError, StorageFullError, UnavailableError
 from weft_store.adapters.file import FileObjectStore
-from weft_store.documents import encode_json, list_ids
+from weft_store.documents import encode_json, list_ids, read_json
+from weft_trainer.core.scratch import remove_stale
 from weft_trainer.worker import patience
 from weft_trainer.worker.background import Background
 from weft_trainer.worker.checkpoints import RunCheckpoints
@@ -85,6 +88,17 @@ def test_writer_killed_at_any_write_loses_no_bit(alone: tuple[int, dict[str, tor
             assert torch.equal(found[name], tensor), (write, name)
 
 
+def test_copy_of_a_killed_rank_goes_when_the_next_starts(tmp_path: Path) -> None:
+    """It was killed in the middle of an upload, whose copy would else fill this machine."""
+    prepare(str(tmp_path))
+    child = _FORKS.Process(target=_train_and_die, args=(str(tmp_path), 1))
+    child.start()
+    child.join(300)
+    assert len(list(tmp_path.glob("weft-scratch-*/files/*.safetensors"))) == 1
+    assert remove_stale() == 1
+    assert list(tmp_path.glob("weft-*")) == []
+
+
 @pytest.mark.parametrize("error", [UnavailableError("the bucket answers 503"), StorageFullError("the bucket is full")])
 def test_bucket_that_refuses_for_a_while_delays_nothing_but_the_checkpoint(
     alone: tuple[int, dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -150,7 +164,7 @@ def test_attempt_that_was_replaced_completes_nothing(tmp_path: Path) -> None:
 
 
 def test_late_manifest_of_an_earlier_attempt_gives_way(tmp_path: Path) -> None:
-    """It describes files that the present attempt has written over; the checkpoint is whole all the same."""
+    """The present attempt's own takes its place, and the checkpoint is what that one saved."""
     store = FileObjectStore(tmp_path)
     early, late = load(RunCheckpoints(store, "r", 1)), load(RunCheckpoints(store, "r", 1))
     early.train_step(own_batch(1, early.mesh))
@@ -166,6 +180,62 @@ def test_late_manifest_of_an_earlier_attempt_gives_way(tmp_path: Path) -> None:
     found = dict(load(RunCheckpoints(store, "r", 2)).state())
     for name, tensor in late.state():
         assert torch.equal(found[name], tensor), name
+
+
+def _steps_of_two_attempts(tmp_path: Path) -> tuple[Trainer, list[Path]]:
+    """The later of two trainers that came to different bytes, and the files of both."""
+    paths, trainer = [], None
+    for attempt in (1, 2):
+        trainer = load(RunCheckpoints(FileObjectStore(tmp_path), "none", attempt))
+        trainer.train_step(own_batch(attempt, trainer.mesh))
+        paths.append(tmp_path / str(attempt) / file_name(0, 1))
+        paths[-1].parent.mkdir()
+        write_tensors(paths[-1], trainer.state())
+    assert trainer is not None
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+    return trainer, paths
+
+
+@pytest.mark.parametrize("asleep_at", ["rank0-of-1.safetensors", "part-rank0-of-1.json", "manifest.json"])
+def test_rank_of_an_earlier_attempt_that_wakes_up_changes_no_checkpoint(tmp_path: Path, asleep_at: str) -> None:
+    """It slept between its look at the present attempt and its write, while the next attempt saved the same step."""
+    later, (early_path, late_path) = _steps_of_two_attempts(tmp_path)
+    store = FileObjectStore(tmp_path)
+    prepare(str(tmp_path))
+    present = RunCheckpoints(store, "r", 2)
+
+    def sleep(moment: str, op: str, key: str, count: int) -> None:
+        if moment == "before" and key.endswith(asleep_at):
+            store.put("runs/r/run.json", encode_json({"attempt": 2}))
+            present.upload(1, late_path)
+            present.commit(1, {"draws": 1}, config(), later.mesh)
+
+    sleeper = RunCheckpoints(FaultyObjectStore(store, sleep), "r", 1)
+    with suppress(FailedPreconditionError):
+        sleeper.upload(1, early_path)
+        sleeper.commit(1, {"draws": 1}, config(), later.mesh)
+    assert present.manifest(1).attempt == 2
+    found = dict(load(present).state())
+    for name, tensor in later.state():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Its files have no attempt in their names."""
+    later, (path, _) = _steps_of_two_attempts(tmp_path)
+    store = FileObjectStore(tmp_path)
+    prepare(str(tmp_path))
+    checkpoints = RunCheckpoints(store, "r", 1)
+    checkpoints.upload(1, path)
+    checkpoints.commit(1, {"draws": 1}, config(), later.mesh)
+    folder = checkpoints.folder(1)
+    manifest, _ = read_json(store, f"{folder}manifest.json")
+    ((name, facts),) = manifest["files"].items()
+    assert name == "attempt1-rank0-of-1.safetensors"
+    store.put_file(f"{folder}rank0-of-1.safetensors", path)
+    store.delete(f"{folder}{name}")
+    store.put(f"{folder}manifest.json", encode_json(manifest | {"files": {"rank0-of-1.safetensors": facts}}))
+    assert load(checkpoints).step == 1
 
 
 def test_steps_go_on_while_a_checkpoint_is_uploaded(tmp_path: Path) -> None:

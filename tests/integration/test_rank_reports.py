@@ -115,3 +115,13 @@ def test_rank_stops_where_its_reports_are_refused(controller: Controller, report
     reporter.step(_metrics(2))
     assert reporter.close(WAIT_S)
     assert controller.heard == []
+
+
+def test_damaged_checkpoint_is_reported_with_its_reason(controller: Controller, reporter: Reporter) -> None:
+    """By whichever rank found it, with the step that the run goes on from."""
+    reporter.damaged_checkpoint(4, "rank1-of-2.safetensors is gone", 2)
+    _wait_for(lambda: any(report.HasField("damaged_checkpoint") for report in controller.heard))
+    (found,) = (report for report in controller.heard if report.HasField("damaged_checkpoint"))
+    damaged = found.damaged_checkpoint
+    assert (found.attempt, damaged.step, damaged.resumed_step) == (3, 4, 2)
+    assert damaged.reason == "rank1-of-2.safetensors is gone"

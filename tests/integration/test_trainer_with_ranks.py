@@ -25,6 +25,7 @@ from weft.cache.v1 import service_pb2_grpc as cache_grpc
 from weft.training.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_common.client import aio_channel
 from weft_store import ObjectStore, open_store
+from weft_store.documents import read_json
 from weft_store.shard import CodecSpec, encode_shard
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -227,11 +228,11 @@ async def client(services: Services) -> AsyncIterator[Client]:
 
 
 def _weights(services: Services, run: str, step: int) -> dict[str, Any]:
-    store = open_store(services.bucket_url)
+    store, folder = open_store(services.bucket_url), f"runs/{run}/checkpoints/{step:08d}/"
     weights: dict[str, Any] = {}
-    for rank in range(2):
-        tensors = load(store.get(f"runs/{run}/checkpoints/{step:08d}/rank{rank}-of-2.safetensors"))
-        weights |= {f"{rank}/{name}": array for name, array in tensors.items()}
+    for name in read_json(store, f"{folder}manifest.json")[0]["files"]:
+        rank = name.partition("-")[2]
+        weights |= {f"{rank}/{each}": array for each, array in load(store.get(f"{folder}{name}")).items()}
     return weights
 
 

@@ -135,7 +135,7 @@ async def test_transcoders_come_in_and_go_out_in_other_layouts(house: House, tmp
         source = open_transcoder(FolderFiles(house.bucket / found["prefix"]), "circuit-tracer")
         inputs_LTD = inputs_of(source.facts, 3)
         np.testing.assert_allclose(predict(source, inputs_LTD), made[name], rtol=1e-6, atol=1e-5)
-        assert [info.key for info in house.store.list(f"uploads/transcoders/{name}/")] == []
+        assert [info.key for info in house.store.list(f"uploads/transcoders/{name}")] == []
         reader = TranscoderReader(house.store, name)
         ((_, rows),) = reader.decoders(0, np.array([1, 4]))
         assert rows.shape == (2, window, 4)
@@ -216,7 +216,7 @@ async def test_uploads_and_reads_keep_to_their_folders(house: House) -> None:
         assert await code_of() == Code.INVALID_ARGUMENT
         assert await code_of(piece("x", transcoder="t"), piece("y")) == Code.INVALID_ARGUMENT
         assert await code_of(piece("x", b"x" * ((1 << 20) + 1), "t")) == Code.INVALID_ARGUMENT
-        assert [info.key for info in house.store.list("uploads/transcoders/t/")] == []
+        assert [info.key for info in house.store.list("uploads/transcoders/t")] == []
         read = service_pb2.ReadTranscoderFileRequest(name="transcoders/t", format="../..", file="manifest.json")
         with pytest.raises(grpc.RpcError) as caught:
             async for _ in stub.ReadTranscoderFile(read, timeout=WAIT_S):

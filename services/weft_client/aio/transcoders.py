@@ -1,5 +1,6 @@
 """Finished transcoders."""
 
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -54,7 +55,8 @@ class AsyncTranscoders:
         self, transcoder_id: str, folder: Path, *, progress: Callable[[str, int], None] | None = None
     ) -> str:
         """
-        Store the files of a folder in the bucket and return their prefix, for `convert_files`.
+        Store the files of a folder in the bucket and return their prefix, for `convert_files`; another upload for the
+        same transcoder has another prefix.
 
         Args:
             transcoder_id: The transcoder that they will become.
@@ -64,10 +66,10 @@ class AsyncTranscoders:
         Raises:
             InvalidArgumentError: there is nothing in the folder, or a pickled checkpoint.
         """
-        prefix = ""
+        prefix, upload = "", uuid.uuid4().hex
         for name, path in files_of(folder):
             try:
-                pieces = _pieces(transcoder_id, name, path, clear=not prefix)
+                pieces = _pieces(transcoder_id, upload, name, path, clear=not prefix)
                 answer = await self._stub.UploadTranscoderFile(pieces, timeout=FILE_S)
             except grpc.RpcError as error:
                 raise error_from_rpc(error) from error
@@ -133,7 +135,7 @@ class AsyncTranscoders:
 
 
 async def _pieces(
-    transcoder_id: str, name: str, path: Path, *, clear: bool
+    transcoder_id: str, upload: str, name: str, path: Path, *, clear: bool
 ) -> AsyncIterator[service_pb2.UploadTranscoderFileRequest]:
     first = True
     with path.open("rb") as file:
@@ -143,5 +145,6 @@ async def _pieces(
                 file=name if first else "",
                 data=data,
                 clear=first and clear,
+                upload=upload if first else "",
             )
             first = False

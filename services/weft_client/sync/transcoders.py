@@ -1,6 +1,7 @@
 # Generated from `weft_client/aio` by `scripts/client_sync.py`; edit that.
 """Finished transcoders."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,7 +54,8 @@ class Transcoders:
 
     def upload(self, transcoder_id: str, folder: Path, *, progress: Callable[[str, int], None] | None = None) -> str:
         """
-        Store the files of a folder in the bucket and return their prefix, for `convert_files`.
+        Store the files of a folder in the bucket and return their prefix, for `convert_files`; another upload for the
+        same transcoder has another prefix.
 
         Args:
             transcoder_id: The transcoder that they will become.
@@ -63,10 +65,10 @@ class Transcoders:
         Raises:
             InvalidArgumentError: there is nothing in the folder, or a pickled checkpoint.
         """
-        prefix = ""
+        prefix, upload = "", uuid.uuid4().hex
         for name, path in files_of(folder):
             try:
-                pieces = _pieces(transcoder_id, name, path, clear=not prefix)
+                pieces = _pieces(transcoder_id, upload, name, path, clear=not prefix)
                 answer = self._stub.UploadTranscoderFile(pieces, timeout=FILE_S)
             except grpc.RpcError as error:
                 raise error_from_rpc(error) from error
@@ -130,7 +132,7 @@ class Transcoders:
 
 
 def _pieces(
-    transcoder_id: str, name: str, path: Path, *, clear: bool
+    transcoder_id: str, upload: str, name: str, path: Path, *, clear: bool
 ) -> Iterator[service_pb2.UploadTranscoderFileRequest]:
     first = True
     with path.open("rb") as file:
@@ -140,5 +142,6 @@ def _pieces(
                 file=name if first else "",
                 data=data,
                 clear=first and clear,
+                upload=upload if first else "",
             )
             first = False

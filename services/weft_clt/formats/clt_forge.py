@@ -118,7 +118,7 @@ class CltForgeFiles:
         """Read one layer's encoder, all ranks joined."""
         w_enc_FD = np.empty((self._facts.num_features, self._facts.d_model))
         for rank, shard in enumerate(self._shards):
-            w_enc_FD[rank * self._share : (rank + 1) * self._share] = shard.read("W_enc", layer).T
+            shard.read_turned("W_enc", layer, w_enc_FD[rank * self._share : (rank + 1) * self._share])
         w_enc_FD *= self._scale_in_L[layer]
         threshold_F = np.concatenate([shard.read("log_threshold", layer) for shard in self._shards])
         return Encoder(

@@ -97,8 +97,8 @@ class GemmaScopeFiles:
         return self._facts
 
     def encoder(self, layer: int) -> Encoder:
-        """Read one layer's encoder."""
-        archive = self._archives[layer]
+        """Read one layer's encoder; a layer's decoder that was kept goes."""
+        archive, self._decoder = self._archives[layer], None
         return Encoder(
             w_enc_FD=archive.read("W_enc").T,
             b_enc_F=archive.read("b_enc"),

@@ -135,8 +135,11 @@ class LlamascopiumFiles:
                 norm_F = self._decoder_norms(layer)
                 # A feature that writes nothing may fire whenever it likes.
                 threshold_F = np.where(norm_F > 0, threshold_F / np.where(norm_F > 0, norm_F, 1), threshold_F)
+        w_enc_FD = np.empty((self._facts.num_features, self._facts.d_model))
+        self._file.read_turned("W_E", layer, w_enc_FD)
+        w_enc_FD *= self._scale_in_L[layer]
         return Encoder(
-            w_enc_FD=self._file.read("W_E", layer).T.astype(np.float64) * self._scale_in_L[layer],
+            w_enc_FD=w_enc_FD,
             b_enc_F=self._file.read("b_E", layer),
             threshold_F=threshold_F,
         )

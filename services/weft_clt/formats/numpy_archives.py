@@ -89,10 +89,9 @@ class NumpyArchive:
         with self._opened(info) as member:
             self._header(info, member)
             try:
-                raw = member.read()
+                values = _filled(member, math.prod(self.shapes[array]), dtype)
             except (zipfile.BadZipFile, EOFError, zlib.error) as error:
                 raise DataLossError(f"{array} of {self.key!r} is broken ({error}): copy it again.") from error
-        values = np.frombuffer(raw, dtype=dtype)
         if dtype.itemsize != 8:
             values = values.astype(np.float32, copy=False)
         shaped: Array = values.reshape(self.shapes[array], order="F" if fortran else "C")
@@ -116,6 +115,20 @@ class NumpyArchive:
                 "are never read."
             )
         return shape, fortran, dtype
+
+
+def _filled(member: IO[bytes], count: int, dtype: np.dtype[np.floating]) -> Array:
+    """Read so many numbers, piece by piece: an archive read as a whole is in memory up to three times. EOFError."""
+    values = np.empty(count, dtype)
+    place, end = 0, values.nbytes
+    raw = values.view(np.uint8)
+    while place < end:
+        piece = member.read(min(_BUFFER_BYTES, end - place))
+        if not piece:
+            raise EOFError(f"it ends at byte {place} of {end}")
+        raw[place : place + len(piece)] = np.frombuffer(piece, np.uint8)
+        place += len(piece)
+    return values
 
 
 class _Seekable(io.RawIOBase):

@@ -109,7 +109,8 @@ def write_transcoder(source: TranscoderSource, layout: str, folder: Path, model:
     """
     Write a transcoder in a layout, yielding each file's name, relative to the folder, once it is whole.
 
-    A block of features' decoders and one layer's encoder are in memory at a time.
+    A block of features' decoders and one layer's encoder, in float64 or before and after a norm was folded in, are in
+    memory at a time.
 
     Raises:
         InvalidArgumentError: There is no such layout.

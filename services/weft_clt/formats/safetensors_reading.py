@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from weft_clt.formats.files import LayoutFiles
-from weft_clt.formats.representation import Array
+from weft_clt.formats.representation import Array, blocks
 from weft_common.errors import DataLossError
 
 __all__ = ["SafetensorsFile", "check_finite", "table"]
@@ -104,17 +104,27 @@ class SafetensorsFile:
         raw = self._files.read(self._name, self._data + entry["data_offsets"][0] + start * item, math.prod(rest) * item)
         array: Array = np.frombuffer(raw, dtype=_FLOATS[entry["dtype"]]).reshape(rest)
         if entry["dtype"] == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
+            wide = array.astype(np.uint32)
+            wide <<= 16
+            array = wide.view(np.float32)
         elif entry["dtype"] == "F16":
             array = array.astype(np.float32)
         return check_finite(array, f"{tensor} of {self.key!r}")
 
+    def read_turned(self, tensor: str, layer: int, out_FD: Array) -> None:
+        """Read a layer's matrix [D, F] into one that is turned, without another copy of it in memory."""
+        num_features, d_model = out_FD.shape
+        for rows in blocks(d_model, num_features):
+            out_FD[:, rows] = self.read(tensor, layer, rows=rows).T
+
 
 def check_finite(array: Array, what: str) -> Array:
     """Return the array, or raise DataLossError where one of its numbers is NaN or infinite."""
-    finite = np.isfinite(array)
-    if not finite.all():
-        raise DataLossError(f"{what} holds {int((~finite).sum())} numbers that are NaN or infinite: no transcoder.")
+    rows = np.atleast_1d(array)
+    parts = blocks(rows.shape[0], math.prod(rows.shape[1:]))
+    found = sum(rows[part].size - int(np.count_nonzero(np.isfinite(rows[part]))) for part in parts)
+    if found:
+        raise DataLossError(f"{what} holds {found} numbers that are NaN or infinite: no transcoder.")
     return array
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weft_clt.formats.representation import Array
+from weft_clt.formats.representation import Array, blocks
 from weft_clt.formats.safetensors_reading import check_finite
 from weft_common.errors import InternalError
 
@@ -45,9 +45,11 @@ def writing_safetensors(
         file.write(len(encoded).to_bytes(8, "little") + encoded)
 
         def write(array: Array) -> None:
-            with np.errstate(over="ignore"):
-                values = np.ascontiguousarray(array, dtype="<i8" if array.dtype == np.int64 else "<f4")
-            file.write(check_finite(values, path.name).data)
+            rows = np.atleast_1d(array)
+            for part in blocks(rows.shape[0], math.prod(rows.shape[1:])):
+                with np.errstate(over="ignore"):
+                    values = np.ascontiguousarray(rows[part], dtype="<i8" if array.dtype == np.int64 else "<f4")
+                file.write(check_finite(values, path.name).data)
 
         yield write
         written = file.tell() - 8 - len(encoded)

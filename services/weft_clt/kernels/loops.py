@@ -12,6 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from weft_clt.kernels.compiling import compiled
 from weft_clt.kernels.panel_rows import GROUP, any_above
 
 __all__ = [
@@ -27,9 +28,9 @@ __all__ = [
     "to_slots",
 ]
 
-_compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
+_compiled = compiled(fastmath={"reassoc", "contract", "arcp", "nsz"})
 _index = numba.uint64  # an index that cannot be negative lets the compiler use vector instructions
-_exact = numba.njit(cache=True, nogil=True)
+_exact = compiled()
 
 
 @_compiled

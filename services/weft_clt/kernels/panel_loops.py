@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
 from weft_clt.kernels.adam_rows import make_adam_row, make_adam_strip
+from weft_clt.kernels.compiling import compiled
 from weft_clt.kernels.panel_rows import (
     make_add_row,
     make_dot_rows,
@@ -27,7 +26,7 @@ from weft_clt.kernels.threads import WIDEST_BYTES
 __all__ = ["adam_flat_loop", "adam_loop", "decode_loop", "gradient_loop", "value_grad_loop"]
 
 _WIDTHS_BYTES = (WIDEST_BYTES, 64, 1)  # narrower reads each index more often
-_compiled = numba.njit(cache=True, nogil=True)
+_compiled = compiled()
 
 
 @_compiled

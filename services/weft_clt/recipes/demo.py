@@ -7,16 +7,8 @@ after 60 steps with beta1 .9 at 2e-3; .50 with beta1 0 at 7e-4 and encoder rows 
 
 from __future__ import annotations
 
-from weft_clt.config import (
-    Activation,
-    BatchConfig,
-    FeatureConfig,
-    LossConfig,
-    MeshConfig,
-    OptimizerConfig,
-    RecordConfig,
-    TrainingConfig,
-)
+from weft_clt.config import Activation, BatchConfig, MeshConfig, OptimizerConfig, RecordConfig, TrainingConfig
+from weft_clt.recipes.counting import counting_features, counting_loss
 
 __all__ = ["demo"]
 
@@ -29,15 +21,8 @@ def demo(dataset: str) -> TrainingConfig:
     2
     """
     return TrainingConfig(
-        features=FeatureConfig(
-            num_features=512,
-            activation=Activation.TOP_K,
-            top_k=32,
-            threshold_init=0.0,
-            bandwidth=0.0,
-            gradient_through_threshold=False,
-        ),
-        loss=LossConfig(sparsity_coeff=0.0, sparsity_scale=0.0, sparsity_ramp_share=0.0, preact_coeff=0.0),
+        features=counting_features(Activation.TOP_K, num_features=512, top_k=32),
+        loss=counting_loss(),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, warmup_steps=5, decay_share=0.3, beta1=0.9, beta2=0.999, clip_norm=1.0
         ),

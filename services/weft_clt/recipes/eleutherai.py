@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from weft_clt.config import Activation, FeatureConfig, LossConfig, OptimizerConfig, TrainingConfig
-from weft_clt.recipes.recipe import Recipe, RunSize, warmup_within
+from weft_clt.config import Activation, TrainingConfig
+from weft_clt.recipes.counting import counting_config
+from weft_clt.recipes.recipe import Recipe, RunSize
 
 __all__ = ["ELEUTHERAI"]
 
@@ -11,35 +12,8 @@ _RATE, _RATE_FEATURES = 2e-4, 1 << 14
 
 
 def _make(size: RunSize) -> TrainingConfig:
-    return TrainingConfig(
-        features=FeatureConfig(
-            num_features=size.num_features,
-            activation=Activation.TOP_K,
-            top_k=size.top_k,
-            threshold_init=0.0,
-            bandwidth=0.0,
-            gradient_through_threshold=False,
-        ),
-        loss=LossConfig(
-            sparsity_coeff=0.0,
-            sparsity_scale=0.0,
-            sparsity_ramp_share=0.0,
-            preact_coeff=0.0,
-            aux_top_k=min(512, size.num_features),
-            aux_coeff=1 / 32,
-        ),
-        optimizer=OptimizerConfig(
-            learning_rate=_RATE / (size.num_features / _RATE_FEATURES) ** 0.5,
-            warmup_steps=warmup_within(1000, size),
-            decay_share=0.2,
-            beta1=0.0,
-            beta2=0.999,
-            clip_norm=1.0,
-        ),
-        batch=size.batch(),
-        mesh=size.mesh(),
-        records=size.records(),
-    )
+    rate = _RATE / (size.num_features / _RATE_FEATURES) ** 0.5
+    return counting_config(size, Activation.TOP_K, learning_rate=rate, beta1=0.0)
 
 
 ELEUTHERAI = Recipe(

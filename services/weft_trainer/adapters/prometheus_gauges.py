@@ -24,6 +24,9 @@ _PENDING = Gauge(
 _RESTARTS = Counter(
     "weft_train_restarts_total", "Attempts that another followed, by reason.", ("reason",), registry=REGISTRY
 )
+_DAMAGED = Counter(
+    "weft_train_damaged_checkpoints_total", "Checkpoints that ranks left for an older one.", registry=REGISTRY
+)
 _STEP_SECONDS = Histogram(
     "weft_train_step_seconds",
     "Seconds of a training step.",
@@ -50,6 +53,14 @@ _STEP = _of_run("weft_train_step", "Steps done.")
 _MEMORY = _of_run("weft_train_peak_memory_bytes", "Largest resident memory of all the run's ranks together.")
 _LAST = {
     "loss": _of_run("weft_train_loss", "Loss of the last reported step, in normalised units."),
+    "reconstruction_loss": _of_run(
+        "weft_train_reconstruction_loss", "Squared error, the first part of the loss of the last reported step."
+    ),
+    "sparsity_loss": _of_run("weft_train_sparsity_loss", "Sparsity's part of the loss of the last reported step."),
+    "preact_loss": _of_run(
+        "weft_train_preact_loss", "The pre-activation penalty's part of the loss of the last reported step."
+    ),
+    "aux_loss": _of_run("weft_train_aux_loss", "AuxK's part of the loss of the last reported step."),
     "l0": _of_run("weft_train_l0", "Active features a token and layer, last reported step."),
     "explained_variance": _of_run(
         "weft_train_explained_variance", "Explained variance of the last reported step, 1 is all."
@@ -101,6 +112,9 @@ class PrometheusGauges:
 
     def restarted(self, reason: str) -> None:
         _RESTARTS.labels(reason).inc()
+
+    def damaged(self) -> None:
+        _DAMAGED.inc()
 
     def checkpointed(self, run: str, moment_s: float) -> None:
         if self._has_room(run):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weft_clt.config import TrainingConfig
+from weft_clt.unused_fields import check_used
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_trainer.core.ports import DatasetCatalog, DatasetFacts
 
@@ -23,7 +24,9 @@ def check_new_id(value: str, field: str) -> str:
     return value
 
 
-async def check_run(spec: Mapping[str, Any], catalog: DatasetCatalog, max_ranks: int) -> DatasetFacts:
+async def check_run(
+    spec: Mapping[str, Any], catalog: DatasetCatalog, max_ranks: int, *, is_new: bool = False
+) -> DatasetFacts:
     """
     Check a run's configuration and its dataset.
 
@@ -31,6 +34,7 @@ async def check_run(spec: Mapping[str, Any], catalog: DatasetCatalog, max_ranks:
         spec: The fields of TrainingSpec.
         catalog: Where datasets are described.
         max_ranks: Ranks that the launcher can start.
+        is_new: No version of weft has accepted it yet: fields that nothing reads are refused.
 
     Raises:
         InvalidArgumentError: The configuration makes no sense, alone or for a dataset of this shape.
@@ -38,6 +42,8 @@ async def check_run(spec: Mapping[str, Any], catalog: DatasetCatalog, max_ranks:
         FailedPreconditionError: The dataset is not sealed, or has too few tokens.
     """
     config = TrainingConfig.from_spec(spec)
+    if is_new:
+        check_used(config)
     ranks = config.mesh.world_size
     if ranks > max_ranks:
         raise InvalidArgumentError(

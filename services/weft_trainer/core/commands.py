@@ -83,7 +83,7 @@ class RunCommands:
         try:
             return await self._started(_same_request(await self._runs.get(run), record))
         except NotFoundError:
-            await check_run(spec, self._catalog, self._max_ranks)
+            await check_run(spec, self._catalog, self._max_ranks, is_new=True)
             await self._check_ranks(record)
         if validate_only:
             return record

@@ -48,6 +48,10 @@ class Gauges(Protocol):
         """An attempt ended and another begins: `bad_exit`, `disappeared`, `disrupted` or `stopped`."""
         ...
 
+    def damaged(self) -> None:
+        """Ranks left a damaged checkpoint for an older one."""
+        ...
+
     def checkpointed(self, run: str, moment_s: float) -> None:
         """A checkpoint is complete, in seconds since 1970."""
         ...

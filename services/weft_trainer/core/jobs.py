@@ -129,6 +129,8 @@ class CheckpointJobs:
         """
         Evaluate a checkpoint on held-out tokens and return the evaluation's fields; they stay beside the checkpoint.
 
+        The last evaluation stays until this one is complete.
+
         Args:
             checkpoint: Which one.
             num_tokens: Held-out tokens; 0 means all.
@@ -136,7 +138,7 @@ class CheckpointJobs:
         """
         record = await self._runs.get(checkpoint.run)
         prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
-        result = f"{prefix}evaluation.json"
+        result, measured = f"{prefix}evaluation.json", f"{prefix}evaluation-ranks.json"
         job = RankJob(
             key=f"{prefix}evaluation",
             module=self._worker_module,
@@ -148,18 +150,20 @@ class CheckpointJobs:
                 "WEFT_WORKER_EVALUATION_TOKENS": str(num_tokens),
             },
         )
-        # Held before the evaluation goes: without it the best checkpoint would be one to delete.
         async with self._runner.alone(result), self._held(checkpoint):
-            await asyncio.to_thread(self._store.delete, result)
-            evaluation = await self._runner.run(job, result, record.name)
+            evaluation = await self._measured(job, measured, record)
             if replacement_tokens:
                 evaluation["replacement"] = await self._replace(checkpoint, replacement_tokens, record)
-                await asyncio.to_thread(self._store.put, result, encode_json(evaluation))
+            await asyncio.to_thread(self._store.put, result, encode_json(evaluation))
             return evaluation
+
+    async def _measured(self, job: RankJob, key: str, record: RunRecord) -> dict[str, Any]:
+        """Run a job and return the document that it leaves; one of an earlier job is not mistaken for its own."""
+        await asyncio.to_thread(self._store.delete, key)
+        return await self._runner.run(job, key, record.name)
 
     async def _replace(self, checkpoint: CheckpointRef, num_tokens: int, record: RunRecord) -> dict[str, Any]:
         prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
-        result = f"{prefix}replacement.json"
         job = RankJob(
             key=f"{prefix}replacement",
             module=f"{self._worker_module}.replacement",
@@ -170,8 +174,7 @@ class CheckpointJobs:
                 "WEFT_WORKER_REPLACEMENT_TOKENS": str(num_tokens),
             },
         )
-        await asyncio.to_thread(self._store.delete, result)
-        return await self._runner.run(job, result, record.name)
+        return await self._measured(job, f"{prefix}replacement.json", record)
 
     async def export(self, checkpoint: CheckpointRef, transcoder: str) -> dict[str, Any]:
         """Write a checkpoint as a transcoder and return its manifest; one that is there is returned as it is."""

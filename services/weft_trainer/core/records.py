@@ -65,10 +65,10 @@ def check_transition(old: RunState, new: RunState) -> None:
 @dataclass(frozen=True)
 class Transition:
     """
-    A change of state.
+    A change of state, or news in the same one.
 
     Args:
-        state: The new one.
+        state: From then on.
         time: When, RFC 3339.
         reason: Why, for a person.
     """
@@ -149,6 +149,12 @@ class RunRecord:
         check_transition(self.state, state)
         transitions = (*self.transitions, Transition(state, now(), reason))
         return replace(self, state=state, transitions=transitions, pending_reason="", **changes)
+
+    def noted(self, reason: str) -> "RunRecord":
+        """Return the run with an entry in its history that changes no state; the same one twice is one."""
+        if any(entry.reason == reason for entry in self.transitions):
+            return self
+        return replace(self, transitions=(*self.transitions, Transition(self.state, now(), reason)))
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON form."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from weft_common.errors import FailedPreconditionError
+from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import encode_json
 from weft_trainer.core.gauges import Gauges
@@ -16,6 +17,8 @@ from weft_trainer.core.runs import RunRepository
 from weft_trainer.core.signals import Signals
 
 __all__ = ["Directive", "RankReport", "ReportDesk", "evaluation_key"]
+
+_log = get_logger(__name__)
 
 # Seconds between two writes of a run's document that only bring newer metrics.
 _PERSIST_INTERVAL_S = 2.0
@@ -49,6 +52,7 @@ class RankReport:
         finished: All steps are done and saved.
         error_message: Why the rank gives up, or empty.
         peak_memory_bytes: Of this rank, resident, largest so far.
+        notice: A damaged checkpoint, in words for the run's history; or empty.
     """
 
     run: str
@@ -60,6 +64,7 @@ class RankReport:
     finished: bool = False
     error_message: str = ""
     peak_memory_bytes: int = 0
+    notice: str = ""
 
 
 @dataclass
@@ -67,6 +72,7 @@ class _Heard:
     attempt: int
     peaks: dict[int, int] = field(default_factory=dict)
     persisted_s: float = 0.0
+    notices: set[str] = field(default_factory=set)
 
 
 class ReportDesk:
@@ -122,6 +128,11 @@ class ReportDesk:
             record = await self._runs.change(
                 report.run, lambda present: _apply(present, report, sum(heard.peaks.values()))
             )
+        if report.notice and report.notice not in heard.notices:
+            # A rank that did not hear the answer tells it again.
+            heard.notices.add(report.notice)
+            self._gauges.damaged()
+            _log.warning("checkpoint_damaged", run=report.run, details=report.notice)
         self._signals.ring(report.run)
         return _directive(record)
 
@@ -137,7 +148,8 @@ class ReportDesk:
         self._journal.forget(run)
 
     def _is_worth_writing(self, record: RunRecord, report: RankReport, heard: _Heard) -> bool:
-        if record.state is RunState.PENDING or report.evaluation or report.error_message or report.finished:
+        news = report.evaluation or report.error_message or report.finished or report.notice
+        if record.state is RunState.PENDING or news:
             return True
         return report.rank == 0 and time.monotonic() - heard.persisted_s >= _PERSIST_INTERVAL_S
 
@@ -166,6 +178,8 @@ def _apply(record: RunRecord, report: RankReport, peak_memory_bytes: int) -> Run
         record = record.moved(RunState.RUNNING, f"the ranks of attempt {report.attempt} report")
     if report.metrics and report.rank == 0:
         record = _with_metrics(record, report.metrics[-1])
+    if report.notice:
+        record = record.noted(report.notice)
     return replace(
         record,
         evaluation=report.evaluation or record.evaluation,

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from weft_common.errors import NotFoundError
+from weft_common.errors import DataLossError, NotFoundError
+from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import create_json, list_ids, read_json, update_json
 from weft_trainer.core.records import Measurement, RunRecord
 
 __all__ = ["CheckpointFacts", "RunRepository", "attempt_key", "checkpoint_prefix", "run_key"]
+
+_log = get_logger(__name__)
 
 
 def run_key(run: str) -> str:
@@ -90,7 +93,7 @@ class RunRepository:
         return await asyncio.to_thread(lambda: [self._get(run) for run in list_ids(self._store, "runs/", "/run.json")])
 
     async def checkpoints(self, run: str) -> list[CheckpointFacts]:
-        """List the complete checkpoints of a run, newest first."""
+        """List the complete checkpoints of a run, newest first; one whose manifest cannot be read is left out."""
         return await asyncio.to_thread(self._checkpoints, run)
 
     async def newest_step(self, run: str) -> int:
@@ -126,6 +129,9 @@ class RunRepository:
             except NotFoundError:
                 # Deleted since it was listed.
                 continue
+            except DataLossError as error:
+                _log.warning("checkpoint_left_out", run=run, step=step, details=error.message)
+                continue
             objects = list(self._store.list(prefix))
             keys = {entry.key for entry in objects}
             found.append(
@@ -143,5 +149,5 @@ class RunRepository:
         try:
             return read_json(self._store, f"{prefix}evaluation.json")[0]
         except NotFoundError:
-            # Being made again.
+            # Deleted since it was listed.
             return {}

@@ -2,9 +2,7 @@
 
 import asyncio
 import re
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from weft_clt.formats.opening import check_writable
 from weft_common.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
@@ -12,16 +10,30 @@ from weft_store import ObjectStore
 from weft_store.documents import read_json
 from weft_trainer.core.admission import check_new_id
 from weft_trainer.core.format_jobs import formats_prefix
+from weft_trainer.core.scratch import ScratchFolder
 
-__all__ = ["TranscoderTransfer", "check_file", "uploads_prefix"]
+__all__ = ["TranscoderTransfer", "check_file", "is_uploaded", "uploads_prefix"]
 
 PIECE_BYTES = 1 << 20
+_STALE_S = 86_400.0
+"""Of an upload that nobody has added to for so long."""
+_UPLOADS = "uploads/transcoders/"
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}){0,7}")
 
 
-def uploads_prefix(transcoder: str) -> str:
-    """Return where uploaded files of a transcoder lie until they are converted, with a slash."""
-    return f"uploads/transcoders/{transcoder}/"
+def uploads_prefix(transcoder: str, upload: str = "") -> str:
+    """
+    Return where the files of an upload lie until they are converted, with a slash; no id has a dot in it.
+
+    >>> uploads_prefix("t", "a1"), uploads_prefix("t")
+    ('uploads/transcoders/t.a1/', 'uploads/transcoders/t/')
+    """
+    return f"{_UPLOADS}{transcoder}.{upload}/" if upload else f"{_UPLOADS}{transcoder}/"
+
+
+def is_uploaded(prefix: str, transcoder: str) -> bool:
+    """Tell whether files were uploaded to become this transcoder; others were put into the bucket by somebody else."""
+    return prefix.startswith((f"{_UPLOADS}{transcoder}/", f"{_UPLOADS}{transcoder}."))
 
 
 def check_file(file: str) -> str:
@@ -54,24 +66,32 @@ class TranscoderTransfer:
         self._held_bytes = 0
 
     async def upload(
-        self, transcoder: str, file: str, pieces: AsyncIterator[bytes], *, clear: bool = False
+        self, transcoder: str, file: str, pieces: AsyncIterator[bytes], *, upload: str = "", clear: bool = False
     ) -> tuple[str, int]:
         """
-        Store a file as a whole, or not at all; `clear` deletes what was uploaded for this transcoder before.
+        Store a file as a whole, or not at all.
+
+        Args:
+            transcoder: Id that its folder will become.
+            file: Path below that folder.
+            pieces: Its bytes.
+            upload: Names the upload of the folder: files of different ones lie apart.
+            clear: Delete what this upload held before, and other uploads of this transcoder that were left behind.
 
         Returns:
-            The prefix of all uploads for this transcoder, and the file's size.
+            The prefix of all files of this upload, and the file's size.
 
         Raises:
-            InvalidArgumentError: The id, the file's path, or the size of a piece is refused.
+            InvalidArgumentError: An id, the file's path, or the size of a piece is refused.
             ResourceExhaustedError: All files on their way in are too large together.
         """
-        prefix = uploads_prefix(check_new_id(transcoder, "transcoder_id"))
+        check_new_id(transcoder, "transcoder_id")
+        prefix = uploads_prefix(transcoder, check_new_id(upload, "upload") if upload else "")
         check_file(file)
         size_bytes = 0
         try:
-            with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-                path = Path(folder) / "file"
+            with ScratchFolder() as scratch:
+                path = scratch.path / "file"
                 with path.open("wb") as written:
                     async for piece in pieces:
                         self._check_piece(file, len(piece))
@@ -81,6 +101,8 @@ class TranscoderTransfer:
                 if clear:
                     await asyncio.to_thread(self._clear, prefix)
                 await asyncio.to_thread(self._store.put_file, prefix + file, path)
+                if clear:
+                    await asyncio.to_thread(self._clear_stale, transcoder, prefix, file)
         finally:
             self._held_bytes -= size_bytes
         return prefix, size_bytes
@@ -101,6 +123,17 @@ class TranscoderTransfer:
     def _clear(self, prefix: str) -> None:
         for info in list(self._store.list(prefix)):
             self._store.delete(info.key)
+
+    def _clear_stale(self, transcoder: str, own: str, file: str) -> None:
+        """Delete what other uploads of a transcoder left, by the bucket's clock: that of a file just stored."""
+        now_s = self._store.info(own + file).modified_s
+        newest_s: dict[str, float] = {}
+        for info in self._store.list(f"{_UPLOADS}{transcoder}."):
+            prefix = "/".join(info.key.split("/", 3)[:3]) + "/"
+            newest_s[prefix] = max(info.modified_s, newest_s.get(prefix, 0.0))
+        for prefix, modified_s in newest_s.items():
+            if prefix != own and now_s - modified_s > _STALE_S:
+                self._clear(prefix)
 
     async def read(self, transcoder: str, layout: str, file: str) -> AsyncIterator[bytes]:
         """Read a file that was written for others, by pieces. InvalidArgumentError; NotFoundError where it was not."""

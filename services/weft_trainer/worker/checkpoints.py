@@ -1,17 +1,18 @@
 """
 Checkpoints of a run in the bucket.
 
-    runs/{run}/checkpoints/{step:08d}/rank{r}-of-{R}.safetensors     by the ranks of the first data group
-    runs/{run}/checkpoints/{step:08d}/part-rank{r}-of-{R}.json         by the same ranks: the file's hash
-    runs/{run}/checkpoints/{step:08d}/manifest.json                  by rank 0, after all others
+    runs/{run}/checkpoints/{step:08d}/attempt{n}-rank{r}-of-{R}.safetensors     by the ranks of the first data group
+    runs/{run}/checkpoints/{step:08d}/attempt{n}-part-rank{r}-of-{R}.json       by the same ranks: the file's hash
+    runs/{run}/checkpoints/{step:08d}/manifest.json      by rank 0, after all others
+    runs/{run}/checkpoints/{step:08d}/damaged.json       by rank 0: a manifest whose files were not whole
 
-Files carry no attempt in their names, so only the ranks of the present attempt may write them: a rank that another
-start has taken the place of would write over files that a manifest describes already.
+Every attempt has names of its own, and the manifest names the files of one. A rank that another start has taken the
+place of looks whether it is still of the present attempt before each write; where it falls asleep between the look and
+the write, it writes what no other attempt's manifest names.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +31,10 @@ from weft_clt.checkpoint import (
 )
 from weft_clt.config import TrainingConfig
 from weft_clt.mesh import Mesh
-from weft_common.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from weft_common.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, NotFoundError
 from weft_store import ObjectStore
 from weft_store.documents import create_json, encode_json, list_ids, read_json
+from weft_trainer.core.scratch import ScratchFolder
 
 __all__ = ["RunCheckpoints"]
 
@@ -53,13 +55,33 @@ class RunCheckpoints:
         """Return the key prefix of a checkpoint, with a slash."""
         return f"runs/{self._run}/checkpoints/{step:08d}/"
 
-    def _part(self, step: int, stem: str) -> str:
-        return f"{self.folder(step)}part-{stem}.json"
+    def _own(self, name: str) -> str:
+        return f"attempt{self._attempt}-{name}"
 
-    def newest_step(self) -> int:
-        """Return the step of the newest complete checkpoint, 0 where there is none."""
+    def _part(self, step: int, stem: str) -> str:
+        return f"{self.folder(step)}{self._own(f'part-{stem}.json')}"
+
+    def newest_step(self, before: int | None = None) -> int:
+        """Return the step of the newest complete checkpoint, or of those before a step; 0 where there is none."""
         folders = list_ids(self._store, f"runs/{self._run}/checkpoints/", "/manifest.json")
-        return max((int(name) for name in folders if name.isdigit()), default=0)
+        steps = (int(name) for name in folders if name.isdigit())
+        return max((step for step in steps if before is None or step < before), default=0)
+
+    def put_aside(self, step: int) -> None:
+        """
+        Make a damaged checkpoint an incomplete one; what its manifest said stays in `damaged.json`.
+
+        Raises:
+            FailedPreconditionError: Another attempt is the present one.
+        """
+        self._check_present(step)
+        key = f"{self.folder(step)}manifest.json"
+        try:
+            said = self._store.get(key)
+        except NotFoundError:
+            return
+        self._store.put(f"{self.folder(step)}damaged.json", said)
+        self._store.delete(key)
 
     def is_complete(self, step: int) -> bool:
         """Tell whether there is a complete checkpoint of a step."""
@@ -78,10 +100,10 @@ class RunCheckpoints:
         manifest, tensors = self.manifest(step), list(into)
         wrote = manifest.feature_ranks
         for writer in writers_of(rank, size, wrote):
-            name = file_name(writer, wrote)
+            name = _name_in(manifest, file_name(writer, wrote))
             # One file at a time is on this machine's disk.
-            with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-                path = Path(folder) / name
+            with ScratchFolder() as scratch:
+                path = scratch.path / name
                 self._store.get_to_file(f"{self.folder(step)}{name}", path)
                 check_file(path, manifest.files[name])
                 read_part(path, writer, wrote, tensors, rank, size)
@@ -95,9 +117,9 @@ class RunCheckpoints:
             FailedPreconditionError: Another attempt is the present one.
         """
         self._check_present(step)
-        facts = file_facts(path)
-        self._store.put_file(f"{self.folder(step)}{path.name}", path)
-        part = {"name": path.name, **asdict(facts)}
+        facts, name = file_facts(path), self._own(path.name)
+        self._store.put_file(f"{self.folder(step)}{name}", path)
+        part = {"name": name, **asdict(facts)}
         self._store.put(self._part(step, path.stem), encode_json(part))
 
     def commit(self, step: int, data: dict[str, Any], config: TrainingConfig, mesh: Mesh) -> None:
@@ -124,8 +146,8 @@ class RunCheckpoints:
         try:
             create_json(self._store, key, manifest.to_document())
         except AlreadyExistsError:
-            # The same attempt's own, whose answer was lost; or a late one of an earlier attempt, which describes files
-            # that this one has written over since.
+            # The same attempt's own, whose answer was lost; or a late one of an earlier attempt, which gives way to
+            # what this one goes on from.
             there, version = read_json(self._store, key)
             if int(there["attempt"]) < self._attempt:
                 self._store.put(key, encode_json(manifest.to_document()), if_match=version)
@@ -134,6 +156,14 @@ class RunCheckpoints:
         present = int(read_json(self._store, f"runs/{self._run}/run.json")[0].get("attempt", self._attempt))
         if present != self._attempt:
             raise FailedPreconditionError(
-                f"Attempt {self._attempt} wants to save step {step}, but attempt {present} is the present one; "
+                f"Attempt {self._attempt} wants to write step {step}, but attempt {present} is the present one; "
                 "this one stops."
             )
+
+
+def _name_in(manifest: Manifest, name: str) -> str:
+    """Return what a manifest calls a rank's file; earlier versions had no attempt in it. DataLossError."""
+    for own in (f"attempt{manifest.attempt}-{name}", name):
+        if own in manifest.files:
+            return own
+    raise DataLossError(f"The manifest of step {manifest.step} names no {name}; resume from another checkpoint.")

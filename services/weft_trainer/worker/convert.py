@@ -1,12 +1,11 @@
 """
 Makes a transcoder of files in another layout, or writes one for others: `python -m weft_trainer.worker.convert`.
 
-One process; in memory are one layer's encoder and a block of its decoders, on disk one file.
+One process; in memory are one layer's encoder, at most twice in float64, and a few blocks of 32 MiB; on disk one file.
 """
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,8 @@ from weft_store.documents import create_json
 from weft_trainer.core.bucket_files import BucketFiles
 from weft_trainer.core.circuit_tracer_layout import activation_of
 from weft_trainer.core.format_jobs import formats_prefix
-from weft_trainer.core.transcoder_transfer import uploads_prefix
+from weft_trainer.core.scratch import ScratchFolder
+from weft_trainer.core.transcoder_transfer import is_uploaded
 from weft_trainer.worker.settings import ConvertSettings
 from weft_trainer.worker.signals import exit_when_terminated
 from weft_trainer.worker.starting import exit_code, open_bucket, prepare_process
@@ -37,9 +37,9 @@ def take_in(store: ObjectStore, settings: ConvertSettings) -> None:
     files = BucketFiles(store, settings.source_prefix)
     source = open_transcoder(files, settings.layout, input_hook=settings.input_hook)
     facts, prefix = source.facts, f"transcoders/{settings.transcoder}/"
-    with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        written = write_circuit_tracer(source, Path(folder), settings.model.removeprefix("models/"), padded=False)
-        sizes = _upload(store, prefix, Path(folder), written)
+    with ScratchFolder() as scratch:
+        written = write_circuit_tracer(source, scratch.path, settings.model.removeprefix("models/"), padded=False)
+        sizes = _upload(store, prefix, scratch.path, written)
     manifest = {
         "name": f"transcoders/{settings.transcoder}",
         "model": settings.model,
@@ -61,7 +61,7 @@ def take_in(store: ObjectStore, settings: ConvertSettings) -> None:
         "create_time": _now(),
     }
     _commit(store, f"{prefix}manifest.json", manifest)
-    if files.where == uploads_prefix(settings.transcoder):
+    if is_uploaded(files.where, settings.transcoder):
         for name in files.sizes():
             store.delete(files.where + name)
 
@@ -70,9 +70,9 @@ def write_out(store: ObjectStore, settings: ConvertSettings) -> None:
     """Write a transcoder in another layout, and last the document that lists its files."""
     source = CircuitTracerFiles(BucketFiles(store, settings.source_prefix))
     prefix = formats_prefix(settings.transcoder, settings.layout)
-    with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        model = settings.model.removeprefix("models/")
-        sizes = _upload(store, prefix, Path(folder), write_transcoder(source, settings.layout, Path(folder), model))
+    with ScratchFolder() as scratch:
+        written = write_transcoder(source, settings.layout, scratch.path, settings.model.removeprefix("models/"))
+        sizes = _upload(store, prefix, scratch.path, written)
     document = {
         "transcoder": f"transcoders/{settings.transcoder}",
         "format": settings.layout,

@@ -8,14 +8,13 @@ pre-activations, one batch, and what `weft_clt.formats` holds of a layer while i
 from __future__ import annotations
 
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft_common.logging import get_logger
+from weft_trainer.core.scratch import ScratchFolder
 from weft_trainer.worker.checkpoint_job import run_checkpoint_job
 from weft_trainer.worker.settings import ExportSettings
 from weft_trainer.worker.starting import read_config
@@ -73,7 +72,7 @@ def calibrate(
     return replace(params, threshold_LS=threshold_LS)
 
 
-def evaluate(
+def evaluate_whole(
     params: Parameters, config: TrainingConfig, source: CacheRowGroups, normalization: Normalization, step: int
 ) -> Evaluation:
     """Measure a whole model on the held-out split; thresholds make it JumpReLU, without them it selects as trained."""
@@ -81,9 +80,9 @@ def evaluate(
 
     from weft_clt.config import Activation
     from weft_clt.data import held_out_batches
+    from weft_clt.evaluating import evaluate
     from weft_clt.kernels import CpuKernels
     from weft_clt.mesh import Mesh, SingleAxis
-    from weft_clt.metrics import ReconstructionSums
     from weft_clt.step import StepEngine
 
     features = config.features
@@ -91,16 +90,10 @@ def evaluate(
         features = replace(features, activation=Activation.JUMP_RELU, threshold_init=1.0, bandwidth=1.0)
     mesh = Mesh(SingleAxis(), SingleAxis())
     engine = StepEngine(params, mesh, CpuKernels(), features, config.loss, group_tokens=_EVALUATION_TOKENS)
-    sums = ReconstructionSums(params.share, torch.from_numpy(normalization.output_mean_LD))
     tokens = source.num_tokens()
     batches = held_out_batches(source, normalization, batch_tokens=_EVALUATION_TOKENS, most_tokens=tokens)
-    while tokens > 0:
-        batch = next(batches)
-        tokens -= batch.num_valid
-        valid_T = torch.arange(_EVALUATION_TOKENS) < batch.num_valid
-        forward = engine.forward(batch.inputs_LOD, batch.targets_LOD, near=False)
-        sums.add(forward.error_LTC, batch.targets_LOD, forward.exchanged, valid_T)
-    return sums.reduced(mesh).evaluation(step)
+    centre_LC = torch.from_numpy(normalization.output_mean_LD)
+    return evaluate(engine, centre_LC, batches, -(-tokens // _EVALUATION_TOKENS), step=step)
 
 
 def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.Dataset, cache: Any) -> None:
@@ -147,7 +140,9 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     with ThreadPoolExecutor(len(variants)) as threads:
         held_out = (source(messages_pb2.SPLIT_HELD_OUT) for _ in variants)
         evaluations = list(
-            threads.map(lambda variant, data: evaluate(variant, config, data, normalization, step), variants, held_out)
+            threads.map(
+                lambda variant, data: evaluate_whole(variant, config, data, normalization, step), variants, held_out
+            )
         )
     trained, exported = evaluations[0], evaluations[-1]
     _log.info(
@@ -159,9 +154,9 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     prefix = f"transcoders/{settings.transcoder}/"
     whole = TrainedTranscoder(params, normalization, spec.input_hook, spec.output_hook)
     sizes = {}
-    with tempfile.TemporaryDirectory(prefix="weft-") as folder:
-        for name in write_circuit_tracer(whole, Path(folder), spec.model.removeprefix("models/"), padded=False):
-            path = Path(folder) / name
+    with ScratchFolder() as scratch:
+        for name in write_circuit_tracer(whole, scratch.path, spec.model.removeprefix("models/"), padded=False):
+            path = scratch.path / name
             sizes[name] = path.stat().st_size
             store.put_file(f"{prefix}{name}", path)
             path.unlink()

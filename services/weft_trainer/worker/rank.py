@@ -23,10 +23,11 @@ from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import encode_json
 from weft_trainer.core.retention import prune
-from weft_trainer.worker.background import Background, together
+from weft_trainer.worker.background import Background
 from weft_trainer.worker.checkpoints import RunCheckpoints
 from weft_trainer.worker.reads import CacheRowGroups
 from weft_trainer.worker.reports import CONTINUE, SAVE_AND_STOP, STOP, Reporter
+from weft_trainer.worker.resuming import load_newest
 from weft_trainer.worker.saving import CheckpointSaver
 from weft_trainer.worker.signals import StopFlag
 
@@ -132,13 +133,13 @@ class Rank:
             self._reporter.finished()
 
     def evaluate(self, checkpoint_step: int, most_tokens: int) -> None:
-        """Evaluate a checkpoint and write `evaluation.json` beside it."""
+        """Evaluate a checkpoint and write `evaluation-ranks.json` beside it."""
         trainer, axis = self._trainer, self._mesh.feature
         self._checkpoints.load(checkpoint_step, axis.rank, axis.size, trainer.params.named())
         trainer.step = checkpoint_step
         evaluation = self._evaluation(most_tokens)
         if self._mesh.rank == 0:
-            key = f"{self._checkpoints.folder(checkpoint_step)}evaluation.json"
+            key = f"{self._checkpoints.folder(checkpoint_step)}evaluation-ranks.json"
             self._store.put(key, encode_json(asdict(evaluation)))
 
     def _source(self, split: messages_pb2.Split.ValueType, *, rank: int, world_size: int) -> CacheRowGroups:
@@ -168,15 +169,16 @@ class Rank:
         return batch, wait_s
 
     def _resume(self, loader: TokenLoader) -> None:
-        found = together(self._mesh, self._background.submit("the newest checkpoint", self._checkpoints.newest_step))
-        step = self._mesh.largest(found)
-        if not step:
+        resumed = load_newest(self._checkpoints, self._mesh, self._background, self._load)
+        if resumed.manifest is None:
             return
-        manifest = together(self._mesh, self._background.submit(f"the load of step {step}", lambda: self._load(step)))
-        self._trainer.step = manifest.step
+        self._trainer.step = step = resumed.manifest.step
         if not self._trainer.finished:
-            loader.restore(manifest.data)
-        _log.info("resumed", step=step, attempt=self._attempt)
+            loader.restore(resumed.manifest.data)
+        for each in resumed.damaged:
+            if each.is_ours:
+                self._reporter.damaged_checkpoint(each.step, each.reason, step)
+        _log.info("resumed", step=step, attempt=self._attempt, damaged=[each.step for each in resumed.damaged])
 
     def _load(self, step: int) -> Manifest:
         """Fill this rank's state; of the last step only parameters were saved."""

@@ -84,6 +84,11 @@ class Reporter:
         """Tell that a checkpoint is complete."""
         self._tell(checkpoint_step=step)
 
+    def damaged_checkpoint(self, step: int, reason: str, resumed_step: int) -> None:
+        """Tell that a checkpoint is damaged, why, and which older one the run goes on from."""
+        damaged = service_pb2.DamagedCheckpoint(step=step, reason=reason, resumed_step=resumed_step)
+        self._tell(damaged_checkpoint=damaged)
+
     def finished(self) -> None:
         """Tell that all is done and saved."""
         self._tell(finished=True)

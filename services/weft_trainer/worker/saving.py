@@ -5,7 +5,8 @@ Saves checkpoints while steps go on.
     then, in a thread: hash, upload; once every rank's is done, rank 0 commits the manifest, and deletes old checkpoints
 
 The copy is a file and not memory, because a second copy of parameters and moments would be three quarters of a rank's
-memory again; it mostly stays in the page cache. TMPDIR on a tmpfs makes memory of it.
+memory again; it mostly stays in the page cache. TMPDIR on a tmpfs makes memory of it. What a killed rank leaves of it
+goes when the next one starts.
 Every call is made on all ranks, after the same step.
 """
 
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +27,7 @@ from weft_clt.config import TrainingConfig
 from weft_clt.mesh import Mesh
 from weft_common.errors import StorageFullError
 from weft_common.logging import get_logger
+from weft_trainer.core.scratch import ScratchFolder
 from weft_trainer.worker.background import Background, done, together
 from weft_trainer.worker.checkpoints import RunCheckpoints
 
@@ -86,8 +87,8 @@ class CheckpointSaver:
 
     def _upload(self, step: int, state: Iterable[tuple[str, Tensor]]) -> Future[None]:
         axis, begun_s = self._mesh.feature, time.perf_counter()
-        folder = tempfile.TemporaryDirectory(prefix="weft-")
-        path = Path(folder.name) / file_name(axis.rank, axis.size)
+        folder = ScratchFolder()
+        path = folder.path / file_name(axis.rank, axis.size)
         try:
             write_tensors(path, state)
         except OSError as error:

@@ -13,6 +13,7 @@ from weft_common.errors import DataLossError, FailedPreconditionError, InvalidAr
 from weft_common.logging import get_logger
 from weft_store import ObjectStore, open_store
 from weft_store.documents import read_json
+from weft_trainer.core.scratch import remove_stale
 from weft_trainer.worker.settings import JobSettings
 
 __all__ = ["BAD_CONFIGURATION", "exit_code", "open_bucket", "prepare_process", "read_config"]
@@ -27,7 +28,11 @@ _log = get_logger(__name__)
 
 
 def prepare_process(environment: Mapping[str, str], threads: int) -> None:
-    """Set how memory is kept, and what numba and torch read when they are imported, which must not have happened."""
+    """
+    Set how memory is kept, and what numba and torch read when they are imported, which must not have happened; delete
+    what processes that were killed have left on this machine.
+    """
+    remove_stale()
     # glibc otherwise keeps what is freed in a heap that fragments: 400 MB of a rank of the demo. With 8 MB
     # the lists of a step of 8,192 tokens left 100 to 160 MB of holes, with 1 MB none, but steps took a tenth longer.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -18,3 +18,5 @@ def test_each_activation_has_its_own_sparsity() -> None:
     assert jump_relu.top_k == 0
     assert jump_relu.sparsity_coeff > 0
     assert jump_relu.threshold_init > 0
+    plain = training_spec(dataset="datasets/d", activation=messages_pb2.ACTIVATION_JUMP_RELU, sparsity_coeff=0)
+    assert (plain.sparsity_scale, plain.sparsity_ramp_share) == (0, 0)

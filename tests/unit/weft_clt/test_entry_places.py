@@ -10,8 +10,13 @@ from weft_common.errors import ShapeError
 
 
 def test_more_entries_than_int32_can_number_are_refused_before_they_are_joined() -> None:
-    """Over all layers together, with what to change; the last that fits is fine."""
+    """Over all tokens and layers together, with what to change; the last that fits is fine."""
     check_places((1 << 31) - 1)
-    layer = OwnEntries(torch.tensor([1 << 30], dtype=torch.int32), torch.empty(0, dtype=torch.int64), torch.empty(0))
-    with pytest.raises(ShapeError, match=r"2147483648 features are active .* lower step_tokens, or raise data_ranks"):
-        exchange_entries([layer] * 2, SingleAxis(), ReferenceKernels(), num_features=4, rank_features=4, top_k=0)
+    for num_layers, num_tokens in ((2, 1), (1, 2), (3, 2)):
+        counts_T = torch.full((num_tokens,), 1 << 30, dtype=torch.int32)
+        layer = OwnEntries(counts_T, torch.empty(0, dtype=torch.int64), torch.empty(0))
+        found = num_layers * num_tokens << 30
+        with pytest.raises(ShapeError, match=rf"{found} features are active .* lower step_tokens, or raise data_ranks"):
+            exchange_entries(
+                [layer] * num_layers, SingleAxis(), ReferenceKernels(), num_features=4, rank_features=4, top_k=0
+            )

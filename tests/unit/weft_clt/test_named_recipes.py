@@ -66,6 +66,13 @@ def test_recipes_have_the_published_settings() -> None:
     assert bytedance.features.activation is Activation.JOINT_TOP_K
 
 
+def test_recipes_that_count_differ_only_in_what_was_published() -> None:
+    """All else of the two comes from one place."""
+    eleuther, bytedance = (RECIPES[name].make(LARGE).to_spec() for name in ("eleutherai", "bytedance"))
+    different = {field for field, value in eleuther.items() if value != bytedance[field]}
+    assert different == {"activation", "learning_rate", "adam_beta1"}
+
+
 def test_unknown_recipe_lists_the_known_ones() -> None:
     """The error names every one."""
     with pytest.raises(InvalidArgumentError, match="anthropic, bytedance, clt-forge-gpt2") as caught:

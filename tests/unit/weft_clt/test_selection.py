@@ -33,6 +33,14 @@ def test_kth_largest_is_what_sorting_finds(seed: int, count: int, groups: int, k
         assert float(found[each]) == (ordered[k - 1] if len(ordered) >= k else 0.0)
 
 
+def test_kth_largest_counts_beyond_32_bits() -> None:
+    """Sums over ranks and wanted counts are int64: each value is there 2^31 times, and the first after them wanted."""
+    many = 1 << 31
+    value, group = torch.tensor([3.0, 2.0, 1.0]), torch.zeros(3, dtype=torch.int64)
+    for k, wanted in ((many, 3.0), (many + 1, 2.0), (3 * many, 1.0), (3 * many + 1, 0.0)):
+        assert kth_largest(value, group, k, num_groups=1, sum_=lambda counts: counts * many).tolist() == [wanted]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 30), st.sampled_from([0.0, 0.3, 0.9, 50.0]))
 def test_batch_candidates_do_not_depend_on_the_guess(seed: int, most: int, floor: float) -> None:

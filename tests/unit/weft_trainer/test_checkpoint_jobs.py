@@ -18,6 +18,7 @@ from weft_trainer.core.jobs import CheckpointRef
 from weft_trainer.core.transcoders import Transcoders
 
 EVALUATION = "runs/r/checkpoints/00000004/evaluation.json"
+BY_RANKS = "runs/r/checkpoints/00000004/evaluation-ranks.json"
 
 
 async def _saved() -> Controller:
@@ -39,6 +40,7 @@ async def test_evaluation_runs_on_the_runs_ranks_and_returns_their_document() ->
     """The ranks are told the step and the tokens; an evaluation from before is not mistaken for theirs."""
     controller = await _saved()
     controller.store.put(EVALUATION, b'{"step": 4, "tokens": 1}')
+    controller.store.put(BY_RANKS, b'{"step": 4, "tokens": 1}')
     evaluating = asyncio.create_task(controller.jobs.evaluate(CheckpointRef("r", 4), 32))
     group = await _group(controller, "runs/r/checkpoints/00000004/evaluation")
     assert group.job is not None
@@ -47,9 +49,33 @@ async def test_evaluation_runs_on_the_runs_ranks_and_returns_their_document() ->
         name: group.job.environment[f"WEFT_WORKER_{name}"] for name in ("MODE", "CHECKPOINT_STEP", "EVALUATION_TOKENS")
     }
     assert told == {"MODE": "evaluate", "CHECKPOINT_STEP": "4", "EVALUATION_TOKENS": "32"}
-    controller.store.put(EVALUATION, json.dumps({"step": 4, "tokens": 32}).encode())
+    with pytest.raises(NotFoundError):
+        controller.store.get(BY_RANKS)
+    controller.store.put(BY_RANKS, json.dumps({"step": 4, "tokens": 32}).encode())
     group.finish(0)
     assert (await evaluating)["tokens"] == 32
+    assert json.loads(controller.store.get(EVALUATION)) == {"step": 4, "tokens": 32}
+
+
+async def test_evaluation_that_fails_leaves_the_last_one() -> None:
+    """Whether the ranks fail or the replacement model after them, what was known before is still known."""
+    controller = await _saved()
+    last = {"step": 4, "tokens": 1, "explained_variance": 0.5}
+    controller.store.put(EVALUATION, json.dumps(last).encode())
+    key = "runs/r/checkpoints/00000004/evaluation"
+    evaluating = asyncio.create_task(controller.jobs.evaluate(CheckpointRef("r", 4), 32))
+    (await _group(controller, key)).finish(42, "no held-out tokens")
+    with pytest.raises(FailedPreconditionError, match="no held-out tokens"):
+        await evaluating
+    assert json.loads(controller.store.get(EVALUATION)) == last
+    evaluating = asyncio.create_task(controller.jobs.evaluate(CheckpointRef("r", 4), 32, 64))
+    group = await _group(controller, key, 2)
+    controller.store.put(BY_RANKS, b'{"step": 4, "tokens": 32}')
+    group.finish(0)
+    (await _group(controller, "runs/r/checkpoints/00000004/replacement", 3)).finish(42, "no such model")
+    with pytest.raises(FailedPreconditionError, match="no such model"):
+        await evaluating
+    assert [found.evaluation for found in await controller.runs.checkpoints("r")] == [last, {}]
 
 
 async def test_checkpoint_is_held_before_its_evaluation_goes() -> None:
@@ -68,7 +94,7 @@ async def test_evaluation_goes_on_with_the_replacement_model() -> None:
     controller = await _saved()
     evaluating = asyncio.create_task(controller.jobs.evaluate(CheckpointRef("r", 4), 32, 64))
     group = await _group(controller, "runs/r/checkpoints/00000004/evaluation")
-    controller.store.put(EVALUATION, b'{"step": 4, "tokens": 32}')
+    controller.store.put(BY_RANKS, b'{"step": 4, "tokens": 32}')
     group.finish(0)
     group = await _group(controller, "runs/r/checkpoints/00000004/replacement", 2)
     assert group.job is not None

@@ -45,6 +45,10 @@ def active(run: str) -> ActiveRun:
 METRICS = {
     "step": 3,
     "loss": 1.5,
+    "reconstruction_loss": 0.75,
+    "sparsity_loss": 0.5,
+    "preact_loss": 0.125,
+    "aux_loss": 0.125,
     "l0": 12.0,
     "explained_variance": 0.4,
     "dead_share": 0.1,
@@ -100,6 +104,8 @@ def test_gauges_label_active_runs_only() -> None:
     gauges.trained("one", METRICS, 4)
     gauges.checkpointed("one", 123.0)
     assert sample("weft_train_loss", run="one") == 1.5
+    parts = [sample(f"weft_train_{part}_loss", run="one") for part in ("reconstruction", "sparsity", "preact", "aux")]
+    assert parts == [0.75, 0.5, 0.125, 0.125]
     assert sample("weft_train_step", run="one") == 3
     assert sample("weft_train_sent_bytes_per_token", run="one") == 640
     assert sample("weft_train_entry_bytes_per_token", run="one") == 96
@@ -124,6 +130,14 @@ def test_gauges_bound_the_number_of_runs() -> None:
     assert tokens is not None
     assert sample("weft_train_tokens_total") == tokens + 4
     gauges.active([])
+
+
+def test_gauges_count_damaged_checkpoints() -> None:
+    """From 0 on, so that the first is seen."""
+    gauges, before = PrometheusGauges(), sample("weft_train_damaged_checkpoints_total")
+    assert before is not None
+    gauges.damaged()
+    assert sample("weft_train_damaged_checkpoints_total") == before + 1
 
 
 def test_gauges_show_restarts_before_the_first() -> None:

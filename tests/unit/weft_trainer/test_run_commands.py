@@ -133,6 +133,19 @@ async def test_resume_takes_other_ranks() -> None:
     assert record.state is RunState.PENDING
 
 
+async def test_field_that_nothing_reads_is_refused_of_a_new_run_only() -> None:
+    """What an earlier version accepted goes on, also with other ranks."""
+    controller = Controller()
+    with pytest.raises(InvalidArgumentError, match=r"bandwidth: 1\.0 has no meaning with ACTIVATION_TOP_K"):
+        await controller.create(bandwidth=1.0)
+    await controller.create()
+    await controller.runs.change(
+        "r", lambda record: replace(record, spec={**record.spec, "bandwidth": 1.0}, state=RunState.PAUSED)
+    )
+    record = await controller.commands.resume("r", {"feature_ranks": 1, "data_ranks": 1})
+    assert record.spec == {**SPEC, "bandwidth": 1.0, "feature_ranks": 1}
+
+
 async def test_commands_on_an_unknown_run_are_not_found() -> None:
     """Each says that there is no such run."""
     commands = Controller().commands

@@ -143,3 +143,24 @@ async def test_watch_shows_a_repeated_step_once() -> None:
     await asyncio.sleep(0.05)
     await _end(controller)
     assert [news for news in await watching if isinstance(news, int)] == [1, 2, 3, 4, 5]
+
+
+async def test_damaged_checkpoint_stands_in_the_history_once() -> None:
+    """However often a rank tells it: one entry, one count, and the run's state stays what it is."""
+    controller = await _running()
+    await controller.report(1, 1)
+    notice = "attempt 1 goes on from step 2, as checkpoint 4 is damaged: its file is gone"
+    for _ in range(2):
+        await controller.report(1, rank=1, notice=notice)
+    record = await controller.runs.get("r")
+    assert [entry.reason for entry in record.transitions].count(notice) == 1
+    assert record.transitions[-1].state is record.state is RunState.RUNNING
+    assert controller.gauges.num_damaged == 1
+
+
+async def test_checkpoint_whose_manifest_cannot_be_read_hides_no_other() -> None:
+    """The list has those that can be read."""
+    controller = await _running()
+    controller.store.put("runs/r/checkpoints/00000002/manifest.json", b'{"attempt": 1}')
+    controller.store.put("runs/r/checkpoints/00000004/manifest.json", b'{"attempt"')
+    assert [found.step for found in await controller.runs.checkpoints("r")] == [2]

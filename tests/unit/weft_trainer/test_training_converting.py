@@ -145,3 +145,11 @@ def test_final_states_are_left_by_resume_alone() -> None:
             with pytest.raises(Exception, match="cannot become"):
                 check_transition(old, new)
     check_transition(RunState.FAILED, RunState.PENDING)
+
+
+def test_damaged_checkpoint_is_told_in_words() -> None:
+    """The run's history says which attempt left which checkpoint for which; a report without damage says nothing."""
+    damaged = service_pb2.DamagedCheckpoint(step=4, reason="its file is gone", resumed_step=2)
+    report = converting.report_from_proto("r", service_pb2.ReportRequest(attempt=3, damaged_checkpoint=damaged))
+    assert report.notice == "attempt 3 goes on from step 2, as checkpoint 4 is damaged: its file is gone"
+    assert converting.report_from_proto("r", service_pb2.ReportRequest(attempt=3)).notice == ""

@@ -11,7 +11,8 @@ import pytest
 from weft_common.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from weft_store.adapters.memory import MemoryObjectStore
 from weft_store.documents import encode_json
-from weft_trainer.core.transcoder_transfer import PIECE_BYTES, TranscoderTransfer
+from weft_trainer.core import transcoder_transfer
+from weft_trainer.core.transcoder_transfer import PIECE_BYTES, TranscoderTransfer, is_uploaded
 
 
 async def _pieces(*sizes: int) -> AsyncIterator[bytes]:
@@ -47,6 +48,46 @@ async def test_uploads_hold_a_bounded_number_of_bytes_together(folder: Path) -> 
         await transfer.upload("t", "c", _pieces(PIECE_BYTES + 1))
     assert [info.key for info in store.list("uploads/")] == ["uploads/transcoders/t/a", "uploads/transcoders/t/b"]
     assert os.listdir(folder) == []
+
+
+async def test_uploads_at_once_for_one_transcoder_do_not_mix(folder: Path) -> None:
+    """Each client clears, then sends two files of the same names; whatever the order, each finds its own two."""
+    store = MemoryObjectStore()
+    transfer = TranscoderTransfer(store, 1000)
+
+    async def send(upload: str, file: str, size: int, *, clear: bool) -> str:
+        prefix, _ = await transfer.upload("t", file, _pieces(size), upload=upload, clear=clear)
+        return prefix
+
+    ours, theirs = await send("a", "one", 1, clear=True), await send("b", "one", 2, clear=True)
+    for upload, size in (("a", 1), ("b", 2)):
+        await send(upload, "two", size, clear=False)
+    for prefix, size in ((ours, 1), (theirs, 2)):
+        assert {info.key: info.size_bytes for info in store.list(prefix)} == {
+            f"{prefix}one": size,
+            f"{prefix}two": size,
+        }
+        assert is_uploaded(prefix, "t")
+        assert not is_uploaded(prefix, "t2")
+    with pytest.raises(InvalidArgumentError, match="upload is"):
+        await send("../a", "one", 1, clear=True)
+
+
+async def test_upload_deletes_what_was_left_of_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only of the same transcoder, and only long after the last file came."""
+    store = MemoryObjectStore()
+    transfer = TranscoderTransfer(store, 1000)
+    for transcoder, upload in (("t", "left"), ("t-2", "other"), ("t", "new")):
+        await transfer.upload(transcoder, "one", _pieces(1), upload=upload, clear=True)
+    assert len(list(store.list("uploads/"))) == 3
+    monkeypatch.setattr(transcoder_transfer, "_STALE_S", -1.0)
+    await transfer.upload("t", "two", _pieces(1), upload="new", clear=False)
+    assert len(list(store.list("uploads/"))) == 4
+    await transfer.upload("t", "one", _pieces(1), upload="newest", clear=True)
+    assert [info.key for info in store.list("uploads/")] == [
+        "uploads/transcoders/t-2.other/one",
+        "uploads/transcoders/t.newest/one",
+    ]
 
 
 async def test_only_files_that_were_written_in_a_layout_are_read() -> None:

@@ -176,7 +176,8 @@ class ActivationServiceServicer:
 
     def ReplaceMlps(self, request_iterator, context):
         """Runs some sequences pass after pass, with the caller in the place of MLPs: in each pass the service sends the inputs that are
-        read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own.
+        read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own. A call is bounded
+        in bytes, passes and time: RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,7 +59,8 @@ class ActivationServiceStub:
     """
     ReplaceMlps: _grpc.StreamStreamMultiCallable[_service_pb2.ReplaceMlpsRequest, _service_pb2.ReplaceMlpsResponse]
     """Runs some sequences pass after pass, with the caller in the place of MLPs: in each pass the service sends the inputs that are
-    read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own.
+    read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own. A call is bounded
+    in bytes, passes and time: RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED.
     """
     UploadCorpus: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadCorpusRequest, _service_pb2.Corpus]
     """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
@@ -93,7 +94,8 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """
     ReplaceMlps: _aio.StreamStreamMultiCallable[_service_pb2.ReplaceMlpsRequest, _service_pb2.ReplaceMlpsResponse]  # type: ignore[assignment]
     """Runs some sequences pass after pass, with the caller in the place of MLPs: in each pass the service sends the inputs that are
-    read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own.
+    read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own. A call is bounded
+    in bytes, passes and time: RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED.
     """
     UploadCorpus: _aio.StreamUnaryMultiCallable[_service_pb2.UploadCorpusRequest, _service_pb2.Corpus]  # type: ignore[assignment]
     """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
@@ -190,7 +192,8 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_service_pb2.ReplaceMlpsResponse], _abc.AsyncIterator[_service_pb2.ReplaceMlpsResponse]]:
         """Runs some sequences pass after pass, with the caller in the place of MLPs: in each pass the service sends the inputs that are
-        read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own.
+        read, waits for the outputs that are replaced, and ends with how far predictions moved from the model's own. A call is bounded
+        in bytes, passes and time: RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

@@ -507,7 +507,7 @@ Global___RankLog: _TypeAlias = RankLog  # noqa: Y015
 
 @_typing.final
 class StateTransition(_message.Message):
-    """A change of state."""
+    """A change of state, or news in the same one, such as a damaged checkpoint."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -515,7 +515,7 @@ class StateTransition(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
-    """The new state."""
+    """The state from then on."""
     reason: _builtins.str
     """Why, for a person."""
     @_builtins.property

@@ -516,6 +516,7 @@ class UploadTranscoderFileRequest(_message.Message):
     FILE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     CLEAR_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
     transcoder_id: _builtins.str
     """Id of the transcoder that it is for, in the first message only: lower-case letters, digits and `-`, 1 to 63."""
     file: _builtins.str
@@ -523,7 +524,13 @@ class UploadTranscoderFileRequest(_message.Message):
     data: _builtins.bytes
     """The next piece, 1 MiB at most."""
     clear: _builtins.bool
-    """Deletes what was uploaded for this transcoder before; in the first message of a folder's first file."""
+    """Deletes what was uploaded for this transcoder before under the same `upload`, and what other uploads left more than a day ago;
+    in the first message of a folder's first file.
+    """
+    upload: _builtins.str
+    """Names this upload of a folder, in the first message of each of its files: 1 to 63 lower-case letters, digits and `-`, drawn by
+    the client. Uploads of other names never mix with it. Empty: there must be no other of this transcoder at the same time.
+    """
     def __init__(
         self,
         *,
@@ -531,10 +538,11 @@ class UploadTranscoderFileRequest(_message.Message):
         file: _builtins.str = ...,
         data: _builtins.bytes = ...,
         clear: _builtins.bool = ...,
+        upload: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear", b"clear", "data", b"data", "file", b"file", "transcoder_id", b"transcoder_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear", b"clear", "data", b"data", "file", b"file", "transcoder_id", b"transcoder_id", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -549,7 +557,7 @@ class UploadTranscoderFileResponse(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
-    """Key prefix of all files uploaded for this transcoder, for ConvertFiles."""
+    """Key prefix of all files of this upload, for ConvertFiles."""
     size_bytes: _builtins.int
     """Bytes that arrived."""
     def __init__(
@@ -777,6 +785,7 @@ class ReportRequest(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DAMAGED_CHECKPOINT_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """`runs/{run}`."""
     attempt: _builtins.int
@@ -799,6 +808,10 @@ class ReportRequest(_message.Message):
     def evaluation(self) -> _messages_pb2.Evaluation:
         """A new evaluation."""
 
+    @_builtins.property
+    def damaged_checkpoint(self) -> Global___DamagedCheckpoint:
+        """A checkpoint that the ranks have left for an older one."""
+
     def __init__(
         self,
         *,
@@ -811,14 +824,45 @@ class ReportRequest(_message.Message):
         finished: _builtins.bool = ...,
         error_message: _builtins.str = ...,
         peak_memory_bytes: _builtins.int = ...,
+        damaged_checkpoint: Global___DamagedCheckpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["damaged_checkpoint", b"damaged_checkpoint", "evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint_step", b"checkpoint_step", "error_message", b"error_message", "evaluation", b"evaluation", "finished", b"finished", "metrics", b"metrics", "peak_memory_bytes", b"peak_memory_bytes", "rank", b"rank", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint_step", b"checkpoint_step", "damaged_checkpoint", b"damaged_checkpoint", "error_message", b"error_message", "evaluation", b"evaluation", "finished", b"finished", "metrics", b"metrics", "peak_memory_bytes", b"peak_memory_bytes", "rank", b"rank", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class DamagedCheckpoint(_message.Message):
+    """A checkpoint that is complete, but whose manifest or files are not what was written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RESUMED_STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Its step."""
+    reason: _builtins.str
+    """What is wrong with it."""
+    resumed_step: _builtins.int
+    """Step of the older checkpoint that the run goes on from."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        resumed_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "resumed_step", b"resumed_step", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DamagedCheckpoint: _TypeAlias = DamagedCheckpoint  # noqa: Y015
 
 @_typing.final
 class ReportResponse(_message.Message):

@@ -75,6 +75,7 @@ export interface Metrics {
   reconstruction_loss: number;
   sparsity_loss: number;
   preact_loss: number;
+  aux_loss: number;
   l0: number;
   explained_variance: number;
   dead_share: number;

@@ -113,6 +113,7 @@ export function RunPage({ id }: { id: string }) {
       </dl>
       <div class="charts">
         <LineChart title="Loss" series={[{ name: "whole", points: points((one) => one.loss) }, { name: "reconstruction", points: points((one) => one.reconstruction_loss) }]} log />
+        {metrics.some((one) => one.aux_loss > 0) ? <LineChart title="AuxK's part of the loss" series={[{ name: "AuxK", points: points((one) => one.aux_loss) }]} log /> : null}
         <LineChart title="Explained variance" series={[{ name: "step", points: points((one) => one.explained_variance) }, { name: "held out", points: history.evaluations.map((one) => [one.step, one.explained_variance]), dots: true }]} />
         <LineChart title="L0, mean over layers" series={[{ name: "L0", points: points((one) => one.l0) }]} />
         <LineChart title="Dead share" series={[{ name: "dead", points: points((one) => one.dead_share) }]} format={(value) => percent(value)} />
