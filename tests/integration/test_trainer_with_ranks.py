@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -221,8 +221,13 @@ class Client:
                     await asyncio.sleep(0.1)
 
     async def until(self, run: str, step: int) -> None:
+        await self.finds(run, lambda found: found.step >= step)
+
+    async def finds(self, run: str, state: Callable[[messages_pb2.Run], bool]) -> None:
+        """Wait until a run is as it should be."""
+        request = service_pb2.GetRunRequest(name=f"runs/{run}")
         async with asyncio.timeout(WAIT_S):
-            while (await self.stub.GetRun(service_pb2.GetRunRequest(name=f"runs/{run}"))).step < step:  # noqa: ASYNC110
+            while not state(await self.stub.GetRun(request)):
                 await asyncio.sleep(0.05)
 
     async def finish(self, operation: operations_pb2.Operation, into: Message) -> None:
@@ -311,24 +316,25 @@ async def test_trainer_killed_in_the_middle_changes_no_bit_of_the_outcome(servic
 
 
 async def test_run_begins_while_its_dataset_is_harvested(services: Services, client: Client) -> None:
-    """A shard that comes while the run is paused is its second epoch, on other ranks; the transcoder tells of both."""
+    """A shard that comes after the start is the second epoch, on other ranks; the transcoder tells of both."""
     store = open_store(services.bucket_url)
     async with aio_channel(f"127.0.0.1:{services.cache_port}", token=TOKEN) as connection:
         stub = cache_grpc.CacheServiceStub(connection)
         await _create(stub, "grows")
         await _commit(stub, store, "grows", 2, cache_messages.SPLIT_HELD_OUT)
         await _commit(stub, store, "grows", 0, TRAIN, 8 * SHARD_TOKENS)
-        await client.create("early", dataset="datasets/grows", take_snapshot=True, step_tokens=8, num_steps=600)
-        watching = asyncio.create_task(client.watch("early"))
-        await client.until("early", 5)
-        paused = await client.stub.PauseRun(service_pb2.PauseRunRequest(name="runs/early"), timeout=WAIT_S)
-        assert (paused.state, len(paused.epochs)) == (messages_pb2.RUN_STATE_PAUSED, 1), services.logs()
+        await client.create("early", dataset="datasets/grows", take_snapshot=True, step_tokens=8, num_steps=700)
+        await client.finds("early", lambda run: len(run.epochs) == 1)
         await _commit(stub, store, "grows", 1, TRAIN)
+        watching = asyncio.create_task(client.watch("early"))
+        await client.finds("early", lambda run: run.state == messages_pb2.RUN_STATE_RUNNING)
+        paused = await client.stub.PauseRun(service_pb2.PauseRunRequest(name="runs/early"), timeout=WAIT_S)
+        assert paused.state == messages_pb2.RUN_STATE_PAUSED, services.logs()
         resume = service_pb2.ResumeRunRequest(name="runs/early", feature_ranks=1)
         await client.stub.ResumeRun(resume, timeout=WAIT_S)
         steps, run = await watching
     assert run.state == messages_pb2.RUN_STATE_SUCCEEDED, services.logs()
-    assert steps == list(range(1, 601))
+    assert steps == list(range(1, 701))
     first = messages_pb2.Epoch(index=0, snapshot=1, num_tokens=4096, snapshot_tokens=4096)
     second = messages_pb2.Epoch(index=1, snapshot=2, since_snapshot=1, num_tokens=512, snapshot_tokens=4608)
     assert list(run.epochs)[:2] == [first, second]
