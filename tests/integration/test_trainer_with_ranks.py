@@ -227,7 +227,7 @@ class Client:
         """Wait until a run is as it should be."""
         request = service_pb2.GetRunRequest(name=f"runs/{run}")
         async with asyncio.timeout(WAIT_S):
-            while not state(await self.stub.GetRun(request)):
+            while not state(await self.stub.GetRun(request)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def finish(self, operation: operations_pb2.Operation, into: Message) -> None:
