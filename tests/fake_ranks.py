@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weft_common.errors import NotFoundError, WeftError
 from weft_store import ObjectStore, open_store
 from weft_trainer.core.commands import RunCommands
+from weft_trainer.core.epochs import RunEpochs
 from weft_trainer.core.gauges import ActiveRun
 from weft_trainer.core.job_running import JobRunner
 from weft_trainer.core.jobs import CheckpointJobs
@@ -107,11 +108,31 @@ class FakeCatalog:
 
     def __init__(self) -> None:
         self.facts = DatasetFacts("datasets/d", True, 3, 6, 1000, 100)
+        self.snapshots: list[DatasetFacts] = []
 
-    async def describe(self, name: str) -> DatasetFacts:
-        if name != self.facts.name:
-            raise NotFoundError(f"there is no {name}")
-        return self.facts
+    async def describe(self, name: str, snapshot: int = 0) -> DatasetFacts:
+        if name != self.facts.name or snapshot > len(self.snapshots):
+            raise NotFoundError(f"there is no {name}, or no snapshot {snapshot} of it")
+        return replace(self.snapshots[snapshot - 1], sealed=self.facts.sealed) if snapshot else self.facts
+
+    async def snapshot(self, name: str) -> DatasetFacts:
+        facts = await self.describe(name)
+        if facts.sealed:
+            return facts
+        taken = replace(facts, snapshot=len(self.snapshots) + 1)
+        if not self.snapshots or replace(self.snapshots[-1], snapshot=0) != facts:
+            self.snapshots.append(taken)
+        return self.snapshots[-1]
+
+    def commit(self, num_train_tokens: int, num_held_out_tokens: int = 0) -> None:
+        """Open the dataset, with so many tokens more."""
+        train, held_out = self.facts.num_train_tokens, self.facts.num_held_out_tokens
+        self.facts = replace(
+            self.facts,
+            sealed=False,
+            num_train_tokens=train + num_train_tokens,
+            num_held_out_tokens=held_out + num_held_out_tokens,
+        )
 
 
 class FakeGauges:
@@ -154,6 +175,7 @@ class Controller:
         self.runs = RunRepository(self.store)
         self.journal = Journal(self.store)
         self.desk = ReportDesk(self.store, self.runs, self.journal, self.signals, self.gauges)
+        self.epochs = RunEpochs(self.runs, self.catalog)
         self.watcher = Watcher(self.store, self.runs, self.journal, self.signals)
         options = SupervisorOptions(
             restart_backoff_s=0.01, stop_grace_s=0.5, look_interval_s=0.02, status_interval_s=0.01
@@ -165,6 +187,7 @@ class Controller:
             self.desk,
             self.signals,
             self.gauges,
+            self.epochs,
             lambda run, attempt, ranks: {"WEFT_WORKER_ATTEMPT": str(attempt)},
             options,
         )

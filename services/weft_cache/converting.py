@@ -83,6 +83,7 @@ def dataset_to_proto(dataset: Dataset, statistics: list[LayerStatistics], *, sha
         statistics=[_layer_to_proto(layer) for layer in statistics],
         create_time=_timestamp(dataset.create_time),
         seal_time=_timestamp(dataset.seal_time) if dataset.seal_time else None,
+        snapshot=dataset.snapshot,
     )
 
 

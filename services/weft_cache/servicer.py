@@ -13,6 +13,7 @@ from weft_cache.core.commits import Commits
 from weft_cache.core.reading import Reading
 from weft_cache.core.records import Dataset
 from weft_cache.core.sealing import Sealing
+from weft_cache.core.snapshots import Snapshots
 from weft_common.errors import InvalidArgumentError, WeftError
 from weft_common.resource_names import parse_name
 from weft_common.tensors import chunk_tensor
@@ -34,6 +35,7 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         catalog: Catalog,
         commits: Commits,
         sealing: Sealing,
+        snapshots: Snapshots,
         reading: Reading,
         *,
         presign_s: int,
@@ -42,6 +44,7 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         self._catalog = catalog
         self._commits = commits
         self._sealing = sealing
+        self._snapshots = snapshots
         self._reading = reading
         self._presign_s = presign_s
         self._answered = answered
@@ -51,8 +54,12 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         return await self._answer(lambda: self._described(self._catalog.create(request.dataset_id, spec)))
 
     async def GetDataset(self, request: service_pb2.GetDatasetRequest, context: Context) -> messages_pb2.Dataset:
-        dataset_id = _id(request.name, "name")
-        return await self._answer(lambda: self._described(self._catalog.get(dataset_id)))
+        dataset_id, number = _id(request.name, "name"), request.snapshot
+        return await self._answer(
+            lambda: self._described(
+                self._snapshots.get(dataset_id, number) if number else self._catalog.get(dataset_id)
+            )
+        )
 
     async def ListDatasets(
         self, request: service_pb2.ListDatasetsRequest, context: Context
@@ -74,6 +81,12 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         statistics = converting.statistics_from_proto(request.shard)
         return converting.shard_to_proto(await self._answer(self._commits.commit, dataset_id, shard, statistics))
 
+    async def SnapshotDataset(
+        self, request: service_pb2.SnapshotDatasetRequest, context: Context
+    ) -> messages_pb2.Dataset:
+        dataset_id = _id(request.name, "name")
+        return await self._answer(lambda: self._described(self._snapshots.take(dataset_id)))
+
     async def SealDataset(self, request: service_pb2.SealDatasetRequest, context: Context) -> messages_pb2.Dataset:
         dataset_id = _id(request.name, "name")
         return await self._answer(lambda: self._described(self._sealing.seal(dataset_id, request.num_shards)))
@@ -89,6 +102,8 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
             world_size=request.world_size,
             epoch=request.epoch,
             seed=request.seed,
+            snapshot=request.snapshot,
+            since_snapshot=request.since_snapshot,
         )
         if not 0 <= request.start_position <= len(plan.slices):
             raise InvalidArgumentError(
@@ -137,7 +152,8 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         return converting.compression_to_proto(compression)
 
     def _described(self, dataset: Dataset) -> messages_pb2.Dataset:
-        return converting.dataset_to_proto(dataset, self._sealing.train_statistics(dataset), shards=True)
+        of = self._snapshots.statistics if dataset.snapshot else self._sealing.train_statistics
+        return converting.dataset_to_proto(dataset, of(dataset), shards=True)
 
     async def _answer(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do the work in a thread, and count how it ended."""

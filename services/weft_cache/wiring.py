@@ -12,6 +12,7 @@ from weft_cache.core.commits import Commits
 from weft_cache.core.ports import Clock
 from weft_cache.core.reading import Reading
 from weft_cache.core.sealing import Sealing
+from weft_cache.core.snapshots import Snapshots
 from weft_cache.servicer import CacheServicer
 from weft_common.server import Registration
 from weft_store import ObjectStore
@@ -32,11 +33,13 @@ def registration(
     shards = WeftShards(store)
     catalog = Catalog(store, clock)
     sealing = Sealing(catalog)
+    snapshots = Snapshots(catalog, sealing)
     servicer = CacheServicer(
         catalog,
         Commits(catalog, shards, counters, presign_s=presign_s),
         sealing,
-        Reading(catalog, sealing, shards, counters),
+        snapshots,
+        Reading(catalog, sealing, snapshots, shards, counters),
         presign_s=presign_s,
         answered=counters.answered,
     )

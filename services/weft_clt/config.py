@@ -177,6 +177,8 @@ class BatchConfig:
     seed: int
     scales: Scales = Scales.SEPARATE
     micro_batches: int = 0
+    snapshot: int = 0
+    take_snapshot: bool = False
 
     def __post_init__(self) -> None:
         _check(
@@ -193,6 +195,14 @@ class BatchConfig:
         )
         _check(0 <= self.seed < 1 << 64, "seed", f"{self.seed} does not fit 64 bits without sign.")
         _check(self.micro_batches >= 0, "micro_batches", f"{self.micro_batches} micro-batches; give at least 0.")
+        _check(
+            self.snapshot >= 0, "snapshot", f"{self.snapshot} is no snapshot; give its number, or 0 for the dataset."
+        )
+        _check(
+            not (self.snapshot and self.take_snapshot),
+            "snapshot",
+            f"{self.snapshot} is given beside take_snapshot, which takes another; give one of them.",
+        )
 
     @property
     def passes(self) -> int:
@@ -268,6 +278,8 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "micro_batches": ("batch", "micro_batches"),
     "moments": ("optimizer", "moments"),
     "parameters": ("optimizer", "parameters"),
+    "snapshot": ("batch", "snapshot"),
+    "take_snapshot": ("batch", "take_snapshot"),
 }
 """Field of weft.training.v1.TrainingSpec -> where it lies here."""
 
@@ -281,6 +293,8 @@ _LATER = (
     "scales",
     "moments",
     "parameters",
+    "snapshot",
+    "take_snapshot",
 )
 """Fields that came later; at their default they are no part of the digest, so that older checkpoints keep theirs."""
 

@@ -21,12 +21,13 @@ from weft_trainer.adapters.prometheus_gauges import PrometheusGauges
 from weft_trainer.adapters.report_server import ReportServer, RunReportServicer, RunTokens
 from weft_trainer.core.census import count_runs
 from weft_trainer.core.commands import RunCommands
+from weft_trainer.core.epochs import RunEpochs
 from weft_trainer.core.format_jobs import FormatJobs
 from weft_trainer.core.job_running import JobRunner
 from weft_trainer.core.jobs import CheckpointJobs
 from weft_trainer.core.journal import Journal
 from weft_trainer.core.logs import RunLogs
-from weft_trainer.core.ports import RankLauncher
+from weft_trainer.core.ports import DatasetCatalog, RankLauncher
 from weft_trainer.core.reports import ReportDesk
 from weft_trainer.core.runs import RunRepository
 from weft_trainer.core.scratch import remove_stale
@@ -68,21 +69,25 @@ async def build(
     """
     async with AsyncExitStack() as stack:
         launcher = await stack.enter_async_context(open_launcher(settings, standby or threading.Event()))
-        yield await stack.enter_async_context(_services(settings, launcher, worker_module))
+        cache = await stack.enter_async_context(
+            aio_channel(settings.cache_target, token=settings.cache_token, **settings.peers_tls)
+        )
+        yield await stack.enter_async_context(_services(settings, launcher, GrpcCatalog(cache), worker_module))
 
 
 @asynccontextmanager
 async def _services(
-    settings: TrainerSettings, launcher: RankLauncher, worker_module: str
+    settings: TrainerSettings, launcher: RankLauncher, catalog: DatasetCatalog, worker_module: str
 ) -> AsyncIterator[Sequence[Registration]]:
     remove_stale()
     keys = (_secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
     store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
     runs, signals, gauges, journal = RunRepository(store), Signals(), PrometheusGauges(), Journal(store)
     desk = ReportDesk(store, runs, journal, signals, gauges)
+    epochs = RunEpochs(runs, catalog)
     tokens = RunTokens(settings.token, settings.report_token)
     reports = ReportServer(
-        RunReportServicer(desk, tokens),
+        RunReportServicer(desk, epochs, tokens),
         settings.report_host,
         settings.report_port,
         settings.resolved_work_dir() / "report-port",
@@ -90,7 +95,7 @@ async def _services(
     )
     environment = RankEnvironment(settings, lambda: reports.target, tokens.token)
     options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
-    supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, environment, options)
+    supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, epochs, environment, options)
     runner = JobRunner(launcher, store)
     jobs = CheckpointJobs(store, runs, runner, environment, worker_module)
     transcoders = Transcoders(store)
@@ -122,10 +127,7 @@ async def _services(
         return str((await manager.start(TRAIN, operation_id, request, metadata)).name)
 
     async with AsyncExitStack() as stack:
-        cache = await stack.enter_async_context(
-            aio_channel(settings.cache_target, token=settings.cache_token, **settings.peers_tls)
-        )
-        commands = RunCommands(runs, GrpcCatalog(cache), signals, start_training, settings.max_ranks, supervisor.check)
+        commands = RunCommands(runs, catalog, signals, start_training, settings.max_ranks, supervisor.check)
         await reports.start()
         stack.push_async_callback(reports.stop)
         await commands.start_unstarted()

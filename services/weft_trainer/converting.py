@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -13,13 +14,14 @@ from weft.training.v1 import messages_pb2, service_pb2
 from weft_clt.formats.opening import AUTO
 from weft_trainer.core.format_jobs import ForeignFiles
 from weft_trainer.core.ports import RankLog
-from weft_trainer.core.records import RunRecord
+from weft_trainer.core.records import Epoch, RunRecord
 from weft_trainer.core.reports import Directive, RankReport
 from weft_trainer.core.runs import CheckpointFacts
 
 __all__ = [
     "checkpoint_to_proto",
     "directive_to_proto",
+    "epoch_to_proto",
     "evaluation_to_proto",
     "fields_of",
     "foreign_files_from_proto",
@@ -158,7 +160,13 @@ def run_to_proto(record: RunRecord) -> messages_pb2.Run:
         operation=record.operation,
         peak_memory_bytes=record.peak_memory_bytes,
         pending_reason=record.pending_reason,
+        epochs=map(epoch_to_proto, record.epochs),
     )
+
+
+def epoch_to_proto(epoch: Epoch) -> messages_pb2.Epoch:
+    """Return what an epoch goes over."""
+    return messages_pb2.Epoch(**asdict(epoch))
 
 
 def logs_to_proto(attempt: int, logs: Sequence[RankLog]) -> service_pb2.GetRunLogsResponse:

@@ -118,6 +118,31 @@ async def test_dataset_lives_through_the_client(cache: Cache) -> None:
     assert [each async for each in datasets.list()] == []
 
 
+async def test_snapshot_is_planned_and_described_through_the_client(cache: Cache) -> None:
+    """An open dataset answers for a snapshot as a sealed one of those shards does."""
+    train, held_out = messages_pb2.SPLIT_TRAIN, messages_pb2.SPLIT_HELD_OUT
+    datasets = cache.client.datasets
+    await cache.fill("a", {0: (40, train), 2: (20, held_out)})
+    first = await datasets.snapshot("a")
+    await cache.fill("a", {1: (33, train)})
+    second = await datasets.snapshot("a")
+    assert [(each.snapshot, each.num_train_tokens, each.num_held_out_tokens) for each in (first, second)] == [
+        (1, 40, 20),
+        (2, 73, 20),
+    ]
+    assert (first.state, len(first.statistics)) == (messages_pb2.DATASET_STATE_OPEN, 2)
+    assert await datasets.get("a", snapshot=1) == first
+    assert not (await datasets.get("a")).statistics
+    plan = await datasets.plan("a", train, seed=3, snapshot=2, since_snapshot=1)
+    assert {(piece.shard_index, piece.row_group) for piece in plan.slices} == {(1, 0), (1, 1), (1, 2)}
+    await unary(cache.stub.SealDataset, service_pb2.SealDatasetRequest(name="datasets/a", num_shards=3))
+    assert (await datasets.snapshot("a")).snapshot == 0
+    assert (await datasets.get("a", snapshot=1)).statistics == first.statistics
+    assert await datasets.plan("a", train, seed=3, snapshot=2, since_snapshot=1) == plan
+    alone = await datasets.plan("a", held_out, snapshot=2)
+    assert [piece.shard_index for piece in alone.slices] == [2, 2]
+
+
 async def test_metrics_count_answers_and_bytes(cache: Cache) -> None:
     """Every answer is counted by its code, bytes by direction and stage, damage apart."""
     await cache.fill("a", {0: (40, messages_pb2.SPLIT_TRAIN)})
@@ -146,6 +171,7 @@ async def test_metrics_count_answers_and_bytes(cache: Cache) -> None:
         ({"epoch": -1}, InvalidArgumentError, "epoch is -1"),
         ({"start_position": 9}, InvalidArgumentError, "start_position is 9"),
         ({"dataset": "datasets/open"}, FailedPreconditionError, "SealDataset"),
+        ({"dataset": "datasets/open", "snapshot": 1}, NotFoundError, "no snapshot 1"),
     ],
 )
 async def test_plan_refuses_and_says_what_to_do(

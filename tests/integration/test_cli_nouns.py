@@ -42,6 +42,11 @@ RUN = training.Run(
     step=2,
     attempt=3,
     metrics=training.Metrics(step=2, sent_bytes_per_token=4096, entry_bytes_per_token=512),
+    epochs=[
+        training.Epoch(index=0, snapshot=1, num_tokens=65_536, snapshot_tokens=65_536),
+        training.Epoch(index=1, snapshot=3, since_snapshot=1, num_tokens=2_000, snapshot_tokens=67_536),
+        training.Epoch(index=2, num_tokens=70_000, snapshot_tokens=70_000),
+    ],
 )
 
 
@@ -290,6 +295,9 @@ async def test_datasets_are_read_and_deleted(house: House) -> None:
     assert (document["name"], document["state"]) == ("datasets/d", "DATASET_STATE_OPEN")
     assert document["stats"]["bits_per_value"] == 0
     assert "mlp_in and mlp_out" in (await house.weft("datasets", "get", "d")).stdout
+    empty = await house.weft("datasets", "snapshot", "d")
+    assert (empty.exit_code, "no tokens yet" in empty.stderr) == (1, True)
+    assert "no snapshot 1" in (await house.weft("datasets", "get", "d", "--snapshot", "1")).stderr
     assert (await house.json("datasets", "verify", "d"))["problems"] == []
     assert (await house.json("datasets", "delete", "d")) == {"deleted": "d"}
     assert (await house.json("datasets", "list")) == {"datasets": []}
@@ -318,6 +326,29 @@ async def test_runs_watch_prints_a_line_an_event(house: House) -> None:
     assert events[0]["metrics"]["step"] == "2"
     table = (await house.weft("runs", "watch", "r1")).stdout
     assert "r1: succeeded" in table
+
+
+async def test_runs_get_shows_what_epochs_go_over(house: House) -> None:
+    """A snapshot, what one has beyond another, and the sealed dataset, each with its tokens."""
+    lines = (await house.weft("runs", "get", "r1")).stdout.splitlines()
+    shown = [line.split(None, 2)[2].strip() for line in lines if line.startswith("epoch")]
+    assert shown == [
+        "snapshot 1, 65,536 tokens",
+        "what snapshot 3 has beyond 1, 2,000 tokens",
+        "the sealed dataset, 70,000 tokens",
+    ]
+
+
+async def test_run_begins_on_a_snapshot_where_it_is_told_to(house: House) -> None:
+    """`--while-harvesting` asks for a new one, `--snapshot` for one that is there, neither for a sealed dataset."""
+    for arguments, wanted in (
+        (["--while-harvesting"], (True, 0)),
+        (["--snapshot", "4", "--recipe", "anthropic"], (False, 4)),
+        ([], (False, 0)),
+    ):
+        await house.json("runs", "create", "early", "--dataset", "d", "--no-wait", *arguments)
+        spec = house.trainer.asked[-1].spec
+        assert (spec.take_snapshot, spec.snapshot) == wanted
 
 
 async def test_runs_logs_shows_every_log_under_its_source(house: House) -> None:

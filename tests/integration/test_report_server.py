@@ -44,7 +44,8 @@ def _server(controller: Controller, folder: Path, tls: dict[str, Path] | None, h
     settings = ServiceSettings(token=SecretStr("t"), **({} if tls is None else tls))  # type: ignore[arg-type]
     credentials = server_credentials(settings) if tls else None
     tokens = RunTokens(settings.token, SecretStr("of-all-ranks"))
-    return ReportServer(RunReportServicer(controller.desk, tokens), host, 0, folder / "port", credentials)
+    servicer = RunReportServicer(controller.desk, controller.epochs, tokens)
+    return ReportServer(servicer, host, 0, folder / "port", credentials)
 
 
 async def _report(channel: grpc.aio.Channel) -> "service_pb2.Directive.ValueType":

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.distributed, pytest.mark.timeout(600)
 TOKEN = "token-of-the-test"
 LAYERS, D_MODEL, SHARD_TOKENS = 3, 8, 512
 WAIT_S = 240.0
+TRAIN = cache_messages.SPLIT_TRAIN
 
 
 class Services:
@@ -97,51 +98,64 @@ def _running(folder: Path) -> Iterator[Services]:
 
 async def _make_dataset(services: Services, store: ObjectStore) -> None:
     """Commit four shards, the last held out, of outputs that a transcoder can learn from the inputs."""
-    random = np.random.default_rng(0)
-    mixing_LDD = random.normal(size=(LAYERS, D_MODEL, D_MODEL)).astype(np.float32)
-    codec = CodecSpec(kind="uniform", target_fvu=1e-3)
     async with aio_channel(f"127.0.0.1:{services.cache_port}", token=TOKEN) as connection:
         stub = cache_grpc.CacheServiceStub(connection)
-        spec = cache_messages.DatasetSpec(
-            model="models/tiny",
-            model_revision="a" * 64,
-            num_layers=LAYERS,
-            d_model=D_MODEL,
-            input_hook="mlp_in",
-            output_hook="mlp_out",
-            codec="uniform",
-            target_fvu=1e-3,
-        )
-        create = cache_service.CreateDatasetRequest(dataset_id="d", spec=spec)
-        await stub.CreateDataset(create, wait_for_ready=True, timeout=WAIT_S)
+        await _create(stub, "d")
         for index in range(4):
-            inputs_LTD = random.normal(size=(LAYERS, SHARD_TOKENS, D_MODEL)).astype(np.float32)
-            outputs_LTD = np.maximum(inputs_LTD @ mixing_LDD, 0).astype(np.float32)
-            shard = encode_shard(
-                {"input": inputs_LTD, "output": outputs_LTD}, codec, row_group_tokens=128, attributes={}
-            )
-            upload = await stub.BeginShard(cache_service.BeginShardRequest(dataset="datasets/d", shard_index=index))
-            store.put(upload.key, shard.data)
-            statistics = [
-                cache_messages.LayerStatistics(
-                    layer=entry.layer,
-                    input=cache_messages.StreamStatistics(**asdict(entry.input)),
-                    output=cache_messages.StreamStatistics(**asdict(entry.output)),
-                )
-                for entry in shard.statistics
-            ]
-            committed = cache_messages.Shard(
-                index=index,
-                key=upload.key,
-                sha256=shard.sha256,
-                size_bytes=len(shard.data),
-                num_tokens=SHARD_TOKENS,
-                split=cache_messages.SPLIT_HELD_OUT if index == 3 else cache_messages.SPLIT_TRAIN,
-                row_group_tokens=128,
-                statistics=statistics,
-            )
-            await stub.CommitShard(cache_service.CommitShardRequest(dataset="datasets/d", shard=committed))
+            await _commit(stub, store, "d", index, cache_messages.SPLIT_HELD_OUT if index == 3 else TRAIN)
         await stub.SealDataset(cache_service.SealDatasetRequest(name="datasets/d", num_shards=4))
+
+
+async def _create(stub: cache_grpc.CacheServiceStub, dataset: str) -> None:
+    spec = cache_messages.DatasetSpec(
+        model="models/tiny",
+        model_revision="a" * 64,
+        num_layers=LAYERS,
+        d_model=D_MODEL,
+        input_hook="mlp_in",
+        output_hook="mlp_out",
+        codec="uniform",
+        target_fvu=1e-3,
+    )
+    create = cache_service.CreateDatasetRequest(dataset_id=dataset, spec=spec)
+    await stub.CreateDataset(create, wait_for_ready=True, timeout=WAIT_S)
+
+
+async def _commit(
+    stub: cache_grpc.CacheServiceStub,
+    store: ObjectStore,
+    dataset: str,
+    index: int,
+    split: "cache_messages.Split.ValueType",
+    num_tokens: int = SHARD_TOKENS,
+) -> None:
+    mixing_LDD = np.random.default_rng(0).normal(size=(LAYERS, D_MODEL, D_MODEL)).astype(np.float32)
+    inputs_LTD = np.random.default_rng([1, index]).normal(size=(LAYERS, num_tokens, D_MODEL)).astype(np.float32)
+    outputs_LTD = np.maximum(inputs_LTD @ mixing_LDD, 0).astype(np.float32)
+    codec = CodecSpec(kind="uniform", target_fvu=1e-3)
+    shard = encode_shard({"input": inputs_LTD, "output": outputs_LTD}, codec, row_group_tokens=128, attributes={})
+    begin = cache_service.BeginShardRequest(dataset=f"datasets/{dataset}", shard_index=index)
+    upload = await stub.BeginShard(begin)
+    store.put(upload.key, shard.data)
+    statistics = [
+        cache_messages.LayerStatistics(
+            layer=entry.layer,
+            input=cache_messages.StreamStatistics(**asdict(entry.input)),
+            output=cache_messages.StreamStatistics(**asdict(entry.output)),
+        )
+        for entry in shard.statistics
+    ]
+    committed = cache_messages.Shard(
+        index=index,
+        key=upload.key,
+        sha256=shard.sha256,
+        size_bytes=len(shard.data),
+        num_tokens=num_tokens,
+        split=split,
+        row_group_tokens=128,
+        statistics=statistics,
+    )
+    await stub.CommitShard(cache_service.CommitShardRequest(dataset=f"datasets/{dataset}", shard=committed))
 
 
 @pytest.fixture
@@ -207,8 +221,13 @@ class Client:
                     await asyncio.sleep(0.1)
 
     async def until(self, run: str, step: int) -> None:
+        await self.finds(run, lambda found: found.step >= step)
+
+    async def finds(self, run: str, state: Callable[[messages_pb2.Run], bool]) -> None:
+        """Wait until a run is as it should be."""
+        request = service_pb2.GetRunRequest(name=f"runs/{run}")
         async with asyncio.timeout(WAIT_S):
-            while (await self.stub.GetRun(service_pb2.GetRunRequest(name=f"runs/{run}"))).step < step:  # noqa: ASYNC110
+            while not state(await self.stub.GetRun(request)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def finish(self, operation: operations_pb2.Operation, into: Message) -> None:
@@ -294,3 +313,34 @@ async def test_trainer_killed_in_the_middle_changes_no_bit_of_the_outcome(servic
     assert expected.keys() == found.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+async def test_run_begins_while_its_dataset_is_harvested(services: Services, client: Client) -> None:
+    """A shard that comes after the start is the second epoch, on other ranks; the transcoder tells of both."""
+    store = open_store(services.bucket_url)
+    async with aio_channel(f"127.0.0.1:{services.cache_port}", token=TOKEN) as connection:
+        stub = cache_grpc.CacheServiceStub(connection)
+        await _create(stub, "grows")
+        await _commit(stub, store, "grows", 2, cache_messages.SPLIT_HELD_OUT)
+        await _commit(stub, store, "grows", 0, TRAIN, 8 * SHARD_TOKENS)
+        await client.create("early", dataset="datasets/grows", take_snapshot=True, step_tokens=8, num_steps=700)
+        await client.finds("early", lambda run: len(run.epochs) == 1)
+        await _commit(stub, store, "grows", 1, TRAIN)
+        watching = asyncio.create_task(client.watch("early"))
+        await client.finds("early", lambda run: run.state == messages_pb2.RUN_STATE_RUNNING)
+        paused = await client.stub.PauseRun(service_pb2.PauseRunRequest(name="runs/early"), timeout=WAIT_S)
+        assert paused.state == messages_pb2.RUN_STATE_PAUSED, services.logs()
+        resume = service_pb2.ResumeRunRequest(name="runs/early", feature_ranks=1)
+        await client.stub.ResumeRun(resume, timeout=WAIT_S)
+        steps, run = await watching
+    assert run.state == messages_pb2.RUN_STATE_SUCCEEDED, services.logs()
+    assert steps == list(range(1, 701))
+    first = messages_pb2.Epoch(index=0, snapshot=1, num_tokens=4096, snapshot_tokens=4096)
+    second = messages_pb2.Epoch(index=1, snapshot=2, since_snapshot=1, num_tokens=512, snapshot_tokens=4608)
+    assert list(run.epochs)[:2] == [first, second]
+    assert run.evaluation.tokens == SHARD_TOKENS
+    export = service_pb2.ExportTranscoderRequest(checkpoint="runs/early", transcoder_id="early")
+    await client.finish(await client.stub.ExportTranscoder(export, timeout=WAIT_S), messages_pb2.Transcoder())
+    manifest, _ = read_json(store, "transcoders/early/manifest.json")
+    assert [entry["snapshot"] for entry in manifest["epochs"]] == [epoch.snapshot for epoch in run.epochs]
+    assert manifest["epochs"][1]["num_tokens"] == 512

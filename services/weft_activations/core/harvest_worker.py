@@ -175,11 +175,12 @@ class HarvestWorker:
         held: set[int] = set()
         beating = asyncio.create_task(self._beat(board, held))
         storing: asyncio.Task[Rows] | None = None
+        order = plan.order
         room = max((lease.num_tokens for lease in plan.leases), default=0)
         spare = [Rows.with_room(info, room) for _ in range(2)]
         try:
             while True:
-                index = await self._threaded(board.take)
+                index = await self._threaded(lambda: board.take(order))
                 if index is None:
                     if storing is not None:
                         spare.append(await storing)

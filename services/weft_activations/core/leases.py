@@ -64,9 +64,9 @@ class LeaseBoard:
         self._done: dict[int, DoneLease] = {}
         self._taken_until: dict[int, float] = {}
 
-    def take(self) -> int | None:
-        """Take the first lease that nobody holds; None where all are done or held."""
-        for index in range(self._num_leases):
+    def take(self, order: Iterable[int] | None = None) -> int | None:
+        """Take the first lease of an order, by default by index, that nobody holds; None where all are done or held."""
+        for index in range(self._num_leases) if order is None else order:
             if index in self._done or self._taken_until.get(index, 0.0) > self._clock():
                 continue
             if self._try(index):

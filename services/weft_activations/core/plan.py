@@ -50,6 +50,16 @@ class HarvestPlan:
         """Tokens of a split."""
         return sum(lease.num_tokens for lease in self.leases if lease.split is split)
 
+    @property
+    def order(self) -> list[int]:
+        """
+        Indices of the leases in the order in which replicas take them.
+
+        Held out first, so that a run that begins while the harvest goes on has something to be evaluated on.
+        """
+        leases = sorted(self.leases, key=lambda lease: (lease.split is not Split.HELD_OUT, lease.index))
+        return [lease.index for lease in leases]
+
 
 def plan_harvest(
     documents: Sequence[Sequence[int]],

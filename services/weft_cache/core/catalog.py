@@ -6,7 +6,7 @@ Datasets come, are read and go. The bucket is the database: every call reads wha
 of its own, created if absent, so that many writers never wait for each other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -85,7 +85,7 @@ class Catalog:
         if dataset.state is not State.SEALED:
             raise FailedPreconditionError(
                 f"{dataset.name} is not sealed: it still takes shards and cannot be planned; wait until its harvest "
-                "has ended, or call SealDataset"
+                "has ended, call SealDataset, or name a snapshot that SnapshotDataset took"
             )
         return dataset
 
@@ -167,20 +167,27 @@ class Catalog:
         return manifest
 
     def _dataset(self, dataset_id: str, manifest: dict[str, Any]) -> Dataset:
-        state = State(manifest["state"])
-        if state is State.SEALED:
+        if manifest["state"] == State.SEALED:
             shards = tuple(ShardRecord.from_json(each) for each in manifest["shards"])
         else:
             shards = tuple(sorted(self.commits(dataset_id), key=lambda shard: shard.index))
-        sealed = manifest.get("seal_time")
-        return Dataset(
-            id=dataset_id,
-            spec=DatasetSpec.from_json(manifest["spec"]),
-            state=state,
-            create_time=datetime.fromisoformat(manifest["create_time"]),
-            seal_time=datetime.fromisoformat(sealed) if sealed else None,
-            shards=shards,
-        )
+        return described(dataset_id, manifest, shards)
+
+
+def described(
+    dataset_id: str, manifest: Mapping[str, Any], shards: tuple[ShardRecord, ...], snapshot: int = 0
+) -> Dataset:
+    """A dataset of these shards, or a snapshot of it."""
+    sealed = manifest.get("seal_time")
+    return Dataset(
+        id=dataset_id,
+        spec=DatasetSpec.from_json(manifest["spec"]),
+        state=State(manifest["state"]),
+        create_time=datetime.fromisoformat(manifest["create_time"]),
+        seal_time=datetime.fromisoformat(sealed) if sealed else None,
+        shards=shards,
+        snapshot=snapshot,
+    )
 
 
 def _spec_json(spec: DatasetSpec) -> dict[str, Any]:

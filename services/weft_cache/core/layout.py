@@ -5,6 +5,7 @@ import re
 PREFIX = "datasets/"
 MANIFEST = "/manifest.json"
 _COMMIT = re.compile(r"^datasets/[^/]+/commits/(\d+)\.json$")
+_SNAPSHOT = re.compile(r"^datasets/[^/]+/snapshots/(\d+)\.json$")
 
 
 def dataset_prefix(dataset_id: str) -> str:
@@ -66,3 +67,29 @@ def commit_index(key: str) -> int | None:
 def shard_statistics_key(dataset_id: str, index: int, sha256: str) -> str:
     """Statistics of one committed shard; they are large beside its record and seldom read."""
     return f"{commits_prefix(dataset_id)}{index}-{sha256[:16]}.statistics.json"
+
+
+def snapshots_prefix(dataset_id: str) -> str:
+    """Where snapshots lie; they stay when the dataset is sealed."""
+    return f"{PREFIX}{dataset_id}/snapshots/"
+
+
+def snapshot_key(dataset_id: str, number: int) -> str:
+    """The list of shards that a snapshot is; the first to create it wins."""
+    return f"{snapshots_prefix(dataset_id)}{number}.json"
+
+
+def snapshot_number(key: str) -> int | None:
+    """
+    Number of the snapshot that lies at a key, or None for another key.
+
+    >>> snapshot_number("datasets/a/snapshots/2.json"), snapshot_number("datasets/a/snapshots/2-0f.statistics.json")
+    (2, None)
+    """
+    match = _SNAPSHOT.match(key)
+    return int(match.group(1)) if match else None
+
+
+def snapshot_statistics_key(dataset_id: str, number: int, digest: str) -> str:
+    """Statistics over a snapshot's training split; two that take the same number do not write over each other's."""
+    return f"{snapshots_prefix(dataset_id)}{number}-{digest}.statistics.json"

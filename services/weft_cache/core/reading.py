@@ -11,6 +11,7 @@ from weft_cache.core.planning import Plan, plan_reads
 from weft_cache.core.ports import Counters, Shards
 from weft_cache.core.records import Dataset, ShardRecord, Split
 from weft_cache.core.sealing import Sealing
+from weft_cache.core.snapshots import Snapshots
 from weft_common.errors import DataLossError, InvalidArgumentError
 from weft_store.shard import STREAMS, Stream
 
@@ -58,18 +59,33 @@ class Compression:
 class Reading:
     """Plans, reads, verifies and sums up."""
 
-    def __init__(self, catalog: Catalog, sealing: Sealing, shards: Shards, counters: Counters) -> None:
+    def __init__(
+        self, catalog: Catalog, sealing: Sealing, snapshots: Snapshots, shards: Shards, counters: Counters
+    ) -> None:
         self._catalog = catalog
         self._sealing = sealing
+        self._snapshots = snapshots
         self._shards = shards
         self._counters = counters
 
-    def plan(self, dataset_id: str, split: Split, *, rank: int, world_size: int, epoch: int, seed: int) -> Plan:
+    def plan(
+        self,
+        dataset_id: str,
+        split: Split,
+        *,
+        rank: int,
+        world_size: int,
+        epoch: int,
+        seed: int,
+        snapshot: int = 0,
+        since_snapshot: int = 0,
+    ) -> Plan:
         """
-        One rank's share of one epoch.
+        One rank's share of one epoch, over a snapshot where one is named, less an earlier one.
 
         Raises:
-            FailedPreconditionError: the dataset is not sealed.
+            FailedPreconditionError: the dataset is not sealed, and no snapshot is named.
+            NotFoundError: no such dataset or snapshot.
         """
         if not 1 <= world_size <= MAX_WORLD_SIZE:
             raise InvalidArgumentError(
@@ -81,8 +97,8 @@ class Reading:
             )
         if epoch < 0:
             raise InvalidArgumentError(f"epoch is {epoch}, expected 0 or more", field="epoch")
-        dataset = self._catalog.sealed(dataset_id)
-        return plan_reads(dataset.shards, split, rank=rank, world_size=world_size, epoch=epoch, seed=seed)
+        shards = self._snapshots.shards(dataset_id, snapshot, since_snapshot)
+        return plan_reads(shards, split, rank=rank, world_size=world_size, epoch=epoch, seed=seed)
 
     def blocks(
         self, dataset_id: str, shard_index: int, layer: int, row_groups: Sequence[int]

@@ -141,7 +141,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset as a reader sees it."""
+    """A dataset as a reader sees it, or one of its snapshots; `snapshot` is 0 where it is the dataset itself."""
 
     id: str
     spec: DatasetSpec
@@ -149,6 +149,7 @@ class Dataset:
     create_time: datetime
     seal_time: datetime | None
     shards: tuple[ShardRecord, ...]
+    snapshot: int = 0
 
     @property
     def name(self) -> str:

@@ -52,7 +52,23 @@ class Sealing:
         """Statistics over both splits, of an open dataset too."""
         if dataset.state is State.SEALED:
             return self._read_statistics(dataset, "all")
-        return self._merge(dataset, dataset.shards)
+        return self.merge(dataset.id, dataset.shards)
+
+    def merge(
+        self, dataset_id: str, shards: Sequence[ShardRecord], first: Sequence[LayerStatistics] = ()
+    ) -> list[LayerStatistics]:
+        """
+        Merge the statistics of shards of an open dataset into those of others.
+
+        Raises:
+            NotFoundError: those of a shard are not there, because it was sealed or deleted meanwhile.
+        """
+        parts = [first] if first else []
+        for shard in shards:
+            if shard.num_tokens > 0:
+                document, _ = read_json(self._store, layout.shard_statistics_key(dataset_id, shard.index, shard.sha256))
+                parts.append(moments.from_json(document["layers"]))
+        return merge_statistics(parts) if parts else []
 
     def _complete(self, dataset: Dataset) -> Dataset:
         try:
@@ -83,21 +99,13 @@ class Sealing:
 
     def _write_statistics(self, dataset: Dataset) -> None:
         train = [shard for shard in dataset.shards if shard.split is Split.TRAIN]
-        parts = {"train": self._merge(dataset, train), "all": self._merge(dataset, dataset.shards)}
+        parts = {"train": self.merge(dataset.id, train), "all": self.merge(dataset.id, dataset.shards)}
         document = {part: moments.to_json(statistics) for part, statistics in parts.items()}
         self._store.put(layout.statistics_key(dataset.id), encode_json(document))
 
     def _read_statistics(self, dataset: Dataset, part: str) -> list[LayerStatistics]:
         document, _ = read_json(self._store, layout.statistics_key(dataset.id))
         return moments.from_json(document[part])
-
-    def _merge(self, dataset: Dataset, shards: Sequence[ShardRecord]) -> list[LayerStatistics]:
-        parts = []
-        for shard in shards:
-            if shard.num_tokens > 0:
-                document, _ = read_json(self._store, layout.shard_statistics_key(dataset.id, shard.index, shard.sha256))
-                parts.append(moments.from_json(document["layers"]))
-        return merge_statistics(parts) if parts else []
 
     def _clear(self, dataset: Dataset) -> None:
         kept = {shard.key for shard in dataset.shards}

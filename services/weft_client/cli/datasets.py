@@ -39,18 +39,11 @@ def list_datasets(as_json: JsonFlag = False) -> None:
         )
 
 
-@app.command("get")
-def get_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
-    """Describe one dataset and its compression."""
-    with connected() as client:
-        found = client.datasets.get(dataset)
-        stats = client.datasets.stats(dataset)
-    if as_json:
-        print_json({**as_dict(found), "stats": as_dict(stats)})
-        return
+def _fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
     spec = found.spec
-    fields = [
+    return [
         ("name", found.name),
+        *([("snapshot", str(found.snapshot))] if found.snapshot else []),
         ("state", _state(found)),
         ("model", f"{spec.model}, revision {spec.model_revision}"),
         ("streams", f"{spec.input_hook} and {spec.output_hook}, {spec.num_layers} layers of {spec.d_model}"),
@@ -58,11 +51,36 @@ def get_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
         ("corpus", spec.corpus),
         ("tokens", f"{found.num_train_tokens:,} to train on, {found.num_held_out_tokens:,} held out"),
         ("shards", f"{len(found.shards)}, {size(found.size_bytes)}"),
-        ("compression", f"{stats.bits_per_value:.2f} bits a value, largest FVU {stats.fvu_max:.2e}"),
         ("created", time(found.create_time)),
         ("sealed", time(found.seal_time)),
     ]
-    print_one(found, fields, as_json=False)
+
+
+@app.command("get")
+def get_dataset(
+    dataset: DatasetArgument,
+    snapshot: Annotated[int, typer.Option(min=0, help="One of its snapshots; 0 means the dataset itself.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Describe one dataset and its compression, or one of its snapshots."""
+    with connected() as client:
+        found = client.datasets.get(dataset, snapshot=snapshot)
+        stats = None if snapshot else client.datasets.stats(dataset)
+    if stats is None:
+        print_one(found, _fields(found), as_json=as_json)
+    elif as_json:
+        print_json({**as_dict(found), "stats": as_dict(stats)})
+    else:
+        compression = f"{stats.bits_per_value:.2f} bits a value, largest FVU {stats.fvu_max:.2e}"
+        print_one(found, [*_fields(found), ("compression", compression)], as_json=False)
+
+
+@app.command("snapshot")
+def snapshot_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
+    """Number what a harvest has committed by now, to train on; a sealed dataset is described as it is."""
+    with connected() as client:
+        found = client.datasets.snapshot(dataset)
+    print_one(found, _fields(found), as_json=as_json)
 
 
 @app.command("create")

@@ -42,6 +42,13 @@ def _network(run: messages_pb2.Run) -> str:
     return f"{size(round(sent))} a token and rank, {size(round(entries))} of them for active features"
 
 
+def _epoch(epoch: messages_pb2.Epoch) -> str:
+    if not epoch.snapshot:
+        return f"the sealed dataset, {epoch.num_tokens:,} tokens"
+    what = f"what snapshot {epoch.snapshot} has beyond {epoch.since_snapshot}"
+    return f"{what if epoch.since_snapshot else f'snapshot {epoch.snapshot}'}, {epoch.num_tokens:,} tokens"
+
+
 def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:
     spec = run.spec
     fields = [
@@ -58,6 +65,7 @@ def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:
         *([("network", _network(run))] if run.metrics.sent_bytes_per_token else []),
         ("created", time(run.create_time)),
     ]
+    fields += [(f"epoch {epoch.index}", _epoch(epoch)) for epoch in run.epochs]
     if run.HasField("evaluation"):
         fields.append(("explained variance", f"{run.evaluation.explained_variance:.3f} on held-out tokens"))
     return fields
@@ -96,7 +104,12 @@ def create_run(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="Id of the new run; with --file it may stand in the file.")] = "",
     file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML with run_id and the whole spec.")] = None,
-    dataset: Annotated[str, typer.Option(help="Id of the sealed dataset to train on.")] = "",
+    dataset: Annotated[str, typer.Option(help="Id of the dataset to train on, sealed unless told otherwise.")] = "",
+    while_harvesting: Annotated[
+        bool,
+        typer.Option("--while-harvesting", help="Begin with what is harvested by now; each epoch takes what came."),
+    ] = False,
+    snapshot: Annotated[int, typer.Option(min=0, help="Begin with this snapshot, in place of a new one.")] = 0,
     num_features: Annotated[int, typer.Option(help="Features a layer, over all ranks.")] = 512,
     recipe: Annotated[str, typer.Option(help="A published recipe, `weft recipes`; what else is given wins.")] = "",
     activation: Annotated[str, typer.Option(help=f"{', '.join(ACTIVATIONS)}.")] = "top-k",
@@ -127,6 +140,8 @@ def create_run(
             "feature_ranks": feature_ranks,
             "data_ranks": data_ranks,
             "seed": seed,
+            "take_snapshot": while_harvesting,
+            "snapshot": snapshot,
         }
         if sparsity_coeff is not None:
             given["sparsity_coeff"] = sparsity_coeff

@@ -25,9 +25,15 @@ class Datasets:
     def _stub(self) -> "service_pb2_grpc.CacheServiceStub":
         return service_pb2_grpc.CacheServiceStub(self._connection.channel("cache"))
 
-    def get(self, name: str) -> messages_pb2.Dataset:
-        """Describe one dataset with its shards and, once sealed, its statistics."""
-        return unary(self._stub.GetDataset, service_pb2.GetDatasetRequest(name=full_name("datasets", name)))
+    def get(self, name: str, *, snapshot: int = 0) -> messages_pb2.Dataset:
+        """Describe one dataset with its shards and, once sealed, its statistics; or one of its snapshots."""
+        request = service_pb2.GetDatasetRequest(name=full_name("datasets", name), snapshot=snapshot)
+        return unary(self._stub.GetDataset, request)
+
+    def snapshot(self, name: str, *, timeout_s: float | None = None) -> messages_pb2.Dataset:
+        """Number what is committed to an open dataset by now, and describe it; a sealed one is described as it is."""
+        request = service_pb2.SnapshotDatasetRequest(name=full_name("datasets", name))
+        return unary(self._stub.SnapshotDataset, request, timeout_s=timeout_s)
 
     def list(self) -> Iterator[messages_pb2.Dataset]:
         """All datasets, newest first, without shards and statistics."""
@@ -59,6 +65,8 @@ class Datasets:
         start_position: int = 0,
         max_slices: int = 0,
         presign: bool = False,
+        snapshot: int = 0,
+        since_snapshot: int = 0,
     ) -> service_pb2.PlanReadsResponse:
         """One reader's share of a split in one epoch, in reading order."""
         request = service_pb2.PlanReadsRequest(
@@ -71,6 +79,8 @@ class Datasets:
             start_position=start_position,
             max_slices=max_slices,
             presign=presign,
+            snapshot=snapshot,
+            since_snapshot=since_snapshot,
         )
         return unary(self._stub.PlanReads, request)
 

@@ -1,5 +1,7 @@
 """The cache service as the core's catalog of datasets."""
 
+from collections.abc import Awaitable
+
 import grpc
 import grpc.aio
 
@@ -10,6 +12,8 @@ from weft_trainer.core.ports import DatasetFacts
 __all__ = ["GrpcCatalog"]
 
 _TIMEOUT_S = 30.0
+# The cache reads the statistics of every shard that came since the snapshot before.
+_SNAPSHOT_TIMEOUT_S = 120.0
 
 
 class GrpcCatalog:
@@ -23,16 +27,26 @@ class GrpcCatalog:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = service_pb2_grpc.CacheServiceStub(channel)
 
-    async def describe(self, name: str) -> DatasetFacts:
-        try:
-            dataset = await self._stub.GetDataset(service_pb2.GetDatasetRequest(name=name), timeout=_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
-        return DatasetFacts(
-            name=dataset.name,
-            sealed=dataset.state == messages_pb2.DATASET_STATE_SEALED,
-            num_layers=dataset.spec.num_layers,
-            d_model=dataset.spec.d_model,
-            num_train_tokens=dataset.num_train_tokens,
-            num_held_out_tokens=dataset.num_held_out_tokens,
-        )
+    async def describe(self, name: str, snapshot: int = 0) -> DatasetFacts:
+        request = service_pb2.GetDatasetRequest(name=name, snapshot=snapshot)
+        return await _facts(self._stub.GetDataset(request, timeout=_TIMEOUT_S))
+
+    async def snapshot(self, name: str) -> DatasetFacts:
+        request = service_pb2.SnapshotDatasetRequest(name=name)
+        return await _facts(self._stub.SnapshotDataset(request, timeout=_SNAPSHOT_TIMEOUT_S))
+
+
+async def _facts(call: Awaitable[messages_pb2.Dataset]) -> DatasetFacts:
+    try:
+        dataset = await call
+    except grpc.RpcError as error:
+        raise error_from_rpc(error) from error
+    return DatasetFacts(
+        name=dataset.name,
+        sealed=dataset.state == messages_pb2.DATASET_STATE_SEALED,
+        num_layers=dataset.spec.num_layers,
+        d_model=dataset.spec.d_model,
+        num_train_tokens=dataset.num_train_tokens,
+        num_held_out_tokens=dataset.num_held_out_tokens,
+        snapshot=dataset.snapshot,
+    )

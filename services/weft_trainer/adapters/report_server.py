@@ -14,12 +14,13 @@ import grpc
 import grpc.aio
 from pydantic import SecretStr
 
-from weft.training.v1 import service_pb2, service_pb2_grpc
+from weft.training.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_common.errors import UnauthenticatedError, UnavailableError
 from weft_common.interceptors import ErrorInterceptor
 from weft_common.logging import get_logger
 from weft_common.resource_names import parse_name
 from weft_trainer import converting
+from weft_trainer.core.epochs import RunEpochs
 from weft_trainer.core.reports import ReportDesk
 
 __all__ = ["ReportServer", "RunReportServicer", "RunTokens"]
@@ -63,14 +64,24 @@ class RunTokens:
 class RunReportServicer(service_pb2_grpc.RunReportServiceServicer):
     """Answers ranks."""
 
-    def __init__(self, desk: ReportDesk, tokens: RunTokens) -> None:
+    def __init__(self, desk: ReportDesk, epochs: RunEpochs, tokens: RunTokens) -> None:
         self._desk = desk
+        self._epochs = epochs
         self._tokens = tokens
 
-    async def Report(self, request: service_pb2.ReportRequest, context: Context) -> service_pb2.ReportResponse:
-        run = parse_name(request.run, "runs", field="run")
+    def _run(self, name: str, context: Context) -> str:
+        """Return the id of the run whose rank calls. InvalidArgumentError, UnauthenticatedError."""
+        run = parse_name(name, "runs", field="run")
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
         self._tokens.check(run, given if isinstance(given, str) else given.decode(errors="replace"))
+        return run
+
+    async def BeginEpoch(self, request: service_pb2.BeginEpochRequest, context: Context) -> messages_pb2.Epoch:
+        run = self._run(request.run, context)
+        return converting.epoch_to_proto(await self._epochs.begin(run, request.attempt, request.epoch))
+
+    async def Report(self, request: service_pb2.ReportRequest, context: Context) -> service_pb2.ReportResponse:
+        run = self._run(request.run, context)
         directive = await self._desk.take(converting.report_from_proto(run, request))
         return service_pb2.ReportResponse(directive=converting.directive_to_proto(directive))
 

@@ -4,12 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from weft_clt.config import TrainingConfig
+from weft_clt.config import BatchConfig, TrainingConfig
 from weft_clt.unused_fields import check_used
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_trainer.core.ports import DatasetCatalog, DatasetFacts
 
-__all__ = ["check_new_id", "check_run"]
+__all__ = ["FIRST_SNAPSHOT_STEPS", "check_data", "check_new_id", "check_run"]
+
+FIRST_SNAPSHOT_STEPS = 64
+"""Steps whose tokens a first snapshot has: the units of training are measured on them, see decision 10."""
 
 _ID = re.compile(r"[a-z0-9-]{1,63}")
 
@@ -39,7 +42,7 @@ async def check_run(
     Raises:
         InvalidArgumentError: The configuration makes no sense, alone or for a dataset of this shape.
         NotFoundError: No such dataset.
-        FailedPreconditionError: The dataset is not sealed, or has too few tokens.
+        FailedPreconditionError: See `check_data`.
     """
     config = TrainingConfig.from_spec(spec)
     if is_new:
@@ -51,22 +54,48 @@ async def check_run(
             "or raise WEFT_TRAINER_MAX_RANKS.",
             field="spec.feature_ranks",
         )
-    facts = await catalog.describe(config.batch.dataset)
-    if not facts.sealed:
+    facts = await catalog.describe(config.batch.dataset, config.batch.snapshot)
+    config.check_shape(facts.num_layers, facts.d_model)
+    check_data(config.batch, facts)
+    return facts
+
+
+def check_data(batch: BatchConfig, facts: DatasetFacts) -> None:
+    """
+    Check that a dataset, or the snapshot that a run begins with, has enough to train on and to evaluate.
+
+    Args:
+        batch: What the run asks for.
+        facts: Of its snapshot; of the dataset where it names none, or where its first is yet to be taken.
+
+    Raises:
+        FailedPreconditionError: It has not, or it is open and no snapshot was asked for.
+    """
+    grows = not facts.sealed
+    if grows and not (batch.snapshot or batch.take_snapshot):
         raise FailedPreconditionError(
-            f"{facts.name} is not sealed, so it can still change: wait for its harvest, or call SealDataset.",
+            f"{facts.name} is not sealed, so it can still change: wait for its harvest, call SealDataset, or set "
+            "take_snapshot to begin with what is there.",
             field="spec.dataset",
         )
-    config.check_shape(facts.num_layers, facts.d_model)
-    if facts.num_train_tokens < config.batch.step_tokens:
+    what = f"snapshot {facts.snapshot} of {facts.name}" if facts.snapshot else facts.name
+    tokens, step = facts.num_train_tokens, batch.step_tokens
+    if (grows or facts.snapshot) and tokens < FIRST_SNAPSHOT_STEPS * step:
         raise FailedPreconditionError(
-            f"{facts.name} has {facts.num_train_tokens} tokens to train on, fewer than the "
-            f"{config.batch.step_tokens} of one step: harvest more, or lower step_tokens.",
+            f"{what} has {tokens} tokens to train on, fewer than the {FIRST_SNAPSHOT_STEPS * step} of "
+            f"{FIRST_SNAPSHOT_STEPS} steps that a first snapshot must have, whose units hold for the whole run: wait "
+            "until its harvest has gone further, or lower step_tokens.",
+            field="spec.snapshot",
+        )
+    if tokens < step:
+        raise FailedPreconditionError(
+            f"{what} has {tokens} tokens to train on, fewer than the {step} of one step: harvest more, or lower "
+            "step_tokens.",
             field="spec.step_tokens",
         )
     if facts.num_held_out_tokens == 0:
         raise FailedPreconditionError(
-            f"{facts.name} has no held-out tokens, so nothing could be evaluated: harvest it with a held-out split.",
+            f"{what} has no held-out tokens, so nothing could be evaluated: harvest it with a held-out split, whose "
+            "shards come first.",
             field="spec.dataset",
         )
-    return facts

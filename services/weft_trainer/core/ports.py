@@ -32,6 +32,7 @@ class DatasetFacts:
         d_model: Width of inputs and outputs.
         num_train_tokens: To train on.
         num_held_out_tokens: To evaluate on.
+        snapshot: Which one these are the facts of; 0 where of the dataset itself.
     """
 
     name: str
@@ -40,13 +41,25 @@ class DatasetFacts:
     d_model: int
     num_train_tokens: int
     num_held_out_tokens: int
+    snapshot: int = 0
 
 
 class DatasetCatalog(Protocol):
     """The cache service, as far as the controller needs it."""
 
-    async def describe(self, name: str) -> DatasetFacts:
-        """Describe a dataset. NotFoundError; UnavailableError where the cache does not answer."""
+    async def describe(self, name: str, snapshot: int = 0) -> DatasetFacts:
+        """Describe a dataset, or a snapshot. NotFoundError; UnavailableError where the cache does not answer."""
+        ...
+
+    async def snapshot(self, name: str) -> DatasetFacts:
+        """
+        Take a snapshot of an open dataset; a sealed one is described as it is.
+
+        Raises:
+            NotFoundError: No such dataset.
+            FailedPreconditionError: Nothing is committed to it yet.
+            UnavailableError: The cache does not answer.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from weft_common.errors import DataLossError, FailedPreconditionError
 
-__all__ = ["Measurement", "RunRecord", "RunState", "Transition", "check_transition", "now"]
+__all__ = ["Epoch", "Measurement", "RunRecord", "RunState", "Transition", "check_transition", "now"]
 
 # Metrics of a step or an evaluation, by the names of their proto fields.
 Measurement = dict[str, Any]
@@ -79,6 +79,26 @@ class Transition:
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """
+    What one pass over the data goes over, of a run on snapshots.
+
+    Args:
+        index: From 0.
+        snapshot: Of the dataset; 0 means all of it, sealed, and then so do all later epochs.
+        since_snapshot: That of the epoch before, whose shards are left out; 0 leaves out none.
+        num_tokens: To train on, that the epoch goes over.
+        snapshot_tokens: To train on, in the whole snapshot.
+    """
+
+    index: int
+    snapshot: int
+    since_snapshot: int
+    num_tokens: int
+    snapshot_tokens: int
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """
     A run as the bucket has it.
@@ -104,6 +124,7 @@ class RunRecord:
         pending_reason: What keeps the ranks of the open attempt from running, as far as somebody said; empty otherwise.
         rank_error: What a rank of this attempt gave as its reason to give up.
         peak_memory_bytes: Of all ranks together.
+        epochs: What those that were begun go over; empty where the run is not on snapshots.
     """
 
     run: str
@@ -126,6 +147,7 @@ class RunRecord:
     pending_reason: str = ""
     rank_error: str = ""
     peak_memory_bytes: int = 0
+    epochs: tuple[Epoch, ...] = ()
 
     @property
     def name(self) -> str:
@@ -174,6 +196,7 @@ class RunRecord:
             fields["transitions"] = tuple(
                 Transition(RunState(entry["state"]), entry["time"], entry["reason"]) for entry in fields["transitions"]
             )
+            fields["epochs"] = tuple(Epoch(**entry) for entry in fields.get("epochs", ()))
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise DataLossError(

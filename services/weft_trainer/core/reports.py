@@ -16,7 +16,7 @@ from weft_trainer.core.records import Measurement, RunRecord, RunState
 from weft_trainer.core.runs import RunRepository
 from weft_trainer.core.signals import Signals
 
-__all__ = ["Directive", "RankReport", "ReportDesk", "evaluation_key"]
+__all__ = ["Directive", "RankReport", "ReportDesk", "check_attempt", "evaluation_key"]
 
 _log = get_logger(__name__)
 
@@ -106,7 +106,7 @@ class ReportDesk:
             FailedPreconditionError: The attempt that speaks is not the present one.
         """
         record = await self._runs.get(report.run)
-        _check_attempt(record, report.attempt)
+        check_attempt(record, report.attempt)
         heard = self._heard.get(report.run)
         if heard is None or heard.attempt != report.attempt:
             heard = self._heard[report.run] = _Heard(report.attempt)
@@ -154,7 +154,8 @@ class ReportDesk:
         return report.rank == 0 and time.monotonic() - heard.persisted_s >= _PERSIST_INTERVAL_S
 
 
-def _check_attempt(record: RunRecord, attempt: int) -> None:
+def check_attempt(record: RunRecord, attempt: int) -> None:
+    """Raise FailedPreconditionError where an attempt that speaks is not a run's present one."""
     if attempt != record.attempt:
         raise FailedPreconditionError(
             f"attempt {attempt} of {record.name} speaks, but attempt {record.attempt} is the present one: stop.",
@@ -173,7 +174,7 @@ def _with_metrics(record: RunRecord, metrics: Measurement) -> RunRecord:
 
 
 def _apply(record: RunRecord, report: RankReport, peak_memory_bytes: int) -> RunRecord:
-    _check_attempt(record, report.attempt)
+    check_attempt(record, report.attempt)
     if record.state is RunState.PENDING and record.attempt_open and not report.error_message:
         record = record.moved(RunState.RUNNING, f"the ranks of attempt {report.attempt} report")
     if report.metrics and report.rank == 0:

@@ -16,6 +16,7 @@ from weft_common.errors import NotFoundError, WeftError
 from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import create_json, read_json, update_json
+from weft_trainer.core.epochs import RunEpochs
 from weft_trainer.core.gauges import Gauges
 from weft_trainer.core.logs import keep_logs
 from weft_trainer.core.ports import BAD_CONFIGURATION, RankExit, RankGroup, RankJob, RankLauncher, RankStatus
@@ -62,6 +63,7 @@ class RunSupervisor:
         desk: Takes their reports.
         signals: Rung at every news.
         gauges: Figures for the operators.
+        epochs: Settles what the first one goes over.
         environment: Makes the settings of ranks, from run, attempt and number of ranks.
         options: Patience.
     """
@@ -74,6 +76,7 @@ class RunSupervisor:
         desk: ReportDesk,
         signals: Signals,
         gauges: Gauges,
+        epochs: RunEpochs,
         environment: Callable[[str, int, int], Mapping[str, str]],
         options: SupervisorOptions,
     ) -> None:
@@ -83,6 +86,7 @@ class RunSupervisor:
         self._desk = desk
         self._signals = signals
         self._gauges = gauges
+        self._epochs = epochs
         self._environment = environment
         self._options = options
 
@@ -100,6 +104,7 @@ class RunSupervisor:
                 await self._see_through(record, on_news)
             elif record.state.is_final:
                 self._desk.forget(run)
+                self._epochs.forget(run)
                 return record
             elif record.state is RunState.PAUSED:
                 await on_news(record)
@@ -140,6 +145,8 @@ class RunSupervisor:
         )
 
     async def _open_attempt(self, run: str) -> None:
+        await self._epochs.prepare(run)
+
         def change(record: RunRecord) -> RunRecord:
             if record.state is not RunState.PENDING or record.attempt_open:
                 return record

@@ -32,6 +32,7 @@ def main() -> int:
     from weft_clt.loader import LoaderOptions
     from weft_clt.mesh import make_mesh
     from weft_common.client import channel
+    from weft_trainer.worker.epochs import RankEpochs
     from weft_trainer.worker.rank import Rank
     from weft_trainer.worker.reads import get_dataset, normalization_of
     from weft_trainer.worker.reports import Reporter, peak_memory_bytes
@@ -56,9 +57,12 @@ def main() -> int:
 
     def work() -> None:
         store = open_bucket(settings)
-        config, _ = read_config(store, settings.run)
+        config, document = read_config(store, settings.run)
+        epochs = RankEpochs(
+            store, trainer, run=settings.run, attempt=settings.attempt, document=document, retry_s=settings.retry_s
+        )
         cache = cache_grpc.CacheServiceStub(channel(settings.cache_target, token=settings.cache_token, **settings.tls))
-        dataset = get_dataset(cache, config.batch.dataset)
+        dataset = get_dataset(cache, config.batch.dataset, epochs.first)
         config.check_shape(dataset.spec.num_layers, dataset.spec.d_model)
         if config.mesh.world_size != world_size:
             raise FailedPreconditionError(
@@ -79,6 +83,7 @@ def main() -> int:
             mesh,
             config,
             normalization_of(dataset, config.batch.scales),
+            epochs,
             stop,
             run=settings.run,
             attempt=settings.attempt,

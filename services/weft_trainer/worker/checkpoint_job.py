@@ -32,7 +32,7 @@ def run_checkpoint_job(
     Args:
         kind: Settings of the job.
         name: Of the process, for its log.
-        job: Takes the bucket, the settings, the run's dataset and the cache.
+        job: Takes the bucket, the settings, the run's dataset, or its first snapshot, and the cache.
     """
     exit_when_terminated()
     settings = load_settings(kind)
@@ -44,6 +44,7 @@ def run_checkpoint_job(
 
         from weft.cache.v1 import service_pb2_grpc
         from weft_common.client import channel
+        from weft_trainer.worker.epochs import first_snapshot
         from weft_trainer.worker.reads import get_dataset
 
         torch.set_num_threads(settings.threads)
@@ -51,7 +52,7 @@ def run_checkpoint_job(
         cache = service_pb2_grpc.CacheServiceStub(
             channel(settings.cache_target, token=settings.cache_token, **settings.tls)
         )
-        config, _ = read_config(store, settings.run)
-        job(store, settings, get_dataset(cache, config.batch.dataset), cache)
+        config, document = read_config(store, settings.run)
+        job(store, settings, get_dataset(cache, config.batch.dataset, first_snapshot(document)), cache)
 
     return exit_code(work, lambda message: None)

@@ -108,9 +108,9 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     from weft_common.errors import AlreadyExistsError, FailedPreconditionError
     from weft_store.documents import create_json
     from weft_trainer.worker.checkpoints import RunCheckpoints
-    from weft_trainer.worker.reads import CacheRowGroups, normalization_of
+    from weft_trainer.worker.reads import CacheRowGroups, normalization_of, only
 
-    config, _ = read_config(store, settings.run)
+    config, document = read_config(store, settings.run)
     spec, step = dataset.spec, settings.checkpoint_step
     normalization = normalization_of(dataset, config.batch.scales)
     features = config.features
@@ -129,7 +129,8 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, params)
 
     def source(split: messages_pb2.Split.ValueType) -> CacheRowGroups:
-        return CacheRowGroups(cache, store, dataset.name, split, rank=0, world_size=1, seed=config.batch.seed)
+        over, seed = only(dataset.snapshot), config.batch.seed
+        return CacheRowGroups(cache, store, dataset.name, split, rank=0, world_size=1, seed=seed, over=over)
 
     variants = [params]
     if features.activation is Activation.RELU:
@@ -165,6 +166,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         "model": spec.model,
         "model_revision": spec.model_revision,
         "dataset": dataset.name,
+        "epochs": document.get("epochs", []),
         "run": f"runs/{settings.run}",
         "checkpoint_step": step,
         "num_layers": spec.num_layers,

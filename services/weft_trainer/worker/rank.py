@@ -25,7 +25,8 @@ from weft_store.documents import encode_json
 from weft_trainer.core.retention import prune
 from weft_trainer.worker.background import Background
 from weft_trainer.worker.checkpoints import RunCheckpoints
-from weft_trainer.worker.reads import CacheRowGroups
+from weft_trainer.worker.epochs import RankEpochs
+from weft_trainer.worker.reads import CacheRowGroups, only
 from weft_trainer.worker.reports import CONTINUE, SAVE_AND_STOP, STOP, Reporter
 from weft_trainer.worker.resuming import load_newest
 from weft_trainer.worker.saving import CheckpointSaver
@@ -43,6 +44,7 @@ class Rank:
     One rank of a run.
 
     Args:
+        epochs: What each goes over; evaluations go over the held-out tokens of the first one's snapshot.
         attempt: Which start of the ranks this is.
         loading: How much is mixed and read ahead.
         keep_checkpoints: Newest checkpoints that stay, beside the best by evaluation; 0 keeps all.
@@ -58,6 +60,7 @@ class Rank:
         mesh: Mesh,
         config: TrainingConfig,
         normalization: Normalization,
+        epochs: RankEpochs,
         stop: StopFlag,
         *,
         run: str,
@@ -67,7 +70,7 @@ class Rank:
         retry_s: float,
     ) -> None:
         self._store, self._cache, self._reporter, self._mesh = store, cache, reporter, mesh
-        self._config, self._normalization, self._stop = config, normalization, stop
+        self._config, self._normalization, self._epochs, self._stop = config, normalization, epochs, stop
         self._run, self._attempt, self._loading = run, attempt, loading
         num_layers, d_model = normalization.input_mean_LD.shape
         self._trainer = Trainer(config, normalization, mesh, CpuKernels(), num_layers=num_layers, d_model=d_model)
@@ -151,6 +154,7 @@ class Rank:
             rank=rank,
             world_size=world_size,
             seed=self._config.batch.seed,
+            over=self._epochs.over if split == messages_pb2.SPLIT_TRAIN else only(self._epochs.first),
             retry_s=self._retry_s,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from weft_store import ObjectStore
 from weft_store.shard import ShardReader
 from weft_trainer.worker.patience import patiently
 
-__all__ = ["CacheRowGroups", "get_dataset", "normalization_of"]
+__all__ = ["CacheRowGroups", "get_dataset", "normalization_of", "only"]
 
 _PAGE_SLICES = 4096
 _KEPT_PAGES = 4
@@ -28,15 +29,14 @@ _OPEN_SHARDS = 64
 _TIMEOUT_S = 60.0
 
 
-def get_dataset(stub: service_pb2_grpc.CacheServiceStub, name: str) -> messages_pb2.Dataset:
-    """Describe a sealed dataset. NotFoundError; FailedPreconditionError where it is open or empty."""
+def get_dataset(stub: service_pb2_grpc.CacheServiceStub, name: str, snapshot: int = 0) -> messages_pb2.Dataset:
+    """Describe a sealed dataset, or a snapshot. NotFoundError; FailedPreconditionError where it is open or empty."""
+    request = service_pb2.GetDatasetRequest(name=name, snapshot=snapshot)
     try:
-        dataset: messages_pb2.Dataset = stub.GetDataset(
-            service_pb2.GetDatasetRequest(name=name), timeout=_TIMEOUT_S, wait_for_ready=True
-        )
+        dataset: messages_pb2.Dataset = stub.GetDataset(request, timeout=_TIMEOUT_S, wait_for_ready=True)
     except grpc.RpcError as error:
         raise error_from_rpc(error) from error
-    if dataset.state != messages_pb2.DATASET_STATE_SEALED:
+    if dataset.state != messages_pb2.DATASET_STATE_SEALED and not snapshot:
         raise FailedPreconditionError(f"{name} is not sealed; wait for its harvest to end, or seal it.")
     if not dataset.num_train_tokens:
         raise FailedPreconditionError(f"{name} has no tokens to train on; harvest a corpus that has some.")
@@ -55,12 +55,18 @@ def normalization_of(dataset: messages_pb2.Dataset, scales: Scales) -> Normaliza
     return Normalization.from_moments(moments[0], moments[1], scales)
 
 
+def only(snapshot: int) -> Callable[[int], tuple[int, int]]:
+    """Have every epoch go over one snapshot; 0 means the sealed dataset."""
+    return lambda epoch: (snapshot, 0)
+
+
 class CacheRowGroups:
     """
     One rank's share of a split; a `RowGroupSource`.
 
     Args:
         seed: Of the shuffle over the whole split.
+        over: Says of an epoch which snapshot it goes over, and which one's shards it leaves out; 0 where there is none.
         retry_s: How long a bucket or a cache that refuses is asked again.
     """
 
@@ -74,11 +80,12 @@ class CacheRowGroups:
         rank: int,
         world_size: int,
         seed: int,
+        over: Callable[[int], tuple[int, int]],
         retry_s: float = 0.0,
     ) -> None:
         self._retry_s, self._closed = retry_s, threading.Event()
         self._stub, self._store, self._dataset, self._split = stub, store, dataset, split
-        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._rank, self._world_size, self._seed, self._over = rank, world_size, seed, over
         self._pages: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
         self._readers_lock = threading.Lock()
@@ -124,6 +131,7 @@ class CacheRowGroups:
 
     def _page(self, epoch: int, start: int) -> Any:
         if (epoch, start) not in self._pages:
+            snapshot, since_snapshot = self._over(epoch)
             request = service_pb2.PlanReadsRequest(
                 dataset=self._dataset,
                 split=self._split,
@@ -133,6 +141,8 @@ class CacheRowGroups:
                 seed=self._seed,
                 start_position=start,
                 max_slices=_PAGE_SLICES,
+                snapshot=snapshot,
+                since_snapshot=since_snapshot,
             )
             self._pages[epoch, start] = patiently(lambda: self._ask(request), "a plan of reads", self._retry_s)
             if len(self._pages) > _KEPT_PAGES:

@@ -159,7 +159,7 @@ def replace(store: ObjectStore, settings: ReplacementSettings, dataset: messages
     from weft_trainer.worker.checkpoints import RunCheckpoints
     from weft_trainer.worker.export import calibrate, load_whole
     from weft_trainer.worker.model_passes import read_held_out
-    from weft_trainer.worker.reads import CacheRowGroups, normalization_of
+    from weft_trainer.worker.reads import CacheRowGroups, normalization_of, only
 
     config, _ = read_config(store, settings.run)
     spec, checkpoints = dataset.spec, RunCheckpoints(store, settings.run, settings.attempt)
@@ -175,8 +175,8 @@ def replace(store: ObjectStore, settings: ReplacementSettings, dataset: messages
     load_whole(checkpoints, settings.checkpoint_step, params)
     if features.activation is Activation.JOINT_TOP_K:
         # It selects over all layers at once: with the thresholds of its export it can stand in for one after the other.
-        train = messages_pb2.SPLIT_TRAIN
-        source = CacheRowGroups(cache, store, dataset.name, train, rank=0, world_size=1, seed=config.batch.seed)
+        train, over, seed = messages_pb2.SPLIT_TRAIN, only(dataset.snapshot), config.batch.seed
+        source = CacheRowGroups(cache, store, dataset.name, train, rank=0, world_size=1, seed=seed, over=over)
         params = calibrate(params, source, normalization, features)
     transcoder = LayerwiseTranscoder(params, features, normalization)
     stub = service_pb2_grpc.ActivationServiceStub(

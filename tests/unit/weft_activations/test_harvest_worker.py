@@ -111,6 +111,16 @@ def test_harvest_splits_by_document(undisturbed: World) -> None:
     assert 0.1 * SPEC.num_tokens <= held_out <= 0.5 * SPEC.num_tokens
 
 
+def test_harvest_commits_held_out_shards_first(undisturbed: World) -> None:
+    """One replica commits in the order in which it takes leases; shards keep the indices of their leases."""
+    shards = undisturbed.catalog.datasets["d"].shards
+    splits = [shard.split.value for shard in shards.values()]
+    assert splits == sorted(splits)
+    assert len(set(splits)) == 2
+    assert sorted(shards) == list(range(len(shards)))
+    assert splits[0] == shards[max(shards)].split.value == "held_out"
+
+
 def test_harvest_progress_counts_what_is_committed(undisturbed: World) -> None:
     """Progress is the sum over leases, and asking again changes nothing."""
     before = undisturbed.rows()

@@ -71,3 +71,9 @@ def test_lease_is_done_once(boards: tuple[LeaseBoard, LeaseBoard], clock: Clock)
     assert b.all_done()
     a.refresh()
     assert a.all_done()
+
+
+def test_leases_are_taken_in_the_order_that_is_given(boards: tuple[LeaseBoard, LeaseBoard]) -> None:
+    """Replicas that pass over what others hold keep to one order."""
+    a, b = boards
+    assert (a.take([1, 0]), b.take([1, 0]), b.take([1, 0])) == (1, 0, None)

@@ -93,3 +93,14 @@ def test_one_document_cannot_be_split() -> None:
     """A held-out share of a single document is refused: what is held out must be unseen."""
     with pytest.raises(FailedPreconditionError, match="no document in both splits"):
         _plan([500], 100, held_out_share=0.1)
+
+
+def test_held_out_leases_come_first() -> None:
+    """The order has every lease once, held out before training, by index within a split; indices stay."""
+    plan = _plan([60] * 4, 100, held_out_share=0.3)
+    splits = [plan.leases[index].split for index in plan.order]
+    held_out = splits.count(Split.HELD_OUT)
+    assert held_out > 1
+    assert splits == [Split.HELD_OUT] * held_out + [Split.TRAIN] * (len(splits) - held_out)
+    assert plan.order == sorted(plan.order, key=lambda index: (index < len(splits) - held_out, index))
+    assert plan.leases[0].split is Split.TRAIN

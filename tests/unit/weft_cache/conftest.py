@@ -13,6 +13,7 @@ from weft_cache.core.commits import Commits
 from weft_cache.core.reading import Reading
 from weft_cache.core.records import DatasetSpec, ShardRecord, Split
 from weft_cache.core.sealing import Sealing
+from weft_cache.core.snapshots import Snapshots
 from weft_store import ObjectStore, open_store
 from weft_store.shard import CodecSpec, EncodedShard, encode_shard
 
@@ -61,7 +62,8 @@ class House:
         self.catalog = Catalog(self.store, self.tick)
         self.sealing = Sealing(self.catalog)
         self.commits = Commits(self.catalog, shards, self.counted, presign_s=60)
-        self.reading = Reading(self.catalog, self.sealing, shards, self.counted)
+        self.snapshots = Snapshots(self.catalog, self.sealing)
+        self.reading = Reading(self.catalog, self.sealing, self.snapshots, shards, self.counted)
 
     def tick(self) -> datetime:
         self.now += timedelta(seconds=1)

@@ -142,6 +142,7 @@ class Dataset(_message.Message):
     STATISTICS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SEAL_TIME_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `datasets/{dataset}`."""
     state: Global___DatasetState.ValueType
@@ -152,6 +153,8 @@ class Dataset(_message.Message):
     """Tokens in the held-out split."""
     size_bytes: _builtins.int
     """Size of all shards, in bytes."""
+    snapshot: _builtins.int
+    """The snapshot that is described: shards, tokens, size and statistics are its own. 0 where it is the dataset itself."""
     @_builtins.property
     def spec(self) -> Global___DatasetSpec:
         """What it is made of."""
@@ -162,7 +165,7 @@ class Dataset(_message.Message):
 
     @_builtins.property
     def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerStatistics]:
-        """Statistics over the training split, layer by layer; set once sealed."""
+        """Statistics over the training split, layer by layer; set once sealed, and of a snapshot."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -185,10 +188,11 @@ class Dataset(_message.Message):
         statistics: _abc.Iterable[Global___LayerStatistics] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         seal_time: _timestamp_pb2.Timestamp | None = ...,
+        snapshot: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "seal_time", b"seal_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "num_held_out_tokens", b"num_held_out_tokens", "num_train_tokens", b"num_train_tokens", "seal_time", b"seal_time", "shards", b"shards", "size_bytes", b"size_bytes", "spec", b"spec", "state", b"state", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "num_held_out_tokens", b"num_held_out_tokens", "num_train_tokens", b"num_train_tokens", "seal_time", b"seal_time", "shards", b"shards", "size_bytes", b"size_bytes", "snapshot", b"snapshot", "spec", b"spec", "state", b"state", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

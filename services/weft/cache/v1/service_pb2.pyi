@@ -55,16 +55,20 @@ class GetDatasetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`datasets/{dataset}`."""
+    snapshot: _builtins.int
+    """One of its snapshots; 0 means the dataset itself."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        snapshot: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,6 +183,28 @@ class CommitShardRequest(_message.Message):
 Global___CommitShardRequest: _TypeAlias = CommitShardRequest  # noqa: Y015
 
 @_typing.final
+class SnapshotDatasetRequest(_message.Message):
+    """Asks for a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`datasets/{dataset}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotDatasetRequest: _TypeAlias = SnapshotDatasetRequest  # noqa: Y015
+
+@_typing.final
 class SealDatasetRequest(_message.Message):
     """Seals a dataset."""
 
@@ -219,8 +245,10 @@ class PlanReadsRequest(_message.Message):
     START_POSITION_FIELD_NUMBER: _builtins.int
     PRESIGN_FIELD_NUMBER: _builtins.int
     MAX_SLICES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SINCE_SNAPSHOT_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
-    """`datasets/{dataset}`, sealed."""
+    """`datasets/{dataset}`, sealed, or open with a `snapshot`."""
     split: _messages_pb2.Split.ValueType
     """Which split."""
     rank: _builtins.int
@@ -237,6 +265,10 @@ class PlanReadsRequest(_message.Message):
     """Adds presigned URLs."""
     max_slices: _builtins.int
     """Most slices to return from `start_position` on; 0 means all. A reader of a large dataset asks page by page."""
+    snapshot: _builtins.int
+    """Reads the shards of this snapshot; 0 means all of a sealed dataset."""
+    since_snapshot: _builtins.int
+    """Leaves out the shards of this snapshot, an earlier one; 0 leaves out none."""
     def __init__(
         self,
         *,
@@ -249,10 +281,12 @@ class PlanReadsRequest(_message.Message):
         start_position: _builtins.int = ...,
         presign: _builtins.bool = ...,
         max_slices: _builtins.int = ...,
+        snapshot: _builtins.int = ...,
+        since_snapshot: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "max_slices", b"max_slices", "presign", b"presign", "rank", b"rank", "seed", b"seed", "split", b"split", "start_position", b"start_position", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "max_slices", b"max_slices", "presign", b"presign", "rank", b"rank", "seed", b"seed", "since_snapshot", b"since_snapshot", "snapshot", b"snapshot", "split", b"split", "start_position", b"start_position", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,11 @@ class CacheServiceStub:
                 request_serializer=weft_dot_cache_dot_v1_dot_service__pb2.CommitShardRequest.SerializeToString,
                 response_deserializer=weft_dot_cache_dot_v1_dot_messages__pb2.Shard.FromString,
                 _registered_method=True)
+        self.SnapshotDataset = channel.unary_unary(
+                '/weft.cache.v1.CacheService/SnapshotDataset',
+                request_serializer=weft_dot_cache_dot_v1_dot_service__pb2.SnapshotDatasetRequest.SerializeToString,
+                response_deserializer=weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.FromString,
+                _registered_method=True)
         self.SealDataset = channel.unary_unary(
                 '/weft.cache.v1.CacheService/SealDataset',
                 request_serializer=weft_dot_cache_dot_v1_dot_service__pb2.SealDatasetRequest.SerializeToString,
@@ -127,6 +132,15 @@ class CacheServiceServicer:
 
     def CommitShard(self, request, context):
         """Adds a shard that lies in the bucket. The first commit of an index wins and every later one returns it. DATA_LOSS: the object is not what the request says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SnapshotDataset(self, request, context):
+        """Numbers what is committed to an open dataset by now, for good, and describes it; where nothing has come since the
+        last snapshot, that one. A sealed dataset is described as it is, with snapshot 0. FAILED_PRECONDITION: nothing is
+        committed yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +215,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.CommitShard,
                     request_deserializer=weft_dot_cache_dot_v1_dot_service__pb2.CommitShardRequest.FromString,
                     response_serializer=weft_dot_cache_dot_v1_dot_messages__pb2.Shard.SerializeToString,
+            ),
+            'SnapshotDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.SnapshotDataset,
+                    request_deserializer=weft_dot_cache_dot_v1_dot_service__pb2.SnapshotDatasetRequest.FromString,
+                    response_serializer=weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.SerializeToString,
             ),
             'SealDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.SealDataset,
@@ -369,6 +388,33 @@ class CacheService:
             '/weft.cache.v1.CacheService/CommitShard',
             weft_dot_cache_dot_v1_dot_service__pb2.CommitShardRequest.SerializeToString,
             weft_dot_cache_dot_v1_dot_messages__pb2.Shard.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SnapshotDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.cache.v1.CacheService/SnapshotDataset',
+            weft_dot_cache_dot_v1_dot_service__pb2.SnapshotDatasetRequest.SerializeToString,
+            weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class CacheServiceStub:
     """Tells where a shard goes. FAILED_PRECONDITION: the dataset is sealed."""
     CommitShard: _grpc.UnaryUnaryMultiCallable[_service_pb2.CommitShardRequest, _messages_pb2.Shard]
     """Adds a shard that lies in the bucket. The first commit of an index wins and every later one returns it. DATA_LOSS: the object is not what the request says."""
+    SnapshotDataset: _grpc.UnaryUnaryMultiCallable[_service_pb2.SnapshotDatasetRequest, _messages_pb2.Dataset]
+    """Numbers what is committed to an open dataset by now, for good, and describes it; where nothing has come since the
+    last snapshot, that one. A sealed dataset is described as it is, with snapshot 0. FAILED_PRECONDITION: nothing is
+    committed yet.
+    """
     SealDataset: _grpc.UnaryUnaryMultiCallable[_service_pb2.SealDatasetRequest, _messages_pb2.Dataset]
     """Makes a dataset immutable. FAILED_PRECONDITION: a shard is missing."""
     PlanReads: _grpc.UnaryUnaryMultiCallable[_service_pb2.PlanReadsRequest, _service_pb2.PlanReadsResponse]
@@ -72,6 +77,11 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Tells where a shard goes. FAILED_PRECONDITION: the dataset is sealed."""
     CommitShard: _aio.UnaryUnaryMultiCallable[_service_pb2.CommitShardRequest, _messages_pb2.Shard]  # type: ignore[assignment]
     """Adds a shard that lies in the bucket. The first commit of an index wins and every later one returns it. DATA_LOSS: the object is not what the request says."""
+    SnapshotDataset: _aio.UnaryUnaryMultiCallable[_service_pb2.SnapshotDatasetRequest, _messages_pb2.Dataset]  # type: ignore[assignment]
+    """Numbers what is committed to an open dataset by now, for good, and describes it; where nothing has come since the
+    last snapshot, that one. A sealed dataset is described as it is, with snapshot 0. FAILED_PRECONDITION: nothing is
+    committed yet.
+    """
     SealDataset: _aio.UnaryUnaryMultiCallable[_service_pb2.SealDatasetRequest, _messages_pb2.Dataset]  # type: ignore[assignment]
     """Makes a dataset immutable. FAILED_PRECONDITION: a shard is missing."""
     PlanReads: _aio.UnaryUnaryMultiCallable[_service_pb2.PlanReadsRequest, _service_pb2.PlanReadsResponse]  # type: ignore[assignment]
@@ -127,6 +137,17 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messages_pb2.Shard, _abc.Awaitable[_messages_pb2.Shard]]:
         """Adds a shard that lies in the bucket. The first commit of an index wins and every later one returns it. DATA_LOSS: the object is not what the request says."""
+
+    @_abc_1.abstractmethod
+    def SnapshotDataset(
+        self,
+        request: _service_pb2.SnapshotDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Dataset, _abc.Awaitable[_messages_pb2.Dataset]]:
+        """Numbers what is committed to an open dataset by now, for good, and describes it; where nothing has come since the
+        last snapshot, that one. A sealed dataset is described as it is, with snapshot 0. FAILED_PRECONDITION: nothing is
+        committed yet.
+        """
 
     @_abc_1.abstractmethod
     def SealDataset(

@@ -243,8 +243,10 @@ class TrainingSpec(_message.Message):
     MICRO_BATCHES_FIELD_NUMBER: _builtins.int
     MOMENTS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    TAKE_SNAPSHOT_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
-    """`datasets/{dataset}`, sealed."""
+    """`datasets/{dataset}`, sealed, or open with `snapshot` or `take_snapshot`."""
     num_features: _builtins.int
     """Features a layer over all ranks; must be a multiple of `feature_ranks`."""
     activation: Global___Activation.ValueType
@@ -313,6 +315,12 @@ class TrainingSpec(_message.Message):
     """What Adam's moments are kept in."""
     parameters: Global___ParameterType.ValueType
     """What the encoder's and decoder's weights are kept in."""
+    snapshot: _builtins.int
+    """Snapshot of the dataset that the first epoch goes over, and whose units hold for the whole run; 0 means the sealed
+    dataset.
+    """
+    take_snapshot: _builtins.bool
+    """A snapshot is taken when the run starts, in place of `snapshot`; of a dataset that is sealed by then, all of it."""
     @_builtins.property
     def learning_rate_schedule(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulePiece]:
         """Learning rate over the run, in place of `warmup_steps` and `decay_share`; factors are of `learning_rate`."""
@@ -360,10 +368,12 @@ class TrainingSpec(_message.Message):
         micro_batches: _builtins.int = ...,
         moments: Global___Moments.ValueType = ...,
         parameters: Global___ParameterType.ValueType = ...,
+        snapshot: _builtins.int = ...,
+        take_snapshot: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "aux_coeff", b"aux_coeff", "aux_top_k", b"aux_top_k", "bandwidth", b"bandwidth", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "data_ranks", b"data_ranks", "dataset", b"dataset", "dead_after_tokens", b"dead_after_tokens", "decay_share", b"decay_share", "decoder_span", b"decoder_span", "evaluation_steps", b"evaluation_steps", "evaluation_tokens", b"evaluation_tokens", "feature_ranks", b"feature_ranks", "gradient_through_threshold", b"gradient_through_threshold", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "linear_skip", b"linear_skip", "micro_batches", b"micro_batches", "moments", b"moments", "num_features", b"num_features", "num_steps", b"num_steps", "parameters", b"parameters", "preact_coeff", b"preact_coeff", "scales", b"scales", "seed", b"seed", "sparsity_coeff", b"sparsity_coeff", "sparsity_ramp_share", b"sparsity_ramp_share", "sparsity_scale", b"sparsity_scale", "sparsity_schedule", b"sparsity_schedule", "step_tokens", b"step_tokens", "threshold_init", b"threshold_init", "top_k", b"top_k", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "adam_beta1", b"adam_beta1", "adam_beta2", b"adam_beta2", "aux_coeff", b"aux_coeff", "aux_top_k", b"aux_top_k", "bandwidth", b"bandwidth", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "data_ranks", b"data_ranks", "dataset", b"dataset", "dead_after_tokens", b"dead_after_tokens", "decay_share", b"decay_share", "decoder_span", b"decoder_span", "evaluation_steps", b"evaluation_steps", "evaluation_tokens", b"evaluation_tokens", "feature_ranks", b"feature_ranks", "gradient_through_threshold", b"gradient_through_threshold", "learning_rate", b"learning_rate", "learning_rate_schedule", b"learning_rate_schedule", "linear_skip", b"linear_skip", "micro_batches", b"micro_batches", "moments", b"moments", "num_features", b"num_features", "num_steps", b"num_steps", "parameters", b"parameters", "preact_coeff", b"preact_coeff", "scales", b"scales", "seed", b"seed", "snapshot", b"snapshot", "sparsity_coeff", b"sparsity_coeff", "sparsity_ramp_share", b"sparsity_ramp_share", "sparsity_scale", b"sparsity_scale", "sparsity_schedule", b"sparsity_schedule", "step_tokens", b"step_tokens", "take_snapshot", b"take_snapshot", "threshold_init", b"threshold_init", "top_k", b"top_k", "warmup_steps", b"warmup_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,6 +428,7 @@ class Run(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PENDING_REASON_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `runs/{run}`."""
     state: Global___RunState.ValueType
@@ -454,6 +465,10 @@ class Run(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
 
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Epoch]:
+        """What its epochs go over, from epoch 0 on, as far as they were begun; empty where all go over the sealed dataset."""
+
     def __init__(
         self,
         *,
@@ -470,14 +485,53 @@ class Run(_message.Message):
         operation: _builtins.str = ...,
         peak_memory_bytes: _builtins.int = ...,
         pending_reason: _builtins.str = ...,
+        epochs: _abc.Iterable[Global___Epoch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "evaluation", b"evaluation", "metrics", b"metrics", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "error_message", b"error_message", "evaluation", b"evaluation", "metrics", b"metrics", "name", b"name", "operation", b"operation", "peak_memory_bytes", b"peak_memory_bytes", "pending_reason", b"pending_reason", "spec", b"spec", "state", b"state", "step", b"step", "transitions", b"transitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "epochs", b"epochs", "error_message", b"error_message", "evaluation", b"evaluation", "metrics", b"metrics", "name", b"name", "operation", b"operation", "peak_memory_bytes", b"peak_memory_bytes", "pending_reason", b"pending_reason", "spec", b"spec", "state", b"state", "step", b"step", "transitions", b"transitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class Epoch(_message.Message):
+    """What one epoch of a run on snapshots goes over; an epoch is one pass over it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SINCE_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_TOKENS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Index, from 0."""
+    snapshot: _builtins.int
+    """The snapshot; 0 means all of the dataset, which is sealed, and then so do all later epochs."""
+    since_snapshot: _builtins.int
+    """The epoch before went over this snapshot, whose shards are left out; 0 leaves out none."""
+    num_tokens: _builtins.int
+    """Tokens to train on that the epoch goes over."""
+    snapshot_tokens: _builtins.int
+    """Tokens to train on in the whole snapshot."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        snapshot: _builtins.int = ...,
+        since_snapshot: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+        snapshot_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "num_tokens", b"num_tokens", "since_snapshot", b"since_snapshot", "snapshot", b"snapshot", "snapshot_tokens", b"snapshot_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Epoch: _TypeAlias = Epoch  # noqa: Y015
 
 @_typing.final
 class RankLog(_message.Message):

@@ -865,6 +865,36 @@ class DamagedCheckpoint(_message.Message):
 Global___DamagedCheckpoint: _TypeAlias = DamagedCheckpoint  # noqa: Y015
 
 @_typing.final
+class BeginEpochRequest(_message.Message):
+    """Asks what an epoch goes over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """`runs/{run}`."""
+    attempt: _builtins.int
+    """Attempt that asks."""
+    epoch: _builtins.int
+    """Index of the epoch, from 0; the one after the last that was begun, or one of those."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginEpochRequest: _TypeAlias = BeginEpochRequest  # noqa: Y015
+
+@_typing.final
 class ReportResponse(_message.Message):
     """What a rank shall do."""
 

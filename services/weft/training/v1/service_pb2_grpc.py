@@ -868,6 +868,11 @@ class RunReportServiceStub:
                 request_serializer=weft_dot_training_dot_v1_dot_service__pb2.ReportRequest.SerializeToString,
                 response_deserializer=weft_dot_training_dot_v1_dot_service__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.BeginEpoch = channel.unary_unary(
+                '/weft.training.v1.RunReportService/BeginEpoch',
+                request_serializer=weft_dot_training_dot_v1_dot_service__pb2.BeginEpochRequest.SerializeToString,
+                response_deserializer=weft_dot_training_dot_v1_dot_messages__pb2.Epoch.FromString,
+                _registered_method=True)
 
 
 class RunReportServiceServicer:
@@ -881,6 +886,14 @@ class RunReportServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BeginEpoch(self, request, context):
+        """Tells what an epoch goes over, once it is in the run's document; the first to ask for an epoch has it settled, with a
+        new snapshot where there is something new. FAILED_PRECONDITION: an older attempt asks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunReportServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -888,6 +901,11 @@ def add_RunReportServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.ReportRequest.FromString,
                     response_serializer=weft_dot_training_dot_v1_dot_service__pb2.ReportResponse.SerializeToString,
+            ),
+            'BeginEpoch': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginEpoch,
+                    request_deserializer=weft_dot_training_dot_v1_dot_service__pb2.BeginEpochRequest.FromString,
+                    response_serializer=weft_dot_training_dot_v1_dot_messages__pb2.Epoch.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -918,6 +936,33 @@ class RunReportService:
             '/weft.training.v1.RunReportService/Report',
             weft_dot_training_dot_v1_dot_service__pb2.ReportRequest.SerializeToString,
             weft_dot_training_dot_v1_dot_service__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginEpoch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.training.v1.RunReportService/BeginEpoch',
+            weft_dot_training_dot_v1_dot_service__pb2.BeginEpochRequest.SerializeToString,
+            weft_dot_training_dot_v1_dot_messages__pb2.Epoch.FromString,
             options,
             channel_credentials,
             insecure,

@@ -284,6 +284,10 @@ class RunReportServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RunReportServiceAsyncStub: ...
     Report: _grpc.UnaryUnaryMultiCallable[_service_pb2.ReportRequest, _service_pb2.ReportResponse]
     """Reports steps, evaluations and checkpoints, and answers what the rank shall do. FAILED_PRECONDITION: an older attempt speaks."""
+    BeginEpoch: _grpc.UnaryUnaryMultiCallable[_service_pb2.BeginEpochRequest, _messages_pb2.Epoch]
+    """Tells what an epoch goes over, once it is in the run's document; the first to ask for an epoch has it settled, with a
+    new snapshot where there is something new. FAILED_PRECONDITION: an older attempt asks.
+    """
 
 @_typing.type_check_only
 class RunReportServiceAsyncStub(RunReportServiceStub):
@@ -292,6 +296,10 @@ class RunReportServiceAsyncStub(RunReportServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.UnaryUnaryMultiCallable[_service_pb2.ReportRequest, _service_pb2.ReportResponse]  # type: ignore[assignment]
     """Reports steps, evaluations and checkpoints, and answers what the rank shall do. FAILED_PRECONDITION: an older attempt speaks."""
+    BeginEpoch: _aio.UnaryUnaryMultiCallable[_service_pb2.BeginEpochRequest, _messages_pb2.Epoch]  # type: ignore[assignment]
+    """Tells what an epoch goes over, once it is in the run's document; the first to ask for an epoch has it settled, with a
+    new snapshot where there is something new. FAILED_PRECONDITION: an older attempt asks.
+    """
 
 class RunReportServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the ranks of a run tell its controller; not for anybody else."""
@@ -303,5 +311,15 @@ class RunReportServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ReportResponse, _abc.Awaitable[_service_pb2.ReportResponse]]:
         """Reports steps, evaluations and checkpoints, and answers what the rank shall do. FAILED_PRECONDITION: an older attempt speaks."""
+
+    @_abc_1.abstractmethod
+    def BeginEpoch(
+        self,
+        request: _service_pb2.BeginEpochRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Epoch, _abc.Awaitable[_messages_pb2.Epoch]]:
+        """Tells what an epoch goes over, once it is in the run's document; the first to ask for an epoch has it settled, with a
+        new snapshot where there is something new. FAILED_PRECONDITION: an older attempt asks.
+        """
 
 def add_RunReportServiceServicer_to_server(servicer: RunReportServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

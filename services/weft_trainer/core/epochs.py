@@ -1,0 +1,121 @@
+"""
+What each epoch of a run on snapshots goes over, written into the run's document before any rank is dealt a token of it.
+
+The first epoch's snapshot is settled before the first attempt, and has the units of training. A later epoch is settled
+when the first rank comes to it: over what a new snapshot has and the one before had not; over the last snapshot again
+where nothing came; over everything once the dataset is sealed.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from weft_clt.config import TrainingConfig
+from weft_common.errors import FailedPreconditionError, InvalidArgumentError
+from weft_common.logging import get_logger
+from weft_trainer.core.admission import check_data
+from weft_trainer.core.ports import DatasetCatalog
+from weft_trainer.core.records import Epoch, RunRecord
+from weft_trainer.core.reports import check_attempt
+from weft_trainer.core.runs import RunRepository
+
+__all__ = ["RunEpochs"]
+
+_log = get_logger(__name__)
+
+
+class RunEpochs:
+    """
+    Settles the epochs of runs.
+
+    Args:
+        runs: The runs of the bucket.
+        catalog: Takes snapshots.
+    """
+
+    def __init__(self, runs: RunRepository, catalog: DatasetCatalog) -> None:
+        self._runs = runs
+        self._catalog = catalog
+        # All ranks of a run ask at about the same time; one snapshot is enough for them.
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def prepare(self, run: str) -> None:
+        """
+        Settle the first epoch of a run on snapshots, where it is not yet; of other runs do nothing.
+
+        Raises:
+            NotFoundError: No such dataset or snapshot.
+            FailedPreconditionError: It has too few tokens; see `check_data`.
+        """
+        record = await self._runs.get(run)
+        if record.epochs or not (record.spec.get("snapshot") or record.spec.get("take_snapshot")):
+            return
+        batch = TrainingConfig.from_spec(record.spec).batch
+        if batch.take_snapshot:
+            facts = await self._catalog.snapshot(batch.dataset)
+        else:
+            facts = await self._catalog.describe(batch.dataset, batch.snapshot)
+        check_data(batch, facts)
+        await self._write(run, Epoch(0, facts.snapshot, 0, facts.num_train_tokens, facts.num_train_tokens))
+
+    async def begin(self, run: str, attempt: int, index: int) -> Epoch:
+        """
+        Tell what an epoch goes over; one that nobody has asked for before is settled now.
+
+        Raises:
+            NotFoundError: No such run, or its dataset is gone.
+            FailedPreconditionError: Another attempt is the present one, the run is not on snapshots, or its dataset was
+                made anew.
+            InvalidArgumentError: The epoch before was not begun.
+        """
+        async with self._locks.setdefault(run, asyncio.Lock()):
+            record = await self._runs.get(run)
+            check_attempt(record, attempt)
+            if not record.epochs:
+                raise FailedPreconditionError(f"{record.name} goes over a sealed dataset: its epochs need no snapshot.")
+            last = record.epochs[-1]
+            if index < 0 or (last.snapshot and index > len(record.epochs)):
+                raise InvalidArgumentError(
+                    f"epoch is {index}, but {record.name} is in epoch {last.index}: ask for one after the other.",
+                    field="epoch",
+                )
+            if index < len(record.epochs):
+                return record.epochs[index]
+            if not last.snapshot:
+                return replace(last, index=index)
+            return await self._write(run, await self._next(record), lambda present: check_attempt(present, attempt))
+
+    def forget(self, run: str) -> None:
+        """Free the memory of a run that ended."""
+        self._locks.pop(run, None)
+
+    async def _next(self, record: RunRecord) -> Epoch:
+        last = record.epochs[-1]
+        facts = await self._catalog.snapshot(str(record.spec["dataset"]))
+        if 0 < facts.snapshot < last.snapshot or facts.num_train_tokens < last.snapshot_tokens:
+            raise FailedPreconditionError(
+                f"{facts.name} is not the one that {record.name} began with: it had {last.snapshot_tokens} tokens to "
+                f"train on in snapshot {last.snapshot}, and has {facts.num_train_tokens}. Start a new run."
+            )
+        new = facts.num_train_tokens - last.snapshot_tokens
+        since = last.snapshot if new and facts.snapshot else 0
+        num_tokens = new if since else facts.num_train_tokens
+        return Epoch(last.index + 1, facts.snapshot, since, num_tokens, facts.num_train_tokens)
+
+    async def _write(self, run: str, epoch: Epoch, check: Callable[[RunRecord], None] = lambda record: None) -> Epoch:
+        """Append an epoch to a run's document, unless another controller was first; return the one that is there."""
+
+        def change(record: RunRecord) -> RunRecord:
+            check(record)
+            return record if len(record.epochs) > epoch.index else replace(record, epochs=(*record.epochs, epoch))
+
+        written = (await self._runs.change(run, change)).epochs[epoch.index]
+        _log.info(
+            "epoch_begins",
+            run=run,
+            epoch=written.index,
+            snapshot=written.snapshot,
+            since_snapshot=written.since_snapshot,
+            num_tokens=written.num_tokens,
+        )
+        return written
