@@ -39,16 +39,15 @@ class Sweep:
 
 
 def sweeps(base: Shape, *, quick: bool) -> list[Sweep]:
-    """Return all sweeps; quick ones have few points."""
+    """Return all sweeps; quick, those of features and ranks with two points each."""
     features = [32, 64] if quick else [1 << power for power in range(10, 17)]
-    tokens = [16] if quick else [1 << power for power in range(8, 14)]
-    actives = [3] if quick else [1 << power for power in range(3, 9)]
     shared = [32] if quick else [4096, 16384, 65536]
-    return [
-        Sweep("F", [(count, replace(base, num_features=count)) for count in features]),
-        Sweep("T", [(count, replace(base, num_tokens=count)) for count in tokens]),
-        Sweep("k", [(count, replace(base, active=count)) for count in actives]),
-    ] + [
+    found = [Sweep("F", [(count, replace(base, num_features=count)) for count in features])]
+    if not quick:
+        tokens, actives = [1 << power for power in range(8, 14)], [1 << power for power in range(3, 9)]
+        found.append(Sweep("T", [(count, replace(base, num_tokens=count)) for count in tokens]))
+        found.append(Sweep("k", [(count, replace(base, active=count)) for count in actives]))
+    return found + [
         Sweep(f"ranks, F {count}", [(ranks, replace(base, num_features=count, num_ranks=ranks)) for ranks in (1, 2)])
         for count in shared
     ]
