@@ -95,12 +95,12 @@ class Machine:
     @property
     def copy_bytes_per_s(self) -> float:
         """Of torch's copy, all threads."""
-        return 2 * self._source.nbytes / statistics.median(self.rates.copy_s)
+        return 2 * int(self._source.nbytes) / statistics.median(self.rates.copy_s)
 
     @property
     def cached_bytes_per_s(self) -> float:
         """Of a copy inside one core's second-level cache, times the threads."""
-        return self._threads * 2 * self._near.nbytes * _CACHED_TIMES / statistics.median(self.rates.cached_s)
+        return self._threads * 2 * int(self._near.nbytes) * _CACHED_TIMES / statistics.median(self.rates.cached_s)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -43,7 +43,7 @@ def _config(shape: Shape) -> TrainingConfig:
 def _meet(shape: Shape) -> None:
     """Join the other ranks."""
     if shape.num_ranks > 1:
-        store = dist.FileStore(shape.meeting, shape.num_ranks)  # type: ignore[no-untyped-call]
+        store = dist.FileStore(shape.meeting, shape.num_ranks)  # type: ignore[attr-defined]
         alone = timedelta(minutes=5)  # until a rank gives up that another has left
         dist.init_process_group("gloo", timeout=alone, store=store, rank=shape.rank, world_size=shape.num_ranks)
         atexit.register(dist.destroy_process_group)
