@@ -5,7 +5,7 @@ MODELS := .weft/models
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
-	bench-attribution setup setup-dev model page minio helm chromium prometheus locks clean
+	bench-page bench-attribution setup setup-dev model page minio helm chromium prometheus locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,8 +62,11 @@ bench: bench-store bench-training bench-attribution  ## Measure, into .weft/benc
 bench-store: setup-dev model  ## Codec: bits, error and speed
 	$(BIN)/python benchmarks/store/bench_codec.py
 
-bench-training: setup-dev  ## Training step (BENCH_FLAGS="--clt-forge FOLDER --clt-forge-python PYTHON")
-	$(BIN)/python benchmarks/training/bench_step.py $(BENCH_FLAGS)
+bench-training: setup-dev  ## Training: step, scaling, kernels (BENCH_FLAGS="--clt-forge FOLDER --clt-forge-python PYTHON")
+	$(BIN)/python benchmarks/training/bench_all.py $(BENCH_FLAGS)
+
+bench-page:  ## Fill docs/benchmarks.md from .weft/bench/
+	$(BIN)/python benchmarks/training/write_page.py
 
 bench-attribution: setup-dev model  ## Attribution sweep
 	$(BIN)/python benchmarks/attribution/bench_sweep.py

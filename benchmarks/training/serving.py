@@ -13,9 +13,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-__all__ = ["Answer", "Shape", "serve"]
+__all__ = ["Answer", "Done", "Shape", "peak_bytes", "serve"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,28 @@ class Shape:
     """Or jump-relu, with CLT-Forge's losses."""
     clt_forge: str = ""
     """CLT-Forge's working tree, for its side."""
+    passes: int = 1
+    """In which a peer takes the tokens of a step, where all at once do not fit; their gradients add up."""
+    num_ranks: int = 1
+    """Processes that share a step of weft's, over gloo."""
+    rank: int = 0
+    meeting: str = ""
+    """A file by which ranks find each other."""
+
+    @classmethod
+    def of_option(cls, text: str, active: int) -> Shape:
+        """
+        Read an option's layers,width,features,tokens.
+
+        Raises:
+            SystemExit: It is something else.
+        """
+        try:
+            return cls(*map(int, text.split(",", 3)), active=active)
+        except (TypeError, ValueError):
+            raise SystemExit(
+                f"--shape {text!r} is refused; give layers,width,features,tokens, such as 12,768,2048,1024."
+            ) from None
 
     def __str__(self) -> str:
         return f"L {self.num_layers}, d {self.d_model}, F {self.num_features}, T {self.num_tokens}"
@@ -42,6 +65,16 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Done:
+    """What a side tells of a step."""
+
+    active: float
+    """Features a token and layer, as it counted them."""
+    parts_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of parts of the step, where it measures them."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """One step."""
 
@@ -49,31 +82,44 @@ class Answer:
     cpu_s: float
     """Of this process, all its threads."""
     active: float
-    """Features a token and layer, as it counted them."""
     peak_bytes: int
     """Resident, since the process began."""
+    parts_s: dict[str, float]
 
 
-def serve(make: Callable[[Shape], Callable[[], float]]) -> None:
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process; Linux's `ru_maxrss` may be that of the process that forked."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().split("VmHWM:", 1)[1].split(maxsplit=1)[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def serve(make: Callable[[Shape], Callable[[], Done]]) -> None:
     """
     Answer until the input ends.
 
     Args:
-        make: Returns what does a step and returns how many features were active.
+        make: Returns what does a step.
     """
     # Libraries print; only answers go where the other end reads.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # Where memory runs out after all, a side is what should end, and nothing else on the machine.
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text("1000")
     step = make(Shape(**json.loads(sys.argv[1])))
     step()
     print(file=answers, flush=True)
     for _ in sys.stdin:
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
-        active = step()
+        done = step()
         answer = Answer(
             seconds=time.perf_counter() - start_s,
             cpu_s=time.process_time() - start_cpu_s,
-            active=active,
-            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            active=done.active,
+            peak_bytes=peak_bytes(),
+            parts_s=done.parts_s,
         )
         print(json.dumps(asdict(answer)), file=answers, flush=True)

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable
 
 import torch
-from serving import Shape, serve
+from serving import Done, Shape, serve
 
 _LAMBDA, _DEAD_PENALTY = 1e-5, 1e-5
 """The first is what a ramp to 2 has in its first steps."""
 
 
-def make(shape: Shape) -> Callable[[], float]:
+def make(shape: Shape) -> Callable[[], Done]:
     """Its own start, random data, and biases such that as many features are active as asked."""
     sys.path.insert(0, f"{shape.clt_forge}/src")
     from clt_forge.clt import CLT
@@ -51,13 +51,18 @@ def make(shape: Shape) -> Callable[[], float]:
             clt.b_enc[layer] = clt.log_threshold[layer].exp() - largest[-2:].mean(0)
     adam = torch.optim.Adam(clt.parameters(), lr=4e-4, betas=(0.9, 0.999))
 
-    def step() -> float:
+    def step() -> Done:
         adam.zero_grad()
-        loss, metrics = clt(inputs, targets, _LAMBDA, df_coef=_DEAD_PENALTY)
-        loss.backward()
+        active = 0.0
+        # Several passes are its trainer's `gradient_accumulation_steps`.
+        for some_inputs, some_targets in zip(inputs.chunk(shape.passes), targets.chunk(shape.passes), strict=True):
+            loss, metrics = clt(some_inputs, some_targets, _LAMBDA, df_coef=_DEAD_PENALTY)
+            (loss / shape.passes).backward()
+            active += float((metrics.feature_acts > 0).sum())
+            del loss, metrics
         torch.nn.utils.clip_grad_norm_(clt.parameters(), 1.0, foreach=False)
         adam.step()
-        return float((metrics.feature_acts > 0).sum()) / shape.num_layers / shape.num_tokens
+        return Done(active=active / shape.num_layers / shape.num_tokens)
 
     return step
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from serving import Shape, serve
+from serving import Done, Shape, serve
+from torch import Tensor
 from torch.nn import Parameter
 
 
-def make(shape: Shape) -> Callable[[], float]:
+def make(shape: Shape) -> Callable[[], Done]:
     """Random weights and data."""
     layers, features, d_model = range(shape.num_layers), shape.num_features, shape.d_model
     torch.manual_seed(0)
@@ -21,22 +22,28 @@ def make(shape: Shape) -> Callable[[], float]:
     params = [*w_enc, *b_enc, *w_dec, *b_dec]
     adam = torch.optim.Adam(params, lr=1e-3, fused=True)
 
-    def step() -> float:
+    def add_pass(inputs_LCD: Tensor, targets_LCD: Tensor) -> int:
+        """Add the gradients of some tokens; returns how many features were active."""
         acts, active = [], 0
         for layer in layers:
-            preact = torch.addmm(b_enc[layer], inputs[layer], w_enc[layer])
+            preact = torch.addmm(b_enc[layer], inputs_LCD[layer], w_enc[layer])
             best = torch.topk(preact, shape.active, dim=1, sorted=False)
             acts.append(torch.zeros_like(preact).scatter(1, best.indices, torch.relu(best.values)))
             active += int((best.values > 0).sum())
         loss = torch.zeros(())
         for target in layers:
             predicted = torch.cat(acts[: target + 1], 1) @ w_dec[target] + b_dec[target]
-            loss = loss + (predicted - targets[target]).square().sum() / shape.num_tokens
-        adam.zero_grad()
+            loss = loss + (predicted - targets_LCD[target]).square().sum() / shape.num_tokens
         loss.backward()
+        return active
+
+    def step() -> Done:
+        adam.zero_grad()
+        chunks = zip(inputs.chunk(shape.passes, 1), targets.chunk(shape.passes, 1), strict=True)
+        active = sum(add_pass(*chunk) for chunk in chunks)
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         adam.step()
-        return active / shape.num_layers / shape.num_tokens
+        return Done(active=active / shape.num_layers / shape.num_tokens)
 
     return step
 

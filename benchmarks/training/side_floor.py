@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from serving import Shape, serve
+from serving import Done, Shape, serve
 
 _PIECE = 16 << 20  # numbers
 
 
-def make(shape: Shape) -> Callable[[], float]:
+def make(shape: Shape) -> Callable[[], Done]:
     """Random weights and inputs."""
     weights_LFD = torch.randn(shape.num_layers, shape.num_features, shape.d_model)
     inputs_LTD = torch.randn(shape.num_layers, shape.num_tokens, shape.d_model)
@@ -22,13 +22,13 @@ def make(shape: Shape) -> Callable[[], float]:
     left = 3 * (shape.num_layers + shape.num_pairs) * shape.num_features * shape.d_model
     source, target = torch.zeros(min(_PIECE, left)), torch.zeros(min(_PIECE, left))
 
-    def step() -> float:
+    def step() -> Done:
         for weight_FD, inputs_TD in zip(weights_LFD, inputs_LTD, strict=True):
             torch.mm(inputs_TD, weight_FD.T, out=preact_TF)
         for first in range(0, left, _PIECE):
             count = min(_PIECE, left - first)
             target[:count].copy_(source[:count])
-        return 0.0
+        return Done(active=0.0)
 
     return step
 
