@@ -37,8 +37,8 @@ make bench-quality BENCH_FLAGS="--clt-forge FOLDER --clt-forge-python PYTHON"
 - **At equal L0**: weft's explained variance is read off its arm's front at the L0 that CLT-Forge's run came to, on the
   straight line over log L0 between the two points beside it; beyond the densest point that point counts itself.
 - `clt-forge-gpt2` is weft's own version of CLT-Forge's recipe; `jump-relu` has its losses, the gradient through the
-  threshold, and the optimiser of `weft demo`, which all the others have too. Explained variance is the mean over layers;
-  silent are features that no held-out token makes active.
+  threshold, and the optimiser of `weft demo`, which all the others have too. Explained variance is the mean over
+  layers; silent are features that no held-out token makes active.
 
 """
 
