@@ -10,7 +10,8 @@ The tokens are harvested once from the model of `make model`, over Python's help
 `.weft/bench/quality/points.jsonl` as soon as it is evaluated, so the same command goes on after an interruption.
 Writes `.weft/bench/training-quality.json`: rows of explained variance at CLT-Forge's L0, of which a ratio above 1 means
 that weft's is higher; and, unless told otherwise, the page `docs/benchmarks/quality.md` with its plot. `--quick` tries
-all of it at a size at which only the rows' form means something, and writes no page.
+all of it at a size at which only the rows' form means something, and writes no page. With LD_PRELOAD of tcmalloc
+CLT-Forge's runs take about half the time; no figure changes.
 """
 
 from __future__ import annotations

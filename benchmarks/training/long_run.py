@@ -8,7 +8,7 @@ Starts `weft` in `.weft/bench/long-run`, harvests Python's help topics and the d
 of `make model`, measures in a run of a few steps how many fit into the time, trains, and evaluates the run's checkpoint
 with the replacement model. Names follow from what is asked for, so the same command goes on after an interruption.
 Writes `.weft/bench/long-run.json` with every step, and `docs/benchmarks/long-run.md` with its plot. The folder takes
-about 20 KB a token and 24 bytes a parameter; delete it when done.
+about 20 KB a token and 30 bytes a parameter; delete it when done.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _harvest(client: Client, num_tokens: int) -> str:
 
 def _spec(options: argparse.Namespace, dataset: str, num_steps: int) -> training.TrainingSpec:
     aux = {"aux_top_k": min(options.aux_top_k, options.num_features), "aux_coeff": 1 / 32} if options.aux_top_k else {}
-    every = max(1, num_steps // max(1, options.evaluations))
+    measured = num_steps > PROBE_STEPS
+    every = max(1, num_steps // max(1, options.evaluations)) if measured else 0
     return training_spec(
         dataset=dataset,
         num_features=options.num_features,
@@ -110,7 +111,8 @@ def _spec(options: argparse.Namespace, dataset: str, num_steps: int) -> training
         learning_rate=options.learning_rate,
         warmup_steps=min(20, num_steps // 10),
         dead_after_tokens=50 * options.step_tokens,
-        checkpoint_steps=every,
+        # Few: with Adam's moments each has three times the size of the parameters.
+        checkpoint_steps=-(-num_steps // 3) if measured else 0,
         evaluation_steps=every,
         evaluation_tokens=4_096,
         **aux,
@@ -151,7 +153,7 @@ def _num_steps(client: Client, options: argparse.Namespace, dataset: str) -> int
         _, metrics, _ = _train(client, probe)
         rate = statistics.median(each.tokens_per_s for each in metrics[PROBE_WARM_STEPS:])
         steps = math.ceil(_SPARE * 60 * options.minutes * rate / options.step_tokens)
-        plan.write_text(json.dumps({"tokens_per_s": rate, "num_steps": max(steps, PROBE_STEPS)}))
+        plan.write_text(json.dumps({"tokens_per_s": rate, "num_steps": max(steps, PROBE_STEPS + 1)}))
     return int(json.loads(plan.read_text())["num_steps"])
 
 

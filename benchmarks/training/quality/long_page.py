@@ -17,12 +17,12 @@ __all__ = ["curve_plot", "long_page"]
 _PLOTTED = 240
 """Most points of a curve."""
 
-_INTRODUCTION = """# Half an hour of training
+_INTRODUCTION = """# A long training run
 
 <!-- Written by benchmarks/training/long_run.py; change it there. -->
 
-The best CLT of SmolLM2-135M that two cores train in half an hour, through the services as a user has them: harvest,
-training on two ranks, evaluation on held-out documents with the [replacement model](../how-to/evaluate.md).
+A CLT of all layers of SmolLM2-135M, trained for as long as the table says through the services, as a user has them:
+harvest, training, evaluation on held-out documents with the [replacement model](../how-to/evaluate.md).
 
 <!-- not run: trains for at least 30 minutes, after a harvest of some minutes -->
 ```bash
