@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +49,7 @@ class Tokens:
 
 def _stand_in(name: str, **members: object) -> None:
     module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)  # torch asks for it
     for member, value in members.items():
         setattr(module, member, value)
     sys.modules[name] = module
