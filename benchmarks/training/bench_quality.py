@@ -2,10 +2,11 @@
 How good a trained CLT is, over recipes, sparsities and seeds, beside CLT-Forge's recipe in its own code.
 
     python benchmarks/training/bench_quality.py [--clt-forge FOLDER --clt-forge-python PYTHON] [--quick]
-        [--first-layer 12] [--num-layers 6] [--num-features 1024] [--train-tokens 65536] [--held-out-tokens 4096]
-        [--num-steps 256] [--step-tokens 256] [--seeds 3] [--top-k 8,16,32,64] [--sparsity-coeff 2,5,12] [--threads 2]
+        [--first-layer 12] [--num-layers 5] [--num-features 1024] [--train-tokens 65536] [--held-out-tokens 4096]
+        [--num-steps 256] [--step-tokens 256] [--seeds 3] [--sparsity-coeff 2,5,12] [--top-k 8,16,32,64] [--threads 2]
 
 All sides train on the same tokens, in the same order and units; one evaluator judges them on held-out ones (`quality`).
+CLT-Forge's runs come first; unless told otherwise, k spans what L0 they came to, so that the fronts overlap.
 The tokens are harvested once from the model of `make model`, over Python's help topics. Every run is kept as a line of
 `.weft/bench/quality/points.jsonl` as soon as it is evaluated, so the same command goes on after an interruption.
 Writes `.weft/bench/training-quality.json`: rows of explained variance at CLT-Forge's L0, of which a ratio above 1 means
@@ -20,12 +21,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from quality.arms import Job
+    from quality.evaluator import Weights
     from quality.points import Point
     from quality.tokens import TokenData
 
@@ -43,7 +46,6 @@ QUICK = {
     "num_steps": 10,
     "step_tokens": 64,
     "seeds": 2,
-    "top_k": [2, 8],
     "sparsity_coeff": [0.5, 2.0],
 }
 
@@ -61,14 +63,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny size, to try it; sizes that are given still count")
     parser.add_argument("--model", type=Path, default=MODEL, help="a Hugging Face folder")
     parser.add_argument("--first-layer", type=int, default=12, help="of the layers that are kept")
-    parser.add_argument("--num-layers", type=int, default=6)
+    parser.add_argument("--num-layers", type=int, default=5)
     parser.add_argument("--num-features", type=int, default=1024, help="a layer")
     parser.add_argument("--train-tokens", type=int, default=65_536)
     parser.add_argument("--held-out-tokens", type=int, default=4_096)
     parser.add_argument("--num-steps", type=int, default=256)
     parser.add_argument("--step-tokens", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--top-k", type=_integers, default=[8, 16, 32, 64], help="for the arms that count")
+    parser.add_argument("--top-k", type=_integers, help="for the arms that count; spans CLT-Forge's L0, or 8,16,32,64")
     parser.add_argument("--sparsity-coeff", type=_numbers, default=[2.0, 5.0, 12.0], help="lambda of the others")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--clt-forge", type=Path, help="a working tree of CLT-Forge")
@@ -105,8 +107,9 @@ def _held_out(data: TokenData) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 def _measured(options: argparse.Namespace) -> tuple[list[Point], str]:
     """Do the runs that are missing; return all of them, and what they were measured under."""
     import torch
-    from quality.arms import PEER, Training, jobs_of
+    from quality.arms import Training, own_jobs, peer_jobs
     from quality.evaluator import evaluate
+    from quality.fronts import spanning
     from quality.page import conditions_of
     from quality.points import Point, PointFile
     from quality.sides import PeerEnvironment, train_clt_forge, train_weft
@@ -116,33 +119,36 @@ def _measured(options: argparse.Namespace) -> tuple[list[Point], str]:
     size = TokenSize(options.first_layer, options.num_layers, options.train_tokens, options.held_out_tokens)
     data = make_tokens(options.model, size, options.folder, threads=options.threads)
     training = Training(options.num_features, options.num_steps, options.step_tokens)
-    peer = PeerEnvironment(options.clt_forge.resolve(), options.clt_forge_python) if options.clt_forge else None
-    jobs = list(
-        jobs_of(
-            training,
-            data.digest,
-            seeds=range(1, options.seeds + 1),
-            top_ks=options.top_k,
-            sparsity_coeffs=options.sparsity_coeff,
-            peer=peer is not None,
-        )
-    )
+    seeds, coeffs = range(1, options.seeds + 1), options.sparsity_coeff
     file = PointFile(options.folder / "points.jsonl")
-    for number, job in enumerate(jobs, start=1):
-        point = file.find(job)
-        if point is None:
-            if job.side == PEER and peer is not None:
-                weights, seconds = train_clt_forge(job, data, peer, threads=options.threads)
-            else:
-                weights, seconds = train_weft(job, data)
-            point = Point.of(job, evaluate(weights, _held_out(data)), seconds)
-            file.add(point)
-        print(
-            f"{number} of {len(jobs)}: {job}: L0 {point.quality.l0:.1f}, explained variance "
-            f"{point.quality.explained_variance:.4f}, {training.num_tokens / point.seconds:,.0f} tokens/s",
-            flush=True,
+
+    def finished(jobs: list[Job], train: Callable[[Job], tuple[Weights, float]]) -> list[Point]:
+        for number, job in enumerate(jobs, start=1):
+            point = file.find(job)
+            if point is None:
+                weights, seconds = train(job)
+                point = Point.of(job, evaluate(weights, _held_out(data)), seconds)
+                file.add(point)
+            print(
+                f"{number} of {len(jobs)}: {job}: L0 {point.quality.l0:.1f}, explained variance "
+                f"{point.quality.explained_variance:.4f}, {training.num_tokens / point.seconds:,.0f} tokens/s",
+                flush=True,
+            )
+        return file.of(jobs)
+
+    points, top_ks = list[Point](), options.top_k or [8, 16, 32, 64]
+    if options.clt_forge:
+        peer = PeerEnvironment(options.clt_forge.resolve(), options.clt_forge_python)
+        points = finished(
+            list(peer_jobs(training, data.digest, seeds=seeds, sparsity_coeffs=coeffs)),
+            lambda job: train_clt_forge(job, data, peer, threads=options.threads),
         )
-    return file.of(jobs), conditions_of(data, training, options.threads)
+        top_ks = options.top_k or spanning([point.quality.l0 for point in points], training.num_features)
+        # Two runs of one recipe do not come to quite the same L0 either.
+        coeffs = [min(coeffs) / 2, *coeffs, 2 * max(coeffs)]
+    jobs = own_jobs(training, data.digest, seeds=seeds, top_ks=top_ks, sparsity_coeffs=coeffs)
+    points += finished(list(jobs), lambda job: train_weft(job, data))
+    return points, conditions_of(data, training, options.threads)
 
 
 def _write_page(page: Path, points: Sequence[Point], rows: Sequence[dict[str, object]], conditions: str) -> None:

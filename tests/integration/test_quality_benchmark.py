@@ -124,12 +124,14 @@ def test_quality_benchmark_measures_all_sides_and_goes_on_where_it_was(tmp_path:
     page, output = tmp_path / "docs" / "benchmarks" / "quality.md", tmp_path / "rows.json"
     arguments = (
         "--seeds", "1", "--model", str(MODEL), "--folder", str(folder), "--output", str(output), "--page", str(page),
-        "--clt-forge", str(tree),
+        "--clt-forge", str(tree), "--top-k", "2,8",
     )  # fmt: skip
     done = _bench(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     points = _points(folder)
-    assert len(points) == 2 * (len(ARMS) + len(PEER_ARMS))
+    counting = sum(arm.setting == "k" for arm in ARMS)
+    # Lambda has two values for the peer, and two around them for ours.
+    assert len(points) == 2 * len(PEER_ARMS) + 2 * counting + 4 * (len(ARMS) - counting)
     for point in points:
         quality = point["quality"]
         assert quality["tokens"] == 128

@@ -17,7 +17,7 @@ from typing import Any
 from weft_clt.config import Activation, LossConfig, TrainingConfig
 from weft_clt.recipes import RunSize, demo, find_recipe
 
-__all__ = ["ARMS", "PEER", "PEER_ARMS", "Arm", "Job", "PeerArm", "Training", "jobs_of"]
+__all__ = ["ARMS", "PEER", "PEER_ARMS", "Arm", "Job", "PeerArm", "Training", "own_jobs", "peer_jobs"]
 
 PEER = "CLT-Forge"
 _OUR_RATE = 2e-3
@@ -170,28 +170,38 @@ def _peer_settings(training: Training, arm: PeerArm, sparsity_coeff: float) -> d
     }
 
 
-def jobs_of(
+def peer_jobs(
+    training: Training, tokens_digest: str, *, seeds: Sequence[int], sparsity_coeffs: Sequence[float]
+) -> Iterator[Job]:
+    """
+    Yield CLT-Forge's runs, seed by seed.
+
+    Args:
+        tokens_digest: Of the tokens that all sides train on.
+    """
+    for seed in seeds:
+        for arm in PEER_ARMS:
+            for coeff in sparsity_coeffs:
+                settings = _peer_settings(training, arm, coeff)
+                conditions = {"side": PEER, "tokens": tokens_digest, "seed": seed, "settings": settings}
+                yield Job(PEER, arm.name, "lambda", coeff, seed, conditions)
+
+
+def own_jobs(
     training: Training,
     tokens_digest: str,
     *,
     seeds: Sequence[int],
     top_ks: Sequence[int],
     sparsity_coeffs: Sequence[float],
-    peer: bool,
 ) -> Iterator[Job]:
     """
-    Yield all runs, seed by seed, so that an interrupted benchmark has whole seeds.
+    Yield weft's runs, seed by seed, so that an interrupted benchmark has whole seeds.
 
     Args:
-        tokens_digest: Of the tokens they all train on.
-        peer: With CLT-Forge.
+        tokens_digest: Of the tokens that all sides train on.
     """
     for seed in seeds:
-        for peer_arm in PEER_ARMS if peer else ():
-            for coeff in sparsity_coeffs:
-                settings = _peer_settings(training, peer_arm, coeff)
-                conditions = {"side": PEER, "tokens": tokens_digest, "seed": seed, "settings": settings}
-                yield Job(PEER, peer_arm.name, "lambda", coeff, seed, conditions)
         for arm in ARMS:
             for value in top_ks if arm.setting == "k" else sparsity_coeffs:
                 spec = arm.make(training, value, seed).to_spec()

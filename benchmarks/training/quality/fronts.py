@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from .arms import PEER
 from .points import Point
 
-__all__ = ["Mean", "at_l0", "means", "rows"]
+__all__ = ["Mean", "at_l0", "means", "rows", "spanning"]
+
+_MARGIN = 0.1
+"""By which k reaches beyond the L0s that it spans: on held-out tokens L0 is not quite k."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,23 @@ def means(points: Iterable[Point]) -> list[Mean]:
     for point in points:
         groups.setdefault((point.side, point.arm, point.setting, point.value), []).append(point)
     return [Mean(*key, members) for key, members in groups.items()]
+
+
+def spanning(l0s: Sequence[float], num_features: int, *, count: int = 4) -> list[int]:
+    """
+    Return values of k from below the least of some L0s to above the largest, as even as whole numbers are over log k.
+
+    Args:
+        l0s: At least one, above 0.
+        num_features: Of a layer; k is at most half of it.
+
+    >>> spanning([20.0, 70.0], 1024)
+    [18, 29, 48, 77]
+    """
+    most = num_features // 2
+    low = min(max(1, math.floor((1 - _MARGIN) * min(l0s))), most)
+    high = max(low, min(math.ceil((1 + _MARGIN) * max(l0s)), most))
+    return sorted({round(low * (high / low) ** (number / (count - 1))) for number in range(count)})
 
 
 def at_l0(front: Iterable[tuple[float, float]], l0: float) -> float | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from benchmarks.training.quality.arms import PEER, Job
 from benchmarks.training.quality.evaluator import Quality
-from benchmarks.training.quality.fronts import at_l0, means, rows
+from benchmarks.training.quality.fronts import at_l0, means, rows, spanning
 from benchmarks.training.quality.page import pareto_plot
 from benchmarks.training.quality.points import Point, PointFile
 
@@ -35,6 +35,22 @@ def test_front_is_never_extended() -> None:
     front = [(4.0, 0.1), (16.0, 0.5)]
     assert at_l0(front, 1000.0) == 0.5
     assert at_l0(front, 3.9) is None
+
+
+@pytest.mark.parametrize("l0s", [[30.0], [3.2, 200.0], [11.0, 12.0, 40.0]])
+def test_k_spans_the_other_sides_l0(l0s: list[float]) -> None:
+    """The least is below all of them, the largest above, and none is there twice."""
+    found = spanning(l0s, 1024)
+    assert found[0] < min(l0s)
+    assert found[-1] > max(l0s)
+    assert found == sorted(set(found))
+    assert len(found) <= 4
+
+
+def test_k_is_at_most_half_of_the_features() -> None:
+    """A side that is hardly sparse does not make the others dense."""
+    assert spanning([500.0, 900.0], 64) == [32]
+    assert max(spanning([10.0, 900.0], 64)) == 32
 
 
 def test_rows_compare_each_seed_with_itself() -> None:
