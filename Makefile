@@ -5,7 +5,7 @@ MODELS := .weft/models
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
-	bench-quality bench-long-run bench-attribution setup setup-dev model page minio helm chromium prometheus locks clean
+	bench-attribution setup setup-dev model page minio helm chromium prometheus locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,7 @@ bench-store: setup-dev model  ## Codec: bits, error and speed
 bench-training: setup-dev  ## Training step (BENCH_FLAGS="--clt-forge FOLDER --clt-forge-python PYTHON")
 	$(BIN)/python benchmarks/training/bench_step.py $(BENCH_FLAGS)
 
+.PHONY: bench-quality bench-long-run
 bench-quality: setup-dev model  ## Quality over recipes, up to 45 minutes (BENCH_FLAGS as for bench-training)
 	$(BIN)/python benchmarks/training/bench_quality.py $(BENCH_FLAGS)
 

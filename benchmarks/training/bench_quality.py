@@ -10,8 +10,8 @@ CLT-Forge's runs come first; unless told otherwise, k spans what L0 they came to
 The tokens are harvested once from the model of `make model`, over Python's help topics. Every run is kept as a line of
 `.weft/bench/quality/points.jsonl` as soon as it is evaluated, so the same command goes on after an interruption.
 Writes `.weft/bench/training-quality.json`: rows of explained variance at CLT-Forge's L0, of which a ratio above 1 means
-that weft's is higher; and, unless told otherwise, the page `docs/benchmarks/quality.md` with its plot. `--quick` tries
-all of it at a size at which only the rows' form means something, and writes no page. With LD_PRELOAD of tcmalloc
+that weft's is higher; and fills `docs/benchmarks/quality.md`, with a plot. `--quick` tries all of it at a size at which
+only the rows' form means something, and fills no page. With LD_PRELOAD of tcmalloc
 CLT-Forge's runs take about half the time; no figure changes.
 """
 
@@ -151,14 +151,15 @@ def _measured(options: argparse.Namespace) -> tuple[list[Point], str]:
     return points, conditions_of(data, training, options.threads)
 
 
-def _write_page(page: Path, points: Sequence[Point], rows: Sequence[dict[str, object]], conditions: str) -> None:
-    from quality.page import pareto_plot, quality_page
+def _fill_page(page: Path, points: Sequence[Point], rows: Sequence[dict[str, object]], conditions: str) -> None:
+    from quality.page import pareto_plot, quality_lines
+    from quality.regions import fill
 
+    text = fill(page.read_text(), "quality", quality_lines(points, rows, conditions, f"../images/{IMAGE}"))
     image = page.parent.parent / "images" / IMAGE
-    for path in (page, image):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    image.parent.mkdir(exist_ok=True)
     image.write_text(pareto_plot(points))
-    page.write_text(quality_page(points, rows, conditions, f"../images/{IMAGE}"))
+    page.write_text(text)
 
 
 def main() -> None:
@@ -174,7 +175,7 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(rows, indent=1) + "\n")
     if options.page:
-        _write_page(options.page, points, rows, conditions)
+        _fill_page(options.page, points, rows, conditions)
     print(json.dumps(rows, indent=1))
 
 

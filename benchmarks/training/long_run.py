@@ -7,8 +7,8 @@ A training run of at least half an hour through the services themselves: harvest
 Starts `weft` in `.weft/bench/long-run`, harvests Python's help topics and the docstrings of its library with the model
 of `make model`, measures in a run of a few steps how many fit into the time, trains, and evaluates the run's checkpoint
 with the replacement model. Names follow from what is asked for, so the same command goes on after an interruption.
-Writes `.weft/bench/long-run.json` with every step, and `docs/benchmarks/long-run.md` with its plot. The folder takes
-about 20 KB a token and 30 bytes a parameter; delete it when done.
+Writes `.weft/bench/long-run.json` with every step, and fills `docs/benchmarks/long-run.md`, with a plot. The folder
+takes about 20 KB a token and 30 bytes a parameter; delete it when done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from quality.long_page import curve_plot, long_page
+from quality.long_page import curve_plot, long_lines
+from quality.regions import fill
 from quality.text import topics_and_docstrings
 
 from weft.training.v1 import messages_pb2 as training
@@ -60,7 +61,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--replacement-tokens", type=int, default=4_096, help="of the last evaluation")
     parser.add_argument("--folder", type=Path, default=BENCH / "long-run")
     parser.add_argument("--output", type=Path, default=BENCH / "long-run.json")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--page", type=Path, default=PAGE, help="Markdown to fill")
     return parser.parse_args()
 
 
@@ -202,11 +203,12 @@ def main() -> None:
     options = _options()
     document = _measured(options)
     image = options.page.parent.parent / "images" / IMAGE
-    for path in (options.output, options.page, image):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n")
+    text = fill(options.page.read_text(), "long run", long_lines(document, f"../images/{IMAGE}"))
+    image.parent.mkdir(exist_ok=True)
     image.write_text(curve_plot(document))
-    options.page.write_text(long_page(document, f"../images/{IMAGE}"))
+    options.page.write_text(text)
     evaluation = document["evaluation"]
     print(
         f"{document['seconds'] / 60:.1f} minutes of steps; explained variance {evaluation['explained_variance']:.3f}, "

@@ -122,6 +122,8 @@ def test_quality_benchmark_measures_all_sides_and_goes_on_where_it_was(tmp_path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     page, output = tmp_path / "docs" / "benchmarks" / "quality.md", tmp_path / "rows.json"
+    page.parent.mkdir(parents=True)
+    page.write_text((ROOT / "docs" / "benchmarks" / "quality.md").read_text())
     arguments = (
         "--seeds", "1", "--model", str(MODEL), "--folder", str(folder), "--output", str(output), "--page", str(page),
         "--clt-forge", str(tree), "--top-k", "2,8",

@@ -12,26 +12,10 @@ from typing import Any
 
 from .plot import Panel, Series, draw
 
-__all__ = ["curve_plot", "long_page"]
+__all__ = ["curve_plot", "long_lines"]
 
 _PLOTTED = 240
 """Most points of a curve."""
-
-_INTRODUCTION = """# A long training run
-
-<!-- Written by benchmarks/training/long_run.py; change it there. -->
-
-A CLT of all layers of SmolLM2-135M, trained for as long as the table says through the services, as a user has them:
-harvest, training, evaluation on held-out documents with the [replacement model](../how-to/evaluate.md).
-
-<!-- not run: trains for at least 30 minutes, after a harvest of some minutes -->
-```bash
-make bench-long-run
-```
-
-The text is Python's help topics and the docstrings of its library.
-
-"""
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -70,9 +54,9 @@ def curve_plot(document: dict[str, Any]) -> str:
     )
 
 
-def long_page(document: dict[str, Any], image: str) -> str:
+def long_lines(document: dict[str, Any], image: str) -> list[str]:
     """
-    Return the page, Markdown.
+    Return the figures of the page, lines of Markdown.
 
     Args:
         image: Link to the plot.
@@ -112,4 +96,4 @@ def long_page(document: dict[str, Any], image: str) -> str:
             f"| {evaluation['l0_by_layer'][layer]:.1f} | {evaluation['silent_share_by_layer'][layer]:.1%} "
             f"| {score['top1_agreement']:.1%} | {score['kl_divergence']:.4f} | {float(score['recovered']):.3f} |"
         )
-    return _INTRODUCTION + "\n".join(lines) + "\n"
+    return lines

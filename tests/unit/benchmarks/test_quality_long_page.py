@@ -1,9 +1,13 @@
-"""The page of the long run, from a document of a few steps."""
+"""The page of the long run, from a document of a few steps, and the regions of pages."""
 
+from pathlib import Path
 from typing import Any
 
-from benchmarks.training.quality.long_page import curve_plot, long_page
+import pytest
+from benchmarks.training.quality.long_page import curve_plot, long_lines
+from benchmarks.training.quality.regions import fill
 
+ROOT = Path(__file__).parents[3]
 SCORE = {"cross_entropy": 3.5, "kl_divergence": 0.25, "top1_agreement": 0.625, "recovered": 0.875}
 
 
@@ -52,7 +56,7 @@ def _document(num_steps: int) -> dict[str, Any]:
 
 def test_long_page_has_the_figures_of_the_run() -> None:
     """Recipe, time, totals and a line for each layer."""
-    page = long_page(_document(900), "../images/long-run.svg")
+    lines = long_lines(_document(900), "../images/long-run.svg")
     for line in (
         "| recipe | batch-top-k, k 32, F 1024, AuxK 512, learning rate 0.002 |",
         "| steps | 900 of 100 tokens, 90,000 tokens in all, out of 5,000 |",
@@ -63,7 +67,7 @@ def test_long_page_has_the_figures_of_the_run() -> None:
         "| 1 | 0.625 | 32.0 | 0.0% | 62.5% | 0.2500 | nan |",
         "![Loss, explained variance and L0 over tokens](../images/long-run.svg)",
     ):
-        assert line in page.splitlines()
+        assert line in lines
 
 
 def test_curves_of_many_steps_are_thinned() -> None:
@@ -71,3 +75,24 @@ def test_curves_of_many_steps_are_thinned() -> None:
     svg = curve_plot(_document(5_000))
     assert svg.count(",") < 3_000
     assert svg.count("<circle") == 2
+
+
+def test_region_is_filled_again_and_again() -> None:
+    """What stands around it stays, backslashes are no escapes, and the next figures replace the last."""
+    page = "before\n<!-- begin figures: a -->\nold\n<!-- end figures: a -->\n<!-- begin figures: b -->\nb\n"
+    once = fill(page, "a", ["one \\1", ""])
+    assert once == page.replace("old\n", "one \\1\n\n")
+    assert fill(once, "a", ["old"]) == page
+
+
+def test_page_without_the_region_is_refused() -> None:
+    """The message has the lines that are missing."""
+    with pytest.raises(SystemExit, match="<!-- begin figures: quality -->"):
+        fill("text\n", "quality", ["figures"])
+
+
+@pytest.mark.parametrize(("page", "name"), [("quality.md", "quality"), ("long-run.md", "long run")])
+def test_pages_have_their_regions(page: str, name: str) -> None:
+    """What the benchmarks fill is there."""
+    text = (ROOT / "docs" / "benchmarks" / page).read_text()
+    assert "figures of a test" in fill(text, name, ["figures of a test"])
