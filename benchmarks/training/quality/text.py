@@ -24,7 +24,7 @@ def library_docstrings() -> Iterator[tuple[str, bytes]]:
     Tests and vendored packages are left out, and modules with less than 200 characters. The text depends on Python's
     version.
 
-    >>> "argparse.txt" in dict(library_docstrings())
+    >>> "library-argparse.txt" in dict(library_docstrings())
     True
     """
     library = Path(sysconfig.get_path("stdlib"))
@@ -41,7 +41,7 @@ def library_docstrings() -> Iterator[tuple[str, bytes]]:
         docstrings = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)]
         text = "\n\n".join(docstring for docstring in docstrings if docstring)
         if len(text) >= _MIN_CHARACTERS:
-            yield ".".join(module.with_suffix("").parts) + ".txt", text.encode("utf-8", "replace")
+            yield f"library-{'.'.join(module.with_suffix('').parts)}.txt", text.encode("utf-8", "replace")
 
 
 def topics_and_docstrings() -> list[tuple[str, bytes]]:
