@@ -169,7 +169,10 @@ def main() -> None:
     options = _options()
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     from quality.fronts import rows as rows_of
+    from quality.regions import fill
 
+    if options.page:
+        fill(options.page.read_text(), "quality", [])  # refuses a page that could not be filled in the end
     points, conditions = _measured(options)
     rows = list(rows_of(points, conditions))
     options.output.parent.mkdir(parents=True, exist_ok=True)

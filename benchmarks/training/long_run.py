@@ -201,6 +201,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run, and write everything."""
     options = _options()
+    fill(options.page.read_text(), "long run", [])  # refuses a page that could not be filled in the end
     document = _measured(options)
     image = options.page.parent.parent / "images" / IMAGE
     options.output.parent.mkdir(parents=True, exist_ok=True)
