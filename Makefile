@@ -68,6 +68,13 @@ bench-training: setup-dev  ## Training: step, scaling, kernels (BENCH_FLAGS="--c
 bench-page:  ## Fill docs/benchmarks.md from .weft/bench/
 	$(BIN)/python benchmarks/training/write_page.py
 
+.PHONY: bench-quality bench-long-run
+bench-quality: setup-dev model  ## Quality over recipes, up to 45 minutes (BENCH_FLAGS as for bench-training)
+	$(BIN)/python benchmarks/training/bench_quality.py $(BENCH_FLAGS)
+
+bench-long-run: setup-dev model  ## Train for half an hour, evaluate, and write the page of it
+	$(BIN)/python benchmarks/training/long_run.py $(BENCH_FLAGS)
+
 bench-attribution: setup-dev model  ## Attribution sweep
 	$(BIN)/python benchmarks/attribution/bench_sweep.py
 
