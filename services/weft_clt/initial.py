@@ -3,7 +3,8 @@ Where training starts.
 
 Sources: Ameisen et al. 2025 (JumpReLU), EleutherAI/clt-training at cf9821f (TopK). Deviations: TopK's encoder rows have
 unit length times `sqrt(d)` over the inputs' norm, that is 1.
-Random numbers depend on the seed, the layer and the feature only, never on the number of ranks.
+Random numbers depend on the seed, the layer and the feature only, never on the number of ranks or the device: they are
+drawn on the host.
 Shapes: L layers, D d_model, F features of a layer over all ranks, S features and C columns of this rank, T tokens.
 """
 
@@ -34,7 +35,13 @@ def _uniform(seed: int, kind: int, layer: int, other: int, bound: float, shape: 
 
 
 def initial_parameters(
-    share: Share, features: FeatureConfig, normalization: Normalization, *, seed: int, dtype: torch.dtype
+    share: Share,
+    features: FeatureConfig,
+    normalization: Normalization,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> Parameters:
     """
     Make one rank's share of the start.
@@ -54,7 +61,9 @@ def initial_parameters(
         )
     activation = features.activation
     dense = not activation.counts
-    params = Parameters.zeros(share, thresholds=activation.has_thresholds, dtype=dtype, skip=features.linear_skip)
+    params = Parameters.zeros(
+        share, thresholds=activation.has_thresholds, dtype=dtype, skip=features.linear_skip, device=device
+    )
     params.b_dec_LC.copy_(torch.from_numpy(normalization.output_mean_LD[:, share.columns]))
     for layer in range(num_layers):
         bound = num_features**-0.5 if dense else (3 / d_model) ** 0.5

@@ -65,6 +65,7 @@ class Trainer:
         num_layers: L of the dataset.
         d_model: D of the dataset.
         dtype: Floating type of parameters, activations and, where the config does not say otherwise, moments.
+        device: Where everything lies that a step reads and writes, batches included; by default the host.
     """
 
     def __init__(
@@ -77,16 +78,17 @@ class Trainer:
         num_layers: int,
         d_model: int,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ) -> None:
         config.check_shape(num_layers, d_model)
         self.config, self.mesh, self.dtype = config, mesh, dtype
         shape = Shape(num_layers, config.features.num_features, d_model, config.features.decoder_span)
         self.share = Share(shape, mesh.feature.rank, mesh.feature.size)
         self.params = initial_parameters(
-            self.share, config.features, normalization, seed=config.batch.seed, dtype=dtype
+            self.share, config.features, normalization, seed=config.batch.seed, dtype=dtype, device=device
         )
         self.adam = Adam(self.params, config.optimizer, mesh, kernels)
-        self.clock = DeadClock(self.share, config.batch.dead_after_tokens)
+        self.clock = DeadClock(self.share, config.batch.dead_after_tokens, device)
         self.step = 0
         passes = config.batch.passes
         self.group_tokens = config.batch.step_tokens // (mesh.data.size * passes)
@@ -95,7 +97,7 @@ class Trainer:
         )
         self._begun: _Passes | None = None
         """The step that is under way."""
-        self._centre_LC = torch.from_numpy(normalization.output_mean_LD[:, self.share.columns])
+        self._centre_LC = torch.from_numpy(normalization.output_mean_LD[:, self.share.columns]).to(self.params.device)
 
     @property
     def rank_tokens(self) -> int:
@@ -223,7 +225,8 @@ class Trainer:
             batch = next(batches)
             rank_tokens = batch.inputs_LOD.shape[1]
             inputs_LTD, targets_LTC = self.engine.gather(batch.inputs_LOD, batch.targets_LOD)
-            valid_T = self.mesh.feature.gather((torch.arange(rank_tokens) < batch.num_valid).to(torch.uint8))
+            place_O = torch.arange(rank_tokens, device=self.params.device)
+            valid_T = self.mesh.feature.gather((place_O < batch.num_valid).to(torch.uint8))
             forward = self.engine.forward(inputs_LTD, targets_LTC, near=False)
             sums.add(forward.error_LTC, targets_LTC, forward.exchanged, valid_T.flatten().bool())
         return sums.reduced(self.mesh).evaluation(self.step)

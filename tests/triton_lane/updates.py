@@ -1,16 +1,13 @@
-"""Adam, its rounding, the update fused with the decoder's gradient, and whole steps."""
+"""Adam, its rounding, and the update fused with the decoder's gradient."""
 
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.clt_cases import D_MODEL, JUMP_RELU, NUM_LAYERS, config_of, normalization, own_batch, trainer_of
 from tests.triton_lane.lane_cases import Case, layers_of, random, shapes
 
 from weft_clt.kernels import AdamStep, DecoderPairs, FeatureLists
 from weft_clt.kernels.reference import ReferenceKernels
 from weft_clt.kernels.triton_kernels import TritonKernels
-from weft_clt.mesh import Mesh, SingleAxis
-from weft_clt.trainer import Batch, Trainer
 
 OURS = TritonKernels()
 
@@ -91,22 +88,3 @@ def test_fused_update_is_gradient_then_adam(has_first: bool, case: Case) -> None
     assert torch.equal(second, plain[2])
     if first is not None:
         assert torch.equal(first, plain[1])
-
-
-@pytest.mark.parametrize(("changes", "num_steps"), [({}, 1), (JUMP_RELU, 2)], ids=["top_k", "jump_relu"])
-def test_steps_are_the_references(changes: dict[str, object], num_steps: int) -> None:
-    """Whole steps in float32 give the parameters that the reference gives in float64."""
-    config = config_of(**changes)
-    exact = trainer_of(config, ReferenceKernels())
-    mesh = Mesh(SingleAxis(), SingleAxis())
-    ours = Trainer(config, normalization(), mesh, OURS, num_layers=NUM_LAYERS, d_model=D_MODEL, dtype=torch.float32)
-    for (_, mine), (_, theirs) in zip(ours.params.named(), exact.params.named(), strict=True):
-        mine.copy_(theirs)
-    for step in range(1, num_steps + 1):
-        batch = own_batch(step, mesh)
-        narrow = Batch(batch.inputs_LOD.float(), batch.targets_LOD.float(), batch.num_valid)
-        metrics, wanted = ours.train_step(narrow), exact.train_step(batch)
-        assert metrics.loss == pytest.approx(wanted.loss, rel=1e-4)
-        assert metrics.l0 == wanted.l0
-    for (name, mine), (_, theirs) in zip(ours.params.named(), exact.params.named(), strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
