@@ -72,8 +72,8 @@ class CudaStaging:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
-        self._released = torch.cuda.Event()
+        cuda: Any = torch.cuda  # torch leaves out the types of these two
+        self._stream, self._released = cuda.Stream(device), cuda.Event()
 
     def release(self) -> None:
         self._released.record(torch.cuda.current_stream(self.device))
