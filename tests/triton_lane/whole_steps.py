@@ -18,8 +18,8 @@ from weft_clt.mesh import Mesh, SingleAxis
 from weft_clt.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-CLOSE = {"rtol": 1e-3, "atol": 2e-5}
-"""Some steps of Adam, whose first divide a gradient by its own size."""
+CLOSE = {"rtol": 1e-3, "atol": 2e-4}
+"""A fiftieth of what Adam moves a parameter by in a step, which divides small gradients by their own size."""
 
 
 def _wanted(name: str) -> tuple[Trainer, list[tuple[float, float, float]]]:
@@ -29,7 +29,7 @@ def _wanted(name: str) -> tuple[Trainer, list[tuple[float, float, float]]]:
 
 
 def _check(figures: list[tuple[float, float, float]], wanted: list[tuple[float, float, float]]) -> None:
-    assert torch.tensor(figures) == pytest.approx(torch.tensor(wanted), rel=1e-4)
+    assert torch.tensor(figures) == pytest.approx(torch.tensor(wanted), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", CASES)
