@@ -93,6 +93,17 @@ def test_checkpoints_go_from_a_device_to_the_host_and_back(tmp_path: Path) -> No
         assert torch.equal(read[name], tensor), name
 
 
+def test_reading_a_number_of_a_device_counts_as_waiting() -> None:
+    """So that a rank whose device waits for others is seen to wait; the host's own numbers are there already."""
+    mesh = Mesh(SingleAxis(), SingleAxis())
+    assert mesh.read(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert mesh.progress.entered == 0
+    with other_device():
+        read = mesh.read(torch.ones(2, device=DEVICE))
+    assert read.tolist() == [1.0, 1.0]
+    assert (mesh.progress.entered, mesh.progress.inside_since_s) == (1, None)
+
+
 def test_tensors_of_two_devices_do_not_mix() -> None:
     """The stand-in refuses what a GPU would: an operation on both, NumPy, and a list."""
     with other_device():
