@@ -1,10 +1,12 @@
 """
-The Triton kernels on a GPU: every result against the reference, every time against what the machine can do.
+A rank's training step on a GPU: results against the reference's, times against what the machine can do.
 
     python benchmarks/training/bench_gpu.py [--features 16384 65536 98304] [--tokens 4096] [--top-k 50] [--rounds 5]
 
 Llama-1B's shape by default: 16 layers of 2,048, TopK, parameters and second moments in bfloat16, Adam with beta1 = 0,
 so that 96k features (30 billion parameters) fit 141 GB. Sizes that do not fit are named and left out.
+Steps are those of a worker (`weft_clt.trainer`): first on data that lies on the device, in parts and as a whole, then
+fed by a rank's loader from the host. What is in no part is sorting of lists, metrics, and waiting for numbers.
 The floor of a part is the larger of its arithmetic at the measured rate of a dense matrix product and of the bytes that
 it must move at the measured bandwidth of a copy; rows of the decoder count once a pair of layers, however often read.
 Writes `.weft/bench/gpu.json`. Without a GPU it says what it needs and ends with 2. `--interpret`, where the environment
@@ -56,15 +58,23 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._round: dict[str, float] = {}
         self.seconds: dict[str, list[float]] = {}
 
     def timed(self, name: str, work: Callable[[], Made]) -> Made:
+        """Do a part, which a round may have several times."""
         self._wait()
         start = time.perf_counter()
         made = work()
         self._wait()
-        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        self._round[name] = self._round.get(name, 0.0) + time.perf_counter() - start
         return made
+
+    def close_round(self) -> None:
+        """Keep the sums of a round."""
+        for name, seconds in self._round.items():
+            self.seconds.setdefault(name, []).append(seconds)
+        self._round = {}
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
@@ -75,6 +85,7 @@ def best_s(work: Callable[[], object], device: torch.device, rounds: int) -> flo
     watch = Stopwatch(device)
     for _ in range(rounds + 1):
         watch.timed("", work)
+        watch.close_round()
     return min(watch.seconds[""][1:])
 
 
@@ -98,10 +109,10 @@ def measured_machine(device: torch.device, rounds: int) -> Machine:
 def best_tile(step: GpuStep, rounds: int) -> tuple[Tile, dict[str, float]]:
     """Encode one layer with every tile that the device can hold; returns the fastest, and all times."""
     times: dict[str, float] = {}
-    best, shape = _TILES[0], step.shape
+    best, shape, params = _TILES[0], step.shape, step.trainer.params
     for tile in _TILES:
         kernels = TritonKernels(Encoder(tile))
-        own = (step.inputs_LTD[0], step.w_enc_LFD[0], step.b_enc_LF[0])
+        own = (step.batch.inputs_LOD[0], params.w_enc_LSD[0], params.b_enc_LS[0])
         try:
             times[str(tile)] = best_s(lambda k=kernels, o=own: k.encode(*o, None, shape.top_k), step.device, rounds)
         except triton.runtime.errors.OutOfResources as error:
@@ -114,12 +125,12 @@ def best_tile(step: GpuStep, rounds: int) -> tuple[Tile, dict[str, float]]:
 
 def floors_s(step: GpuStep, lists: FeatureLists, machine: Machine) -> dict[str, float]:
     """The least time of every part of a step."""
-    shape, itemsize = step.shape, step.w_dec_PFD.itemsize
+    shape, itemsize = step.shape, step.dtype.itemsize
     touched = (lists.active_LF > lists.start_LF1[:, :-1]).sum(1).tolist()
     row, streams = shape.d_model * itemsize, shape.num_layers * shape.num_tokens * shape.d_model * itemsize
     block_rows = len(shape.blocks) * shape.num_features
     decoder_rows = sum(touched[source] for source, _ in shape.blocks)
-    encoder_bytes = step.w_enc_LFD.nbytes
+    encoder_bytes = step.trainer.params.w_enc_LSD.nbytes
     num_bytes = {
         "encode and select": encoder_bytes + streams,
         "decode": decoder_rows * row + 2 * streams,
@@ -142,15 +153,22 @@ def measured(shape: GpuShape, machine: Machine, device: torch.device, rounds: in
         torch.cuda.reset_peak_memory_stats()
     step = GpuStep(shape, TritonKernels(), torch.bfloat16, device)
     tile, tiles = (Tile(16, 16, 16), {}) if device.type == "cpu" else best_tile(step, rounds)
-    step.kernels = TritonKernels(Encoder(tile))
-    lists = step.run(Stopwatch(device).timed)  # compiles
+    step.kernels.own = TritonKernels(Encoder(tile))
+    step.run()  # compiles
+    lists = step.kernels.lists
+    assert lists is not None
     worst = check_decode(step, lists)
     parts, whole = Stopwatch(device), Stopwatch(device)
     for _ in range(rounds):
-        step.run(parts.timed)
-        whole.timed("step", lambda: step.run(lambda _, work: work()))
+        step.kernels.timed = parts.timed
+        step.run()
+        parts.close_round()
+        step.kernels.timed = None
+        whole.timed("step", step.run)
+        whole.close_round()
     floors = floors_s(step, lists, machine)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    fed = fed_row(step, rounds)
     conditions = (
         f"{machine.device}, L {shape.num_layers}, d {shape.d_model}, F {shape.num_features}, T {shape.num_tokens}, "
         f"k {shape.top_k}, bfloat16, beta1 0, {tile}, torch {torch.__version__}, triton {triton.__version__}, "
@@ -165,12 +183,26 @@ def measured(shape: GpuShape, machine: Machine, device: torch.device, rounds: in
         )  # fmt: skip
     seconds = statistics.median(whole.seconds["step"])
     floor = floors["encode and select"] + floors["decoder update"] + floors["encoder update"]
+    rows.append(fed | {"conditions": f"{conditions}; of steps fed from the host the mean"})
     rows.append(
         {"name": "step", "seconds": seconds, "floor_seconds": floor, "share_of_floor": floor / seconds,
          "tokens_per_s": shape.num_tokens / seconds, "peak_bytes": peak, "decode_error": worst, "tile_seconds": tiles,
          "conditions": conditions}
     )  # fmt: skip
     return rows
+
+
+def fed_row(step: GpuStep, rounds: int) -> dict[str, object]:
+    """Steps whose data a loader brings from the host; the first draw, which nothing hides, is in the mean."""
+    row: dict[str, object] = {"name": "step, fed from the host", "floor_seconds": None, "share_of_floor": None}
+    start = time.perf_counter()
+    try:
+        step.fed(rounds)
+    except torch.OutOfMemoryError as error:
+        print(f"F {step.shape.num_features}: no memory is left for a loader's batches: {error}")
+        return row | {"seconds": None, "tokens_per_s": None}
+    seconds = (time.perf_counter() - start) / rounds
+    return row | {"seconds": seconds, "tokens_per_s": step.shape.num_tokens / seconds}
 
 
 def _gigabytes(num_features: int) -> float:
@@ -224,7 +256,8 @@ def main() -> int:
             rows.append(row)
             share = row["share_of_floor"]
             mark = "" if share is None else f", {share:.0%} of the floor"
-            print(f"F {num_features}: {row['name']}: {float(str(row['seconds'])) * 1e3:.2f} ms{mark}")
+            if row["seconds"] is not None:
+                print(f"F {num_features}: {row['name']}: {float(str(row['seconds'])) * 1e3:.2f} ms{mark}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

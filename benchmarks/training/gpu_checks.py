@@ -128,14 +128,17 @@ def check_kernels(
 def check_decode(step: GpuStep, lists: FeatureLists, *, samples: int = 4) -> float:
     """Decode a few tokens of the last layer again in float64, at full size; returns the largest error."""
     target, worst = step.shape.num_layers - 1, 0.0
-    step.kernels.decode_pass(lists, step.pairs, step.w_dec_PFD, step.b_dec_LD, step.targets_LTD, step.error_LTD)
+    params, targets_LTD = step.trainer.params, step.batch.targets_LOD
+    error_LTD = torch.empty_like(targets_LTD)
+    pairs = DecoderPairs.of(step.shape.num_layers, step.shape.blocks)
+    step.kernels.decode_pass(lists, pairs, params.w_dec_PFC, params.b_dec_LC, targets_LTD, error_LTD)
     for token in torch.linspace(0, step.shape.num_tokens - 1, samples).long().tolist():
-        total = step.b_dec_LD[target].double() - step.targets_LTD[target, token].double()
-        for source, its_target, block in step.pairs.rows():
+        total = params.b_dec_LC[target].double() - targets_LTD[target, token].double()
+        for source, its_target, block in pairs.rows():
             if its_target == target:
                 layer = lists.layers[source]
                 part = slice(int(layer.row_start_T1[token]), int(layer.row_active_T[token]))
-                total += layer.value_N[part].double() @ step.w_dec_PFD[block, layer.feature_N[part].long()].double()
-        worst = max(worst, float((step.error_LTD[target, token].double() - total).abs().max() / total.abs().max()))
+                total += layer.value_N[part].double() @ params.w_dec_PFC[block, layer.feature_N[part].long()].double()
+        worst = max(worst, float((error_LTD[target, token].double() - total).abs().max() / total.abs().max()))
     assert worst < 2.0**-7, f"Decode at full size is off by {worst:.3g} of its largest value."
     return worst

@@ -1,7 +1,7 @@
 """
-One training step of one rank on a device, put together from the kernels: TopK, no norms in the loss, beta1 = 0.
+One rank's training step on a device, as a worker does it (`weft_clt.trainer`): TopK, no norms in the loss, beta1 = 0.
 
-What `weft_clt.step` does, without the exchange between ranks; parameters and second moments in one type.
+Parameters and second moments are in one type. Every call of a kernel goes through `PartKernels`, which can time it.
 Shapes: L layers, T tokens, F features of a layer, D d_model, P pairs of layers.
 """
 
@@ -9,14 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from weft_clt.kernels import AdamStep, DecoderPairs, FeatureLists, Kernels
+from weft_clt.config import TrainingConfig
+from weft_clt.data import CodedRowGroup, CodedStream, RowGroup
+from weft_clt.kernels import FeatureLists, Kernels
+from weft_clt.loader import LoaderOptions, TokenLoader
+from weft_clt.mesh import Mesh, SingleAxis
+from weft_clt.metrics import StepMetrics
+from weft_clt.normalization import Normalization
+from weft_clt.staging import staging_for
+from weft_clt.trainer import Batch, Trainer
 
-Made = TypeVar("Made")
+_PARTS = {
+    "encode": "encode and select",
+    "merge": "lists",
+    "decode_pass": "decode",
+    "value_grad_pass": "value gradients",
+    "encode_backward": "encoder gradient",
+    "sum_squares": "norm of the encoder's gradient",
+    "decoder_adam": "decoder update",
+    "adam": "encoder update",
+}
+"""Calls of a kernel, and what a step spends their time on."""
+_ROW_GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -33,95 +53,107 @@ class GpuShape:
         return [(s, t) for s in range(self.num_layers) for t in range(s, self.num_layers)]
 
     def num_bytes(self, itemsize: int) -> int:
-        """Parameters, second moments, the encoder's gradient the activations, and 1 % for lists and partial sums."""
+        """Parameters, second moments, the encoder's gradient, the activations, and 1 % for lists and partial sums."""
         row = self.num_features * self.d_model
         held = 2 * (self.num_layers + len(self.blocks)) * row + self.num_layers * row
         streams = 3 * self.num_layers * self.num_tokens * self.d_model
         return int(1.01 * (held + streams) * itemsize)
 
+    def config(self) -> TrainingConfig:
+        """What a run of this shape is told."""
+        return TrainingConfig.from_spec(
+            {
+                "dataset": "datasets/bench", "num_features": self.num_features, "activation": "ACTIVATION_TOP_K",
+                "top_k": self.top_k, "num_steps": 1_000_000, "step_tokens": self.num_tokens, "feature_ranks": 1,
+                "data_ranks": 1, "learning_rate": 1e-4, "adam_beta1": 0.0, "adam_beta2": 0.999, "clip_norm": 1.0,
+                "dead_after_tokens": 10_000_000, "seed": 1,
+            }
+        )  # fmt: skip
+
+
+class PartKernels:
+    """
+    The kernels of a device; each call is handed to `timed` with the name of its part, where that is set.
+
+    Args:
+        own: Whose calls these are.
+    """
+
+    def __init__(self, own: Kernels) -> None:
+        self.own = own
+        self.timed: Callable[[str, Callable[[], Any]], Any] | None = None
+        self.lists: FeatureLists | None = None
+        """The entries that the decoder worked on last."""
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self.own, name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if name == "decode_pass":
+                self.lists = args[0]
+            if self.timed is None or name not in _PARTS:
+                return call(*args, **kwargs)
+            return self.timed(_PARTS[name], lambda: call(*args, **kwargs))
+
+        return run
+
+
+class RandomRowGroups:
+    """A dataset of noise in bfloat16, in this process's memory."""
+
+    def __init__(self, shape: GpuShape) -> None:
+        self._rows = max(1, shape.num_tokens // 4)
+        noise = torch.randn(shape.num_layers, self._rows, shape.d_model, generator=torch.Generator().manual_seed(5))
+        codes: np.ndarray[Any, np.dtype[np.uint16]] = noise.bfloat16().view(torch.uint16).numpy()
+        self._coded = CodedRowGroup(CodedStream(codes), CodedStream(codes))
+
+    def at(self, epoch: int, position: int) -> RowGroup | None:
+        return RowGroup(epoch, position, self._rows, position, None) if position < _ROW_GROUPS else None
+
+    def read(self, row_group: RowGroup) -> CodedRowGroup:
+        return self._coded
+
+    def describe(self, row_group: RowGroup) -> str:
+        return f"row group {row_group.position} of noise"
+
 
 class GpuStep:
-    """Random parameters and data of a shape; `run` does one step and hands every part of it to `timed`."""
+    """A trainer of a shape with random parameters and data."""
 
     def __init__(self, shape: GpuShape, kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.kernels, self.device = shape, kernels, device
-        layers, tokens, features, d = shape.num_layers, shape.num_tokens, shape.num_features, shape.d_model
+        self.shape, self.kernels, self.dtype, self.device = shape, PartKernels(kernels), dtype, device
+        layers, d_model = shape.num_layers, shape.d_model
+        means = np.zeros((layers, d_model))
+        self._units = Normalization(np.ones(layers), np.ones(layers), means, means)
+        accepted: Any = self.kernels
+        self.trainer = Trainer(
+            shape.config(), self._units, Mesh(SingleAxis(), SingleAxis()), accepted, num_layers=layers,
+            d_model=d_model, dtype=dtype, device=device,
+        )  # fmt: skip
+        for block_FD in self.trainer.params.w_dec_PFC:
+            block_FD.normal_(0, (layers * d_model) ** -0.5)
 
-        def normal(scale: float, *dims: int) -> Tensor:
-            return torch.empty(dims, dtype=dtype, device=device).normal_(0, scale)
+        def normal() -> Tensor:
+            return torch.empty(layers, shape.num_tokens, d_model, dtype=dtype, device=device).normal_()
 
-        self.w_enc_LFD, self.b_enc_LF = normal(d**-0.5, layers, features, d), normal(0.1, layers, features)
-        self.w_dec_PFD = torch.empty(len(shape.blocks), features, d, dtype=dtype, device=device)
-        for block_FD in self.w_dec_PFD:
-            block_FD.normal_(0, (layers * d) ** -0.5)
-        self.b_dec_LD = torch.zeros(layers, d, dtype=dtype, device=device)
-        self.second_enc_LFD, self.second_dec_PFD = torch.zeros_like(self.w_enc_LFD), torch.zeros_like(self.w_dec_PFD)
-        self.grad_enc_LFD = torch.zeros_like(self.w_enc_LFD)
-        self.inputs_LTD, self.targets_LTD = normal(1.0, layers, tokens, d), normal(1.0, layers, tokens, d)
-        self.error_LTD = torch.empty_like(self.targets_LTD)
-        self.coeff_LF = torch.zeros(layers, features, dtype=torch.float32, device=device)
-        self.pairs = DecoderPairs.of(layers, shape.blocks)
-        self.step = 0
-        self.lists: FeatureLists | None = None
+        self.batch = Batch(normal(), normal(), shape.num_tokens)
 
-    def run(self, timed: Callable[[str, Callable[[], Made]], Made]) -> FeatureLists:
-        """Do one step; returns the entries that it worked on."""
-        shape, kernels, layers = self.shape, self.kernels, range(self.shape.num_layers)
-        self.step += 1
+    def run(self) -> StepMetrics:
+        """Do one step on data that is there."""
+        return self.trainer.train_step(self.batch)
 
-        def encode() -> list[tuple[Tensor, Tensor, Tensor]]:
-            return [
-                kernels.encode(self.inputs_LTD[each], self.w_enc_LFD[each], self.b_enc_LF[each], None, shape.top_k)
-                for each in layers
-            ]
+    def fed(self, num_steps: int) -> list[StepMetrics]:
+        """Do steps on data that comes as a rank's does: codes of the host, drawn, moved and made into a batch."""
+        loader = TokenLoader(
+            RandomRowGroups(self.shape), self._units, step_tokens=self.shape.num_tokens, rank=0, world_size=1,
+            options=LoaderOptions(num_streams=4), staging=staging_for(self.device),
+        )  # fmt: skip
+        try:
+            return [self._fed_step(loader) for _ in range(num_steps)]
+        finally:
+            loader.close()
 
-        own_L = timed("encode and select", encode)
-        firsts = [0]
-        for _, feature_M, _ in own_L:
-            firsts.append(firsts[-1] + feature_M.shape[0])
-
-        def join() -> FeatureLists:
-            return FeatureLists.of(
-                [
-                    kernels.merge(
-                        counts_T[None],
-                        [feature_M.int()],
-                        [value_M],
-                        [first],
-                        num_features=shape.num_features,
-                        top_k=shape.top_k,
-                    )
-                    for (counts_T, feature_M, value_M), first in zip(own_L, firsts, strict=False)
-                ]
-            )
-
-        lists = timed("lists", join)
-        grad_slots = torch.zeros(firsts[-1], dtype=torch.float32, device=self.device)
-        grad_b_dec_LD = torch.empty_like(self.b_dec_LD)
-        decoder = (lists, self.pairs, self.w_dec_PFD)
-        timed("decode", lambda: kernels.decode_pass(*decoder, self.b_dec_LD, self.targets_LTD, self.error_LTD))
-        self.error_LTD.mul_(2.0 / shape.num_tokens)
-        squares = timed(
-            "value gradients", lambda: kernels.value_grad_pass(*decoder, self.error_LTD, grad_slots, grad_b_dec_LD)
-        )
-
-        def encoder_gradient() -> None:
-            self.grad_enc_LFD.zero_()
-            for layer, (counts_T, feature_M, _) in enumerate(own_L):
-                grad_M = grad_slots[firsts[layer] : firsts[layer + 1]]
-                inputs_TD, grad_FD = self.inputs_LTD[layer], self.grad_enc_LFD[layer]
-                kernels.encode_backward(counts_T, feature_M, grad_M, inputs_TD, grad_FD)
-
-        timed("encoder gradient", encoder_gradient)
-        squares += timed("norm of the encoder's gradient", lambda: kernels.sum_squares(self.grad_enc_LFD))
-        norm = squares**0.5
-        adam = AdamStep(1e-4, 0.0, 0.999, 1e-8, self.step, min(1.0, 1.0 / norm) if norm else 1.0)
-        timed(
-            "decoder update",
-            lambda: kernels.decoder_adam(*decoder, self.error_LTD, self.coeff_LF, None, self.second_dec_PFD, adam),
-        )
-        timed(
-            "encoder update",
-            lambda: kernels.adam(self.w_enc_LFD, self.grad_enc_LFD, None, self.second_enc_LFD, adam),
-        )
-        return lists
+    def _fed_step(self, loader: TokenLoader) -> StepMetrics:
+        drawn = loader.draw()
+        batch = Batch(drawn.inputs_LOD.to(self.dtype), drawn.targets_LOD.to(self.dtype), drawn.num_valid)
+        return self.trainer.train_step(batch)

@@ -3,7 +3,8 @@ The install steps of the images, each run in a stage that the last one copies fr
 
     python install.py tools                      # uv into /opt/tools
     python install.py torch --variant cpu|cuda   # torch and what it needs into /opt/torch, a layer that images share
-    python install.py service NAME               # the rest of a service's packages into /opt/weft, an environment
+    python install.py service NAME               # the rest of a service's packages into /opt/weft, an environment;
+                                                 # with --variant cuda, a C compiler for Triton beside them
     python install.py application                # weft itself into /opt/app
 
 The environment finds /opt/torch and /opt/app by a .pth file, so that a change of weft's own code is a small layer.
@@ -22,7 +23,7 @@ LOCKS = BUILD / "requirements"
 TOOLS, TORCH, ENVIRONMENT, APPLICATION = Path("/opt/tools"), Path("/opt/torch"), Path("/opt/weft"), Path("/opt/app")
 # What torch needs on a GPU only.
 CUDA = re.compile(r"(nvidia|cuda)-|triton$")
-# For compiling extensions, which takes a compiler too; neither is in an image.
+# For compiling extensions of torch's own.
 HEADERS = ("torch/include", "torch/share")
 # Bytecode that no clock decides on, so that a build can be repeated byte for byte.
 UV = {"UV_LINK_MODE": "copy", "PYC_INVALIDATION_MODE": "UNCHECKED_HASH"}
@@ -81,12 +82,21 @@ def install_torch(variant: str) -> None:
         run(TOOLS / "bin/python", BUILD / "cuda_standins.py", TORCH / "torch")
 
 
-def install_service(name: str) -> None:
+# By this name, on the PATH of the image, Triton finds a compiler for the launcher of its kernels.
+COMPILER = Path("bin/clang")
+
+
+def install_service(name: str, variant: str = "cpu") -> None:
     lock = read_lock(name)
     if "torch" in lock:
         lock = {package: entries for package, entries in lock.items() if package not in read_lock("torch")}
     make_environment()
     install(lock, "--python", ENVIRONMENT / "bin/python")
+    if variant == "cuda":
+        install({"ziglang": read_lock("standins")["ziglang"]}, "--python", ENVIRONMENT / "bin/python")
+        compiler = ENVIRONMENT / COMPILER
+        compiler.write_text(f'#!/bin/sh\nexec {ENVIRONMENT}/bin/python -m ziglang cc "$@"\n')
+        compiler.chmod(0o755)
 
 
 def install_application() -> None:
@@ -109,7 +119,9 @@ def main() -> None:
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("tools")
     steps.add_parser("torch").add_argument("--variant", choices=("cpu", "cuda"), required=True)
-    steps.add_parser("service").add_argument("name")
+    service = steps.add_parser("service")
+    service.add_argument("name")
+    service.add_argument("--variant", choices=("cpu", "cuda"), default="cpu")
     steps.add_parser("application")
     arguments = parser.parse_args()
     os.chdir(BUILD)
@@ -120,7 +132,7 @@ def main() -> None:
         case "torch":
             install_torch(arguments.variant)
         case "service":
-            install_service(arguments.name)
+            install_service(arguments.name, arguments.variant)
         case _:
             install_application()
 

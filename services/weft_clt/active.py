@@ -60,7 +60,7 @@ def active_from_dense(acts_TF: Tensor, listed_TF: Tensor | None = None) -> Activ
     late_N = (~positive_TF[token_N, feature_N]).long()
     order_N = torch.argsort(token_N * 2 + late_N, stable=True)
     token_N, feature_N = token_N[order_N], feature_N[order_N]
-    row_start_T1 = torch.zeros(num_tokens + 1, dtype=torch.int32)
+    row_start_T1 = torch.zeros(num_tokens + 1, dtype=torch.int32, device=acts_TF.device)
     row_start_T1[1:] = torch.cumsum(listed_TF.sum(1), 0)
     return ActiveLayer(
         num_features=num_features,

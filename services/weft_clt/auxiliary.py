@@ -25,7 +25,7 @@ def dead_candidates(preact_TS: Tensor, dead_S: Tensor, top_k: int) -> OwnEntries
     """List the largest k dead features of every token, where they are above 0."""
     dead_E = torch.nonzero(dead_S)[:, 0]
     if not dead_E.numel():
-        counts_T = torch.zeros(preact_TS.shape[0], dtype=torch.int32)
+        counts_T = torch.zeros(preact_TS.shape[0], dtype=torch.int32, device=preact_TS.device)
         return OwnEntries(counts_T, dead_E, preact_TS.new_empty(0))
     found = row_candidates(preact_TS[:, dead_E], top_k)
     return OwnEntries(found.counts_T, dead_E[found.feature_M], found.value_M)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _MAX_HEADER_BYTES = 16 << 20
+_WRITTEN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,16 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
         file.write(struct.pack("<Q", len(encoded)))
         file.write(encoded)
         for _, tensor in listed:
-            file.write(_bytes(tensor))
+            for part in _bytes(tensor):
+                file.write(part)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    flat: Any = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(flat)
+def _bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield a tensor's bytes; of one on a GPU, no more of them are on the host at a time than are written at once."""
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    for part in torch.split(flat, _WRITTEN_BYTES):
+        held: Any = part.cpu().numpy()
+        yield memoryview(held)
 
 
 def file_facts(path: Path) -> FileFacts:

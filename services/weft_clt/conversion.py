@@ -26,7 +26,7 @@ __all__ = ["decoder_norms", "selections", "thresholds_from_selection"]
 def decoder_norms(params: Parameters) -> Tensor:
     """Return the norms [L, F] of a whole model's decoder rows over all targets."""
     shape = params.share.shape
-    squares_LF = torch.zeros(shape.num_layers, shape.num_features, dtype=params.dtype)
+    squares_LF = params.w_dec_PFC.new_zeros(shape.num_layers, shape.num_features, dtype=params.dtype)
     for source in range(shape.num_layers):
         for target in shape.targets(source):
             squares_LF[source] += params.decoder(source, target).to(params.dtype).square().sum(1)

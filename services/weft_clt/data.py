@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from weft_clt.normalization import Normalization
+from weft_clt.staging import HostStaging, Staging
 from weft_clt.trainer import Batch
 
 __all__ = ["BatchBuffer", "CodedRowGroup", "CodedStream", "RowGroup", "RowGroupSource", "held_out_batches"]
@@ -88,12 +89,13 @@ class BatchBuffer:
     Args:
         normalization: Units of training.
         batch_tokens: O.
-        device: Where the trainer wants its batches.
+        staging: The way to where the trainer wants its batches; by default they stay on the host.
     """
 
-    def __init__(self, normalization: Normalization, batch_tokens: int, device: torch.device | None = None) -> None:
+    def __init__(self, normalization: Normalization, batch_tokens: int, staging: Staging | None = None) -> None:
         num_layers, d_model = normalization.input_mean_LD.shape
-        self._device = device or torch.device("cpu")
+        self._staging = staging or HostStaging()
+        self._device = self._staging.device
         self._scales = (normalization.input_scale_L, normalization.output_scale_L)
         self.inputs_LOD = torch.zeros(num_layers, batch_tokens, d_model, device=self._device)
         self.targets_LOD = torch.zeros_like(self.inputs_LOD)
@@ -113,12 +115,12 @@ class BatchBuffer:
     def _dequantise(
         self, out_LND: Tensor, stream: CodedStream, rows_N: NDArray[np.int64], scale_L: NDArray[np.float64]
     ) -> None:
-        codes_LND = torch.from_numpy(stream.codes_LTD.take(rows_N, axis=1))
+        codes_LND = self._staging.moved(stream.codes_LTD, rows_N)
         if stream.step_L is None or stream.mean_LD is None:
-            out_LND.copy_(codes_LND.to(self._device).view(torch.bfloat16))
+            out_LND.copy_(codes_LND.view(torch.bfloat16))
             out_LND.mul_(self._moved(scale_L)[:, None, None])
             return
-        out_LND.copy_(codes_LND.to(self._device))
+        out_LND.copy_(codes_LND)
         factor_L, offset_LD = scale_L * stream.step_L, scale_L[:, None] * stream.mean_LD
         torch.addcmul(
             self._moved(offset_LD)[:, None],
@@ -144,8 +146,9 @@ def held_out_batches(
 
     Args:
         most_tokens: Stop after this many of this rank's tokens.
+        device: Where batches are made, in the order of the caller's own work there.
     """
-    buffer = BatchBuffer(normalization, batch_tokens, device)
+    buffer = BatchBuffer(normalization, batch_tokens, HostStaging(device))
     position, filled, given = 0, 0, 0
     while given < most_tokens and (row_group := source.at(0, position)) is not None:
         position += 1

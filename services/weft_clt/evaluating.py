@@ -1,7 +1,7 @@
 """
 How good a transcoder is on held-out data: while it is trained, of a checkpoint, and before it is exported.
 
-Shapes: T tokens of the group, L layers, C columns of this rank.
+Shapes: O tokens of one rank, T tokens of the group, L layers, C columns of this rank.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def evaluate(
         batch = next(batches)
         rank_tokens = batch.inputs_LOD.shape[1]
         inputs_LTD, targets_LTC = engine.gather(batch.inputs_LOD, batch.targets_LOD)
-        valid_T = mesh.feature.gather((torch.arange(rank_tokens) < batch.num_valid).to(torch.uint8))
+        place_O = torch.arange(rank_tokens, device=engine.params.device)
+        valid_T = mesh.feature.gather((place_O < batch.num_valid).to(torch.uint8))
         forward = engine.forward(inputs_LTD, targets_LTC, near=False)
         sums.add(forward.error_LTC, targets_LTC, forward.exchanged, valid_T.flatten().bool())
     return sums.reduced(mesh).evaluation(step)

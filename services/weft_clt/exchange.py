@@ -4,14 +4,15 @@ The one exchange of a forward pass: which features are active, and how strongly.
 Every rank lists the entries of its own features; all ranks of a group learn all lists. The same lists, walked back,
 take the gradient of every value to the rank that owns the feature. Neither activations nor outputs travel.
 On the wire an entry takes 2 bytes for its feature (4 beyond 65,536 features) and 4 (float64: 8) for its value.
+Everything stays on the device that it is computed on, but for the lengths of the lists.
 Shapes: L layers, T tokens, R ranks of the group, N entries of a layer over all ranks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,6 +114,25 @@ class _Padded:
         return [self.gathered[rank, :size] for rank, size in enumerate(self.sizes_R)]
 
 
+def _to_wire(feature_M: Tensor, first: int, *, narrow: bool) -> Tensor:
+    """
+    Number a rank's own features over all ranks, in 2 bytes or in 4; overwrites them.
+
+    int16 holds the 16 bits of an unsigned number, a type that few devices compute with.
+    """
+    return feature_M.add_(first).to(torch.int16 if narrow else torch.int32)
+
+
+def _from_wire(wire_M: Tensor) -> Tensor:
+    """
+    Return features as int32.
+
+    >>> _from_wire(_to_wire(torch.tensor([7, 65_000]), 535, narrow=True)).tolist()
+    [542, 65535]
+    """
+    return wire_M.int().bitwise_and_(0xFFFF) if wire_M.dtype is torch.int16 else wire_M
+
+
 def exchange_entries(
     own_L: list[OwnEntries], axis: Axis, kernels: Kernels, *, num_features: int, rank_features: int, top_k: int
 ) -> Exchanged:
@@ -132,21 +152,20 @@ def exchange_entries(
     counts_LT = torch.stack([own.counts_T for own in own_L])
     counts_RLT = counts_LT.new_empty(axis.size, *counts_LT.shape)
     counting = axis.start_gather_into(counts_RLT, counts_LT)
-    wire_dtype = np.uint16 if num_features <= 1 << 16 else np.int32
-    own_feature = torch.cat([own.feature_M for own in own_L]).numpy() + axis.rank * rank_features
-    wire = torch.from_numpy(own_feature.astype(wire_dtype))
+    narrow = axis.size > 1 and num_features <= 1 << 16
+    wire = _to_wire(torch.cat([own.feature_M for own in own_L]), axis.rank * rank_features, narrow=narrow)
     own_value = torch.cat([own.value_M for own in own_L])
     counting.wait()
-    sizes_RL = counts_RLT.sum(2).tolist()
+    sizes_RL = axis.read(counts_RLT.sum(2)).tolist()
     sizes_R = [sum(sizes_L) for sizes_L in sizes_RL]
     check_places(sum(sizes_R))
     naming = _Padded.start(wire, sizes_R, axis)
     valuing = _Padded.start(own_value, sizes_R, axis)
-    features_R = [torch.from_numpy(part.numpy().astype(np.int32)) for part in naming.wait()]
+    features_R = [_from_wire(part) for part in naming.wait()]
     values_R = valuing.wait()
 
     layers: list[ActiveLayer] = []
-    starts_R = np.cumsum([0, *sizes_R[:-1]]).tolist()
+    starts_R = list(accumulate([0, *sizes_R[:-1]]))
     done_R = [0] * axis.size
     for layer in range(len(own_L)):
         runs = [slice(done, done + sizes[layer]) for done, sizes in zip(done_R, sizes_RL, strict=True)]

@@ -55,16 +55,18 @@ class DecoderGradient:
         coeff_LF = torch.where(norms_LF > 0, grad_norms_LF / norms_LF, torch.zeros_like(norms_LF))
         self._coeff_LF = coeff_LF.contiguous()
         # |G + c W|^2 = |G|^2 + 2 c <G, W> + c^2 |W|^2 for each row, and <G, W> is the sum of value * its gradient.
-        lists, total = self._lists, 0.0
+        # The host learns of the sum at the end: it does not wait for the device layer by layer.
+        lists, last = self._lists, 0
+        total = norms_LF.new_zeros((), dtype=torch.float64)
         for layer in range(coeff_LF.shape[0]):
-            first, last = int(lists.start_LF1[layer, 0]), int(lists.start_LF1[layer, -1])
+            first, last = last, last + lists.layers[layer].value_N.shape[0]
             coeff_N = torch.repeat_interleave(
                 coeff_LF[layer], lists.start_LF1[layer].diff().long(), output_size=last - first
             )
             inner_N = self._grad_slots.index_select(0, lists.slot_N[first:last])
             inner_N *= lists.value_N[first:last]
-            total += 2 * float((coeff_N * inner_N).sum(dtype=torch.float64))
-        self.squares += total + float((coeff_LF.double() * norms_LF.double()).square().sum()) / num_ranks
+            total += 2 * (coeff_N * inner_N).sum(dtype=torch.float64)
+        self.squares += float(total + (coeff_LF.double() * norms_LF.double()).square().sum() / num_ranks)
 
     def add_to(self, grad_w_dec_PFC: Tensor, *, fresh: bool = False) -> None:
         """Add the gradient, written out; where `fresh`, write over what is there."""

@@ -3,7 +3,8 @@ Where training starts.
 
 Sources: Ameisen et al. 2025 (JumpReLU), EleutherAI/clt-training at cf9821f (TopK). Deviations: TopK's encoder rows have
 unit length times `sqrt(d)` over the inputs' norm, that is 1.
-Random numbers depend on the seed, the layer and the feature only, never on the number of ranks.
+Random numbers depend on the seed, the layer and the feature only, never on the number of ranks or the device: they are
+drawn on the host.
 Shapes: L layers, D d_model, F features of a layer over all ranks, S features and C columns of this rank, T tokens.
 """
 
@@ -41,6 +42,7 @@ def initial_parameters(
     seed: int,
     dtype: torch.dtype,
     weights: ParameterType = ParameterType.FLOAT32,
+    device: torch.device | None = None,
 ) -> Parameters:
     """
     Make one rank's share of the start; weights of bfloat16 are those of the other types, rounded to nearest.
@@ -61,7 +63,12 @@ def initial_parameters(
     activation = features.activation
     dense = not activation.counts
     params = Parameters.zeros(
-        share, thresholds=activation.has_thresholds, dtype=dtype, skip=features.linear_skip, weights=weights
+        share,
+        thresholds=activation.has_thresholds,
+        dtype=dtype,
+        skip=features.linear_skip,
+        weights=weights,
+        device=device,
     )
     params.b_dec_LC.copy_(torch.from_numpy(normalization.output_mean_LD[:, share.columns]))
     for layer in range(num_layers):

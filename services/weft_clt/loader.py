@@ -3,13 +3,15 @@ One rank's batches of a shuffled dataset, read ahead in the background and resum
 
     Dealer (which rows) -> reads and decodes in threads, a few row groups ahead -> rows of codes -> device -> Batch
 
-Threads spend their time in the network, in zstd, SHA-256 and numpy, all of which let others run.
+Threads spend their time in the network, in zstd, SHA-256 and numpy, all of which let others run. For a GPU, another
+thread moves the next batch there while this one is used (`staging`).
 Shapes: O tokens of this rank's batch.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor
 from weft_clt.data import BatchBuffer, CodedRowGroup, RowGroup, RowGroupSource
 from weft_clt.dealing import Dealer, Piece, own_pieces
 from weft_clt.normalization import Normalization
+from weft_clt.staging import HostStaging, Staging
 from weft_clt.trainer import Batch
 
 __all__ = ["LoaderOptions", "TokenLoader"]
@@ -51,6 +54,15 @@ class _Planned:
     after: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Filled:
+    """A batch that is there."""
+
+    planned: _Planned
+    buffer: BatchBuffer
+    num_tokens: int
+
+
 class TokenLoader:
     """
     Draws one rank's tokens of every step.
@@ -61,7 +73,7 @@ class TokenLoader:
         rank: This one, which takes the places from rank x O on.
         world_size: Ranks in all; they decide nothing but who takes which tokens of a step.
         passes: Batches that a step's tokens come in, one after the other; they decide nothing but the batches' size.
-        device: Where batches are made.
+        staging: The way to where batches are made; by default they stay on the host.
     """
 
     def __init__(
@@ -74,7 +86,7 @@ class TokenLoader:
         world_size: int,
         options: LoaderOptions,
         passes: int = 1,
-        device: torch.device | None = None,
+        staging: Staging | None = None,
     ) -> None:
         self._source, self._options, self._passes = source, options, passes
         own = step_tokens // world_size
@@ -86,8 +98,12 @@ class TokenLoader:
         self._orders: dict[tuple[int, int], np.ndarray[Any, np.dtype[np.int64]]] = {}
         self._row_group_bytes = 0
         self._drawn: list[Piece] = []
-        self._buffer = BatchBuffer(normalization, own // passes, device)
+        self._staging = staging or HostStaging()
+        num_buffers = 2 if self._staging.ahead else 1
+        self._buffers = deque(BatchBuffer(normalization, own // passes, self._staging) for _ in range(num_buffers))
+        self._next: Future[_Filled] | None = None
         self._threads = ThreadPoolExecutor(options.read_threads, thread_name_prefix="reads")
+        self._filler = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain JSON values; the same on every rank."""
@@ -96,12 +112,13 @@ class TokenLoader:
     def restore(self, state: dict[str, Any]) -> None:
         """Go to where a loader of the same dataset was, whatever its number of ranks."""
         self._dealer.restore(state)
-        self._state = state
+        self._state, self._next = state, None
         self._planned.clear()
 
     def close(self) -> None:
         """Give up what is being read ahead."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._filler.shutdown(wait=False, cancel_futures=True)
 
     def draw(self) -> Batch:
         """
@@ -111,16 +128,31 @@ class TokenLoader:
             FailedPreconditionError: The split has no tokens.
             DataLossError, UnavailableError: A row group cannot be read.
         """
-        self._look_ahead()
-        step = self._planned.popleft()
-        filled = 0
-        for piece in step.pieces:
-            coded = self._reads[piece.row_group.key].result()
-            self._row_group_bytes = max(self._row_group_bytes, coded.nbytes)
-            filled = self._buffer.fill(filled, coded, self._rows(piece))
-        self._state, self._drawn = step.after, step.pieces
+        filled = self._next.result() if self._next is not None else self._begin()()
+        self._state, self._drawn = filled.planned.after, filled.planned.pieces
         self._forget()
-        return self._buffer.batch(filled)
+        if self._staging.ahead:
+            self._next = self._filler.submit(self._begin())
+        return filled.buffer.batch(filled.num_tokens)
+
+    def _begin(self) -> Callable[[], _Filled]:
+        """Plan the next batch; what is returned waits for its reads and fills the buffer that was used longest ago."""
+        self._look_ahead()
+        planned, buffer = self._planned.popleft(), self._buffers[0]
+        self._buffers.rotate(-1)
+        parts = [(self._reads[piece.row_group.key], self._rows(piece)) for piece in planned.pieces]
+        self._staging.release()
+
+        def fill() -> _Filled:
+            filled = 0
+            with self._staging.filling():
+                for read, rows_N in parts:
+                    coded = read.result()
+                    self._row_group_bytes = max(self._row_group_bytes, coded.nbytes)
+                    filled = buffer.fill(filled, coded, rows_N)
+            return _Filled(planned, buffer, filled)
+
+        return fill
 
     def is_finite(self) -> bool:
         """Whether all numbers of the batch that was drawn last are finite, in the units of training."""
@@ -148,7 +180,8 @@ class TokenLoader:
         return None
 
     def _values(self) -> tuple[Tensor, Tensor]:
-        return self._buffer.inputs_LOD, self._buffer.targets_LOD
+        drawn = self._buffers[-2 if self._next is not None else -1]
+        return drawn.inputs_LOD, drawn.targets_LOD
 
     def _look_ahead(self) -> None:
         """Plan steps, and read what they need, until enough is read ahead of the next one."""

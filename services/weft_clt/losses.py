@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weft_clt.kernels.sorted_lists import add_entries
+
 __all__ = ["PreactLoss", "SparsityLoss", "jump_relu_backward", "preact_loss", "sparsity_loss"]
 
 
@@ -46,7 +48,8 @@ def sparsity_loss(acts_M: Tensor, feature_M: Tensor, norms_S: Tensor, *, scale: 
     norms_M = norms_S[feature_M]
     tanh_M = torch.tanh(scale * norms_M * acts_M)
     slope_M = coeff * scale * (1 - tanh_M.square())
-    grad_norms_S = torch.zeros_like(norms_S).index_add_(0, feature_M, slope_M * acts_M)
+    grad_norms_S = torch.zeros_like(norms_S)
+    add_entries(grad_norms_S, feature_M, slope_M * acts_M)
     return SparsityLoss(coeff * tanh_M.sum(), slope_M * norms_M, grad_norms_S)
 
 

@@ -6,6 +6,9 @@ An axis of one rank does nothing and needs no process group.
 
 What an axis starts goes on in the background, while the rank computes what does not depend on it; whoever needs the
 outcome waits for it. All ranks start, and wait for, the same in the same order.
+
+Tensors travel from where they lie: those of the host by gloo, those of a GPU by NCCL, over the same groups. What waits
+for a GPU's tensor is the GPU, which works off what it was given in order; the host goes on, until it reads a number.
 """
 
 from __future__ import annotations
@@ -116,6 +119,10 @@ class Axis(Protocol):
         """Replace a tensor by its largest over ranks."""
         ...
 
+    def read(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the host, once the device has it; a rank whose device waits for others waits there."""
+        ...
+
 
 @dataclass
 class SingleAxis:
@@ -147,6 +154,9 @@ class SingleAxis:
 
     def max_(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def read(self, tensor: Tensor) -> Tensor:
+        return tensor.cpu()
 
 
 @dataclass
@@ -193,6 +203,9 @@ class GroupAxis:
         self._reduce(tensor, dist.ReduceOp.MAX).wait()
         return tensor
 
+    def read(self, tensor: Tensor) -> Tensor:
+        return _read(tensor, self.progress)
+
     def _reduce(self, tensor: Tensor, kind: dist.ReduceOp.RedOpType) -> Pending:
         # The rank rounds its share, so that the ranks' shares are the ring's traffic to the byte.
         self.sent_bytes += (2 * tensor.nbytes * (self.size - 1) + self.rank) // self.size
@@ -201,6 +214,13 @@ class GroupAxis:
     def _started(self, work: dist.Work | None, *tensors: Tensor) -> Pending:
         assert work is not None  # only a process outside of the group has none
         return _UnderWay(work, self.progress, tensors)
+
+
+def _read(tensor: Tensor, progress: Progress) -> Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
+    with progress.inside():
+        return tensor.cpu()
 
 
 @dataclass(frozen=True)
@@ -226,6 +246,10 @@ class Mesh:
     def sent_bytes(self) -> int:
         """Bytes that this rank has handed to others on both axes."""
         return self.feature.sent_bytes + self.data.sent_bytes
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the host, once the device has it, whichever axis that waits for."""
+        return _read(tensor, self.progress)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""

@@ -80,6 +80,7 @@ class ReconstructionSums:
     Sums from which explained variance and L0 follow, over any number of passes.
 
     Deviations are taken from a fixed centre first, so that float32 inputs lose nothing to a large mean.
+    Sums lie where the centre does; reduced ones on the host, but for the counts of features.
     """
 
     share: Share
@@ -93,12 +94,12 @@ class ReconstructionSums:
     """Tokens that a feature fired on, int64."""
 
     def __post_init__(self) -> None:
-        shape = self.share.shape
-        self.error_L = torch.zeros(shape.num_layers, dtype=torch.float64)
-        self.deviation_L = torch.zeros(shape.num_layers, dtype=torch.float64)
-        self.shift_LC = torch.zeros(shape.num_layers, self.share.num_columns, dtype=torch.float64)
-        self.active_L = torch.zeros(shape.num_layers, dtype=torch.float64)
-        self.counts_LF = torch.zeros(shape.num_layers, shape.num_features, dtype=torch.int64)
+        shape, device = self.share.shape, self.centre_LC.device
+        self.error_L = torch.zeros(shape.num_layers, dtype=torch.float64, device=device)
+        self.deviation_L = torch.zeros(shape.num_layers, dtype=torch.float64, device=device)
+        self.shift_LC = torch.zeros(shape.num_layers, self.share.num_columns, dtype=torch.float64, device=device)
+        self.active_L = torch.zeros(shape.num_layers, dtype=torch.float64, device=device)
+        self.counts_LF = torch.zeros(shape.num_layers, shape.num_features, dtype=torch.int64, device=device)
 
     def add(self, error_LTC: Tensor, targets_LTC: Tensor, exchanged: Exchanged, valid_T: Tensor | None = None) -> None:
         """Add one pass; `valid_T` is False for rows that only fill it up."""
@@ -126,14 +127,15 @@ class ReconstructionSums:
         Collectives: three reductions on the data axis, one on the feature axis.
         """
         num_layers = self.share.shape.num_layers
-        by_token = torch.cat([self.active_L, torch.tensor([self.tokens], dtype=torch.float64)])
+        by_token = torch.cat([self.active_L, self.active_L.new_full((1,), self.tokens)])
         mesh.data.sum_(by_token)
         mesh.data.sum_(self.shift_LC)
         by_column = torch.stack([self.error_L, self.deviation_L])
         mesh.data.sum_(by_column)
+        by_token = mesh.read(by_token)
         tokens = float(by_token[num_layers])
         deviation_L = by_column[1] - self.shift_LC.square().sum(1) / max(tokens, 1.0)
-        total = mesh.feature.sum_(torch.stack([by_column[0], deviation_L]))
+        total = mesh.read(mesh.feature.sum_(torch.stack([by_column[0], deviation_L])))
         out = ReconstructionSums(self.share, self.centre_LC, tokens=tokens)
         out.error_L, out.deviation_L, out.active_L = total[0], total[1], by_token[:num_layers]
         out.counts_LF = mesh.data.sum_(self.counts_LF)
@@ -156,8 +158,9 @@ class ReconstructionSums:
     def evaluation(self, step: int) -> Evaluation:
         """Sum up reduced sums."""
         explained_L = self.explained_variance_by_layer()
-        density_LF = self.counts_LF.double() / max(self.tokens, 1.0)
-        silent_L, dense_L = (~self.fired_LF).double().mean(1), (density_LF > DENSE_ABOVE).double().mean(1)
+        counts_LF = self.counts_LF.cpu()
+        density_LF = counts_LF.double() / max(self.tokens, 1.0)
+        silent_L, dense_L = (counts_LF == 0).double().mean(1), (density_LF > DENSE_ABOVE).double().mean(1)
         return Evaluation(
             step=step,
             tokens=int(self.tokens),
@@ -190,9 +193,10 @@ def _histogram(density_LF: Tensor) -> Tensor:
 class DeadClock:
     """Tokens since each feature last fired."""
 
-    def __init__(self, share: Share, dead_after_tokens: int) -> None:
+    def __init__(self, share: Share, dead_after_tokens: int, device: torch.device | None = None) -> None:
         self._limit = dead_after_tokens
-        self.silent_tokens_LF = torch.zeros(share.shape.num_layers, share.shape.num_features, dtype=torch.int64)
+        dims = share.shape.num_layers, share.shape.num_features
+        self.silent_tokens_LF = torch.zeros(dims, dtype=torch.int64, device=device)
 
     def advance(self, fired_LF: Tensor, step_tokens: int) -> float:
         """Let the tokens of a step pass, and return the share of dead features."""

@@ -128,22 +128,27 @@ class Parameters:
         skip: bool = False,
         decoder: bool = True,
         weights: ParameterType = ParameterType.FLOAT32,
+        device: torch.device | None = None,
     ) -> Parameters:
-        """Allocate a rank's share, all zero; without `decoder`, its weights have no pairs."""
+        """Allocate a rank's share, all zero; without `decoder`, its weights have no pairs; by default on the host."""
         shape = share.shape
         num_pairs = shape.num_pairs if decoder else 0
         num_layers, num_features, num_columns = shape.num_layers, share.num_features, share.num_columns
         # In 16 bits a threshold stalls: its steps are far smaller than itself.
         wide = torch.promote_types(dtype, torch.float32)
         kept = torch.bfloat16 if weights is ParameterType.BFLOAT16 else dtype
+
+        def zeros(*dims: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(dims, dtype=dtype, device=device)
+
         return cls(
             share=share,
-            w_enc_LSD=torch.zeros(num_layers, num_features, shape.d_model, dtype=kept),
-            b_enc_LS=torch.zeros(num_layers, num_features, dtype=dtype),
-            threshold_LS=torch.zeros(num_layers, num_features, dtype=wide) if thresholds else None,
-            w_dec_PFC=torch.zeros(num_pairs, shape.num_features, num_columns, dtype=kept),
-            b_dec_LC=torch.zeros(num_layers, num_columns, dtype=dtype),
-            w_skip_LCD=torch.zeros(num_layers, num_columns, shape.d_model, dtype=dtype) if skip else None,
+            w_enc_LSD=zeros(num_layers, num_features, shape.d_model, dtype=kept),
+            b_enc_LS=zeros(num_layers, num_features),
+            threshold_LS=zeros(num_layers, num_features, dtype=wide) if thresholds else None,
+            w_dec_PFC=zeros(num_pairs, shape.num_features, num_columns, dtype=kept),
+            b_dec_LC=zeros(num_layers, num_columns),
+            w_skip_LCD=zeros(num_layers, num_columns, shape.d_model) if skip else None,
         )
 
     def zeros_like(self, *, decoder: bool = True, dtype: torch.dtype | None = None) -> Parameters:
@@ -159,12 +164,18 @@ class Parameters:
             dtype=dtype or self.dtype,
             skip=self.w_skip_LCD is not None,
             decoder=decoder,
+            device=self.device,
         )
 
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in."""
         return self.b_enc_LS.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them lie."""
+        return self.w_enc_LSD.device
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor under the name that a checkpoint gives it, in a fixed order."""

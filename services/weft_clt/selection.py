@@ -40,12 +40,12 @@ def kth_largest(
     ... ).tolist()
     [1.0, 0.0]
     """
-    base, size = 1 << _DIGIT_BITS, value_M.element_size()
+    base, size, device = 1 << _DIGIT_BITS, value_M.element_size(), value_M.device
     # Floating-point numbers above 0 are ordered like their bits.
     bits_M = value_M.contiguous().view(_INTEGERS[size]).long()
-    wanted_G = torch.full((num_groups,), k, dtype=torch.int64)
-    prefix_G = torch.zeros(num_groups, dtype=torch.int64)
-    few_G = torch.zeros(num_groups, dtype=torch.bool)
+    wanted_G = torch.full((num_groups,), k, dtype=torch.int64, device=device)
+    prefix_G = torch.zeros(num_groups, dtype=torch.int64, device=device)
+    few_G = torch.zeros(num_groups, dtype=torch.bool, device=device)
     alive_M = torch.ones_like(bits_M, dtype=torch.bool)
     for place in range(size - 1, -1, -1):
         digit_M = (bits_M >> (place * _DIGIT_BITS)) & (base - 1)

@@ -35,7 +35,7 @@ from weft_clt.exchange import Exchanged, OwnEntries, Returning, check_places, ex
 from weft_clt.gathering import Gathering
 from weft_clt.gradients import DecoderGradient
 from weft_clt.kernels import DecoderPairs, FeatureLists, Kernels
-from weft_clt.kernels.sorted_lists import entry_tokens
+from weft_clt.kernels.sorted_lists import add_entries, entry_tokens
 from weft_clt.losses import jump_relu_backward, preact_loss, sparsity_loss
 from weft_clt.mesh import Mesh, Pending
 from weft_clt.parameters import Parameters
@@ -117,19 +117,19 @@ class StepEngine:
         """Of the bytes sent on the feature axis, those of lists of active features and of their values' gradients."""
         # Only a sum needs the decoder's gradient in memory.
         self._sums_decoder_grads = mesh.data.size > 1 or passes > 1
-        share, dtype = params.share, params.dtype
+        share, dtype, device = params.share, params.dtype, params.device
         num_layers, d_model, ranks = share.shape.num_layers, share.shape.d_model, mesh.feature.size
         if group_tokens % ranks:
             raise ShapeError(f"{group_tokens} tokens cannot be split evenly over {ranks} ranks; change one of the two.")
         self._group_tokens = group_tokens
         # One rank works on what it is given.
         gathered_tokens = group_tokens if ranks > 1 else 0
-        self._inputs = torch.empty(num_layers * gathered_tokens * d_model, dtype=dtype)
-        self._targets = torch.empty(num_layers * gathered_tokens * share.num_columns, dtype=dtype)
+        self._inputs = torch.empty(num_layers * gathered_tokens * d_model, dtype=dtype, device=device)
+        self._targets = torch.empty(num_layers * gathered_tokens * share.num_columns, dtype=dtype, device=device)
         rows = group_tokens * (2 if loss.aux_top_k else 1)
-        self._error = torch.empty(num_layers * rows * share.num_columns, dtype=dtype)
+        self._error = torch.empty(num_layers * rows * share.num_columns, dtype=dtype, device=device)
         moved = loss.aux_top_k or params.w_skip_LCD is not None
-        self._wanted = torch.empty(self._error.shape[0] if moved else 0, dtype=dtype)
+        self._wanted = torch.empty(self._error.shape[0] if moved else 0, dtype=dtype, device=device)
         self._pairs = DecoderPairs.of(
             num_layers, [(source, target) for source in range(num_layers) for target in share.shape.targets(source)]
         )
@@ -138,7 +138,7 @@ class StepEngine:
         self._preact_TS: Tensor | None = None
         self._keeps_preacts = loss.preact_coeff > 0
         kept_layers = num_layers if self._keeps_preacts else 0
-        self._preact_LTS = torch.empty(kept_layers, group_tokens, share.num_features, dtype=dtype)
+        self._preact_LTS = torch.empty(kept_layers, group_tokens, share.num_features, dtype=dtype, device=device)
 
     @cached_property
     def grads(self) -> Parameters:
@@ -323,12 +323,11 @@ class StepEngine:
 
         Collectives: one sum of L x 256 counts a byte of a value, on both axes.
         """
-        layer_M = torch.repeat_interleave(
-            torch.arange(len(own_L)), torch.tensor([own.value_M.shape[0] for own in own_L])
-        )
+        value_M = torch.cat([own.value_M for own in own_L])
+        sizes_L = torch.tensor([own.value_M.shape[0] for own in own_L]).to(value_M.device)
         bound_L = kth_largest(
-            torch.cat([own.value_M for own in own_L]),
-            layer_M,
+            value_M,
+            entry_tokens(sizes_L, value_M.shape[0]),  # of every entry the layer
             self.features.top_k * num_tokens * self.mesh.data.size,
             num_groups=len(own_L),
             sum_=lambda counts: self.mesh.data.sum_(self.mesh.feature.sum_(counts)),
@@ -376,7 +375,9 @@ class StepEngine:
                 grad.zero_()
         error_LTC, inputs_LTD = forward.error_LTC, forward.inputs_LTD
         left_LTC = forward.error_LBC[:, error_LTC.shape[1] :]
-        aux = self.loss.aux_coeff / step_tokens * float(left_LTC.square().sum())
+        # Sparsity, pre-activation loss and AuxK, where they are computed: the host does not wait for each of them.
+        losses_3 = torch.zeros(3, dtype=torch.float64, device=params.device)
+        losses_3[2] = self.loss.aux_coeff / step_tokens * left_LTC.square().sum().double()
         error_LTC.mul_(2.0 / step_tokens)
         left_LTC.mul_(2.0 * self.loss.aux_coeff / step_tokens)
         num_slots = sum(forward.exchanged.sizes_R)
@@ -397,14 +398,12 @@ class StepEngine:
         # Norms move the decoder's gradient once more.
         summing = self._start_decoder_sums(decoder, first=first, last=last) if norms_LF is None else []
         grad_norms_LS = torch.zeros_like(params.b_enc_LS)
-        losses = Losses(0.0, 0.0, aux)
         grad_own_L = returning.wait()
         for layer in range(shape.num_layers):
             norms_S = norms_LF[layer, params.share.features] if norms_LF is not None else None
-            part = self._encode_backward(
-                layer, forward, grad_own_L[layer], norms_S, grad_norms_LS[layer], step_tokens, sparsity_coeff
+            self._encode_backward(
+                layer, forward, grad_own_L[layer], norms_S, grad_norms_LS[layer], losses_3, step_tokens, sparsity_coeff
             )
-            losses = Losses(losses.sparsity + part.sparsity, losses.preact + part.preact, aux)
         if norms_LF is not None:
             self._norms_backward(decoder, norms_LF, grad_norms_LS)
             summing += self._start_decoder_sums(decoder, first=first, last=last)
@@ -416,7 +415,7 @@ class StepEngine:
         for pending in summing:
             pending.wait()
         self.decoder_grads = None if self._sums_decoder_grads else decoder
-        return losses
+        return Losses(*self.mesh.read(losses_3).tolist())
 
     def _start_decoder_sums(self, decoder: DecoderGradient, *, first: bool, last: bool) -> list[Pending]:
         """Write or add the decoder's gradient where it is summed; after the last pass start the data axis's sums."""
@@ -443,17 +442,18 @@ class StepEngine:
         grad_acts_M: Tensor,
         norms_S: Tensor | None,
         grad_norms_S: Tensor,
+        losses_3: Tensor,
         step_tokens: int,
         sparsity_coeff: float,
-    ) -> Losses:
+    ) -> None:
+        """Add one layer's gradients of the encoder and of norms, and its losses."""
         params, grads, own = self.params, self.grads, forward.own_L[layer]
         inputs_TD, feature_M = forward.inputs_LTD[layer], own.feature_M
-        sparsity, preact = 0.0, 0.0
         if norms_S is not None and sparsity_coeff > 0:
             loss = sparsity_loss(
                 own.value_M, feature_M, norms_S, scale=self.loss.sparsity_scale, coeff=sparsity_coeff / step_tokens
             )
-            sparsity = float(loss.value)
+            losses_3[0] += loss.value
             grad_acts_M = grad_acts_M + loss.grad_acts_M
             grad_norms_S += loss.grad_norms_S
         grad_preact_M = grad_acts_M
@@ -465,7 +465,7 @@ class StepEngine:
                 bandwidth=self.features.bandwidth,
                 through_threshold=self.features.gradient_through_threshold,
             )
-            grads.threshold_LS[layer].index_add_(0, feature_M, grad_threshold_M)
+            add_entries(grads.threshold_LS[layer], feature_M, grad_threshold_M)
         self._add_encoder_grads(layer, own, grad_preact_M, inputs_TD)
         if self._keeps_preacts:
             assert norms_S is not None
@@ -476,16 +476,15 @@ class StepEngine:
                 norms_S,
                 coeff=self.loss.preact_coeff / step_tokens,
             )
-            preact = float(part.value)
+            losses_3[1] += part.value
             if grads.threshold_LS is not None:
                 grads.threshold_LS[layer] += part.grad_threshold_S
             grads.b_enc_LS[layer] += part.grad_preact_TS.sum(0)
             grads.w_enc_LSD[layer].addmm_(part.grad_preact_TS.T, inputs_TD)
             grad_norms_S += part.grad_norms_S
-        return Losses(sparsity, preact, 0.0)
 
     def _add_encoder_grads(self, layer: int, own: OwnEntries, grad_preact_M: Tensor, inputs_TD: Tensor) -> None:
-        self.grads.b_enc_LS[layer].index_add_(0, own.feature_M, grad_preact_M)
+        add_entries(self.grads.b_enc_LS[layer], own.feature_M, grad_preact_M)
         self.kernels.encode_backward(
             own.counts_T, own.feature_M, grad_preact_M.contiguous(), inputs_TD, self.grads.w_enc_LSD[layer]
         )

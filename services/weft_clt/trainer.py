@@ -66,6 +66,7 @@ class Trainer:
         num_layers: L of the dataset.
         d_model: D of the dataset.
         dtype: Floating type that is computed in; of parameters and moments where the config does not say otherwise.
+        device: Where everything lies that a step reads and writes, batches included; by default the host.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Trainer:
         num_layers: int,
         d_model: int,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ) -> None:
         config.check_shape(num_layers, d_model)
         self.config, self.mesh, self.dtype = config, mesh, dtype
@@ -90,9 +92,10 @@ class Trainer:
             seed=config.batch.seed,
             dtype=dtype,
             weights=config.optimizer.parameters,
+            device=device,
         )
         self.adam = Adam(self.params, config.optimizer, mesh, kernels)
-        self.clock = DeadClock(self.share, config.batch.dead_after_tokens)
+        self.clock = DeadClock(self.share, config.batch.dead_after_tokens, device)
         self.step = 0
         passes = config.batch.passes
         self.group_tokens = config.batch.step_tokens // (mesh.data.size * passes)
@@ -101,7 +104,7 @@ class Trainer:
         )
         self._begun: _Passes | None = None
         """The step that is under way."""
-        self._centre_LC = torch.from_numpy(normalization.output_mean_LD[:, self.share.columns])
+        self._centre_LC = torch.from_numpy(normalization.output_mean_LD[:, self.share.columns]).to(self.params.device)
 
     @property
     def rank_tokens(self) -> int:

@@ -38,6 +38,8 @@ class KubernetesSettings(BaseSettings):
     """Labels of the nodes that ranks may run on, as JSON."""
     kubernetes_tolerations: tuple[dict[str, Any], ...] = ()
     """Tolerations of ranks, as a JSON list."""
+    kubernetes_runtime_class: str = ""
+    """Class of the container runtime of ranks, as GPUs need it on some clusters; unset takes the cluster's own."""
     kubernetes_queue: str = ""
     """Kueue's local queue that ranks wait in; unset uses no queue."""
     kubernetes_service_account: str = ""
@@ -111,6 +113,7 @@ class KubernetesSettings(BaseSettings):
             node_selector=self.kubernetes_node_selector,
             tolerations=self.kubernetes_tolerations,
             service_account=self.kubernetes_service_account,
+            runtime_class=self.kubernetes_runtime_class,
             queue=self.kubernetes_queue,
             secrets=secrets,
             tls_secret=self.kubernetes_tls_secret,

@@ -36,6 +36,7 @@ class RankEnvironment:
             "WEFT_WORKER_BUCKET_URL": settings.bucket_url,
             "WEFT_WORKER_CACHE_TARGET": settings.cache_target,
             **({"WEFT_WORKER_ACTIVATIONS_TARGET": settings.activations_target} if settings.activations_target else {}),
+            "WEFT_WORKER_DEVICE": settings.rank_device,
             "WEFT_WORKER_THREADS": threads,
             "WEFT_WORKER_KEEP_CHECKPOINTS": str(settings.keep_checkpoints),
             "WEFT_WORKER_MIXED_ROW_GROUPS": str(settings.mixed_row_groups),

@@ -1,5 +1,6 @@
 """Pods of all workloads: restricted, without tokens of the API, secrets by reference, probed, given time to stop."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,24 @@ def test_gpu_profile_asks_for_one_gpu_and_the_cuda_image() -> None:
     assert "nvidia.com/gpu" not in plain["resources"]["limits"]
     assert plain["image"].endswith(":0.1.0")
     assert find(render(), "ConfigMap", "weft-activations")["data"]["WEFT_ACTIVATIONS_DEVICE"] == "cpu"
+
+
+def test_gpu_profile_gives_every_rank_a_gpu_and_the_cuda_image() -> None:
+    """Ranks get the resource beside their own, the image, the runtime's class and the device; without: the CPU."""
+    told = find(render(CHART / "ci" / "gpu-values.yaml"), "ConfigMap", "weft-trainer")["data"]
+    resources = json.loads(told["WEFT_TRAINER_KUBERNETES_RANK_RESOURCES"])
+    assert resources == {
+        "requests": {"cpu": "8", "memory": "32Gi"},
+        "limits": {"memory": "64Gi", "nvidia.com/gpu": 1},
+    }
+    assert told["WEFT_TRAINER_KUBERNETES_RANK_IMAGE"] == "localhost/weft-trainer:0.1.0-cuda"
+    assert told["WEFT_TRAINER_KUBERNETES_RUNTIME_CLASS"] == "nvidia"
+    assert told["WEFT_TRAINER_RANK_DEVICE"] == "cuda"
+    plain = find(render(), "ConfigMap", "weft-trainer")["data"]
+    assert "nvidia.com/gpu" not in plain["WEFT_TRAINER_KUBERNETES_RANK_RESOURCES"]
+    assert plain["WEFT_TRAINER_KUBERNETES_RANK_IMAGE"].endswith("weft-trainer:0.1.0")
+    assert "WEFT_TRAINER_KUBERNETES_RUNTIME_CLASS" not in plain
+    assert plain["WEFT_TRAINER_RANK_DEVICE"] == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ VALUES: Document = yaml.safe_load(TEXT)
 EVERYTHING: Document = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
 # Settings that the chart writes itself, from other values.
 MANAGED = re.compile(
-    r"host|port|metrics_port|token|insecure_no_auth|log_level|log_format|drain_s|otlp_endpoint|models_dir|device"
+    r"host|port|metrics_port|token|insecure_no_auth|log_level|log_format|drain_s|otlp_endpoint|models_dir|(rank_)?device"
     r"|allowed_hosts|static_dir|launcher|work_dir|(tls|peers_tls|bucket|kubernetes|report)_.*|.*_(target|token)"
 )
 

@@ -1,6 +1,7 @@
 """The locks that images are built from, and how install.py splits them."""
 
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -86,6 +87,22 @@ def test_install_leaves_cudas_packages_out_of_images_for_processors(
     assert standins == {"pyelftools", "ziglang"}
     assert {"nvidia-cublas", "nvidia-nccl-cu13", "triton", "cuda-bindings"} <= cuda - cpu
     assert len([command for command in commands if "cuda_standins.py" in command]) == 1
+
+
+def test_install_gives_ranks_on_gpus_a_compiler(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Triton compiles its launcher in C: the CUDA variant has Zig's compiler under a name that Triton looks for."""
+    installed: list[set[str]] = []
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(install, "ENVIRONMENT", tmp_path)
+    monkeypatch.setattr(install, "install", lambda entries, *target: installed.append(set(entries)))
+    monkeypatch.setattr(install, "make_environment", lambda: None)
+    install.install_service("trainer", "cuda")
+    assert installed[1:] == [{"ziglang"}]
+    compiler = tmp_path / "bin" / "clang"
+    assert os.access(compiler, os.X_OK)
+    assert compiler.read_text().endswith('-m ziglang cc "$@"\n')
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -1,16 +1,13 @@
-"""Adam, its rounding, the update fused with the decoder's gradient, and whole steps."""
+"""Adam, its rounding, and the update fused with the decoder's gradient."""
 
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.clt_cases import D_MODEL, JUMP_RELU, NUM_LAYERS, config_of, normalization, own_batch, trainer_of
 from tests.triton_lane.lane_cases import Case, layers_of, random, shapes
 
 from weft_clt.kernels import AdamStep, DecoderPairs, FeatureLists
 from weft_clt.kernels.reference import ReferenceKernels
 from weft_clt.kernels.triton_kernels import TritonKernels
-from weft_clt.mesh import Mesh, SingleAxis
-from weft_clt.trainer import Batch, Trainer
 
 OURS = TritonKernels()
 
@@ -107,39 +104,3 @@ def test_rounding_is_that_of_the_other_kernels(beta1: float) -> None:
     for mine, theirs in zip(*results, strict=True):
         assert float((mine != theirs).double().mean()) < 0.005
         torch.testing.assert_close(mine, theirs, rtol=2.0**-7, atol=0)
-
-
-def test_step_with_weights_of_bfloat16_is_the_references() -> None:
-    """All else in float32: the loss, and weights that are the same bits but for few, and then neighbours."""
-    config = config_of(**JUMP_RELU, parameters="PARAMETER_TYPE_BFLOAT16")
-    exact, mesh = trainer_of(config, ReferenceKernels()), Mesh(SingleAxis(), SingleAxis())
-    ours = Trainer(config, normalization(), mesh, OURS, num_layers=NUM_LAYERS, d_model=D_MODEL, dtype=torch.float32)
-    for (_, mine), (_, theirs) in zip(ours.params.named(), exact.params.named(), strict=True):
-        mine.copy_(theirs)
-    batch = own_batch(1, mesh)
-    narrow = Batch(batch.inputs_LOD.float(), batch.targets_LOD.float(), batch.num_valid)
-    assert ours.train_step(narrow).loss == pytest.approx(exact.train_step(batch).loss, rel=1e-4)
-    for name in ("w_enc_LSD", "w_dec_PFC"):
-        mine, theirs = (getattr(trainer.params, name) for trainer in (ours, exact))
-        assert mine.dtype is theirs.dtype is torch.bfloat16
-        assert float((mine != theirs).double().mean()) < 0.02
-        torch.testing.assert_close(mine, theirs, rtol=2.0**-7, atol=1e-5)
-
-
-@pytest.mark.parametrize(("changes", "num_steps"), [({}, 1), (JUMP_RELU, 2)], ids=["top_k", "jump_relu"])
-def test_steps_are_the_references(changes: dict[str, object], num_steps: int) -> None:
-    """Whole steps in float32 give the parameters that the reference gives in float64."""
-    config = config_of(**changes)
-    exact = trainer_of(config, ReferenceKernels())
-    mesh = Mesh(SingleAxis(), SingleAxis())
-    ours = Trainer(config, normalization(), mesh, OURS, num_layers=NUM_LAYERS, d_model=D_MODEL, dtype=torch.float32)
-    for (_, mine), (_, theirs) in zip(ours.params.named(), exact.params.named(), strict=True):
-        mine.copy_(theirs)
-    for step in range(1, num_steps + 1):
-        batch = own_batch(step, mesh)
-        narrow = Batch(batch.inputs_LOD.float(), batch.targets_LOD.float(), batch.num_valid)
-        metrics, wanted = ours.train_step(narrow), exact.train_step(batch)
-        assert metrics.loss == pytest.approx(wanted.loss, rel=1e-4)
-        assert metrics.l0 == wanted.l0
-    for (name, mine), (_, theirs) in zip(ours.params.named(), exact.params.named(), strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")

@@ -75,16 +75,21 @@ WEFT_TRAINER_REPORT_HOST: "0.0.0.0"
 {{- end }}
 WEFT_TRAINER_LAUNCHER: {{ .Values.trainer.launcher }}
 {{- if eq .Values.trainer.launcher "kubernetes" }}
-{{- $image := include "weft.image" (dict "root" . "image" .Values.trainer.image) }}
+{{- $suffix := ternary $ranks.gpu.tagSuffix "" $ranks.gpu.enabled }}
+{{- $image := include "weft.image" (dict "root" . "image" .Values.trainer.image "suffix" $suffix) }}
+WEFT_TRAINER_RANK_DEVICE: {{ ternary "cuda" "cpu" $ranks.gpu.enabled }}
 WEFT_TRAINER_KUBERNETES_NAMESPACE: {{ .Release.Namespace }}
 WEFT_TRAINER_KUBERNETES_LEASE: {{ include "weft.componentName" (dict "root" . "component" "trainer") }}
 WEFT_TRAINER_KUBERNETES_RANK_KIND: {{ $ranks.kind }}
 WEFT_TRAINER_KUBERNETES_RANK_IMAGE: {{ default $image $ranks.image | quote }}
 WEFT_TRAINER_KUBERNETES_RANK_IMAGE_PULL_POLICY: {{ .Values.image.pullPolicy }}
 WEFT_TRAINER_KUBERNETES_PULL_SECRETS: {{ toJson .Values.image.pullSecrets | quote }}
-WEFT_TRAINER_KUBERNETES_RANK_RESOURCES: {{ toJson $ranks.resources | quote }}
+WEFT_TRAINER_KUBERNETES_RANK_RESOURCES: {{ include "weft.resources" $ranks | fromYaml | toJson | quote }}
 WEFT_TRAINER_KUBERNETES_NODE_SELECTOR: {{ toJson $ranks.nodeSelector | quote }}
 WEFT_TRAINER_KUBERNETES_TOLERATIONS: {{ toJson $ranks.tolerations | quote }}
+{{- with $ranks.runtimeClassName }}
+WEFT_TRAINER_KUBERNETES_RUNTIME_CLASS: {{ . | quote }}
+{{- end }}
 {{- with $ranks.queue }}
 WEFT_TRAINER_KUBERNETES_QUEUE: {{ . | quote }}
 {{- end }}

@@ -171,7 +171,7 @@ class Plan:
             way = f"{ranks} feature ranks are the fewest that do" if ranks else leanest
             found.append(f"a rank does not fit {self.device.name}; {way}")
         if not self.device.measured:
-            found.append("weft's ranks run on CPUs today: figures of a GPU are estimates of what one would do")
+            found.append("weft's step was never timed on a GPU: its figures are estimates of what one would do")
         if self.work.float_bytes != 4:
             found.append("weft trains in float32 today: another type is an estimate")
         if self.work.jumps:

@@ -18,7 +18,7 @@ __all__ = ["ReferenceKernels"]
 
 
 def _entry_tokens(counts_T: Tensor) -> Tensor:
-    return torch.repeat_interleave(torch.arange(counts_T.shape[0]), counts_T.long())
+    return torch.repeat_interleave(torch.arange(counts_T.shape[0], device=counts_T.device), counts_T.long())
 
 
 def _dense(active: ActiveLayer) -> Tensor:
@@ -40,15 +40,16 @@ class ReferenceKernels:
         num_features: int,
         top_k: int,
     ) -> ActiveLayer:
-        num_tokens = counts_RT.shape[1]
+        num_tokens, device = counts_RT.shape[1], counts_RT.device
         dense_TF = values_R[0].new_zeros(num_tokens, num_features)
-        listed_TF = torch.zeros(num_tokens, num_features, dtype=torch.bool)
-        slot_TF = torch.zeros(num_tokens, num_features, dtype=torch.int32)
+        listed_TF = torch.zeros(num_tokens, num_features, dtype=torch.bool, device=device)
+        slot_TF = torch.zeros(num_tokens, num_features, dtype=torch.int32, device=device)
         for counts_T, feature_N, value_N, start in zip(counts_RT, features_R, values_R, slot_starts_R, strict=True):
             token_N, column_N = _entry_tokens(counts_T), feature_N.long()
             dense_TF[token_N, column_N] = value_N
             listed_TF[token_N, column_N] = True
-            slot_TF[token_N, column_N] = torch.arange(start, start + feature_N.shape[0], dtype=torch.int32)
+            slots_N = torch.arange(start, start + feature_N.shape[0], dtype=torch.int32, device=device)
+            slot_TF[token_N, column_N] = slots_N
         if top_k:
             order_TF = torch.argsort(dense_TF, dim=1, descending=True, stable=True)
             kept_TF = torch.zeros_like(listed_TF)

@@ -13,13 +13,29 @@ from torch import Tensor
 
 from weft_clt.active import ActiveLayer
 
-__all__ = ["by_feature", "entry_tokens", "joined", "segment_starts"]
+__all__ = ["add_entries", "by_feature", "entry_tokens", "joined", "segment_starts"]
 
 
 def entry_tokens(counts_T: Tensor, num_entries: int) -> Tensor:
     """Return the token of every entry, int64; the number of entries is given so that nothing waits for the device."""
     token_T = torch.arange(counts_T.shape[0], device=counts_T.device)
     return torch.repeat_interleave(token_T, counts_T.long(), output_size=num_entries)
+
+
+def add_entries(out_S: Tensor, feature_M: Tensor, value_M: Tensor) -> None:
+    """
+    Add every entry's value to that of its feature, always in the same order.
+
+    >>> sums = torch.zeros(3)
+    >>> add_entries(sums, torch.tensor([2, 0, 2]), torch.tensor([1.0, 2.0, 4.0]))
+    >>> sums.tolist()
+    [2.0, 0.0, 5.0]
+    """
+    if out_S.device.type == "cpu":
+        out_S.index_add_(0, feature_M, value_M)
+    else:
+        # A GPU's index_add_ adds in whatever order its threads come; this one sorts first.
+        out_S.index_put_((feature_M,), value_M, accumulate=True)
 
 
 def segment_starts(sorted_N: Tensor, num_segments: int) -> Tensor:

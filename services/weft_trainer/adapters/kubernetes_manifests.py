@@ -89,6 +89,7 @@ class PodOptions:
         resources: `requests` and `limits` of a rank.
         node_selector: Where ranks may run.
         tolerations: Taints that they stand.
+        runtime_class: Class of the container runtime; empty takes the cluster's own.
         service_account: Theirs; its token is not mounted.
         queue: Kueue's local queue; empty asks for none.
         secrets: Environment variables that come from Secrets.
@@ -105,6 +106,7 @@ class PodOptions:
     resources: Mapping[str, Any] = field(default_factory=dict)
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
+    runtime_class: str = ""
     service_account: str = ""
     queue: str = ""
     secrets: Mapping[str, SecretKey] = field(default_factory=dict)
@@ -286,6 +288,8 @@ def _pod_spec(job: RankJob, options: PodOptions, master: str) -> dict[str, Any]:
         "containers": [container],
         "volumes": volumes,
     }
+    if options.runtime_class:
+        spec["runtimeClassName"] = options.runtime_class
     if options.service_account:
         spec["serviceAccountName"] = options.service_account
     if options.pull_secrets:

@@ -33,6 +33,7 @@ def main() -> int:
     from weft_clt.mesh import make_mesh
     from weft_common.client import channel
     from weft_trainer.worker.epochs import RankEpochs
+    from weft_trainer.worker.processor import check_alike, choose_device, peak_device_bytes
     from weft_trainer.worker.rank import Rank
     from weft_trainer.worker.reads import get_dataset, normalization_of
     from weft_trainer.worker.reports import Reporter, peak_memory_bytes
@@ -68,7 +69,9 @@ def main() -> int:
             raise FailedPreconditionError(
                 f"The run wants {config.mesh.world_size} ranks, {world_size} were started; start as many as it wants."
             )
-        notes = join(rank, world_size, settings.rendezvous_s, stop)
+        device = choose_device(settings.device, os.environ)
+        ending.callback(lambda: ended.update(peak_device_bytes=peak_device_bytes(device)))
+        notes = join(rank, world_size, settings.rendezvous_s, stop, gpus=device.type == "cuda")
         mesh = make_mesh(config.mesh.feature_ranks, config.mesh.data_ranks)
         if notes is not None:
             watchdog = Watchdog(
@@ -76,6 +79,7 @@ def main() -> int:
             )
             watchdog.start()
             ending.callback(watchdog.stop)
+        check_alike(mesh, device)
         own = Rank(
             store,
             cache,
@@ -85,6 +89,7 @@ def main() -> int:
             normalization_of(dataset, config.batch.scales),
             epochs,
             stop,
+            device=device,
             run=settings.run,
             attempt=settings.attempt,
             loading=LoaderOptions(
@@ -100,9 +105,10 @@ def main() -> int:
         else:
             own.train()
 
+    ended: dict[str, int] = {}
     with ExitStack() as ending:
         code = exit_code(work, reporter.failed)
-    get_logger(__name__).info("ended", exit_code=code, peak_memory_bytes=peak_memory_bytes())
+    get_logger(__name__).info("ended", exit_code=code, peak_memory_bytes=peak_memory_bytes(), **ended)
     reporter.close(60.0 if code == 0 else 15.0)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -8,15 +8,18 @@ import time
 from dataclasses import asdict
 from typing import Any, NoReturn
 
+import torch
+
 from weft.cache.v1 import messages_pb2, service_pb2_grpc
 from weft_clt.checkpoint import Manifest
 from weft_clt.config import TrainingConfig
 from weft_clt.data import held_out_batches
-from weft_clt.kernels import CpuKernels
+from weft_clt.kernels import kernels_for
 from weft_clt.loader import LoaderOptions, TokenLoader
 from weft_clt.mesh import Mesh
 from weft_clt.metrics import Evaluation, StepMetrics
 from weft_clt.normalization import Normalization
+from weft_clt.staging import staging_for
 from weft_clt.trainer import Batch, Trainer
 from weft_common.errors import DataLossError, FailedPreconditionError
 from weft_common.logging import get_logger
@@ -26,6 +29,7 @@ from weft_trainer.core.retention import prune
 from weft_trainer.worker.background import Background
 from weft_trainer.worker.checkpoints import RunCheckpoints
 from weft_trainer.worker.epochs import RankEpochs
+from weft_trainer.worker.processor import device_name
 from weft_trainer.worker.reads import CacheRowGroups, only
 from weft_trainer.worker.reports import CONTINUE, SAVE_AND_STOP, STOP, Reporter
 from weft_trainer.worker.resuming import load_newest
@@ -45,6 +49,7 @@ class Rank:
 
     Args:
         epochs: What each goes over; evaluations go over the held-out tokens of the first one's snapshot.
+        device: Where it keeps its tensors and computes.
         attempt: Which start of the ranks this is.
         loading: How much is mixed and read ahead.
         keep_checkpoints: Newest checkpoints that stay, beside the best by evaluation; 0 keeps all.
@@ -63,6 +68,7 @@ class Rank:
         epochs: RankEpochs,
         stop: StopFlag,
         *,
+        device: torch.device,
         run: str,
         attempt: int,
         loading: LoaderOptions,
@@ -73,7 +79,10 @@ class Rank:
         self._config, self._normalization, self._epochs, self._stop = config, normalization, epochs, stop
         self._run, self._attempt, self._loading = run, attempt, loading
         num_layers, d_model = normalization.input_mean_LD.shape
-        self._trainer = Trainer(config, normalization, mesh, CpuKernels(), num_layers=num_layers, d_model=d_model)
+        self._device, (self._kernels_name, kernels) = device, kernels_for(device)
+        self._trainer = Trainer(
+            config, normalization, mesh, kernels, num_layers=num_layers, d_model=d_model, device=device
+        )
         self._checkpoints = RunCheckpoints(store, run, attempt)
         self._keep_checkpoints, self._retry_s = keep_checkpoints, retry_s
         self._background = Background(retry_s)
@@ -92,6 +101,7 @@ class Rank:
             world_size=self._mesh.world_size,
             options=self._loading,
             passes=self._config.batch.passes,
+            staging=staging_for(self._device),
         )
         try:
             self._train(source, loader)
@@ -102,7 +112,13 @@ class Rank:
     def _train(self, source: CacheRowGroups, loader: TokenLoader) -> None:
         trainer, config = self._trainer, self._config
         self._resume(loader)
-        _log.info("ready", step=trainer.step, tokens_per_step=config.batch.step_tokens)
+        _log.info(
+            "ready",
+            step=trainer.step,
+            tokens_per_step=config.batch.step_tokens,
+            device=device_name(self._device),
+            kernels=self._kernels_name,
+        )
         saved_step, order, begun = trainer.step, CONTINUE, False
         while not trainer.finished:
             order = self._order()
@@ -245,7 +261,9 @@ class Rank:
             own_tokens = min(own_tokens, own_most)
         batch_tokens = self._trainer.rank_tokens
         num_batches = self._mesh.largest(-(-own_tokens // batch_tokens))
-        batches = held_out_batches(source, self._normalization, batch_tokens=batch_tokens, most_tokens=own_tokens)
+        batches = held_out_batches(
+            source, self._normalization, batch_tokens=batch_tokens, most_tokens=own_tokens, device=self._device
+        )
         return self._trainer.evaluate(batches, num_batches)
 
     def _evaluate_and_report(self) -> None:

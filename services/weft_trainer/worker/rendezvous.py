@@ -20,7 +20,7 @@ from weft_trainer.worker.signals import StopFlag
 if TYPE_CHECKING:
     from weft_trainer.worker.watchdog import Notes
 
-__all__ = ["join", "rank_and_world", "wait_for_name"]
+__all__ = ["backends", "join", "rank_and_world", "wait_for_name"]
 
 _log = get_logger(__name__)
 
@@ -44,6 +44,16 @@ def rank_and_world(environment: Mapping[str, str]) -> tuple[int, int]:
     return rank, world_size
 
 
+def backends(*, gpus: bool) -> str:
+    """
+    Name what carries tensors, by where they lie, as torch.distributed has it.
+
+    >>> backends(gpus=False), backends(gpus=True)
+    ('gloo', 'cpu:gloo,cuda:nccl')
+    """
+    return "cpu:gloo,cuda:nccl" if gpus else "gloo"
+
+
 def wait_for_name(host: str, bound_s: float, pause_s: float = 0.5) -> None:
     """Wait until a name resolves. UnavailableError where it does not within the bound."""
     deadline = time.monotonic() + bound_s
@@ -62,7 +72,7 @@ def wait_for_name(host: str, bound_s: float, pause_s: float = 0.5) -> None:
             return
 
 
-def join(rank: int, world_size: int, bound_s: float, stop: StopFlag) -> Notes | None:
+def join(rank: int, world_size: int, bound_s: float, stop: StopFlag, *, gpus: bool = False) -> Notes | None:
     """
     Make the process group of all ranks; alone, there is none to make.
 
@@ -71,6 +81,7 @@ def join(rank: int, world_size: int, bound_s: float, stop: StopFlag) -> Notes | 
         world_size: How many there are.
         bound_s: Seconds to wait for the name of rank 0, and again for all ranks to come.
         stop: Installed once the others count on this rank: from then on it goes when all do.
+        gpus: Whether tensors of GPUs are to travel, by NCCL; those of the host always do, by gloo.
 
     Returns:
         The place where ranks leave each other notes; None for a rank alone.
@@ -95,7 +106,7 @@ def join(rank: int, world_size: int, bound_s: float, stop: StopFlag) -> Notes | 
         ) from error
     store.set(f"weft/joined/{rank}", "")
     try:
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=bound)
+        dist.init_process_group(backends(gpus=gpus), store=store, rank=rank, world_size=world_size, timeout=bound)
     except (dist.DistError, RuntimeError) as error:
         missing = [other for other in range(world_size) if not store.check([f"weft/joined/{other}"])]
         who = f"ranks {missing} have not come" if missing else "all ranks have come, but do not reach each other"

@@ -89,6 +89,8 @@ class RankSettings(WorkerSettings):
     retry_s, as a rank whose bucket is away is late and does not hang."""
     mode: Literal["train", "evaluate"] = "train"
     """What to do."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the rank computes on: `auto` is a GPU where every rank of its machine has one. LOCAL_RANK says which."""
     checkpoint_step: int = 0
     """For `evaluate`: which checkpoint."""
     evaluation_tokens: int = 0

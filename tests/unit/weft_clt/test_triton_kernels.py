@@ -25,7 +25,7 @@ def _python(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, env=everything, capture_output=True, text=True, check=False)
 
 
-LANE = [ROOT / "tests" / "triton_lane" / f"{part}.py" for part in ("products", "selection", "updates")]
+LANE = [ROOT / "tests" / "triton_lane" / f"{part}.py" for part in ("products", "selection", "updates", "whole_steps")]
 
 
 @pytest.mark.timeout(600)
@@ -57,7 +57,7 @@ def test_kernels_compile_for_a_gpu(dtype: torch.dtype, tmp_path: Path, monkeypat
 
 @pytest.mark.timeout(600)
 def test_gpu_benchmark_walks_through_on_the_interpreter(tmp_path: Path) -> None:
-    """A tiny shape goes through the checks and every part of a step, and leaves its rows."""
+    """A tiny shape goes through the checks, every part of a rank's step and its loader, and leaves its rows."""
     output = tmp_path / "gpu.json"
     sizes = {
         "layers": 2, "d-model": 16, "features": 10, "tokens": 4, "top-k": 2, "rounds": 1,
@@ -69,6 +69,7 @@ def test_gpu_benchmark_walks_through_on_the_interpreter(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(output.read_text())}
     assert {"machine", "encode and select", "decode", "value gradients", "decoder update", "step"} <= rows.keys()
     assert rows["step"]["tokens_per_s"] > 0
+    assert rows["step, fed from the host"]["tokens_per_s"] > 0
 
 
 def test_gpu_benchmark_says_what_it_needs() -> None:

@@ -28,6 +28,7 @@ OPTIONS = PodOptions(
     resources={"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "4Gi", "nvidia.com/gpu": "1"}},
     node_selector={"pool": "gpu"},
     tolerations=({"key": "gpu", "operator": "Exists"},),
+    runtime_class="nvidia",
     service_account="ranks",
     secrets={"WEFT_WORKER_CACHE_TOKEN": SecretKey("auth", "cache")},
     tls_secret="tls",
@@ -181,7 +182,7 @@ def test_pods_meet_the_restricted_level(kind: str) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert spec["automountServiceAccountToken"] is False
-    assert spec["serviceAccountName"] == "ranks"
+    assert (spec["serviceAccountName"], spec["runtimeClassName"]) == ("ranks", "nvidia")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -177,11 +177,12 @@ def test_shared_report_token_is_that_of_every_run(settings_of: Any) -> None:
 def test_ranks_are_told_what_the_trainer_is_set_to(settings_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """How they read, keep and give up is the trainer's to set; nobody else reaches a pod's environment."""
     settings = settings_of(
-        KEEP_CHECKPOINTS="3", MIXED_ROW_GROUPS="5", READ_AHEAD_BYTES="7", RANK_RETRY_S="11", RANK_HANG_S="13"
-    )
+        KEEP_CHECKPOINTS="3", MIXED_ROW_GROUPS="5", READ_AHEAD_BYTES="7", RANK_RETRY_S="11", RANK_HANG_S="13",
+        RANK_DEVICE="cuda",
+    )  # fmt: skip
     for name, value in RankEnvironment(settings, lambda: "", lambda run: "")("r", 2, 4).items():
         monkeypatch.setenv(name, value)
     told = load_settings(RankSettings)
     assert (told.run, told.attempt, told.mode) == ("r", 2, "train")
     assert (told.keep_checkpoints, told.mixed_row_groups, told.read_ahead_bytes) == (3, 5, 7)
-    assert (told.retry_s, told.hang_s) == (11, 13)
+    assert (told.retry_s, told.hang_s, told.device) == (11, 13, "cuda")
