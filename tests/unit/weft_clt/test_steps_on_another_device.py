@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from clt_cases import D_MODEL, NUM_LAYERS, NUM_TOKENS, RECIPES, config_of, normalization, own_batch, trainer_of
+from clt_cases import (
+    D_MODEL,
+    JUMP_RELU,
+    NUM_LAYERS,
+    NUM_TOKENS,
+    RECIPES,
+    config_of,
+    normalization,
+    own_batch,
+    trainer_of,
+)
 from other_device import DEVICE, Elsewhere, other_device
 
 from weft_clt.checkpoint import read_part, write_tensors
@@ -15,6 +25,10 @@ from weft_clt.metrics import Evaluation, StepMetrics
 from weft_clt.trainer import Batch, Trainer
 
 NUM_STEPS = 3
+CASES: dict[str, dict[str, Any]] = RECIPES | {
+    "jump_relu_narrow": JUMP_RELU | {"parameters": "PARAMETER_TYPE_BFLOAT16", "moments": "MOMENTS_BFLOAT16"},
+    "joint_top_k_narrow": RECIPES["joint_top_k"] | {"parameters": "PARAMETER_TYPE_BFLOAT16"},
+}
 
 
 def _elsewhere(changes: dict[str, Any], start: Trainer) -> Trainer:
@@ -46,12 +60,12 @@ def _trained(trainer: Trainer, num_tokens: int = NUM_TOKENS) -> tuple[list[dict[
     return metrics, trainer.evaluate(iter([held_out if on_host else _moved(held_out)]), 1)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CASES)
 def test_steps_are_those_of_the_host(name: str) -> None:
     """Every tensor that a step changes, every figure and an evaluation, to the bit; all of it stays on the device."""
-    host = trainer_of(config_of(**RECIPES[name]), ReferenceKernels())
+    host = trainer_of(config_of(**CASES[name]), ReferenceKernels())
     with other_device():
-        there = _elsewhere(RECIPES[name], host)
+        there = _elsewhere(CASES[name], host)
         found = _trained(there)
         assert all(isinstance(tensor, Elsewhere) for _, tensor in there.state())
         state = {tensor_name: tensor.cpu() for tensor_name, tensor in there.state()}
