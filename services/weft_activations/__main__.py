@@ -10,7 +10,7 @@ from weft_activations.wiring import SERVICE, registrations
 from weft_common.client import aio_channel
 from weft_common.server import Registration, run_service
 from weft_common.settings import load_settings
-from weft_store import open_store
+from weft_store import open_bucket
 
 
 def main() -> None:
@@ -19,13 +19,7 @@ def main() -> None:
 
     @asynccontextmanager
     async def build() -> AsyncIterator[Sequence[Registration]]:
-        access_key, secret_key = settings.bucket_access_key, settings.bucket_secret_key
-        store = open_store(
-            settings.bucket_url,
-            access_key.get_secret_value() if access_key else None,
-            secret_key.get_secret_value() if secret_key else None,
-            ca=settings.bucket_ca,
-        )
+        store = open_bucket(settings)
         backend = TransformersBackend(
             settings.models_dir,
             dtype=settings.dtype,

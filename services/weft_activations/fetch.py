@@ -23,7 +23,7 @@ from pydantic_settings import SettingsConfigDict
 from weft_common.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError, WeftError
 from weft_common.resource_names import check_id
 from weft_common.settings import BucketSettings, load_settings
-from weft_store import ObjectStore, open_store
+from weft_store import ObjectStore, open_bucket
 
 Snapshot = Callable[..., object]
 """`huggingface_hub.snapshot_download`."""
@@ -169,10 +169,7 @@ def _appearing(target: Path) -> Iterator[Path]:
 
 
 def _open_bucket() -> ObjectStore:
-    settings = load_settings(_FetchSettings)
-    keys = (settings.bucket_access_key, settings.bucket_secret_key)
-    given = (key.get_secret_value() if key else None for key in keys)
-    return open_store(settings.bucket_url, *given, ca=settings.bucket_ca)
+    return open_bucket(load_settings(_FetchSettings))
 
 
 def _hub_snapshot() -> Snapshot:

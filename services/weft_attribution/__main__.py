@@ -14,7 +14,7 @@ from weft_common.client import aio_channel
 from weft_common.metrics import REGISTRY
 from weft_common.server import Registration, run_service
 from weft_common.settings import load_settings
-from weft_store.opening import open_store
+from weft_store import open_bucket
 
 
 def main() -> None:
@@ -26,13 +26,7 @@ def main() -> None:
 
     @asynccontextmanager
     async def build() -> AsyncIterator[Sequence[Registration]]:
-        access_key, secret_key = settings.bucket_access_key, settings.bucket_secret_key
-        store = open_store(
-            settings.bucket_url,
-            access_key.get_secret_value() if access_key else None,
-            secret_key.get_secret_value() if secret_key else None,
-            ca=settings.bucket_ca,
-        )
+        store = open_bucket(settings)
         async with aio_channel(
             settings.activations_target, token=settings.activations_token, **settings.peers_tls
         ) as channel:

@@ -304,6 +304,8 @@ class Memory:
         losses = 4 * preacts if work.preact_loss else 0
         metrics = work.group_tokens * work.rank_columns * size
         metrics += layers * work.num_features * (_WIDE_BYTES + _INDEX_BYTES + 1)
+        # An evaluation ends with every feature's count, its share of tokens and two comparisons, in 64 bits.
+        densities = layers * work.num_features * (4 * _WIDE_BYTES + 2)
         parts = cls(
             parameters=tensors,
             gradients=gradients * size,
@@ -312,7 +314,7 @@ class Memory:
             activations=activation_bytes(work),
             data=batch + num_row_groups * row_group,
             entries=entry_bytes(work),
-            transient=max(masks, biases, norms + losses, metrics, batch + row_group + masks),
+            transient=max(masks, biases, norms + losses, metrics, batch + row_group + masks, densities),
             start=0,
         )
         # One layer of all features in float64, and its own rows again; nothing but the parameters is there yet.

@@ -1,7 +1,10 @@
 """From a bucket's URL to its adapter."""
 
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from pydantic import SecretStr
 
 from weft_common.errors import InvalidArgumentError
 from weft_store.metered import MeteredObjectStore
@@ -10,6 +13,29 @@ from weft_store.port import ObjectStore
 _FORMS = (
     "file:///absolute/folder, memory://, s3+http://host:port/bucket[/prefix] or s3+https://host[:port]/bucket[/prefix]"
 )
+
+
+class BucketPlace(Protocol):
+    """Where settings say that the bucket is, and with what it is opened; see `open_store`."""
+
+    @property
+    def bucket_url(self) -> str: ...
+
+    @property
+    def bucket_access_key(self) -> SecretStr | None: ...
+
+    @property
+    def bucket_secret_key(self) -> SecretStr | None: ...
+
+    @property
+    def bucket_ca(self) -> Path | None: ...
+
+
+def open_bucket(settings: BucketPlace) -> ObjectStore:
+    """Open the bucket that a process's settings name. InvalidArgumentError."""
+    secrets = (settings.bucket_access_key, settings.bucket_secret_key)
+    access_key, secret_key = (secret.get_secret_value() if secret else None for secret in secrets)
+    return open_store(settings.bucket_url, access_key, secret_key, ca=settings.bucket_ca)
 
 
 def open_store(

@@ -14,7 +14,7 @@ from weft_common.operations import OperationKind, OperationManager, RetryPolicy
 from weft_common.operations_servicer import OperationsServicer
 from weft_common.server import Registration, run_service, server_credentials
 from weft_common.settings import load_settings
-from weft_store import ObjectOperationStore, open_store
+from weft_store import ObjectOperationStore, open_bucket
 from weft_trainer import converting
 from weft_trainer.adapters.grpc_catalog import GrpcCatalog
 from weft_trainer.adapters.prometheus_gauges import PrometheusGauges
@@ -49,10 +49,6 @@ _LEASE_S = 5.0
 _RETRY = RetryPolicy(max_failures=100, max_claims=1000)
 
 
-def _secret(value: object) -> str:
-    return value.get_secret_value() if hasattr(value, "get_secret_value") else ""
-
-
 @asynccontextmanager
 async def build(
     settings: TrainerSettings,
@@ -80,8 +76,7 @@ async def _services(
     settings: TrainerSettings, launcher: RankLauncher, catalog: DatasetCatalog, worker_module: str
 ) -> AsyncIterator[Sequence[Registration]]:
     remove_stale()
-    keys = (_secret(settings.bucket_access_key), _secret(settings.bucket_secret_key))
-    store = open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
+    store = open_bucket(settings)
     runs, signals, gauges, journal = RunRepository(store), Signals(), PrometheusGauges(), Journal(store)
     desk = ReportDesk(store, runs, journal, signals, gauges)
     epochs = RunEpochs(runs, catalog)

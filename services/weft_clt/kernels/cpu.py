@@ -249,7 +249,7 @@ class CpuKernels:
     ) -> None:
         param, grad, second = _held(param_N), grad_N.numpy(), _held(second_N)
         held_first = param if first is None else _held(first.view(-1))
-        scalars, before = np.array(_scalars(step), dtype=grad.dtype), param_N.storage_offset()
+        scalars, before = np.array(_scalars(step), dtype=grad.dtype), int(param_N.storage_offset())
         runs = column_runs(grad_N.shape[0], grad_N.itemsize, self._workers.num_threads)
 
         def work(run: int) -> None:

@@ -138,14 +138,22 @@ class LeaseElection:
         }
 
     async def _give_back(self) -> None:
-        def give_back() -> None:
-            lease = self._api.get(LEASES, self._name)
-            if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
-                lease["spec"]["holderIdentity"] = None
-                self._api.replace(LEASES, self._name, lease)
-
         try:
-            await asyncio.to_thread(give_back)
-        except WeftError as error:
+            async with asyncio.timeout(self._hold_s / 3):
+                while not await asyncio.to_thread(self._hand_over):
+                    pass
+        except (WeftError, TimeoutError) as error:
             # It runs out by itself.
-            _log.warning("lease_not_given_back", lease=self._name, error=error.message)
+            _log.warning("lease_not_given_back", lease=self._name, error=str(error))
+
+    def _hand_over(self) -> bool:
+        """Free the Lease if it is this candidate's; say whether that is settled."""
+        lease = self._api.get(LEASES, self._name)
+        if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
+            lease["spec"]["holderIdentity"] = None
+            try:
+                self._api.replace(LEASES, self._name, lease)
+            except ConflictError:
+                # A renewal that was under way when this candidate stopped to renew: its thread goes on.
+                return False
+        return True

@@ -9,11 +9,12 @@ from contextlib import ExitStack
 from weft_common.errors import FailedPreconditionError
 from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
+from weft_store import open_bucket
 from weft_trainer.worker.exporting import export_metrics
 from weft_trainer.worker.rendezvous import join, rank_and_world
 from weft_trainer.worker.settings import RankSettings
 from weft_trainer.worker.signals import StopFlag, exit_when_terminated
-from weft_trainer.worker.starting import exit_code, open_bucket, prepare_process, read_config
+from weft_trainer.worker.starting import exit_code, prepare_process, read_config
 
 
 def main() -> int:

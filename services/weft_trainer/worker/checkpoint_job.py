@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from weft_common.logging import configure_logging
 from weft_common.settings import load_settings
+from weft_store import open_bucket
 from weft_trainer.worker.settings import WorkerSettings
 from weft_trainer.worker.signals import exit_when_terminated
-from weft_trainer.worker.starting import exit_code, open_bucket, prepare_process, read_config
+from weft_trainer.worker.starting import exit_code, prepare_process, read_config
 
 if TYPE_CHECKING:
     from weft.cache.v1 import messages_pb2, service_pb2_grpc

@@ -16,7 +16,7 @@ from weft_clt.formats.opening import open_transcoder, write_transcoder
 from weft_common.errors import AlreadyExistsError
 from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
-from weft_store import ObjectStore
+from weft_store import ObjectStore, open_bucket
 from weft_store.documents import create_json
 from weft_trainer.core.bucket_files import BucketFiles
 from weft_trainer.core.circuit_tracer_layout import activation_of
@@ -25,7 +25,7 @@ from weft_trainer.core.scratch import ScratchFolder
 from weft_trainer.core.transcoder_transfer import is_uploaded
 from weft_trainer.worker.settings import ConvertSettings
 from weft_trainer.worker.signals import exit_when_terminated
-from weft_trainer.worker.starting import exit_code, open_bucket, prepare_process
+from weft_trainer.worker.starting import exit_code, prepare_process
 
 __all__ = ["main", "take_in", "write_out"]
 

@@ -11,12 +11,11 @@ from typing import Any
 from weft_clt.config import TrainingConfig
 from weft_common.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError, WeftError
 from weft_common.logging import get_logger
-from weft_store import ObjectStore, open_store
+from weft_store import ObjectStore
 from weft_store.documents import read_json
 from weft_trainer.core.scratch import remove_stale
-from weft_trainer.worker.settings import JobSettings
 
-__all__ = ["BAD_CONFIGURATION", "exit_code", "open_bucket", "prepare_process", "read_config"]
+__all__ = ["BAD_CONFIGURATION", "exit_code", "prepare_process", "read_config"]
 
 BAD_CONFIGURATION = 42
 """Exit code that a launcher never answers with another start."""
@@ -42,13 +41,6 @@ def prepare_process(environment: Mapping[str, str], threads: int) -> None:
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(home) / "weft" / "numba"))
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-
-
-def open_bucket(settings: JobSettings) -> ObjectStore:
-    """Open the bucket that the settings name."""
-    secrets = (settings.bucket_access_key, settings.bucket_secret_key)
-    keys = (secret.get_secret_value() if secret else None for secret in secrets)
-    return open_store(settings.bucket_url, *keys, ca=settings.bucket_ca)
 
 
 def read_config(store: ObjectStore, run: str) -> tuple[TrainingConfig, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+import grpc
 import pytest
 from cluster_rig.graphs import LongGraph, create_graph, graph_without_times, owners
 from cluster_rig.kubectl import forwarded, until
@@ -45,14 +46,16 @@ def test_upgrade_in_the_middle_of_a_harvest_and_a_graph_fails_no_call(release: R
         forwarded(release.kubectl, f"pod/{old}", 50051) as port,
         owners(store, *(f"operations/attribution-{graph_id}" for graph_id in UPGRADED)) as seen,
     ):
-        harvesting.start()
-        until(lambda: len(list(store.list("harvests/upgraded/leases/"))) >= 2, "the harvest goes on", 120, 0.2)
-        upgrading.start()
-        until(lambda: old not in _pods(release, "attribution"), "the pod of attribution is told to go", 180, 0.2)
         name = f"{release.service('attribution')}.{release.kubectl.namespace}.svc"
         with channel(
             f"127.0.0.1:{port}", token=release.tokens["attribution"], tls_ca=release.authority, tls_server_name=name
         ) as connection:
+            # The pod goes some seconds after it is told to: the way to it must stand before that.
+            grpc.channel_ready_future(connection).result(30)
+            harvesting.start()
+            until(lambda: len(list(store.list("harvests/upgraded/leases/"))) >= 2, "the harvest goes on", 120, 0.2)
+            upgrading.start()
+            release.kubectl("wait", f"pod/{old}", "--for=jsonpath={.metadata.deletionTimestamp}", "--timeout=170s")
             operations = [create_graph(connection, graph_id, long_graph.spec) for graph_id in UPGRADED]
         for operation in operations:
             release.wait("attribution", operation)

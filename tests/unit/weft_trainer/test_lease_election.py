@@ -3,7 +3,9 @@
 import asyncio
 import threading
 from contextlib import AsyncExitStack
+from typing import Any
 
+import pytest
 from fake_cluster import FakeCluster
 
 from weft_common.errors import UnavailableError
@@ -163,3 +165,24 @@ async def _led(cluster: FakeCluster, name: str) -> Candidate:
     candidate = Candidate(cluster, name)
     await candidate.led()
     return candidate
+
+
+async def test_renewal_under_way_does_not_keep_the_lease_of_a_leader_that_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its thread cannot be stopped, and may write between the leader's last read and write."""
+    cluster = FakeCluster()
+    first = Candidate(cluster, "a")
+    await first.led()
+    replace, late = cluster.replace, [True]
+
+    def after_a_renewal(kind: Any, name: str, manifest: Any) -> Any:
+        if manifest["spec"]["holderIdentity"] is None and late:
+            late.clear()
+            assert first.election._take()
+        return replace(kind, name, manifest)
+
+    monkeypatch.setattr(cluster, "replace", after_a_renewal)
+    await first.leave()
+    assert not late
+    assert holder(cluster) is None
