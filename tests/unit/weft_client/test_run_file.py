@@ -53,6 +53,7 @@ def test_run_file_takes_every_field_of_the_spec(tmp_path: Path) -> None:
         num_features=8,
         scales=messages_pb2.SCALES_TIED,
         moments=messages_pb2.MOMENTS_BFLOAT16,
+        parameters=messages_pb2.PARAMETER_TYPE_BFLOAT16,
     )
     lines = []
     for field in spec.DESCRIPTOR.fields:

@@ -90,7 +90,8 @@ def test_wandb_keeps_everything_offline(tmp_path: Path, monkeypatch: pytest.Monk
     project = ""
     for record in wandb_records(file):
         if record.HasField("run"):
-            project = record.run.project
+            # A run's later record may leave out what its first one said.
+            project = record.run.project or project
         if record.HasField("history"):
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
             rows[record.history.step.num] = items
