@@ -1,6 +1,7 @@
 """From the chart before to this one, in the middle of work: no call fails that a client's own retries do not cover."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -56,7 +57,11 @@ def test_upgrade_in_the_middle_of_a_harvest_and_a_graph_fails_no_call(release: R
             until(lambda: len(list(store.list("harvests/upgraded/leases/"))) >= 2, "the harvest goes on", 120, 0.2)
             upgrading.start()
             release.kubectl("wait", f"pod/{old}", "--for=jsonpath={.metadata.deletionTimestamp}", "--timeout=170s")
-            operations = [create_graph(connection, graph_id, long_graph.spec) for graph_id in UPGRADED]
+            # All at once: what it has begun to answer when it stops listening, it answers.
+            with ThreadPoolExecutor(len(UPGRADED)) as callers:
+                operations = list(
+                    callers.map(lambda graph_id: create_graph(connection, graph_id, long_graph.spec), UPGRADED)
+                )
         for operation in operations:
             release.wait("attribution", operation)
         upgrading.join(600)
