@@ -153,7 +153,7 @@ def _measured(options: argparse.Namespace) -> tuple[list[Point], str]:
 
 def _fill_page(page: Path, points: Sequence[Point], rows: Sequence[dict[str, object]], conditions: str) -> None:
     from quality.page import pareto_plot, quality_lines
-    from quality.regions import fill
+    from regions import fill
 
     text = fill(page.read_text(), "quality", quality_lines(points, rows, conditions, f"../images/{IMAGE}"))
     image = page.parent.parent / "images" / IMAGE
@@ -169,7 +169,7 @@ def main() -> None:
     options = _options()
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     from quality.fronts import rows as rows_of
-    from quality.regions import fill
+    from regions import fill
 
     if options.page:
         fill(options.page.read_text(), "quality", [])  # refuses a page that could not be filled in the end

@@ -26,8 +26,8 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from quality.long_page import curve_plot, long_lines
-from quality.regions import fill
 from quality.text import topics_and_docstrings
+from regions import fill
 
 from weft.training.v1 import messages_pb2 as training
 from weft_client import Client

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from charts import Bar, Panel, bar_chart, line_chart
+from plots import Bar, Panel, Series, bar_chart, line_chart
+from regions import fill
 
 Row = dict[str, Any]
 
@@ -117,9 +118,13 @@ def scaling_region(rows: Sequence[Row], image: Callable[[str, str], str]) -> lis
         lines += [f"Over {over}:", "", *table(header, cells), "", f"Measured under: {shared}.", ""]
         if label == over:
             panels += [
-                Panel(title, over, {over: [(at, point[what]["ours"]) for at, point in points.items()]})
+                Panel(
+                    title, over, "",
+                    [Series("weft", [(at, point[what]["ours"]) for at, point in points.items()], marked=True)],
+                    log_x=True, log_y=True,
+                )
                 for what, title in _SCALED.items()
-            ]
+            ]  # fmt: skip
     plot = image("bench-scaling.svg", line_chart(panels, len(_SCALED)))
     return [*lines, f"![Scaling]({plot})"]
 
@@ -160,21 +165,6 @@ REGIONS = {
 }
 
 
-def filled(page: str, name: str, lines: Sequence[str]) -> str:
-    """
-    Replace what stands in a region.
-
-    Raises:
-        SystemExit: The page does not have the region once.
-    """
-    begin, end = f"<!-- begin figures: {name} -->", f"<!-- end figures: {name} -->"
-    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-        raise SystemExit(f"The page must have the lines {begin!r} and {end!r} once, in this order; add them.")
-    before, rest = page.split(begin)
-    text = "\n".join(lines).strip()
-    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-
-
 def main() -> None:
     """Fill every region that has figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,7 +184,7 @@ def main() -> None:
         if not path.is_file():
             print(f"{name}: left as it is; there is no {path}.")
             continue
-        text = filled(text, name, region(json.loads(path.read_text()), image))
+        text = fill(text, name, region(json.loads(path.read_text()), image))
         print(f"{name}: written from {path}.")
     options.page.write_text(text)
 

@@ -143,7 +143,9 @@ def test_run_ends_bit_for_bit_over_a_bucket_that_fails_for_a_while(
 def test_bucket_that_stays_away_is_told_and_leaves_the_last_checkpoint(minio_server: MinioServer) -> None:
     """After the bound the error says which bucket refused which object; what was complete before is whole."""
     minio_server.make_bucket("stays-away")
-    with _faulty(minio_server.endpoint, lambda line, count: "refuse" if b"00000004/attempt1-rank0" in line else "pass") as proxy:
+    with _faulty(
+        minio_server.endpoint, lambda line, count: "refuse" if b"00000004/attempt1-rank0" in line else "pass"
+    ) as proxy:
         store = _open(minio_server, proxy, "stays-away")
         store.put("runs/r/run.json", encode_json({"attempt": 1}))
         with pytest.raises(UnavailableError, match="'stays-away'"):

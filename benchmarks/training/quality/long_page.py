@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .plot import Panel, Series, draw
+from plots import Panel, Series, line_chart
 
 __all__ = ["curve_plot", "long_lines"]
 
@@ -35,7 +35,7 @@ def curve_plot(document: dict[str, Any]) -> str:
 
     explained = [(tokens_of[each["step"]], each["explained_variance"]) for each in held_out]
     l0 = [(tokens_of[each["step"]], statistics.fmean(each["l0_by_layer"])) for each in held_out]
-    return draw(
+    return line_chart(
         [
             Panel("Loss", "tokens", "loss", [Series("training step", curve("loss"))]),
             Panel(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plots import Panel, Series, line_chart
+
 from .arms import PEER, Training
 from .fronts import Mean, means
-from .plot import Panel, Series, draw
 from .points import Point
 from .tokens import TokenData
 
@@ -45,7 +46,7 @@ def pareto_plot(points: Sequence[Point]) -> str:
         series,
         log_x=True,
     )
-    return draw([panel])
+    return line_chart([panel])
 
 
 def quality_lines(points: Sequence[Point], rows: Sequence[dict[str, object]], conditions: str, image: str) -> list[str]:
