@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -137,7 +138,7 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> str:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.08)
-        _label_powers(axes)
+        _label_decades(axes.xaxis)
         return _svg(figure)
 
 
@@ -163,21 +164,22 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str]) -> dict[str, Line2D
             axes.set_xticks(ticks := sorted({x for x, _ in points}), [short(x) for x in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
         else:
-            _label_powers(axes)
+            _label_decades(axes.xaxis)
     if panel.log_y:
         axes.set_yscale("log")
         values = [y for _, y in points] or [1.0]
         low, high = min(values) / 1.2, max(values) * 1.2
         room = math.sqrt(max(1.0, 10 * low / high))
         axes.set_ylim(low / room, high * room)
+        _label_decades(axes.yaxis)
     return shown
 
 
-def _label_powers(axes: Axes) -> None:
-    """Label 1, 2 and 5 of each decade of x as plain figures."""
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
+def _label_decades(axis: Axis) -> None:
+    """Label 1, 2 and 5 of each decade as plain figures."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_locator(NullLocator())
 
 
 def _svg(figure: Figure) -> str:
