@@ -469,10 +469,9 @@ class ExportSize:
         layers, features, width = work.num_layers, work.num_features, work.d_model
         parameters = work.last_checkpoint_bytes
         num_tokens = min(_CALIBRATION_TOKENS, train_tokens)
-        rows = math.ceil(num_tokens / _EXPORT_TOKENS) * _EXPORT_TOKENS
         # The layer, what TopK selects of it, and its sorted values with their int64 indices.
         counted = work.activation in (Activation.TOP_K, Activation.JOINT_TOP_K)
-        calibration = 4 * layers * rows * features + 17 * num_tokens * features
+        calibration = (4 * layers + 17) * num_tokens * features
         engine = 4 * work.num_encoder_parameters + _EXPORT_TOKENS * (4 * layers * (1 + 2) * width + 7 * features)
         span = work.decoder_span or layers
         return cls(

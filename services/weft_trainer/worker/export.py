@@ -45,7 +45,6 @@ def calibrate(
     params: Parameters, source: CacheRowGroups, normalization: Normalization, features: FeatureConfig
 ) -> Parameters:
     """Give a model that counts thresholds from tokens of the training split."""
-    import numpy as np
     import torch
 
     from weft_clt.conversion import decoder_norms, selections, thresholds_from_selection
@@ -53,15 +52,15 @@ def calibrate(
 
     wanted = min(_CALIBRATION_TOKENS, source.num_tokens())
     batches = held_out_batches(source, normalization, batch_tokens=_EVALUATION_TOKENS, most_tokens=wanted)
-    parts: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-    while sum(part.shape[1] for part in parts) < wanted and (batch := next(batches)).num_valid:
-        preact_LNF = torch.empty(params.share.shape.num_layers, batch.num_valid, features.num_features)
+    preact_LNF = torch.empty(params.share.shape.num_layers, wanted, features.num_features)
+    found = 0
+    while found < wanted and (batch := next(batches)).num_valid:
+        some = slice(found, found + batch.num_valid)
         for layer, b_enc_F in enumerate(params.b_enc_LS):
             inputs_ND = batch.inputs_LOD[layer, : batch.num_valid]
-            torch.addmm(b_enc_F, inputs_ND, params.encoder(layer).T, out=preact_LNF[layer])
-        parts.append(preact_LNF.numpy())
-    preact_LNF = torch.from_numpy(np.concatenate(parts, 1))
-    parts.clear()
+            torch.addmm(b_enc_F, inputs_ND, params.encoder(layer).T, out=preact_LNF[layer, some])
+        found = some.stop
+    preact_LNF = preact_LNF[:, :found]
     selected = selections(preact_LNF, decoder_norms(params), features)
     threshold_LS = torch.stack(
         [
