@@ -39,15 +39,13 @@ JUMPS = {
     "bandwidth": 1e-6,
 }
 WIDE = {"dataset": "datasets/wide", "num_features": 1024, "top_k": 16, "num_steps": 3}
+NARROW = {"parameters": "PARAMETER_TYPE_BFLOAT16", "moments": "MOMENTS_BFLOAT16"}
+WARM = {"jump": JUMPS, "narrow": NARROW}
+"""What a run must have for the same kernels as those of its kind."""
 RUNS: Mapping[str, dict[str, Any]] = {
     "features-small": {"num_features": 4096, "step_tokens": 8},
     "features-large": {"num_features": 65_536, "step_tokens": 8},
-    "narrow-large": {
-        "num_features": 65_536,
-        "step_tokens": 8,
-        "parameters": "PARAMETER_TYPE_BFLOAT16",
-        "moments": "MOMENTS_BFLOAT16",
-    },
+    "narrow-large": NARROW | {"num_features": 65_536, "step_tokens": 8},
     "jump-small": JUMPS | {"num_features": 4096},
     "jump-large": JUMPS | {"num_features": 65_536},
     "tokens-small": WIDE | {"step_tokens": 1024},
@@ -98,7 +96,8 @@ class Bench:
 
     def peak(self, name: str) -> int:
         """Peak memory of a rank whose kernels were compiled before, as compiling takes memory of its own."""
-        self.run("warm-jump", JUMPS) if name.startswith("jump") else self.run("warm", {"num_features": 64})
+        kind = name.split("-", 1)[0]
+        self.run(f"warm-{kind if kind in WARM else 'all'}", WARM.get(kind, {}) | {"num_features": 64})
         return self.rig.peak_memory_bytes(self.run(name))
 
     def last_step(self, name: str) -> dict[str, Any]:
