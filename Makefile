@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODELS := .weft/models
+# Where ranks keep compiled kernels: what one lane of tests compiles, the next one finds.
+XDG_CACHE_HOME ?= $(HOME)/.cache
+export NUMBA_CACHE_DIR ?= $(XDG_CACHE_HOME)/weft/numba
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \

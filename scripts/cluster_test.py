@@ -86,6 +86,8 @@ def _one_node(scripts: Path) -> Iterator[Cluster]:
             ["bash", "-c", f". '{scripts}/env' && env -0"], check=True, capture_output=True, text=True
         ).stdout
         environment = dict(line.split("=", 1) for line in printed.split("\0") if "=" in line)
+        # A test that was killed may have left the node as one that takes no pods.
+        run("kubectl", "uncordon", "--selector=kubernetes.io/os=linux", environment=environment)
         yield Cluster(environment, load=(str(scripts / "load"),))
     finally:
         if not was_up:

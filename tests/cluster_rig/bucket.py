@@ -75,7 +75,7 @@ def minio(namespace: str) -> Iterator[ClusterBucket]:
     from minio import Minio
 
     kubectl = Kubectl(namespace)
-    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    kubectl.make_namespace()
     access_key, secret_key = f"weft-{secrets.token_hex(4)}", secrets.token_urlsafe(24)
     node = kubectl.json("nodes")["items"][0]["metadata"]["name"]
     kubectl.create_secret("minio", {"MINIO_ROOT_USER": access_key, "MINIO_ROOT_PASSWORD": secret_key})

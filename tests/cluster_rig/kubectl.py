@@ -67,6 +67,12 @@ class Kubectl:
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self("apply", "--filename=-", given=json.dumps(listed))
 
+    def make_namespace(self, **labels: str) -> None:
+        """Make the namespace; one that tests have left that were killed is deleted first, with everything in it."""
+        self("delete", "namespace", self.namespace, "--ignore-not-found", "--wait=true", timeout_s=240)
+        metadata = {"name": self.namespace, "labels": labels}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
     def create_secret(self, name: str, values: Mapping[str, str], kind: str = "Opaque") -> None:
         """Create a Secret."""
         self.apply(

@@ -134,12 +134,6 @@ def _write_and(verb: str, release: Release, chart: Path = CHART) -> None:
     helm(verb, release.name, str(chart), "--namespace", namespace, "--values", str(path), "--wait", "--timeout", "8m")
 
 
-def make_namespace(kubectl: Kubectl) -> None:
-    """Make a namespace that enforces the restricted Pod Security level."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
-    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": kubectl.namespace, "labels": labels}})
-
-
 def make_secrets(kubectl: Kubectl, bucket: ClusterBucket, name: str, folder: Path) -> tuple[dict[str, str], Path]:
     """Make the Secrets that the chart asks for; return the tokens and the authority's file."""
     tokens = {service: secrets.token_urlsafe(24) for service in (*SERVICES, "reports")}
@@ -171,7 +165,8 @@ def installed(
 ) -> Iterator[Release]:
     """Install the chart in a namespace of its own, which goes with everything in it at the end."""
     kubectl = Kubectl(namespace)
-    make_namespace(kubectl)
+    restricted = dict.fromkeys(("pod-security.kubernetes.io/enforce", "pod-security.kubernetes.io/warn"), "restricted")
+    kubectl.make_namespace(**restricted)
     try:
         tokens, authority = make_secrets(kubectl, bucket, name, folder)
         base = {
