@@ -92,7 +92,9 @@ async def _services(
     options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
     supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, epochs, environment, options)
     runner = JobRunner(launcher, store)
-    jobs = CheckpointJobs(store, runs, runner, environment, worker_module)
+    # A pod of an evaluation has a GPU of its own; processes of this machine would take the training's.
+    on_this_machine = settings.launcher == "local"
+    jobs = CheckpointJobs(store, runs, runner, environment, worker_module, spares_gpus=on_this_machine)
     transcoders = Transcoders(store)
     formats = FormatJobs(store, transcoders, runner, environment, worker_module)
     operation_store = ObjectOperationStore(store, "trainer")
@@ -106,7 +108,7 @@ async def _services(
         "trainer",
         operation_store,
         {
-            TRAIN: OperationKind(handlers.train),
+            TRAIN: OperationKind(handlers.train, given_up=handlers.give_up),
             EVALUATE: OperationKind(handlers.evaluate),
             EXPORT: OperationKind(handlers.export),
             IMPORT: OperationKind(handlers.take_in),

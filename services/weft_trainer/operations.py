@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from google.protobuf.message import Message
 
 from weft.training.v1 import messages_pb2, service_pb2
-from weft_common.errors import CancelledError, FailedPreconditionError
-from weft_common.interceptors import as_weft_error
+from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError, WeftError
 from weft_common.operations import OperationContext
 from weft_trainer import converting
+from weft_trainer.core.commands import operation_id
 from weft_trainer.core.format_jobs import FormatJobs
 from weft_trainer.core.jobs import CheckpointJobs, CheckpointRef, parse_checkpoint
 from weft_trainer.core.records import RunRecord, RunState
@@ -99,17 +99,25 @@ class Handlers:
             if await self._is_cancelled(context.name):
                 await self._supervisor.end(run, RunState.CANCELLED, "its operation was cancelled")
             raise
-        except Exception as error:
-            told = as_weft_error(error)
-            if not told.retryable:
-                await self._supervisor.end(run, RunState.FAILED, "it could not be supervised", told.message)
-            raise
         await report(record)
         if record.state is RunState.FAILED:
             raise FailedPreconditionError(f"{record.name} failed: {record.error_message}")
         if record.state is RunState.CANCELLED:
             raise CancelledError(f"{record.name} was cancelled.")
         return converting.run_to_proto(record)
+
+    async def give_up(self, context: OperationContext, error: WeftError) -> None:
+        """End a run whose operation has failed for good: nobody would go on with it."""
+        request = context.request
+        assert isinstance(request, service_pb2.GetRunRequest)
+        run = request.name.removeprefix("runs/")
+        try:
+            record = await self._runs.get(run)
+        except NotFoundError:
+            return
+        # A failed run that was resumed since has another operation.
+        if not record.state.is_final and context.operation_id == operation_id(run, record.operation_count):
+            await self._supervisor.end(run, RunState.FAILED, "it could not be supervised", error.message)
 
     async def evaluate(self, context: OperationContext) -> Message:
         """Evaluate a checkpoint."""
