@@ -100,15 +100,19 @@ class Reading:
             )
         if epoch < 0:
             raise InvalidArgumentError(f"epoch is {epoch}, expected 0 or more", field="epoch")
+        if create_time is not None:
+            self._check_made(dataset_id, create_time)
+        shards = self._snapshots.shards(dataset_id, snapshot, since_snapshot)
+        return plan_reads(shards, split, rank=rank, world_size=world_size, epoch=epoch, seed=seed)
+
+    def _check_made(self, dataset_id: str, create_time: datetime) -> None:
         made = self._catalog.manifest(dataset_id)["create_time"]
-        if create_time is not None and datetime.fromisoformat(made) != create_time:
+        if datetime.fromisoformat(made) != create_time:
             raise FailedPreconditionError(
                 f"datasets/{dataset_id} was made at {made}, not at {create_time.isoformat()}: it was deleted and made "
                 "anew since its reader began; begin anew with what it holds now",
                 field="dataset_create_time",
             )
-        shards = self._snapshots.shards(dataset_id, snapshot, since_snapshot)
-        return plan_reads(shards, split, rank=rank, world_size=world_size, epoch=epoch, seed=seed)
 
     def blocks(
         self, dataset_id: str, shard_index: int, layer: int, row_groups: Sequence[int]
