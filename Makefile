@@ -27,14 +27,14 @@ lint: setup-dev  ## Style, types, import rules, contracts, shell
 	$(BIN)/shellcheck .ci/run
 
 unit: setup-dev  ## The fast tests: no network, no processes
-	$(BIN)/pytest -q -n auto
+	$(BIN)/pytest -q -n auto --dist worksteal
 	$(BIN)/python scripts/page.py --test
 
 slow: setup-dev model page minio chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
-	$(BIN)/pytest -q --durations=40 -m 's3 or real or distributed or browser or e2e'
+	$(BIN)/pytest -q -n 2 --dist loadfile --durations=40 -m 's3 or real or distributed or browser or e2e'
 
 packaging: setup-dev helm prometheus  ## What is installed: charts, images, rules, dashboards
-	$(BIN)/pytest -q -n auto -m packaging
+	$(BIN)/pytest -q -n auto --dist worksteal -m packaging
 
 cluster-test: setup-dev model page helm chromium prometheus  ## Images, chart and faults on a real Kubernetes
 	$(BIN)/python scripts/cluster_test.py $(CLUSTER_TEST_FLAGS)

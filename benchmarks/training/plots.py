@@ -122,14 +122,20 @@ def line_chart(panels: Sequence[Panel], columns: int = 1) -> str:
         return _svg(figure)
 
 
-def bar_chart(title: str, bars: Sequence[Bar]) -> str:
-    """Draw bars from 1 on, to the right where a figure is above it, with marks at what is wanted; return the SVG."""
+def bar_chart(title: str, bars: Sequence[Bar], *, shares: bool = False) -> str:
+    """
+    Draw bars with marks at what is wanted, and return the SVG.
+
+    Args:
+        shares: Figures of at most 1, drawn from 0 on; others are ratios, drawn from 1 on along a logarithmic axis.
+    """
+    start = 0 if shares else 1
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9, 0.9 + 0.26 * len(bars)), layout="constrained")
         axes = figure.subplots()
-        axes.set(title=title, xscale="log")
+        axes.set(title=title, xscale="linear" if shares else "log")
         places = range(len(bars))
-        drawn = axes.barh(places, [bar.value - 1 for bar in bars], left=1, height=0.7, color=_COLOURS[0])
+        drawn = axes.barh(places, [bar.value - start for bar in bars], left=start, height=0.7, color=_COLOURS[0])
         axes.bar_label(drawn, [f"{bar.value:.2g}" for bar in bars], padding=4)
         for place, bar in zip(places, bars, strict=True):
             if bar.wanted:
@@ -138,7 +144,8 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> str:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.08)
-        _label_decades(axes.xaxis)
+        if not shares:
+            _label_decades(axes.xaxis)
         return _svg(figure)
 
 

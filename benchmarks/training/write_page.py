@@ -154,7 +154,9 @@ def roofline_region(rows: Sequence[Row], image: Callable[[str, str], str]) -> li
         lines += [f"{shape}:", "", *table(header, cells), "", *reasons, "" if reasons else "Nothing is under half.", ""]
         lines += [f"Measured under: {shared}.", ""]
         bars += [Bar(str(row["name"]), row["ratio"], 0.5) for row in parts if row["ratio"]]
-    plot = image("bench-roofline.svg", bar_chart("share of the product's or the copy's rate; red: half", bars))
+    plot = image(
+        "bench-roofline.svg", bar_chart("share of the product's or the copy's rate; red: half", bars, shares=True)
+    )
     return [*lines, f"![Shares of the roof]({plot})"]
 
 

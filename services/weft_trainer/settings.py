@@ -42,7 +42,7 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
     """Bearer token that all ranks send with their reports; unset, each run has one of its own, made from `token`."""
     max_ranks: int = Field(default=16, ge=1)
     """Most ranks that one run may ask for."""
-    rank_device: Literal["auto", "cpu", "cuda"] = "auto"
+    rank_device: Literal["auto", "cpu", "cuda"] = "cpu"
     """What ranks compute on: `auto` is GPUs where every rank of a machine has one for itself, and processors elsewhere;
     `cuda` fails where there are too few. Evaluations of a checkpoint do the same, but where `auto` and the ranks are
     processes of this machine they compute on processors, as its GPUs are the training's."""

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from chromium_browser import chromium
-from embedded_weft import SMALL, Embedded, demo_folder, run_demo
+from embedded_weft import Embedded
+from small_demo import SmallDemo, small_demo_in
 
 __all__ = ["chromium"]
 
@@ -42,7 +42,7 @@ def models_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_demo(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> tuple[Embedded, dict[str, Any]]:
-    """Run a small demo once; its services are stopped again, its bucket is there."""
-    run = demo_folder(tmp_path_factory.mktemp("demo"), models_dir)
-    return run, run_demo(run, *SMALL)
+def small_demo(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> SmallDemo:
+    """A small demo, run once; processes that run tests side by side have one folder above their own."""
+    own = tmp_path_factory.getbasetemp()
+    return small_demo_in((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "small-demo", models_dir)

@@ -4,19 +4,13 @@ a graph; then every query of every panel, every variable and every recording rul
 """
 
 import re
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from dashboard_queries import PanelQuery, alerts, panel_queries, records, variable_queries
-from embedded_weft import SMALL, Embedded, demo_folder, run_demo
 from prometheus_server import PrometheusServer, prometheus_server
+from small_demo import SmallDemo
 
 pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(1500)]
 
@@ -32,58 +26,24 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Observed:
-    """A Prometheus that has seen the services work."""
+    """A Prometheus over what another has seen while the services worked."""
 
     prometheus: PrometheusServer
     start_s: float
+    end_s: float
 
     def values(self, expr: str) -> list[float]:
         """Evaluate a panel's query as Grafana would, over all that was seen."""
         for variable, value in _VARIABLES.items():
             expr = expr.replace(variable, value)
-        return self.prometheus.values(expr, self.start_s)
-
-
-@contextmanager
-def _page_open(url: str) -> Iterator[None]:
-    """Ask the console for its runs again and again, as a browser with the page open does; nobody is signed in."""
-    closed = threading.Event()
-
-    def look() -> None:
-        while not closed.wait(0.5):
-            try:
-                urllib.request.urlopen(f"{url}api/runs", timeout=5).close()
-            except urllib.error.HTTPError as answer:
-                answer.close()
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        closed.set()
-        thread.join()
+        return self.prometheus.values(expr, self.start_s, self.end_s)
 
 
 @pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Observed]:
-    """Run a small demo on services that Prometheus scrapes."""
-    run: Embedded = demo_folder(tmp_path_factory.mktemp("observed"), models_dir)
-    started = run.weft("up")
-    assert started.returncode == 0, started.stderr
-    try:
-        endpoints = run.endpoints
-        ports = {service: endpoint.metrics_port for service, endpoint in endpoints.services.items()}
-        start_s = time.time()
-        with prometheus_server(tmp_path_factory.mktemp("prometheus"), ports) as prometheus:
-            with _page_open(f"http://{endpoints['console'].target}/"):
-                run_demo(run, *SMALL)
-            # The last figures are scraped, then the rules are evaluated on them.
-            time.sleep(5)
-            yield Observed(prometheus, start_s)
-    finally:
-        stopped = run.weft("down")
-        assert stopped.returncode == 0, stopped.stderr
+def observed(small_demo: SmallDemo) -> Iterator[Observed]:
+    """What was scraped of the services while the small demo ran."""
+    with prometheus_server(small_demo.prometheus, {}) as prometheus:
+        yield Observed(prometheus, small_demo.start_s, small_demo.end_s)
 
 
 @pytest.mark.parametrize("query", panel_queries(), ids=str)
@@ -114,7 +74,7 @@ def test_dashboards_count_what_happened(observed: Observed) -> None:
     def last(dashboard: str, panel: str) -> float:
         return observed.values(by_panel[dashboard, panel])[-1]
 
-    assert sum(observed.prometheus.values("count(weft_build_info)", observed.start_s)[-1:]) == 5
+    assert sum(observed.values("count(weft_build_info)")[-1:]) == 5
     assert last("attribution", "Graphs made") >= 1
     assert last("attribution", "Graphs that failed") == 0
     assert last("extraction-and-cache", "Corrupt objects") == 0

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from embedded_weft import SMALL, Embedded, demo_folder, run_demo
 from minio_server import MinioServer, running_minio
+from small_demo import SmallDemo
 
 from weft_client.local.bucket import ACCESS_KEY_VARIABLE, SECRET_KEY_VARIABLE
 from weft_store import ObjectStore, open_store
@@ -88,9 +88,9 @@ class Outages(threading.Thread):
             time.sleep(0.05)
 
 
-def test_demo_on_s3_bears_a_bucket_that_goes_away(on_s3: OnS3, small_demo: tuple[Embedded, dict[str, Any]]) -> None:
+def test_demo_on_s3_bears_a_bucket_that_goes_away(on_s3: OnS3, small_demo: SmallDemo) -> None:
     """The server stops twice for some seconds, and the demo ends with the figures of one over a folder."""
-    _, undisturbed = small_demo
+    undisturbed = small_demo.summary
     outages = Outages(on_s3)
     outages.start()
     summary = run_demo(on_s3.run, "--bucket", on_s3.url, *SMALL, **on_s3.keys)

@@ -7,16 +7,15 @@ page that starts services itself finds none running, every other one finds them 
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from docs_blocks import ROOT, RUN_LANGUAGES, Block, blocks, pages
 from embedded_weft import Embedded, clean_environment
+from small_demo import SmallDemo
 
 from weft_client.local.supervisor import supervisor_pid
 
@@ -31,12 +30,9 @@ RUN = {
 
 
 @pytest.fixture(scope="module")
-def reader(small_demo: tuple[Embedded, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+def reader(small_demo: SmallDemo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """A copy of the demo's folder with the environment in it, as in a checkout."""
-    made, _ = small_demo
-    run = Embedded(tmp_path_factory.mktemp("reader"))
-    # Objects are never written in place, so the copy may share them.
-    shutil.copytree(made.layout.root, run.layout.root, symlinks=True, copy_function=os.link)
+    run = small_demo.copied_to(tmp_path_factory.mktemp("reader"))
     (run.folder / ".venv").symlink_to(sys.prefix)
     yield run
     run.weft("down")

@@ -12,6 +12,7 @@ import pytest
 from embedded_weft import Embedded
 from graph_page import select_node
 from playwright.async_api import Browser, Page, expect
+from small_demo import SmallDemo
 
 pytestmark = [
     pytest.mark.e2e,
@@ -27,9 +28,9 @@ ARTIFACTS = ROOT / "tests" / "artifacts" / "real"
 
 
 @pytest.fixture(scope="module")
-def up(small_demo: tuple[Embedded, dict[str, Any]]) -> Iterator[tuple[Embedded, dict[str, Any]]]:
+def up(small_demo: SmallDemo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedded, dict[str, Any]]]:
     """Start the services over what the small demo made."""
-    run, summary = small_demo
+    run, summary = small_demo.copied_to(tmp_path_factory.mktemp("page")), small_demo.summary
     result = run.weft("up")
     assert result.returncode == 0, result.stderr
     yield run, summary

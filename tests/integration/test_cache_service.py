@@ -1,11 +1,11 @@
 """The cache over gRPC: a dataset's life through the client, and what it answers to bad requests."""
 
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from shard_messages import shard_message
 
 from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_cache.wiring import registration
@@ -57,22 +57,8 @@ class Cache:
             begin = service_pb2.BeginShardRequest(dataset=name, shard_index=index)
             upload = await unary(self.stub.BeginShard, begin)
             self.store.put(upload.key, encoded.data)
-            shard = messages_pb2.Shard(
-                index=index,
-                key=upload.key,
-                sha256=encoded.sha256,
-                size_bytes=len(encoded.data),
-                num_tokens=num_tokens,
-                split=split,
-                row_group_tokens=16,
-                statistics=[
-                    messages_pb2.LayerStatistics(
-                        layer=each.layer,
-                        input=messages_pb2.StreamStatistics(**asdict(each.input)),
-                        output=messages_pb2.StreamStatistics(**asdict(each.output)),
-                    )
-                    for each in encoded.statistics
-                ],
+            shard = shard_message(
+                encoded, upload.key, index=index, num_tokens=num_tokens, split=split, row_group_tokens=16
             )
             await unary(self.stub.CommitShard, service_pb2.CommitShardRequest(dataset=name, shard=shard))
         return kept

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from free_ports import free_port
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.message import Message
 from safetensors.numpy import load
+from shard_messages import shard_message
 
 from weft.cache.v1 import messages_pb2 as cache_messages
 from weft.cache.v1 import service_pb2 as cache_service
@@ -137,24 +137,7 @@ async def _commit(
     begin = cache_service.BeginShardRequest(dataset=f"datasets/{dataset}", shard_index=index)
     upload = await stub.BeginShard(begin)
     store.put(upload.key, shard.data)
-    statistics = [
-        cache_messages.LayerStatistics(
-            layer=entry.layer,
-            input=cache_messages.StreamStatistics(**asdict(entry.input)),
-            output=cache_messages.StreamStatistics(**asdict(entry.output)),
-        )
-        for entry in shard.statistics
-    ]
-    committed = cache_messages.Shard(
-        index=index,
-        key=upload.key,
-        sha256=shard.sha256,
-        size_bytes=len(shard.data),
-        num_tokens=num_tokens,
-        split=split,
-        row_group_tokens=128,
-        statistics=statistics,
-    )
+    committed = shard_message(shard, upload.key, index=index, num_tokens=num_tokens, split=split, row_group_tokens=128)
     await stub.CommitShard(cache_service.CommitShardRequest(dataset=f"datasets/{dataset}", shard=committed))
 
 

@@ -11,13 +11,14 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from shard_messages import shard_message
 
 from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft.training.v1 import service_pb2_grpc as training_grpc
@@ -89,18 +90,9 @@ class Harvest:
         )
         upload = await self.stub.BeginShard(service_pb2.BeginShardRequest(dataset=name, shard_index=index))
         self.store.put(upload.key, encoded.data)
-        shard = messages_pb2.Shard(
-            index=index, key=upload.key, sha256=encoded.sha256, size_bytes=len(encoded.data), num_tokens=num_tokens,
-            split=split, row_group_tokens=ROW_GROUP,
-            statistics=[
-                messages_pb2.LayerStatistics(
-                    layer=each.layer,
-                    input=messages_pb2.StreamStatistics(**asdict(each.input)),
-                    output=messages_pb2.StreamStatistics(**asdict(each.output)),
-                )
-                for each in encoded.statistics
-            ],
-        )  # fmt: skip
+        shard = shard_message(
+            encoded, upload.key, index=index, num_tokens=num_tokens, split=split, row_group_tokens=ROW_GROUP
+        )
         await self.stub.CommitShard(service_pb2.CommitShardRequest(dataset=name, shard=shard))
 
     async def seal(self) -> None:

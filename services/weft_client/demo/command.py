@@ -32,11 +32,12 @@ def demo(
     leave: Annotated[bool, typer.Option("--exit", help="Stop everything when done; so does CI=true.")] = False,
     tokens: Annotated[int, typer.Option(help="Tokens to harvest.")] = DemoPlan.num_tokens,
     steps: Annotated[int, typer.Option(help="Training steps.")] = DemoPlan.num_steps,
+    features: Annotated[int, typer.Option(help="Features a layer.", min=16)] = DemoPlan.num_features,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt to explain; may be given again.")] = None,
 ) -> None:
     """Harvest, train, explain and show, on a real model."""
     started = time.monotonic()
-    plan = DemoPlan(num_tokens=tokens, num_steps=steps, prompts=tuple(prompt or PROMPTS))
+    plan = DemoPlan(tokens, features, steps, prompts=tuple(prompt or PROMPTS))
     layout, named = Layout(folder.resolve()), named_bucket(bucket)
     console = Console()
     # A closed terminal or a kill ends the demo the way Ctrl-C does: nothing is left running.

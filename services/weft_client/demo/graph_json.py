@@ -2,10 +2,15 @@
 
 import json
 
+from weft_common.errors import FailedPreconditionError
+
 
 def strongest_feature(document: bytes) -> str:
     """
     Return the feature with the largest direct edge, by magnitude, to the most likely logit.
+
+    Raises:
+        FailedPreconditionError: The pruned graph has no such edge: errors say more of the logit than features do.
 
     >>> strongest_feature(
     ...     json.dumps(
@@ -33,4 +38,9 @@ def strongest_feature(document: bytes) -> str:
         for link in graph["links"]
         if link["target"] == target and kind.get(link["source"]) == "cross layer transcoder"
     ]
+    if not edges:
+        raise FailedPreconditionError(
+            "No feature was kept that leads to the predicted token, so little does the transcoder explain: "
+            "give `weft demo` more --features, --steps or --tokens."
+        )
     return str(max(edges, key=lambda link: abs(link["weight"]))["source"])

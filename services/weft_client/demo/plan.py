@@ -34,8 +34,7 @@ class DemoPlan:
 
     Args:
         num_tokens: Tokens to harvest, held-out ones included.
-        num_features: Features a layer.
-        top_k: Active features a token and layer.
+        num_features: Features a layer; one in sixteen of them is active at a token.
         num_steps: Optimiser steps.
         step_tokens: Tokens of one step.
         prompts: What is explained.
@@ -43,7 +42,6 @@ class DemoPlan:
 
     num_tokens: int = 40_600
     num_features: int = 512
-    top_k: int = 32
     num_steps: int = 38
     step_tokens: int = 1_024
     prompts: tuple[str, ...] = PROMPTS
@@ -70,7 +68,7 @@ class DemoPlan:
             dataset=dataset,
             num_features=self.num_features,
             activation=training.ACTIVATION_TOP_K,
-            top_k=self.top_k,
+            top_k=max(1, self.num_features // 16),
             num_steps=self.num_steps,
             step_tokens=self.step_tokens,
             feature_ranks=2,

@@ -1,7 +1,7 @@
 """Ranks, controller, node and bucket fail in the middle of a run; what comes out is what comes out undisturbed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
@@ -87,27 +87,37 @@ def stop_the_bucket(release: Release, run: str) -> None:
     release.bucket.start()
 
 
-@pytest.mark.parametrize(
-    "disturb", [kill_a_rank, delete_rank_0, delete_the_controller, drain_the_node, stop_the_bucket]
-)
-def test_run_ends_the_same_after(
-    release: Release, undisturbed: dict[str, Any], disturb: Callable[[Release, str], None]
-) -> None:
-    """The final checkpoint has the same bytes, and at most one interval of checkpoints was done again."""
-    run = disturb.__name__.replace("_", "-")
-    spec = training_spec("faults")
-    operation = start_run(release, run, spec)
-    until(lambda: get_run(release, run).step >= 120, f"{run} is in the middle", 240, 0.2)
+def _strike(release: Release, run: str, strike: Callable[[Release, str], None], after_step: int) -> None:
+    until(lambda: get_run(release, run).step >= after_step, f"{run} is in the middle", 240, 0.2)
     before = get_run(release, run)
-    disturb(release, run)
+    assert before.state == training.RUN_STATE_RUNNING
+    strike(release, run)
     struck = time.monotonic()
-    if disturb is kill_a_rank:
+    if strike in (kill_a_rank, delete_rank_0):
         until(lambda: get_run(release, run).attempt > before.attempt, "another attempt", 120, 0.2)
         until(lambda: get_run(release, run).step > before.step, "a further step", 180, 0.2)
-        print(f"a step further {time.monotonic() - struck:.1f} s after the kill")  # noqa: T201  shown with -s
+        print(f"a step further {time.monotonic() - struck:.1f} s after {strike.__name__}")  # noqa: T201  shown with -s
+        assert get_run(release, run).attempt == before.attempt + 1
+
+
+@pytest.mark.parametrize(
+    "strikes",
+    [(kill_a_rank, delete_rank_0, delete_the_controller), (drain_the_node, stop_the_bucket)],
+    ids=["ranks-and-controller", "node-and-bucket"],
+)
+def test_run_ends_the_same_after(
+    release: Release,
+    undisturbed: dict[str, Any],
+    strikes: Sequence[Callable[[Release, str], None]],
+    request: pytest.FixtureRequest,
+) -> None:
+    """One after the other, each in the middle of training; the final checkpoint has the same bytes."""
+    run = request.node.callspec.id
+    spec = training_spec("faults")
+    operation = start_run(release, run, spec)
+    for number, strike in enumerate(strikes, start=1):
+        _strike(release, run, strike, after_step=120 * number)
     release.wait("trainer", operation, 900)
     after = get_run(release, run)
     assert after.state == training.RUN_STATE_SUCCEEDED, after.error_message
     assert tensors_of(release, run, spec.num_steps) == undisturbed
-    if disturb in (kill_a_rank, delete_rank_0):
-        assert after.attempt == 2

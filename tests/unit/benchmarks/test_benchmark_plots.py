@@ -77,3 +77,14 @@ def test_plots_of_the_same_figures_have_the_same_bytes() -> None:
     """A page that is written again does not change."""
     drawn = panel((1, 2), (2, 3))
     assert line_chart([drawn]) == line_chart([drawn])
+
+
+def test_bars_of_shares_grow_with_their_figures() -> None:
+    """From 0 on, evenly: a share of .8 is four times as long as one of .2."""
+    found = ElementTree.fromstring(bar_chart("title", [Bar("a", 0.2), Bar("b", 0.8)], shares=True))
+    lengths = []
+    for each in found.iter(f"{SVG}path"):
+        if "fill: #0072b2" in each.get("style", ""):
+            places = [float(x) for x in re.findall(r"[ML] ([0-9.]+) ", each.get("d", ""))]
+            lengths.append(max(places) - min(places))
+    assert lengths[1] == pytest.approx(4 * lengths[0], rel=1e-3)

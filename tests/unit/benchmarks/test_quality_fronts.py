@@ -1,6 +1,5 @@
 """Points of the quality benchmark: how they are kept, and how two sides are compared at one L0."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from benchmarks.training.quality.evaluator import Quality
 from benchmarks.training.quality.fronts import at_l0, means, rows, spanning
 from benchmarks.training.quality.page import pareto_plot
 from benchmarks.training.quality.points import Point, PointFile
+from plotted import num_dots
 
 JOB = Job("weft", "top-k", "k", 8, 1, {"side": "weft", "spec": {"top_k": 8}})
 
@@ -115,7 +115,7 @@ def test_point_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
 def test_plot_has_a_front_for_each_arm() -> None:
     """The other side's is dashed, and its name says whose it is."""
     svg = pareto_plot([point("weft", 4, 0.2), point("weft", 9, 0.4, value=2.0), point(PEER, 8, 0.3)])
-    assert sum(group.count("<use") for group in re.findall(r"<g clip-path.*?</g>", svg, re.DOTALL)) == 3
+    assert num_dots(svg) == 3
     assert f">{PEER}, recipe</text>" in svg
     # Its line, and the legend's.
     assert svg.count("stroke-dasharray: 5") == 2

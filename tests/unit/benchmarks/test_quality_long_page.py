@@ -1,11 +1,11 @@
 """The page of the long run, from a document of a few steps, and the regions of pages."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.training.quality.long_page import curve_plot, long_lines
+from plotted import num_dots
 from regions import fill
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,7 @@ def test_curves_of_many_steps_are_thinned() -> None:
     """A long run's plot has a few hundred points, and evaluations are marked where they were made."""
     svg = curve_plot(_document(5_000))
     assert svg.count("\nL ") < 1_000
-    assert sum(group.count("<use") for group in re.findall(r"<g clip-path.*?</g>", svg, re.DOTALL)) == 2
+    assert num_dots(svg) == 2
 
 
 def test_region_is_filled_again_and_again() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from clt_cases import RECIPES, config_of, own_batch, trainer_of
+from rounded_updates import drawn, errors_of, updated
 from torch import Tensor
 
 from weft_clt.active import active_from_dense
@@ -13,15 +14,9 @@ from weft_clt.kernels import AdamStep, CpuKernels, DecoderPairs, FeatureLists, K
 BOTH = pytest.mark.parametrize("kernels", [ReferenceKernels(), CpuKernels()], ids=["reference", "cpu"])
 
 
-def _random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def _check_rounding(found: Tensor, exact: Tensor) -> None:
     """Every value is one of the two around the exact one, and they are neither too large nor too small in the mean."""
-    assert found.dtype is torch.bfloat16
-    spacing = torch.exp2(torch.floor(torch.log2(exact.abs().clamp(min=1e-30))) - 7)
-    error = (found.double() - exact) / spacing
+    error = errors_of(found, exact)
     assert float(error.abs().max()) <= 1.001
     # The error of a value between two neighbours is spread by at most half their distance.
     assert abs(float(error.mean())) < 4 * 0.5 / exact.numel() ** 0.5
@@ -34,38 +29,32 @@ def _check_rounding(found: Tensor, exact: Tensor) -> None:
 def test_update_rounds_moments_and_leaves_parameters_exact(kernels: Kernels, dtype: torch.dtype, beta1: float) -> None:
     """The parameters are those of an update in float64 from the same moments; a repetition is the same to the bit."""
     count = 20_000
-    start, grad = _random(1, count).to(dtype), _random(2, count).to(dtype)
-    moments = [_random(3, count).bfloat16(), _random(4, count).square().bfloat16()]
+    start, grad = drawn(1, count).to(dtype), drawn(2, count).to(dtype)
+    moments = [drawn(3, count).bfloat16(), drawn(4, count).square().bfloat16()]
     step = AdamStep(0.01, beta1, 0.999, 1e-8, 3, 0.5)
     exact = [start.double().clone(), moments[0].double(), moments[1].double()]
     ReferenceKernels().adam(exact[0], grad.double(), exact[1] if beta1 else None, exact[2], step)
-    runs = []
-    for _ in range(2):
-        param, first, second = start.clone(), moments[0].clone(), moments[1].clone()
-        kernels.adam(param, grad, first if beta1 else None, second, step)
-        runs.append([param, first, second])
-    for once, again in zip(*runs, strict=True):
-        assert torch.equal(once, again)
-    torch.testing.assert_close(runs[0][0].double(), exact[0], rtol=1e-5, atol=1e-6)
-    _check_rounding(runs[0][2], exact[2])
+    left = updated(kernels, start, grad, moments, beta1, step)
+    torch.testing.assert_close(left[0].double(), exact[0], rtol=1e-5, atol=1e-6)
+    _check_rounding(left[2], exact[2])
     if beta1:
-        _check_rounding(runs[0][1], exact[1])
+        _check_rounding(left[1], exact[1])
 
 
 @pytest.mark.parametrize("num_columns", [7, 31, 144])
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
 def test_update_of_the_decoder_is_the_references(num_columns: int, beta1: float) -> None:
     """Weights to rounding; moments to the bit, but for the few that other sums put on the other side of a value."""
-    acts = _random(5, 6, 40).relu()
+    acts = drawn(5, 6, 40).relu()
     lists = FeatureLists.of([active_from_dense(acts, acts > 0)])
     pairs, shape = DecoderPairs.of(1, [(0, 0)]), (1, 40, num_columns)
-    weight, grad_out = _random(6, *shape), _random(7, 1, 6, num_columns)
+    weight, grad_out = drawn(6, *shape), drawn(7, 1, 6, num_columns)
     step = AdamStep(0.01, beta1, 0.99, 1e-8, 4, 0.5)
     results = []
     for kernels in (CpuKernels(), ReferenceKernels()):
-        param, second = weight.clone(), _random(8, *shape).square().bfloat16()
-        first = _random(9, *shape).bfloat16() if beta1 else None
-        kernels.decoder_adam(lists, pairs, param, grad_out, _random(10, 1, 40), first, second, step)
+        param, second = weight.clone(), drawn(8, *shape).square().bfloat16()
+        first = drawn(9, *shape).bfloat16() if beta1 else None
+        kernels.decoder_adam(lists, pairs, param, grad_out, drawn(10, 1, 40), first, second, step)
         results.append((param, second, first))
     (param, second, first), (wanted, wanted_second, wanted_first) = results
     torch.testing.assert_close(param, wanted, rtol=1e-11, atol=1e-12)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from clt_cases import RECIPES, config_of, own_batch, some_dead, trainer_of
+from rounded_updates import drawn, errors_of, updated
 from torch import Tensor
 
 from weft_clt.active import active_from_dense
@@ -20,17 +21,6 @@ WIDE: dict[str, Any] = {}
 NARROW: dict[str, Any] = {"parameters": "PARAMETER_TYPE_BFLOAT16"}
 
 
-def _random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _errors(found: Tensor, exact: Tensor) -> Tensor:
-    """How far bfloat16 numbers lie from exact ones, in units of their last place."""
-    assert found.dtype is torch.bfloat16
-    spacing = torch.exp2(torch.floor(torch.log2(exact.abs().clamp(min=1e-30))) - 7)
-    return (found.double() - exact) / spacing
-
-
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
@@ -40,24 +30,18 @@ def test_update_rounds_weights_up_or_down(
 ) -> None:
     """Each is a neighbour of float64's, in the mean it is float64's, and a repetition is the same to the bit."""
     count = 20_001
-    start, grad = _random(1, count).bfloat16(), _random(2, count).to(dtype)
+    start, grad = drawn(1, count).bfloat16(), drawn(2, count).to(dtype)
     kind = torch.bfloat16 if narrow_moments else dtype
-    moments = [_random(3, count).to(kind), _random(4, count).square().to(kind)]
+    moments = [drawn(3, count).to(kind), drawn(4, count).square().to(kind)]
     step = AdamStep(0.01, beta1, 0.999, 1e-8, 3, 0.5)
     exact = [each.double().clone() for each in (start, *moments)]
     ReferenceKernels().adam(exact[0], grad.double(), exact[1] if beta1 else None, exact[2], step)
-    runs = []
-    for _ in range(2):
-        param, first, second = start.clone(), moments[0].clone(), moments[1].clone()
-        kernels.adam(param, grad, first if beta1 else None, second, step)
-        runs.append([param, first, second])
-    for once, again in zip(*runs, strict=True):
-        assert torch.equal(once, again)
-    for found, wanted in zip(runs[0], exact, strict=True):
+    left = updated(kernels, start, grad, moments, beta1, step)
+    for found, wanted in zip(left, exact, strict=True):
         if found.dtype is not torch.bfloat16:
             torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
-        elif beta1 or found is not runs[0][1]:
-            errors = _errors(found, wanted)
+        elif beta1 or found is not left[1]:
+            errors = errors_of(found, wanted)
             assert 0.9 < float(errors.abs().max()) <= 1.001
             # Between two neighbours the error's standard deviation is at most half of their distance.
             assert abs(float(errors.mean())) < 4 * 0.5 / count**0.5
@@ -96,16 +80,16 @@ def test_small_steps_count_where_rounding_to_nearest_stalls(kernels: Kernels) ->
 @pytest.mark.parametrize("narrow_moments", [False, True])
 def test_update_of_the_decoder_is_the_references(num_columns: int, beta1: float, narrow_moments: bool) -> None:
     """To the bit, but for the few that other sums put on the other side of a value; in one pass or in two."""
-    acts = _random(5, 6, 40).relu()
+    acts = drawn(5, 6, 40).relu()
     lists = FeatureLists.of([active_from_dense(acts, acts > 0)])
     pairs, shape = DecoderPairs.of(1, [(0, 0)]), (1, 40, num_columns)
-    weight, grad_out, coeff = _random(6, *shape).bfloat16(), _random(7, 1, 6, num_columns), _random(10, 1, 40)
+    weight, grad_out, coeff = drawn(6, *shape).bfloat16(), drawn(7, 1, 6, num_columns), drawn(10, 1, 40)
     kind = torch.bfloat16 if narrow_moments else torch.float64
     step = AdamStep(0.01, beta1, 0.99, 1e-8, 4, 0.5)
     results = []
     for kernels, fused in ((ReferenceKernels(), True), (CpuKernels(1), True), (CpuKernels(2), False)):
-        param, second = weight.clone(), _random(8, *shape).square().to(kind)
-        first = _random(9, *shape).to(kind) if beta1 else None
+        param, second = weight.clone(), drawn(8, *shape).square().to(kind)
+        first = drawn(9, *shape).to(kind) if beta1 else None
         if fused:
             kernels.decoder_adam(lists, pairs, param, grad_out, coeff, first, second, step)
         else:
@@ -128,13 +112,13 @@ def test_update_of_the_decoder_is_the_references(num_columns: int, beta1: float,
 @pytest.mark.parametrize("num_columns", [7, 31, 144])
 def test_products_are_those_of_the_same_weights_widened(kernels: Kernels, dtype: torch.dtype, num_columns: int) -> None:
     """Pre-activations, errors, gradients and norms have the same bits: nothing is computed in bfloat16."""
-    acts = _random(5, 6, 40).relu().to(dtype)
+    acts = drawn(5, 6, 40).relu().to(dtype)
     lists = FeatureLists.of([active_from_dense(acts, acts > 0)])
     pairs = DecoderPairs.of(1, [(0, 0)])
-    weight, encoder = _random(6, 1, 40, num_columns).bfloat16(), _random(11, 40, 9).bfloat16()
-    grad_out, targets = _random(7, 1, 6, num_columns).to(dtype), _random(8, 1, 6, num_columns).to(dtype)
-    bias, coeff, b_enc = _random(9, 1, num_columns).to(dtype), _random(10, 1, 40).to(dtype), _random(12, 40).to(dtype)
-    inputs = _random(13, 6, 9).to(dtype)
+    weight, encoder = drawn(6, 1, 40, num_columns).bfloat16(), drawn(11, 40, 9).bfloat16()
+    grad_out, targets = drawn(7, 1, 6, num_columns).to(dtype), drawn(8, 1, 6, num_columns).to(dtype)
+    bias, coeff, b_enc = drawn(9, 1, num_columns).to(dtype), drawn(10, 1, 40).to(dtype), drawn(12, 40).to(dtype)
+    inputs = drawn(13, 6, 9).to(dtype)
     results = []
     for kind in (torch.bfloat16, dtype):
         w_dec, w_enc = weight.to(kind), encoder.to(kind)
@@ -169,7 +153,7 @@ def test_step_is_that_of_the_same_weights_but_for_their_rounding(case: str, kern
     assert (found.loss, found.gradient_norm) == (wanted.loss, wanted.gradient_norm)
     for (name, mine), (_, theirs) in zip(narrow.state(), wide.state(), strict=True):
         if name in ("w_enc", "w_dec"):
-            assert float(_errors(mine, theirs).abs().max()) <= 1.001, name
+            assert float(errors_of(mine, theirs).abs().max()) <= 1.001, name
         else:
             torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-15, msg=lambda text, n=name: f"{n}: {text}")
 
