@@ -47,8 +47,8 @@ class OperationKind:
         handler: Does the work and returns the response; run again from the start after a failure or a takeover.
         shared: True lets every replica run it at once; it returns when the whole work is done, whoever did it.
         max_running: Most that one manager runs at once; None for no limit.
-        given_up: Called with the error that will be kept, before it is written down, where the work failed for good;
-            called again where it fails itself or its process dies.
+        given_up: Called with the error that will be kept, before it is written down, where the work failed for good or
+            was cancelled, also while nobody did it; called again where it fails itself or its process dies.
     """
 
     handler: "Callable[[OperationContext], Awaitable[Message]]"

@@ -275,7 +275,7 @@ class OperationManager:
 
     async def _take_up(self, name: str, kind: OperationKind, record: Record) -> None:
         if record.cancel_requested:
-            await self._finish(name, self._is_still(record), error=_cancelled(name))
+            await self._fail(name, kind, record, self._is_still(record), _cancelled(name))
             return
         running = sum(1 for run in self._runs.values() if run.kind == record.kind)
         if kind.max_running is not None and running >= kind.max_running:
@@ -345,7 +345,7 @@ class OperationManager:
             _LOG.info("operation stops", why=end.value if end else "unknown")
             if end is not End.CANCELLED:
                 raise
-            await self._finish(name, mine, error=_cancelled(name))
+            await self._fail(name, kind, record, mine, _cancelled(name))
         except Exception as error:
             # The store fails: the claim runs out, or the next look takes the work up again.
             _LOG.error("operation cannot go on", exc_info=error)
@@ -356,7 +356,7 @@ class OperationManager:
     async def _fail(
         self, name: str, kind: OperationKind, record: Record, still: Callable[[Record], bool], error: WeftError
     ) -> None:
-        """Write down that work failed for good; not before its kind knows, and where that fails, another time."""
+        """Write down that nobody goes on with work; not before its kind knows, and where that fails, another time."""
         if await kind.give_up(self._context(name, record), error):
             await self._finish(name, still, error=error)
 

@@ -9,7 +9,6 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from weft.training.v1 import service_pb2, service_pb2_grpc
 from weft_common.client import aio_channel
-from weft_common.operation_store import read_record
 from weft_common.operations import OperationKind, OperationManager, RetryPolicy
 from weft_common.operations_servicer import OperationsServicer
 from weft_common.server import Registration, run_service, server_credentials
@@ -98,12 +97,7 @@ async def _services(
     transcoders = Transcoders(store)
     formats = FormatJobs(store, transcoders, runner, environment, worker_module)
     operation_store = ObjectOperationStore(store, "trainer")
-
-    async def is_cancelled(name: str) -> bool:
-        record, _ = await asyncio.to_thread(read_record, operation_store, name)
-        return record.cancel_requested
-
-    handlers = Handlers(runs, supervisor, jobs, formats, is_cancelled)
+    handlers = Handlers(runs, supervisor, jobs, formats)
     manager = OperationManager(
         "trainer",
         operation_store,

@@ -97,7 +97,8 @@ class RankEpochs:
             return PlanOver()
         if epoch_at(self._known, epoch) is None:
             # Another rank may have had it settled since.
-            self._known = patiently(self._read, "the run's document", self._retry_s)
+            written = patiently(self._read, "the run's document", self._retry_s)
+            self._known = max(self._known, written, key=lambda epochs: epochs[-1].end)
         while (found := epoch_at(self._known, epoch)) is None:
             self._known.append(patiently(self._ask, f"epoch {self._known[-1].end}", self._retry_s))
         return PlanOver(found.snapshot, found.since_snapshot, found.create_time)

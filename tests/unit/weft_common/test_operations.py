@@ -21,7 +21,7 @@ from weft_common.errors import (
     UnavailableError,
     WeftError,
 )
-from weft_common.operation_store import MemoryOperationStore, Record, change_record, read_record
+from weft_common.operation_store import MemoryOperationStore, Record, change_record
 from weft_common.operations import OperationContext, OperationKind, OperationManager, RetryPolicy
 from weft_common.status import error_from_status
 
@@ -342,26 +342,6 @@ async def test_retries_are_bounded_and_the_error_is_kept(store: MemoryOperationS
     assert len(attempts) == FAST.max_failures
     assert isinstance(error, ConflictError)
     assert error.message == "lost race 3"
-
-
-async def test_kind_knows_of_work_that_failed_for_good_before_it_is_written_down(store: MemoryOperationStore) -> None:
-    """After the last try, once; where it cannot be told yet, the work stays unfinished and is given up again."""
-    told: list[tuple[str, str, bool]] = []
-
-    async def failing(context: OperationContext) -> Message:
-        raise UnavailableError("a peer is away")
-
-    async def given_up(context: OperationContext, error: WeftError) -> None:
-        told.append((context.operation_id, error.message, read_record(store, NAME)[0].done))
-        if len(told) == 1:
-            raise UnavailableError("the bucket is away")
-
-    kinds = {"work": OperationKind(failing, given_up=given_up)}
-    owner = OperationManager("test", store, kinds, lease_s=0.2, poll_s=0.02, retry=FAST)
-    async with owner.run():
-        await start(owner)
-        assert failure(await done(owner)).message == "a peer is away"
-    assert told == [("h1", "a peer is away", False)] * 2
 
 
 async def test_lasting_error_is_kept_with_its_details(store: MemoryOperationStore) -> None:
