@@ -1,4 +1,4 @@
-"""What becomes of a run whose operation has failed for good."""
+"""What becomes of a run whose operation has failed for good, or was cancelled."""
 
 from typing import Any
 
