@@ -31,7 +31,7 @@ unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/python scripts/page.py --test
 
 slow: setup-dev model page minio chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
-	$(BIN)/pytest -q -n 2 --dist loadfile --durations=40 -m 's3 or real or distributed or browser or e2e'
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40 -m 's3 or real or distributed or browser or e2e'
 
 packaging: setup-dev helm prometheus  ## What is installed: charts, images, rules, dashboards
 	$(BIN)/pytest -q -n auto --dist worksteal -m packaging

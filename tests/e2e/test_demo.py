@@ -97,17 +97,20 @@ def _wait_for(what: Callable[[], bool], timeout_s: float = 300) -> None:
         time.sleep(0.05)
 
 
-def _assassin(run: Embedded, killed: list[str]) -> None:
-    """Kill each service once, at a moment when it has work."""
-    bucket = run.layout.root / "bucket"
+def _assassin(run: Embedded, num_shards: int, killed: list[str]) -> None:
+    """Kill each service once, at a moment when it has work; so many shards are there already."""
+    bucket, log = run.layout.root / "bucket", run.layout.log_path("activations")
 
     def there(pattern: str, count: int = 1) -> Callable[[], bool]:
         return lambda: len(list(bucket.glob(pattern))) >= count
 
+    def harvesting() -> bool:
+        return log.read_text().count('"model loaded"') == 2
+
     moments: list[tuple[str, Callable[[], bool]]] = [
-        ("cache", there("datasets/*/manifest.json")),
-        ("activations", there("harvests/*/leases/*.json")),
-        ("console", there("datasets/*/shards/*.weft", 2)),
+        ("cache", run.layout.endpoints_path.exists),
+        ("activations", harvesting),
+        ("console", there("datasets/*/shards/*.weft", num_shards + 1)),
         ("trainer", there("runs/*/attempts/1/recent.json")),
         ("attribution", there("graphs/*/request.json")),
     ]
@@ -117,37 +120,8 @@ def _assassin(run: Embedded, killed: list[str]) -> None:
         killed.append(service)
 
 
-def test_demo_survives_the_death_of_every_service(tmp_path: Path, models_dir: Path, small_demo: SmallDemo) -> None:
-    """Each service is killed in the middle of its work, and the demo ends with the same tokens and the same figures."""
-    undisturbed = small_demo.summary
-    run = demo_folder(tmp_path, models_dir)
-    killed: list[str] = []
-    thread = threading.Thread(target=_assassin, args=(run, killed), daemon=True)
-    thread.start()
-    struck = run_demo(run, *SMALL)
-    thread.join(timeout=10)
-    assert killed == ["cache", "activations", "console", "trainer", "attribution"]
-    for figure in ("tokens_harvested", "tokens_held_out", "tokens_skipped", "train_tokens"):
-        assert struck[figure] == undisturbed[figure], figure
-    assert struck["explained_variance"] == pytest.approx(undisturbed["explained_variance"], rel=1e-4)
-    assert struck["graphs"][0]["nodes"] == pytest.approx(undisturbed["graphs"][0]["nodes"], rel=0.01)
-    assert _left_running(run) == []
-
-
-def test_demo_reuses_what_is_there(small_demo: SmallDemo, tmp_path: Path) -> None:
-    """A second run does nothing twice, and says so."""
-    run, first = small_demo.copied_to(tmp_path), small_demo.summary
-    again = run_demo(run, *SMALL)
-    assert again["reused"] == ["dataset", "run", "transcoder"]
-    assert [graph["reused"] for graph in again["graphs"]] == [True]
-    assert again["tokens_harvested"] == first["tokens_harvested"]
-    assert again["explained_variance"] == first["explained_variance"]
-    assert _left_running(run) == []
-
-
-def test_demo_stops_on_interrupt_and_goes_on_next_time(tmp_path: Path, models_dir: Path) -> None:
-    """Ctrl-C in the middle of the harvest leaves no process; the next run keeps what was committed."""
-    run = demo_folder(tmp_path, models_dir)
+def _interrupted(run: Embedded) -> set[str]:
+    """Press Ctrl-C in the middle of the harvest; return the shards that are kept."""
     process = subprocess.Popen(
         # As in a terminal: what starts the tests may have SIGINT ignored, and that is inherited.
         ["env", "--default-signal=INT", WEFT, "demo", "--exit", *SMALL],
@@ -164,8 +138,40 @@ def test_demo_stops_on_interrupt_and_goes_on_next_time(tmp_path: Path, models_di
     assert process.returncode == 130, output
     assert b"kept" in output
     assert _left_running(run) == []
-    committed = {path.name for path in bucket.glob("datasets/*/shards/*.weft")}
-    # What follows the harvest is as in every other demo.
-    run_demo(run, *SMALL, "--steps", "1")
-    assert committed <= {path.name for path in bucket.glob("datasets/*/shards/*.weft")}
+    return {path.name for path in bucket.glob("datasets/*/shards/*.weft")}
+
+
+def test_demo_survives_an_interrupt_and_the_death_of_every_service(
+    tmp_path: Path, models_dir: Path, small_demo: SmallDemo
+) -> None:
+    """
+    Ctrl-C in the middle of the harvest leaves no process. The next run keeps what was committed; in it each service is
+    killed in the middle of its work, and it ends with the same tokens and figures as an undisturbed one.
+    """
+    undisturbed = small_demo.summary
+    run = demo_folder(tmp_path, models_dir)
+    committed = _interrupted(run)
+    assert committed
+    killed: list[str] = []
+    thread = threading.Thread(target=_assassin, args=(run, len(committed), killed), daemon=True)
+    thread.start()
+    struck = run_demo(run, *SMALL)
+    thread.join(timeout=10)
+    assert killed == ["cache", "activations", "console", "trainer", "attribution"]
+    assert committed <= {path.name for path in (run.layout.root / "bucket").glob("datasets/*/shards/*.weft")}
+    for figure in ("tokens_harvested", "tokens_held_out", "tokens_skipped", "train_tokens"):
+        assert struck[figure] == undisturbed[figure], figure
+    assert struck["explained_variance"] == pytest.approx(undisturbed["explained_variance"], rel=1e-4)
+    assert struck["graphs"][0]["nodes"] == pytest.approx(undisturbed["graphs"][0]["nodes"], rel=0.01)
+    assert _left_running(run) == []
+
+
+def test_demo_reuses_what_is_there(small_demo: SmallDemo, tmp_path: Path) -> None:
+    """A second run does nothing twice, and says so."""
+    run, first = small_demo.copied_to(tmp_path), small_demo.summary
+    again = run_demo(run, *SMALL)
+    assert again["reused"] == ["dataset", "run", "transcoder"]
+    assert [graph["reused"] for graph in again["graphs"]] == [True]
+    assert again["tokens_harvested"] == first["tokens_harvested"]
+    assert again["explained_variance"] == first["explained_variance"]
     assert _left_running(run) == []
