@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC
 from typing import ParamSpec, TypeVar
 
 import grpc.aio
@@ -95,6 +96,7 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         return await self._answer(self._plan, request)
 
     def _plan(self, request: service_pb2.PlanReadsRequest) -> service_pb2.PlanReadsResponse:
+        made = request.dataset_create_time.ToDatetime(UTC) if request.HasField("dataset_create_time") else None
         plan = self._reading.plan(
             _id(request.dataset, "dataset"),
             converting.split_from_proto(request.split, field="split"),
@@ -104,6 +106,7 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
             seed=request.seed,
             snapshot=request.snapshot,
             since_snapshot=request.since_snapshot,
+            create_time=made,
         )
         if not 0 <= request.start_position <= len(plan.slices):
             raise InvalidArgumentError(

@@ -25,6 +25,7 @@ from weft_clt.dealing import Dealer, Piece, own_pieces
 from weft_clt.normalization import Normalization
 from weft_clt.staging import HostStaging, Staging
 from weft_clt.trainer import Batch
+from weft_common.errors import FailedPreconditionError
 
 __all__ = ["LoaderOptions", "TokenLoader"]
 
@@ -102,6 +103,8 @@ class TokenLoader:
         num_buffers = 2 if self._staging.ahead else 1
         self._buffers = deque(BatchBuffer(normalization, own // passes, self._staging) for _ in range(num_buffers))
         self._next: Future[_Filled] | None = None
+        self._unplanned: int | None = None
+        """Steps that are yet to be planned; None where there is no end."""
         self._threads = ThreadPoolExecutor(options.read_threads, thread_name_prefix="reads")
         self._filler = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
@@ -115,6 +118,10 @@ class TokenLoader:
         self._state, self._next = state, None
         self._planned.clear()
 
+    def end_after(self, num_steps: int) -> None:
+        """Draw so many steps from here on: what lies beyond is neither planned nor read, nor is its epoch begun."""
+        self._unplanned = num_steps
+
     def close(self) -> None:
         """Give up what is being read ahead."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -125,13 +132,16 @@ class TokenLoader:
         Return the next batch; its tensors are overwritten by the next draw.
 
         Raises:
-            FailedPreconditionError: The split has no tokens.
+            FailedPreconditionError: The split has no tokens, or all steps were drawn.
             DataLossError, UnavailableError: A row group cannot be read.
         """
+        if self._next is None and not self._planned and self._unplanned == 0:
+            raise FailedPreconditionError("All steps of the run were drawn; no batch is left.")
         filled = self._next.result() if self._next is not None else self._begin()()
         self._state, self._drawn = filled.planned.after, filled.planned.pieces
         self._forget()
-        if self._staging.ahead:
+        self._next = None
+        if self._staging.ahead and (self._planned or self._unplanned != 0):
             self._next = self._filler.submit(self._begin())
         return filled.buffer.batch(filled.num_tokens)
 
@@ -188,7 +198,7 @@ class TokenLoader:
         if not self._planned:
             self._plan()
         wanted = {piece.row_group.key for piece in self._planned[0].pieces}
-        while True:
+        while self._unplanned != 0:
             held = len({row_group.key for row_group in self._dealer.held(self._first, self._last)} | wanted)
             # Until one was read nobody knows how large they are.
             fitting = self._options.ahead_bytes // self._row_group_bytes if self._row_group_bytes else 1
@@ -197,6 +207,8 @@ class TokenLoader:
             self._plan()
 
     def _plan(self) -> None:
+        if self._unplanned is not None:
+            self._unplanned -= 1
         before = self._dealer.state()
         pieces = list(own_pieces(self._dealer.deal(), self._first, self._last))
         after, size = self._dealer.state(), (self._last - self._first) // self._passes

@@ -7,8 +7,9 @@ An axis of one rank does nothing and needs no process group.
 What an axis starts goes on in the background, while the rank computes what does not depend on it; whoever needs the
 outcome waits for it. All ranks start, and wait for, the same in the same order.
 
-Tensors travel from where they lie: those of the host by gloo, those of a GPU by NCCL, over the same groups. What waits
-for a GPU's tensor is the GPU, which works off what it was given in order; the host goes on, until it reads a number.
+Tensors travel from where they lie: those of the host by gloo, those of a GPU by NCCL, over the same groups. NCCL only
+has the GPU wait, and the host would go on until it reads some number; so the host waits for the GPU here, where
+`Progress` knows of it, and a rank that others keep waiting can tell so.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Pending(Protocol):
     """A collective under way: until it was waited for, its tensors are neither read, nor written, nor freed."""
 
     def wait(self) -> None:
-        """Return once its outcome is there."""
+        """Return once its outcome is there, on a GPU as on the host."""
         ...
 
 
@@ -77,6 +78,9 @@ class _UnderWay:
     def wait(self) -> None:
         with self.progress.inside():
             self.work.wait()
+            device = self.tensors[0].device
+            if device.type != "cpu":
+                torch.cuda.current_stream(device).synchronize()
 
 
 class Axis(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,9 +37,17 @@ class Adam:
 
     def __init__(self, params: Parameters, config: OptimizerConfig, mesh: Mesh, kernels: Kernels) -> None:
         self._params, self._config, self._mesh, self._kernels = params, config, mesh, kernels
-        dtype = torch.bfloat16 if config.moments is Moments.BFLOAT16 else None
-        self.first = params.zeros_like(dtype=dtype) if config.beta1 > 0 else None
-        self.second = params.zeros_like(dtype=dtype)
+        self._dtype = torch.bfloat16 if config.moments is Moments.BFLOAT16 else None
+
+    @cached_property
+    def first(self) -> Parameters | None:
+        """First moments, allocated by the first step or a checkpoint: whoever only evaluates has none."""
+        return self._params.zeros_like(dtype=self._dtype) if self._config.beta1 > 0 else None
+
+    @cached_property
+    def second(self) -> Parameters:
+        """Second moments, likewise."""
+        return self._params.zeros_like(dtype=self._dtype)
 
     def grad_norm(self, grads: Parameters, decoder: DecoderGradient | None) -> float:
         """

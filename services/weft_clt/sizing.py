@@ -55,6 +55,7 @@ class Workload:
         passes: In which a step's tokens come.
         moment_bytes: Of a number of Adam's moments: 4, or 2 for bfloat16.
         weight_bytes: Of one of the encoder's and decoder's weights: 4, or 2 for bfloat16.
+        batches: In memory at once: 2 on a GPU, where the next is made while one is used (`staging`), else 1.
 
     Raises:
         InvalidArgumentError: Features, columns or tokens cannot be split evenly.
@@ -80,6 +81,7 @@ class Workload:
     passes: int = 1
     moment_bytes: int = 4
     weight_bytes: int = 4
+    batches: int = 1
 
     def __post_init__(self) -> None:
         ranks = self.feature_ranks
@@ -268,7 +270,7 @@ class Memory:
     activations: int
     """Inputs, targets and errors of the group's tokens, pre-activations, and a target's errors laid out as panels."""
     data: int
-    """The batch, and the row groups that it is drawn from, as codes of at most 2 bytes (`loader`)."""
+    """Batches, and the row groups that they are drawn from, as codes of at most 2 bytes (`loader`)."""
     entries: int
     """Active features: own lists, exchanged lists, lists by feature, and what comes back (`exchange`, `kernels`)."""
     transient: int
@@ -312,7 +314,7 @@ class Memory:
             moments=work.rank_moments_bytes,
             clocks=layers * work.num_features * _WIDE_BYTES,
             activations=activation_bytes(work),
-            data=batch + num_row_groups * row_group,
+            data=work.batches * batch + num_row_groups * row_group,
             entries=entry_bytes(work),
             transient=max(masks, biases, norms + losses, metrics, batch + row_group + masks, densities),
             start=0,

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from google.protobuf import any_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
+from weft_common.errors import WeftError
+from weft_common.logging import get_logger
 from weft_common.operation_store import Record
 
 __all__ = ["OperationContext", "OperationKind", "RetryPolicy", "packed_any", "unpack_any"]
+
+_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,24 @@ class OperationKind:
         handler: Does the work and returns the response; run again from the start after a failure or a takeover.
         shared: True lets every replica run it at once; it returns when the whole work is done, whoever did it.
         max_running: Most that one manager runs at once; None for no limit.
+        given_up: Called with the error that will be kept, before it is written down, where the work failed for good or
+            was cancelled, also while nobody did it; called again where it fails itself or its process dies.
     """
 
     handler: "Callable[[OperationContext], Awaitable[Message]]"
     shared: bool = False
     max_running: int | None = None
+    given_up: "Callable[[OperationContext, WeftError], Awaitable[None]] | None" = None
+
+    async def give_up(self, context: "OperationContext", error: WeftError) -> bool:
+        """Call `given_up`, where there is one; False where it failed and is to be called again."""
+        try:
+            if self.given_up is not None:
+                await self.given_up(context, error)
+        except Exception as raised:
+            _LOG.warning("an operation could not be given up yet", operation=context.name, error=str(raised))
+            return False
+        return True
 
 
 class OperationContext:

@@ -1,10 +1,11 @@
 """What an OperationManager keeps of the work that runs in its process."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["End", "Run"]
+__all__ = ["End", "Run", "wait_for"]
 
 
 class End(Enum):
@@ -32,3 +33,10 @@ class Run:
         if self.end is None:
             self.end = end
             self.task.cancel()
+
+
+async def wait_for(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait until an event is set, or so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

@@ -36,7 +36,7 @@ from weft_common.interceptors import as_weft_error
 from weft_common.logging import current_request_id, get_logger
 from weft_common.operation_census import OperationCensus
 from weft_common.operation_kinds import OperationContext, OperationKind, RetryPolicy, packed_any
-from weft_common.operation_runs import End, Run
+from weft_common.operation_runs import End, Run, wait_for
 from weft_common.operation_store import MemoryOperationStore, OperationStore, Record, change_record, read_record
 from weft_common.pages import paginate
 from weft_common.resource_names import check_id
@@ -167,7 +167,7 @@ class OperationManager:
             left = until - time.monotonic()
             if operation.done or left <= 0:
                 return operation
-            await _wait_for(changed, min(left, self._poll_s))
+            await wait_for(changed, min(left, self._poll_s))
 
     async def cancel(self, name: str) -> None:
         """Ask for the work to stop; work that is done stays as it is. NotFoundError."""
@@ -220,7 +220,7 @@ class OperationManager:
                 await self._look()
             except Exception as error:
                 _LOG.warning("operations could not be looked at", error=str(error))
-            await _wait_for(self._wake, self._poll_s)
+            await wait_for(self._wake, self._poll_s)
 
     async def _look(self) -> None:
         for name in list(self._runs):
@@ -275,7 +275,7 @@ class OperationManager:
 
     async def _take_up(self, name: str, kind: OperationKind, record: Record) -> None:
         if record.cancel_requested:
-            await self._finish(name, self._is_still(record), error=_cancelled(name))
+            await self._fail(name, kind, record, self._is_still(record), _cancelled(name))
             return
         running = sum(1 for run in self._runs.values() if run.kind == record.kind)
         if kind.max_running is not None and running >= kind.max_running:
@@ -284,7 +284,7 @@ class OperationManager:
         if not kind.shared:
             if record.claims >= self._retry.max_claims:
                 error = InternalError(f"{name} was taken up {record.claims} times and never ended; it is given up")
-                await self._finish(name, self._is_still(record), error=error)
+                await self._fail(name, kind, record, self._is_still(record), error)
                 return
             mine = replace(record, owner=self._owner, beat=record.beat + 1, claims=record.claims + 1)
             was = self._is_still(record)
@@ -325,14 +325,14 @@ class OperationManager:
             while True:
                 begun = time.monotonic()
                 try:
-                    response = await kind.handler(OperationContext(name, self.operation_id(name), record, self._report))
+                    response = await kind.handler(self._context(name, record))
                     await self._finish(name, mine, response=packed_any(response))
                     return
                 except Exception as raised:
                     error = as_weft_error(raised)
                 failures = 1 if time.monotonic() - begun > self._retry.reset_after_s else failures + 1
                 if not error.retryable or failures >= self._retry.max_failures:
-                    await self._finish(name, mine, error=error)
+                    await self._fail(name, kind, record, mine, error)
                     return
                 delay_s = self._retry.delay_s(failures, error.retry_after_s)
                 _LOG.warning("operation failed and is tried again", error=error.message, delay_s=delay_s)
@@ -345,10 +345,20 @@ class OperationManager:
             _LOG.info("operation stops", why=end.value if end else "unknown")
             if end is not End.CANCELLED:
                 raise
-            await self._finish(name, mine, error=_cancelled(name))
+            await self._fail(name, kind, record, mine, _cancelled(name))
         except Exception as error:
             # The store fails: the claim runs out, or the next look takes the work up again.
             _LOG.error("operation cannot go on", exc_info=error)
+
+    def _context(self, name: str, record: Record) -> OperationContext:
+        return OperationContext(name, self.operation_id(name), record, self._report)
+
+    async def _fail(
+        self, name: str, kind: OperationKind, record: Record, still: Callable[[Record], bool], error: WeftError
+    ) -> None:
+        """Write down that nobody goes on with work; not before its kind knows, and where that fails, another time."""
+        if await kind.give_up(self._context(name, record), error):
+            await self._finish(name, still, error=error)
 
     async def _finish(
         self,
@@ -488,11 +498,3 @@ class OperationManager:
 
 def _cancelled(name: str) -> CancelledError:
     return CancelledError(f"{name} was cancelled, as was asked")
-
-
-async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass

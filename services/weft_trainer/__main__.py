@@ -9,7 +9,6 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from weft.training.v1 import service_pb2, service_pb2_grpc
 from weft_common.client import aio_channel
-from weft_common.operation_store import read_record
 from weft_common.operations import OperationKind, OperationManager, RetryPolicy
 from weft_common.operations_servicer import OperationsServicer
 from weft_common.server import Registration, run_service, server_credentials
@@ -92,21 +91,18 @@ async def _services(
     options = SupervisorOptions(stop_grace_s=settings.stop_grace_s, worker_module=worker_module)
     supervisor = RunSupervisor(store, runs, launcher, desk, signals, gauges, epochs, environment, options)
     runner = JobRunner(launcher, store)
-    jobs = CheckpointJobs(store, runs, runner, environment, worker_module)
+    # A pod of an evaluation has a GPU of its own; processes of this machine would take the training's.
+    on_this_machine = settings.launcher == "local"
+    jobs = CheckpointJobs(store, runs, runner, environment, worker_module, spares_gpus=on_this_machine)
     transcoders = Transcoders(store)
     formats = FormatJobs(store, transcoders, runner, environment, worker_module)
     operation_store = ObjectOperationStore(store, "trainer")
-
-    async def is_cancelled(name: str) -> bool:
-        record, _ = await asyncio.to_thread(read_record, operation_store, name)
-        return record.cancel_requested
-
-    handlers = Handlers(runs, supervisor, jobs, formats, is_cancelled)
+    handlers = Handlers(runs, supervisor, jobs, formats)
     manager = OperationManager(
         "trainer",
         operation_store,
         {
-            TRAIN: OperationKind(handlers.train),
+            TRAIN: OperationKind(handlers.train, given_up=handlers.give_up),
             EVALUATE: OperationKind(handlers.evaluate),
             EXPORT: OperationKind(handlers.export),
             IMPORT: OperationKind(handlers.take_in),

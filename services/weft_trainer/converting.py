@@ -166,7 +166,9 @@ def run_to_proto(record: RunRecord) -> messages_pb2.Run:
 
 def epoch_to_proto(epoch: Epoch) -> messages_pb2.Epoch:
     """Return what an epoch goes over."""
-    return messages_pb2.Epoch(**asdict(epoch))
+    fields = asdict(epoch)
+    created = fields.pop("create_time")
+    return messages_pb2.Epoch(**fields, dataset_create_time=timestamp(created) if created else None)
 
 
 def logs_to_proto(attempt: int, logs: Sequence[RankLog]) -> service_pb2.GetRunLogsResponse:

@@ -1,16 +1,14 @@
 """The long work of the trainer, as operations that survive a restart."""
 
-import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import Message
 
 from weft.training.v1 import messages_pb2, service_pb2
-from weft_common.errors import CancelledError, FailedPreconditionError
-from weft_common.interceptors import as_weft_error
+from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError, WeftError
 from weft_common.operations import OperationContext
 from weft_trainer import converting
+from weft_trainer.core.commands import operation_id
 from weft_trainer.core.format_jobs import FormatJobs
 from weft_trainer.core.jobs import CheckpointJobs, CheckpointRef, parse_checkpoint
 from weft_trainer.core.records import RunRecord, RunState
@@ -66,8 +64,6 @@ class Handlers:
         supervisor: Keeps ranks going.
         jobs: Evaluates and exports.
         formats: Converts between layouts.
-        is_cancelled: Whether somebody asked for the end of this operation, by its name; work that stops for any other
-            reason goes on later, here or elsewhere.
     """
 
     def __init__(
@@ -76,13 +72,11 @@ class Handlers:
         supervisor: RunSupervisor,
         jobs: CheckpointJobs,
         formats: FormatJobs,
-        is_cancelled: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._runs = runs
         self._supervisor = supervisor
         self._jobs = jobs
         self._formats = formats
-        self._is_cancelled = is_cancelled
 
     async def train(self, context: OperationContext) -> Message:
         """Keep a run going until it ends."""
@@ -93,23 +87,30 @@ class Handlers:
         async def report(record: RunRecord) -> None:
             await context.report(converting.metadata_to_proto(record))
 
-        try:
-            record = await self._supervisor.supervise(run, report)
-        except asyncio.CancelledError:
-            if await self._is_cancelled(context.name):
-                await self._supervisor.end(run, RunState.CANCELLED, "its operation was cancelled")
-            raise
-        except Exception as error:
-            told = as_weft_error(error)
-            if not told.retryable:
-                await self._supervisor.end(run, RunState.FAILED, "it could not be supervised", told.message)
-            raise
+        record = await self._supervisor.supervise(run, report)
         await report(record)
         if record.state is RunState.FAILED:
             raise FailedPreconditionError(f"{record.name} failed: {record.error_message}")
         if record.state is RunState.CANCELLED:
             raise CancelledError(f"{record.name} was cancelled.")
         return converting.run_to_proto(record)
+
+    async def give_up(self, context: OperationContext, error: WeftError) -> None:
+        """End a run whose operation has failed for good or was cancelled: nobody would go on with it."""
+        request = context.request
+        assert isinstance(request, service_pb2.GetRunRequest)
+        run = request.name.removeprefix("runs/")
+        try:
+            record = await self._runs.get(run)
+        except NotFoundError:
+            return
+        # A failed run that was resumed since has another operation.
+        if record.state.is_final or context.operation_id != operation_id(run, record.operation_count):
+            return
+        if isinstance(error, CancelledError):
+            await self._supervisor.end(run, RunState.CANCELLED, "its operation was cancelled")
+        else:
+            await self._supervisor.end(run, RunState.FAILED, "it could not be supervised", error.message)
 
     async def evaluate(self, context: OperationContext) -> Message:
         """Evaluate a checkpoint."""

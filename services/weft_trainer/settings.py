@@ -44,7 +44,8 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
     """Most ranks that one run may ask for."""
     rank_device: Literal["auto", "cpu", "cuda"] = "cpu"
     """What ranks compute on: `auto` is GPUs where every rank of a machine has one for itself, and processors elsewhere;
-    `cuda` fails where there are too few."""
+    `cuda` fails where there are too few. Evaluations of a checkpoint do the same, but where `auto` and the ranks are
+    processes of this machine they compute on processors, as its GPUs are the training's."""
     rank_threads: int = Field(default=0, ge=0)
     """Threads of one rank; 0 shares the processors between the ranks of a run."""
     keep_checkpoints: int = Field(default=0, ge=0)

@@ -45,7 +45,9 @@ RUN = training.Run(
     epochs=[
         training.Epoch(index=0, snapshot=1, num_tokens=65_536, snapshot_tokens=65_536),
         training.Epoch(index=1, snapshot=3, since_snapshot=1, num_tokens=2_000, snapshot_tokens=67_536),
-        training.Epoch(index=2, num_tokens=70_000, snapshot_tokens=70_000),
+        training.Epoch(index=2, snapshot=3, num_tokens=67_536, snapshot_tokens=67_536, passes=12),
+        training.Epoch(index=14, since_snapshot=3, num_tokens=2_464, snapshot_tokens=70_000, passes=1),
+        training.Epoch(index=15, num_tokens=70_000, snapshot_tokens=70_000),
     ],
 )
 
@@ -335,6 +337,8 @@ async def test_runs_get_shows_what_epochs_go_over(house: House) -> None:
     assert shown == [
         "snapshot 1, 65,536 tokens",
         "what snapshot 3 has beyond 1, 2,000 tokens",
+        "snapshot 3, 67,536 tokens, 12 times",
+        "what the sealed dataset has beyond 3, 2,464 tokens",
         "the sealed dataset, 70,000 tokens",
     ]
 

@@ -6,11 +6,12 @@ Datasets come, are read and go. The bucket is the database: every call reads wha
 of its own, created if absent, so that many writers never wait for each other.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from weft_cache.core import layout
+from weft_cache.core.listing import committed, newest_listed
 from weft_cache.core.ports import Clock
 from weft_cache.core.records import Dataset, DatasetSpec, ShardRecord, State
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
@@ -138,12 +139,9 @@ class Catalog:
             raise _not_found(dataset_id)
         return manifest
 
-    def commits(self, dataset_id: str) -> Iterator[ShardRecord]:
-        """Shards of an open dataset, in no order."""
-        for item in self.store.list(layout.commits_prefix(dataset_id)):
-            if layout.commit_index(item.key) is not None:
-                record, _ = read_json(self.store, item.key)
-                yield ShardRecord.from_json(record)
+    def commits(self, dataset_id: str, known: Sequence[ShardRecord]) -> Iterator[ShardRecord]:
+        """Shards of an open dataset, in no order; records that one of its snapshots lists are not read again."""
+        return committed(self.store, dataset_id, known)
 
     def shard(self, dataset: Dataset, index: int) -> ShardRecord:
         """
@@ -170,7 +168,8 @@ class Catalog:
         if manifest["state"] == State.SEALED:
             shards = tuple(ShardRecord.from_json(each) for each in manifest["shards"])
         else:
-            shards = tuple(sorted(self.commits(dataset_id), key=lambda shard: shard.index))
+            known = newest_listed(self.store, dataset_id, manifest["create_time"])
+            shards = tuple(sorted(self.commits(dataset_id, known), key=lambda shard: shard.index))
         return described(dataset_id, manifest, shards)
 
 

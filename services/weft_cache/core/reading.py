@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from weft_cache.core.ports import Counters, Shards
 from weft_cache.core.records import Dataset, ShardRecord, Split
 from weft_cache.core.sealing import Sealing
 from weft_cache.core.snapshots import Snapshots
-from weft_common.errors import DataLossError, InvalidArgumentError
+from weft_common.errors import DataLossError, FailedPreconditionError, InvalidArgumentError
 from weft_store.shard import STREAMS, Stream
 
 MAX_WORLD_SIZE = 1 << 16
@@ -79,12 +80,14 @@ class Reading:
         seed: int,
         snapshot: int = 0,
         since_snapshot: int = 0,
+        create_time: datetime | None = None,
     ) -> Plan:
         """
         One rank's share of one epoch, over a snapshot where one is named, less an earlier one.
 
         Raises:
-            FailedPreconditionError: the dataset is not sealed, and no snapshot is named.
+            FailedPreconditionError: the dataset is not sealed, and no snapshot is named; or it was not made at
+                `create_time`, and so is another of this name.
             NotFoundError: no such dataset or snapshot.
         """
         if not 1 <= world_size <= MAX_WORLD_SIZE:
@@ -97,8 +100,19 @@ class Reading:
             )
         if epoch < 0:
             raise InvalidArgumentError(f"epoch is {epoch}, expected 0 or more", field="epoch")
+        if create_time is not None:
+            self._check_made(dataset_id, create_time)
         shards = self._snapshots.shards(dataset_id, snapshot, since_snapshot)
         return plan_reads(shards, split, rank=rank, world_size=world_size, epoch=epoch, seed=seed)
+
+    def _check_made(self, dataset_id: str, create_time: datetime) -> None:
+        made = self._catalog.manifest(dataset_id)["create_time"]
+        if datetime.fromisoformat(made) != create_time:
+            raise FailedPreconditionError(
+                f"datasets/{dataset_id} was made at {made}, not at {create_time.isoformat()}: it was deleted and made "
+                "anew since its reader began; begin anew with what it holds now",
+                field="dataset_create_time",
+            )
 
     def blocks(
         self, dataset_id: str, shard_index: int, layer: int, row_groups: Sequence[int]

@@ -10,6 +10,7 @@ from typing import Any
 
 from weft_cache.core import layout, moments
 from weft_cache.core.catalog import Catalog
+from weft_cache.core.listing import read_all
 from weft_cache.core.records import Dataset, ShardRecord, Split, State
 from weft_common.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_store.documents import encode_json, read_json, update_json
@@ -63,12 +64,14 @@ class Sealing:
         Raises:
             NotFoundError: those of a shard are not there, because it was sealed or deleted meanwhile.
         """
-        parts = [first] if first else []
-        for shard in shards:
-            if shard.num_tokens > 0:
-                document, _ = read_json(self._store, layout.shard_statistics_key(dataset_id, shard.index, shard.sha256))
-                parts.append(moments.from_json(document["layers"]))
-        return merge_statistics(parts) if parts else []
+        merged = list(first)
+        filled = (shard for shard in shards if shard.num_tokens > 0)
+        keys = (layout.shard_statistics_key(dataset_id, shard.index, shard.sha256) for shard in filled)
+        # Statistics are large beside records: what was merged is let go of at once.
+        for document in read_all(self._store, keys):
+            part = moments.from_json(document["layers"])
+            merged = merge_statistics([merged, part]) if merged else part
+        return merged
 
     def _complete(self, dataset: Dataset) -> Dataset:
         try:
@@ -98,8 +101,9 @@ class Sealing:
         update_json(self._store, layout.manifest_key(dataset.id), to_sealed)
 
     def _write_statistics(self, dataset: Dataset) -> None:
-        train = [shard for shard in dataset.shards if shard.split is Split.TRAIN]
-        parts = {"train": self.merge(dataset.id, train), "all": self.merge(dataset.id, dataset.shards)}
+        of = {split: [shard for shard in dataset.shards if shard.split is split] for split in Split}
+        train, held_out = (self.merge(dataset.id, of[split]) for split in (Split.TRAIN, Split.HELD_OUT))
+        parts = {"train": train, "all": merge_statistics([part for part in (train, held_out) if part])}
         document = {part: moments.to_json(statistics) for part, statistics in parts.items()}
         self._store.put(layout.statistics_key(dataset.id), encode_json(document))
 

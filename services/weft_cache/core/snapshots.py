@@ -4,7 +4,9 @@ What is committed to an open dataset by now, numbered and immutable.
 Statistics are merged and written first, under a key of their own contents; then the list of shards, put if absent under
 the next number. No lock is needed: while a dataset is open its commit records are only added to, so a list that was
 read before the manifest was seen open is whole. Numbers are looked up before shards are, and a number that another took
-meanwhile has everything read again: so each snapshot has every shard of those before it.
+meanwhile has everything looked at again: so each snapshot has every shard of those before it.
+What the snapshot before lists is not read again. Where very much is new it is taken in portions, each a snapshot: what
+a call has done counts, even if its caller has given it up.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ from typing import Any
 
 from weft_cache.core import layout, moments
 from weft_cache.core.catalog import Catalog, described
+from weft_cache.core.listing import listed, snapshot_numbers
 from weft_cache.core.records import Dataset, ShardRecord, Split, State
 from weft_cache.core.sealing import Sealing
 from weft_common.errors import (
@@ -25,6 +28,9 @@ from weft_common.errors import (
 )
 from weft_store.documents import create_json, encode_json, read_json
 from weft_store.shard import LayerStatistics
+
+_MOST_NEW_SHARDS = 1024
+"""Of one snapshot: their statistics, 1 MB a shard of SmolLM2, are read and merged in about half a minute."""
 
 
 class Snapshots:
@@ -119,15 +125,21 @@ class Snapshots:
         return tuple(shard for shard in shards if shard not in before)
 
     def _try(self, dataset_id: str, manifest: dict[str, Any]) -> Dataset | None:
-        """Take a snapshot of an open dataset; None where it was sealed or another was faster."""
+        """Take a snapshot of an open dataset; None where it was sealed, another was faster, or more is left."""
         newest = max(self._numbers(dataset_id), default=0)
         before = (self._read(dataset_id, manifest, newest) if newest else None) or ()
         try:
-            shards = tuple(sorted(self._catalog.commits(dataset_id), key=lambda shard: shard.index))
+            found = tuple(sorted(self._catalog.commits(dataset_id, before), key=lambda shard: shard.index))
             if self._catalog.manifest(dataset_id) != manifest:
                 return None
-            if before and before == shards:
-                return described(dataset_id, manifest, shards, newest)
+            if before and before == found:
+                return described(dataset_id, manifest, found, newest)
+            if not any(shard.num_tokens for shard in found):
+                raise FailedPreconditionError(
+                    f"datasets/{dataset_id} holds no tokens yet: {len(found)} shards are committed; take a snapshot "
+                    "once its harvest has gone further, `weft harvests get` shows how far it is"
+                )
+            shards = _portion(before, found)
             statistics = self._merge(dataset_id, newest, before, shards)
         except NotFoundError as error:
             # A seal or a deletion cleared away what was being read, or the bucket lost something.
@@ -136,12 +148,8 @@ class Snapshots:
             raise DataLossError(
                 f"a commit record of datasets/{dataset_id} or its statistics are gone; delete the dataset"
             ) from error
-        if not any(shard.num_tokens for shard in shards):
-            raise FailedPreconditionError(
-                f"datasets/{dataset_id} holds no tokens yet: {len(shards)} shards are committed; take a snapshot once "
-                "its harvest has gone further, `weft harvests get` shows how far it is"
-            )
-        return self._write(dataset_id, manifest, newest + 1, shards, statistics)
+        taken = self._write(dataset_id, manifest, newest + 1, shards, statistics)
+        return taken if shards == found else None
 
     def _write(
         self,
@@ -190,18 +198,19 @@ class Snapshots:
         return self._sealing.merge(dataset_id, train, first)
 
     def _numbers(self, dataset_id: str) -> set[int]:
-        keys = (item.key for item in self._store.list(layout.snapshots_prefix(dataset_id)))
-        return {number for key in keys if (number := layout.snapshot_number(key)) is not None}
+        return snapshot_numbers(self._store, dataset_id)
 
     def _read(self, dataset_id: str, manifest: dict[str, Any], number: int) -> tuple[ShardRecord, ...] | None:
-        """Shards of a snapshot; None where there is none, or only one of a deleted dataset of the same name."""
-        try:
-            document, _ = read_json(self._store, layout.snapshot_key(dataset_id, number))
-        except NotFoundError:
-            return None
-        if document["dataset_create_time"] != manifest["create_time"]:
-            return None
-        return tuple(ShardRecord.from_json(each) for each in document["shards"])
+        return listed(self._store, dataset_id, manifest["create_time"], number)
+
+
+def _portion(before: Sequence[ShardRecord], found: tuple[ShardRecord, ...]) -> tuple[ShardRecord, ...]:
+    """What the next snapshot lists: all that was found, or all before and as many new shards as one takes."""
+    if len(found) - len(before) <= _MOST_NEW_SHARDS:
+        return found
+    known = set(before)
+    new = {shard.index for shard in [shard for shard in found if shard not in known][:_MOST_NEW_SHARDS]}
+    return tuple(shard for shard in found if shard in known or shard.index in new)
 
 
 def _digest(shards: Sequence[ShardRecord]) -> str:

@@ -117,6 +117,7 @@ def plan(
             passes=micro_batches,
             moment_bytes=_FLOAT_BYTES[moments or dtype],
             weight_bytes=_FLOAT_BYTES[parameters or dtype],
+            batches=1 if find_device(device).measured else 2,
         )
         return Plan(
             model=shape,

@@ -43,10 +43,10 @@ def _network(run: messages_pb2.Run) -> str:
 
 
 def _epoch(epoch: messages_pb2.Epoch) -> str:
-    if not epoch.snapshot:
-        return f"the sealed dataset, {epoch.num_tokens:,} tokens"
-    what = f"what snapshot {epoch.snapshot} has beyond {epoch.since_snapshot}"
-    return f"{what if epoch.since_snapshot else f'snapshot {epoch.snapshot}'}, {epoch.num_tokens:,} tokens"
+    whole = f"snapshot {epoch.snapshot}" if epoch.snapshot else "the sealed dataset"
+    what = f"what {whole} has beyond {epoch.since_snapshot}" if epoch.since_snapshot else whole
+    times = f", {epoch.passes:,} times" if epoch.passes > 1 else ""
+    return f"{what}, {epoch.num_tokens:,} tokens{times}"
 
 
 def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ from weft_trainer.core.ports import DatasetFacts
 
 __all__ = ["GrpcCatalog"]
 
-_TIMEOUT_S = 30.0
-# The cache reads the statistics of every shard that came since the snapshot before.
-_SNAPSHOT_TIMEOUT_S = 120.0
+# Of a dataset that is being harvested the cache reads what came since its newest snapshot: records where it is
+# described, statistics too where a snapshot is taken.
+_TIMEOUT_S = 120.0
 
 
 class GrpcCatalog:
@@ -33,7 +33,7 @@ class GrpcCatalog:
 
     async def snapshot(self, name: str) -> DatasetFacts:
         request = service_pb2.SnapshotDatasetRequest(name=name)
-        return await _facts(self._stub.SnapshotDataset(request, timeout=_SNAPSHOT_TIMEOUT_S))
+        return await _facts(self._stub.SnapshotDataset(request, timeout=_TIMEOUT_S))
 
 
 async def _facts(call: Awaitable[messages_pb2.Dataset]) -> DatasetFacts:
@@ -49,4 +49,5 @@ async def _facts(call: Awaitable[messages_pb2.Dataset]) -> DatasetFacts:
         num_train_tokens=dataset.num_train_tokens,
         num_held_out_tokens=dataset.num_held_out_tokens,
         snapshot=dataset.snapshot,
+        create_time=dataset.create_time.ToJsonString() if dataset.HasField("create_time") else "",
     )

@@ -41,6 +41,7 @@ _MASTER_PORT = "29500"
 _METRICS_PORT = 9090
 _USER = 10001
 _GRACE_S = 120
+_AMOUNTS = ("requests", "limits")
 # The controller deletes what has ended; this is for when there is no controller any more.
 _KEPT_S = 24 * 3600
 _TLS_FOLDER = "/etc/weft/tls"
@@ -86,10 +87,10 @@ class PodOptions:
         image: That holds the trainer.
         image_pull_policy: Of it; empty leaves it to the cluster.
         pull_secrets: To pull it with.
-        resources: `requests` and `limits` of a rank.
+        resources: `requests` and `limits` of a rank; a process without ranks has them without its devices.
         node_selector: Where ranks may run.
         tolerations: Taints that they stand.
-        runtime_class: Class of the container runtime; empty takes the cluster's own.
+        runtime_class: Class of the container runtime that ranks need for their devices; empty takes the cluster's own.
         service_account: Theirs; its token is not mounted.
         queue: Kueue's local queue; empty asks for none.
         secrets: Environment variables that come from Secrets.
@@ -260,7 +261,7 @@ def _pod_spec(job: RankJob, options: PodOptions, master: str) -> dict[str, Any]:
         "image": options.image,
         "command": [*options.command, job.module],
         "env": _environment(job, options, master),
-        "resources": dict(options.resources),
+        "resources": dict(options.resources) if job.num_ranks else _without_devices(options.resources),
         "volumeMounts": mounts,
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -288,7 +289,7 @@ def _pod_spec(job: RankJob, options: PodOptions, master: str) -> dict[str, Any]:
         "containers": [container],
         "volumes": volumes,
     }
-    if options.runtime_class:
+    if options.runtime_class and job.num_ranks:
         spec["runtimeClassName"] = options.runtime_class
     if options.service_account:
         spec["serviceAccountName"] = options.service_account
@@ -299,6 +300,20 @@ def _pod_spec(job: RankJob, options: PodOptions, master: str) -> dict[str, Any]:
     if options.tolerations:
         spec["tolerations"] = [dict(toleration) for toleration in options.tolerations]
     return spec
+
+
+def _without_devices(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Leave out extended resources: a process without ranks computes on the processor, and would keep a GPU from a rank.
+
+    >>> _without_devices({"requests": {"cpu": "2"}, "limits": {"memory": "4Gi", "nvidia.com/gpu": "1"}})
+    {'requests': {'cpu': '2'}, 'limits': {'memory': '4Gi'}}
+    """
+    # The names of extended resources have a domain; those of Kubernetes itself have none.
+    return {
+        kind: {name: amount for name, amount in amounts.items() if "/" not in name} if kind in _AMOUNTS else amounts
+        for kind, amounts in resources.items()
+    }
 
 
 def _authority_volume(file: AuthorityFile) -> dict[str, Any]:

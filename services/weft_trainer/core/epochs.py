@@ -2,8 +2,8 @@
 What each epoch of a run on snapshots goes over, written into the run's document before any rank is dealt a token of it.
 
 The first epoch's snapshot is settled before the first attempt, and has the units of training. A later epoch is settled
-when the first rank comes to it: over what a new snapshot has and the one before had not; over the last snapshot again
-where nothing came; over everything once the dataset is sealed.
+when the first rank comes to it: over what a new snapshot, or the sealed dataset, has and the one before had not; over
+the last snapshot again where nothing came; over everything once the dataset is sealed and every token was dealt.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_common.logging import get_logger
 from weft_trainer.core.admission import check_data
 from weft_trainer.core.ports import DatasetCatalog
-from weft_trainer.core.records import Epoch, RunRecord
+from weft_trainer.core.records import Epoch, RunRecord, epoch_at
 from weft_trainer.core.reports import check_attempt
 from weft_trainer.core.runs import RunRepository
 
@@ -56,7 +56,8 @@ class RunEpochs:
         else:
             facts = await self._catalog.describe(batch.dataset, batch.snapshot)
         check_data(batch, facts)
-        await self._write(run, Epoch(0, facts.snapshot, 0, facts.num_train_tokens, facts.num_train_tokens))
+        tokens = facts.num_train_tokens
+        await self._write(run, Epoch(0, facts.snapshot, 0, tokens, tokens, create_time=facts.create_time))
 
     async def begin(self, run: str, attempt: int, index: int) -> Epoch:
         """
@@ -68,21 +69,20 @@ class RunEpochs:
                 made anew.
             InvalidArgumentError: The epoch before was not begun.
         """
+        check_attempt(await self._runs.get(run), attempt)
         async with self._locks.setdefault(run, asyncio.Lock()):
             record = await self._runs.get(run)
             check_attempt(record, attempt)
             if not record.epochs:
                 raise FailedPreconditionError(f"{record.name} goes over a sealed dataset: its epochs need no snapshot.")
-            last = record.epochs[-1]
-            if index < 0 or (last.snapshot and index > len(record.epochs)):
+            found, last = epoch_at(record.epochs, index), record.epochs[-1]
+            if found is not None:
+                return found
+            if index != last.end:
                 raise InvalidArgumentError(
-                    f"epoch is {index}, but {record.name} is in epoch {last.index}: ask for one after the other.",
+                    f"epoch is {index}, but {record.name} is in epoch {last.end - 1}: ask for one after the other.",
                     field="epoch",
                 )
-            if index < len(record.epochs):
-                return record.epochs[index]
-            if not last.snapshot:
-                return replace(last, index=index)
             return await self._write(run, await self._next(record), lambda present: check_attempt(present, attempt))
 
     def forget(self, run: str) -> None:
@@ -92,24 +92,37 @@ class RunEpochs:
     async def _next(self, record: RunRecord) -> Epoch:
         last = record.epochs[-1]
         facts = await self._catalog.snapshot(str(record.spec["dataset"]))
+        if last.create_time and facts.create_time != last.create_time:
+            raise FailedPreconditionError(
+                f"{facts.name} is not the one that {record.name} began with: that was made at {last.create_time}, this "
+                f"one at {facts.create_time}. Start a new run."
+            )
         if 0 < facts.snapshot < last.snapshot or facts.num_train_tokens < last.snapshot_tokens:
             raise FailedPreconditionError(
                 f"{facts.name} is not the one that {record.name} began with: it had {last.snapshot_tokens} tokens to "
                 f"train on in snapshot {last.snapshot}, and has {facts.num_train_tokens}. Start a new run."
             )
         new = facts.num_train_tokens - last.snapshot_tokens
-        since = last.snapshot if new and facts.snapshot else 0
-        num_tokens = new if since else facts.num_train_tokens
-        return Epoch(last.index + 1, facts.snapshot, since, num_tokens, facts.num_train_tokens)
+        return Epoch(
+            index=last.end,
+            snapshot=facts.snapshot,
+            since_snapshot=last.snapshot if new else 0,
+            num_tokens=new or facts.num_train_tokens,
+            snapshot_tokens=facts.num_train_tokens,
+            create_time=facts.create_time,
+        )
 
     async def _write(self, run: str, epoch: Epoch, check: Callable[[RunRecord], None] = lambda record: None) -> Epoch:
         """Append an epoch to a run's document, unless another controller was first; return the one that is there."""
 
         def change(record: RunRecord) -> RunRecord:
             check(record)
-            return record if len(record.epochs) > epoch.index else replace(record, epochs=(*record.epochs, epoch))
+            if epoch_at(record.epochs, epoch.index) is not None:
+                return record
+            return replace(record, epochs=_appended(record.epochs, epoch))
 
-        written = (await self._runs.change(run, change)).epochs[epoch.index]
+        written = epoch_at((await self._runs.change(run, change)).epochs, epoch.index)
+        assert written is not None
         _log.info(
             "epoch_begins",
             run=run,
@@ -119,3 +132,10 @@ class RunEpochs:
             num_tokens=written.num_tokens,
         )
         return written
+
+
+def _appended(epochs: tuple[Epoch, ...], epoch: Epoch) -> tuple[Epoch, ...]:
+    """Append an epoch; one that goes over the same as the last only counts, however long nothing comes."""
+    if epochs and replace(epochs[-1], index=epoch.index, passes=1) == epoch:
+        return (*epochs[:-1], replace(epochs[-1], passes=epochs[-1].passes + 1))
+    return (*epochs, epoch)

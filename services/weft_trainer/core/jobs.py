@@ -24,6 +24,7 @@ from weft_trainer.core.runs import RunRepository, checkpoint_prefix
 
 __all__ = ["CheckpointJobs", "CheckpointRef", "parse_checkpoint"]
 
+_DEVICE = "WEFT_WORKER_DEVICE"
 _NAME = re.compile(r"runs/(?P<run>[a-z0-9-]{1,63})(/checkpoints/(?P<step>[0-9]{1,18}))?")
 
 
@@ -67,6 +68,7 @@ class CheckpointJobs:
         runner: Runs ranks.
         environment: Makes the settings of ranks, from run, attempt and number of ranks.
         worker_module: What a rank runs; its `export` is what an export runs.
+        spares_gpus: Whether evaluations leave GPUs to the training, where nobody said what ranks compute on.
     """
 
     def __init__(
@@ -76,12 +78,15 @@ class CheckpointJobs:
         runner: JobRunner,
         environment: Callable[[str, int, int], Mapping[str, str]],
         worker_module: str = "weft_trainer.worker",
+        *,
+        spares_gpus: bool = False,
     ) -> None:
         self._store = store
         self._runs = runs
         self._runner = runner
         self._environment = environment
         self._worker_module = worker_module
+        self._spares_gpus = spares_gpus
 
     async def find(self, name: str) -> CheckpointRef:
         """
@@ -139,12 +144,15 @@ class CheckpointJobs:
         record = await self._runs.get(checkpoint.run)
         prefix = checkpoint_prefix(checkpoint.run, checkpoint.step)
         result, measured = f"{prefix}evaluation.json", f"{prefix}evaluation-ranks.json"
+        told = self._environment(checkpoint.run, record.attempt, record.num_ranks)
+        spares_gpus = self._spares_gpus and told.get(_DEVICE) == "auto"
         job = RankJob(
             key=f"{prefix}evaluation",
             module=self._worker_module,
             num_ranks=record.num_ranks,
             environment={
-                **self._environment(checkpoint.run, record.attempt, record.num_ranks),
+                **told,
+                **({_DEVICE: "cpu"} if spares_gpus else {}),
                 "WEFT_WORKER_MODE": "evaluate",
                 "WEFT_WORKER_CHECKPOINT_STEP": str(checkpoint.step),
                 "WEFT_WORKER_EVALUATION_TOKENS": str(num_tokens),

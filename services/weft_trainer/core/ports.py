@@ -33,6 +33,7 @@ class DatasetFacts:
         num_train_tokens: To train on.
         num_held_out_tokens: To evaluate on.
         snapshot: Which one these are the facts of; 0 where of the dataset itself.
+        create_time: Of the dataset, RFC 3339: tells it from another of its name; empty where nobody said.
     """
 
     name: str
@@ -42,6 +43,7 @@ class DatasetFacts:
     num_train_tokens: int
     num_held_out_tokens: int
     snapshot: int = 0
+    create_time: str = ""
 
 
 class DatasetCatalog(Protocol):

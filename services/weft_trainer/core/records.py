@@ -7,7 +7,7 @@ What the bucket says of a run: `runs/{run}/run.json`, changed by compare-and-swa
        └────────────────────ResumeRun──────────────┴─┘      CANCELLED from every state that is not final
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,7 +15,7 @@ from typing import Any
 
 from weft_common.errors import DataLossError, FailedPreconditionError
 
-__all__ = ["Epoch", "Measurement", "RunRecord", "RunState", "Transition", "check_transition", "now"]
+__all__ = ["Epoch", "Measurement", "RunRecord", "RunState", "Transition", "check_transition", "epoch_at", "now"]
 
 # Metrics of a step or an evaluation, by the names of their proto fields.
 Measurement = dict[str, Any]
@@ -81,14 +81,16 @@ class Transition:
 @dataclass(frozen=True)
 class Epoch:
     """
-    What one pass over the data goes over, of a run on snapshots.
+    What one pass over the data goes over, of a run on snapshots, or several passes over the same.
 
     Args:
-        index: From 0.
-        snapshot: Of the dataset; 0 means all of it, sealed, and then so do all later epochs.
+        index: From 0; of the first pass.
+        snapshot: Of the dataset; 0 means the sealed dataset.
         since_snapshot: That of the epoch before, whose shards are left out; 0 leaves out none.
         num_tokens: To train on, that the epoch goes over.
         snapshot_tokens: To train on, in the whole snapshot.
+        passes: Epochs that go over the same, one after the other.
+        create_time: Of the dataset, RFC 3339; empty in documents of versions that did not keep it.
     """
 
     index: int
@@ -96,6 +98,32 @@ class Epoch:
     since_snapshot: int
     num_tokens: int
     snapshot_tokens: int
+    passes: int = 1
+    create_time: str = ""
+
+    @property
+    def end(self) -> int:
+        """Index of the epoch after the last pass."""
+        return self.index + self.passes
+
+    @property
+    def is_last(self) -> bool:
+        """All later epochs go over the same, which is everything there will be."""
+        return not self.snapshot and not self.since_snapshot
+
+
+def epoch_at(epochs: Sequence[Epoch], index: int) -> Epoch | None:
+    """
+    Find what an epoch goes over, as one pass; None where nobody has settled it.
+
+    >>> known = [Epoch(0, 1, 0, 10, 10), Epoch(1, 1, 0, 10, 10, passes=3), Epoch(4, 0, 0, 12, 12)]
+    >>> [found and (found.index, found.snapshot) for found in (epoch_at(known, index) for index in (-1, 2, 9))]
+    [None, (2, 1), (9, 0)]
+    """
+    for epoch in epochs:
+        if epoch.index <= index and (index < epoch.end or epoch.is_last):
+            return replace(epoch, index=index, passes=1)
+    return None
 
 
 @dataclass(frozen=True)

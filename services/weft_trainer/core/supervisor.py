@@ -128,6 +128,7 @@ class RunSupervisor:
 
         await self._runs.change(run, change)
         self._desk.forget(run)
+        self._epochs.forget(run)
         self._signals.ring(run)
 
     async def _back_off(self, record: RunRecord) -> None:
@@ -145,7 +146,12 @@ class RunSupervisor:
         )
 
     async def _open_attempt(self, run: str) -> None:
-        await self._epochs.prepare(run)
+        try:
+            await self._epochs.prepare(run)
+        except WeftError as error:
+            said = error.message
+            await self._runs.change(run, lambda present: _waiting_to_start(present, said))
+            raise
 
         def change(record: RunRecord) -> RunRecord:
             if record.state is not RunState.PENDING or record.attempt_open:
@@ -269,6 +275,12 @@ def _closed(record: RunRecord, attempt: int, pending_reason: str = "") -> RunRec
     if record.attempt != attempt:
         return record
     return replace(record, attempt_open=False, pending_reason=pending_reason)
+
+
+def _waiting_to_start(record: RunRecord, pending_reason: str) -> RunRecord:
+    if record.state is not RunState.PENDING or record.attempt_open:
+        return record
+    return replace(record, pending_reason=pending_reason)
 
 
 def _waiting(record: RunRecord, attempt: int, status: RankStatus) -> RunRecord:

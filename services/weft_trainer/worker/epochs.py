@@ -9,22 +9,24 @@ rank that waits for it in the step before.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import grpc
 
-from weft.training.v1 import service_pb2, service_pb2_grpc
+from weft.training.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_common.client import error_from_rpc
 from weft_common.errors import FailedPreconditionError
 from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import read_json
-from weft_trainer.core.records import Epoch
+from weft_trainer.core.records import Epoch, epoch_at
 from weft_trainer.worker.patience import patiently
+from weft_trainer.worker.reads import PlanOver
 
-__all__ = ["RankEpochs", "first_snapshot"]
+__all__ = ["RankEpochs", "epochs_seen", "first_snapshot"]
 
-# The cache may have to read the statistics of many shards first.
+# The cache may have to read the statistics of many shards first; longer than the controller waits for it.
 _TIMEOUT_S = 180.0
 
 _log = get_logger(__name__)
@@ -39,6 +41,19 @@ def first_snapshot(document: Mapping[str, Any]) -> int:
     """
     epochs = document.get("epochs") or [{"snapshot": 0}]
     return int(epochs[0]["snapshot"])
+
+
+def epochs_seen(document: Mapping[str, Any], data: Any) -> list[dict[str, Any]]:
+    """
+    Return what the epochs of a run went over until a checkpoint, as documents; later ones have no part in it.
+
+    Args:
+        document: The run's.
+        data: Where the checkpoint's manifest says that the run was in its data; a list of versions without snapshots.
+    """
+    last = int(data["epoch"]) if isinstance(data, dict) else -1
+    seen = [epoch for epoch in _epochs_of(document) if epoch.index <= last]
+    return [asdict(replace(epoch, passes=min(epoch.passes, last + 1 - epoch.index))) for epoch in seen]
 
 
 class RankEpochs:
@@ -69,33 +84,30 @@ class RankEpochs:
         self.first = first_snapshot(document)
         self._known = _epochs_of(document)
 
-    def over(self, epoch: int) -> tuple[int, int]:
+    def over(self, epoch: int) -> PlanOver:
         """
-        Return the snapshot that an epoch goes over, and the one whose shards are left out; 0 where there is none.
+        Return what an epoch goes over.
 
         Raises:
-            FailedPreconditionError: Another attempt is the present one, or there is nobody to ask.
+            FailedPreconditionError: Another attempt is the present one, the dataset was made anew, or there is nobody
+                to ask.
             NotFoundError: The dataset is gone.
         """
-        if self._is_unknown(epoch):
+        if not self._known:
+            return PlanOver()
+        if epoch_at(self._known, epoch) is None:
+            # Another rank may have had it settled since.
             written = patiently(self._read, "the run's document", self._retry_s)
-            self._known += written[len(self._known) :]
-        while self._is_unknown(epoch):
-            self._known.append(patiently(self._ask, f"epoch {len(self._known)}", self._retry_s))
-        if epoch >= len(self._known):
-            return 0, 0
-        found = self._known[epoch]
-        return found.snapshot, found.since_snapshot
-
-    def _is_unknown(self, epoch: int) -> bool:
-        """Whether an epoch is not settled as far as is known; after one over a sealed dataset all others are."""
-        return bool(self._known) and epoch >= len(self._known) and self._known[-1].snapshot > 0
+            self._known = max(self._known, written, key=lambda epochs: epochs[-1].end)
+        while (found := epoch_at(self._known, epoch)) is None:
+            self._known.append(patiently(self._ask, f"epoch {self._known[-1].end}", self._retry_s))
+        return PlanOver(found.snapshot, found.since_snapshot, found.create_time)
 
     def _read(self) -> list[Epoch]:
         return _epochs_of(read_json(self._store, f"runs/{self._run}/run.json")[0])
 
     def _ask(self) -> Epoch:
-        index = len(self._known)
+        index = self._known[-1].end
         if self._stub is None:
             raise FailedPreconditionError(
                 f"epoch {index} is not in the document of runs/{self._run}, and this rank has no controller to ask; "
@@ -106,10 +118,22 @@ class RankEpochs:
             answer = self._stub.BeginEpoch(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
-        found = Epoch(**{name: int(getattr(answer, name)) for name in Epoch.__dataclass_fields__})
+        found = _epoch_of(answer)
         _log.info("epoch", index=index, snapshot=found.snapshot, since=found.since_snapshot, tokens=found.num_tokens)
         return found
 
 
 def _epochs_of(document: Mapping[str, Any]) -> list[Epoch]:
     return [Epoch(**entry) for entry in document.get("epochs", ())]
+
+
+def _epoch_of(epoch: messages_pb2.Epoch) -> Epoch:
+    return Epoch(
+        index=epoch.index,
+        snapshot=epoch.snapshot,
+        since_snapshot=epoch.since_snapshot,
+        num_tokens=epoch.num_tokens,
+        snapshot_tokens=epoch.snapshot_tokens,
+        passes=max(1, epoch.passes),
+        create_time=epoch.dataset_create_time.ToJsonString() if epoch.HasField("dataset_create_time") else "",
+    )

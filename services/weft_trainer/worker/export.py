@@ -107,6 +107,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     from weft_common.errors import AlreadyExistsError, FailedPreconditionError
     from weft_store.documents import create_json
     from weft_trainer.worker.checkpoints import RunCheckpoints
+    from weft_trainer.worker.epochs import epochs_seen
     from weft_trainer.worker.reads import CacheRowGroups, normalization_of, only
 
     config, document = read_config(store, settings.run)
@@ -125,7 +126,8 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         dtype=torch.float32,
         weights=config.optimizer.parameters,
     )
-    load_whole(RunCheckpoints(store, settings.run, settings.attempt), step, params)
+    checkpoints = RunCheckpoints(store, settings.run, settings.attempt)
+    load_whole(checkpoints, step, params)
 
     def source(split: messages_pb2.Split.ValueType) -> CacheRowGroups:
         over, seed = only(dataset.snapshot), config.batch.seed
@@ -165,7 +167,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         "model": spec.model,
         "model_revision": spec.model_revision,
         "dataset": dataset.name,
-        "epochs": document.get("epochs", []),
+        "epochs": epochs_seen(document, checkpoints.manifest(step).data),
         "run": f"runs/{settings.run}",
         "checkpoint_step": step,
         "num_layers": spec.num_layers,

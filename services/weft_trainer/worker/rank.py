@@ -112,6 +112,7 @@ class Rank:
     def _train(self, source: CacheRowGroups, loader: TokenLoader) -> None:
         trainer, config = self._trainer, self._config
         self._resume(loader)
+        loader.end_after(config.batch.num_steps - trainer.step)
         _log.info(
             "ready",
             step=trainer.step,

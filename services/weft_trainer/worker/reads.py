@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ from weft_store import ObjectStore
 from weft_store.shard import ShardReader
 from weft_trainer.worker.patience import patiently
 
-__all__ = ["CacheRowGroups", "get_dataset", "normalization_of", "only"]
+__all__ = ["CacheRowGroups", "PlanOver", "get_dataset", "normalization_of", "only"]
 
 _PAGE_SLICES = 4096
 _KEPT_PAGES = 4
@@ -55,9 +56,25 @@ def normalization_of(dataset: messages_pb2.Dataset, scales: Scales) -> Normaliza
     return Normalization.from_moments(moments[0], moments[1], scales)
 
 
-def only(snapshot: int) -> Callable[[int], tuple[int, int]]:
+@dataclass(frozen=True)
+class PlanOver:
+    """
+    What an epoch's plan is made of.
+
+    Args:
+        snapshot: Of the dataset; 0 means all of it, sealed.
+        since_snapshot: An earlier one, whose shards are left out; 0 leaves out none.
+        create_time: Of the dataset, RFC 3339, so that another of its name is refused; empty where nobody knows.
+    """
+
+    snapshot: int = 0
+    since_snapshot: int = 0
+    create_time: str = ""
+
+
+def only(snapshot: int) -> Callable[[int], PlanOver]:
     """Have every epoch go over one snapshot; 0 means the sealed dataset."""
-    return lambda epoch: (snapshot, 0)
+    return lambda epoch: PlanOver(snapshot)
 
 
 class CacheRowGroups:
@@ -66,7 +83,7 @@ class CacheRowGroups:
 
     Args:
         seed: Of the shuffle over the whole split.
-        over: Says of an epoch which snapshot it goes over, and which one's shards it leaves out; 0 where there is none.
+        over: Says of an epoch what it goes over.
         retry_s: How long a bucket or a cache that refuses is asked again.
     """
 
@@ -80,7 +97,7 @@ class CacheRowGroups:
         rank: int,
         world_size: int,
         seed: int,
-        over: Callable[[int], tuple[int, int]],
+        over: Callable[[int], PlanOver],
         retry_s: float = 0.0,
     ) -> None:
         self._retry_s, self._closed = retry_s, threading.Event()
@@ -131,7 +148,7 @@ class CacheRowGroups:
 
     def _page(self, epoch: int, start: int) -> Any:
         if (epoch, start) not in self._pages:
-            snapshot, since_snapshot = self._over(epoch)
+            over = self._over(epoch)
             request = service_pb2.PlanReadsRequest(
                 dataset=self._dataset,
                 split=self._split,
@@ -141,9 +158,11 @@ class CacheRowGroups:
                 seed=self._seed,
                 start_position=start,
                 max_slices=_PAGE_SLICES,
-                snapshot=snapshot,
-                since_snapshot=since_snapshot,
+                snapshot=over.snapshot,
+                since_snapshot=over.since_snapshot,
             )
+            if over.create_time:
+                request.dataset_create_time.FromJsonString(over.create_time)
             self._pages[epoch, start] = patiently(lambda: self._ask(request), "a plan of reads", self._retry_s)
             if len(self._pages) > _KEPT_PAGES:
                 self._pages.popitem(last=False)

@@ -53,6 +53,13 @@ def test_every_part_adds_up() -> None:
     assert found["time"]["hours"] == pytest.approx(40_000 / found["time"]["tokens_per_s"] / 3600)
 
 
+def test_rank_on_a_gpu_has_room_for_a_second_batch() -> None:
+    """The next is made there while one is used: two streams of 30 layers of 576 float32 numbers a token."""
+    data = [plan(*DEMO, "--feature-ranks", "1", "--device", name)["memory_bytes"]["data"] for name in DEVICES]
+    more = {found - data[0] for found in data[1:]}
+    assert (next(iter(DEVICES)), more) == ("cpu-core", {2 * 30 * 576 * 4 * 1024})
+
+
 def test_rate_is_a_measurement_or_an_estimate() -> None:
     """A rate that was given is used as it is; each says where it comes from."""
     assert plan(*DEMO)["time"]["basis"].startswith("estimate: carried over by FLOP")

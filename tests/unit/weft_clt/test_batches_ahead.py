@@ -14,7 +14,7 @@ from other_device import DEVICE, Elsewhere, other_device
 from weft_clt.data import CodedRowGroup, CodedStream, RowGroup, held_out_batches
 from weft_clt.loader import LoaderOptions, TokenLoader
 from weft_clt.staging import HostStaging, staging_for
-from weft_common.errors import DataLossError
+from weft_common.errors import DataLossError, FailedPreconditionError
 
 STEP_TOKENS = 12
 
@@ -69,6 +69,38 @@ def test_batch_stays_whole_while_the_next_is_made() -> None:
     loader.close()
 
 
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("staging", [None, Ahead()], ids=["host", "ahead"])
+def test_loader_that_knows_the_end_does_not_look_past_it(staging: HostStaging | None, passes: int) -> None:
+    """The steps are those of one without an end; the next epoch, which only the step after them needs, is not begun."""
+    sizes = [8] * 6
+    source, plain = Watched(sizes), _loader(NumberedTokens(sizes), passes=passes)
+    loader = _loader(source, staging, passes)
+    loader.end_after(3)
+    for _ in range(3 * passes):
+        assert torch.equal(loader.draw().inputs_LOD, plain.draw().inputs_LOD)
+        assert loader.is_finite()
+    assert {epoch for epoch, _ in source.asked} == {epoch for epoch, _ in source.reads} == {0}
+    assert loader.state()["epoch"] == 0
+    with pytest.raises(FailedPreconditionError, match="All steps"):
+        loader.draw()
+    loader.close()
+    plain.close()
+
+
+def test_loader_that_resumes_ends_where_the_run_does() -> None:
+    """Of the steps that are left, not of all."""
+    loader = _loader(Watched([8, 5, 3, 8]))
+    state = loader.state()
+    loader.draw()
+    loader.restore(state)
+    loader.end_after(1)
+    loader.draw()
+    with pytest.raises(FailedPreconditionError, match="All steps"):
+        loader.draw()
+    loader.close()
+
+
 def test_loader_that_is_ahead_resumes_where_it_was() -> None:
     """What had been made ahead is forgotten by a restore, and drawn again."""
     loader = _loader(NumberedTokens(SIZES), Ahead())
@@ -79,6 +111,18 @@ def test_loader_that_is_ahead_resumes_where_it_was() -> None:
     for wanted in drawn:
         assert torch.equal(loader.draw().inputs_LOD, wanted)
     loader.close()
+
+
+class Watched(NumberedTokens):
+    """Remembers which epochs' plans were looked at."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__(sizes)
+        self.asked: set[tuple[int, int]] = set()
+
+    def at(self, epoch: int, position: int) -> RowGroup | None:
+        self.asked.add((epoch, position))
+        return super().at(epoch, position)
 
 
 class DamagedLater(NumberedTokens):

@@ -91,3 +91,15 @@ def test_training_with_narrow_moments_stays_beside_float32(case: str, kernels: K
     for name, tensor in narrow.adam.named():
         assert tensor.dtype is (torch.float32 if name.endswith("threshold") else torch.bfloat16), name
     assert not torch.equal(narrow.params.w_dec_PFC, wide.params.w_dec_PFC)
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_moments_are_allocated_by_the_first_step(beta1: float) -> None:
+    """Whoever only evaluates, perhaps beside the training on one GPU, has neither moments nor gradients."""
+    trainer = trainer_of(config_of(adam_beta1=beta1), CpuKernels())
+    trainer.evaluate(iter([own_batch(1, trainer.mesh)]), 1)
+    assert not {"first", "second"} & vars(trainer.adam).keys()
+    assert "grads" not in vars(trainer.engine)
+    trainer.train_step(own_batch(1, trainer.mesh))
+    assert (trainer.adam.first is not None) == (beta1 > 0)
+    assert float(trainer.adam.second.w_enc_LSD.abs().sum()) > 0

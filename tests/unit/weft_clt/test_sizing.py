@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from clt_cases import RECIPES, config_of, trainer_of
+from clt_cases import D_MODEL, NUM_LAYERS, RECIPES, config_of, normalization, trainer_of
 from torch import Tensor
 
 from weft_clt.config import Activation
+from weft_clt.data import BatchBuffer
 from weft_clt.kernels import CpuKernels
 from weft_clt.mesh import Mesh, SingleAxis
 from weft_clt.metrics import ReconstructionSums
@@ -68,6 +69,14 @@ def test_parameters_are_those_of_a_trainer(
     assert memory.parameters + memory.moments + memory.clocks == work.checkpoint_bytes
     assert work.last_checkpoint_bytes == sum(tensor.nbytes for _, tensor in trainer.params.named())
     assert memory.gradients == sum(tensor.nbytes for _, tensor in trainer.engine.grads.named())
+
+
+def test_second_batch_is_counted_where_there_is_one() -> None:
+    """A trainer's batch once more: inputs and targets of one rank's tokens."""
+    work = replace(WORK, num_layers=NUM_LAYERS, d_model=D_MODEL)
+    batch = BatchBuffer(normalization(), work.rank_tokens)
+    more = replace(work, batches=2).memory().data - work.memory().data
+    assert more == batch.inputs_LOD.nbytes + batch.targets_LOD.nbytes
 
 
 def test_decoder_span_leaves_out_far_targets() -> None:

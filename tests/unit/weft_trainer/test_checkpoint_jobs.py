@@ -14,7 +14,7 @@ from weft_common.errors import (
     NotFoundError,
 )
 from weft_trainer.core.format_jobs import ForeignFiles, FormatJobs
-from weft_trainer.core.jobs import CheckpointRef
+from weft_trainer.core.jobs import CheckpointJobs, CheckpointRef
 from weft_trainer.core.transcoders import Transcoders
 
 EVALUATION = "runs/r/checkpoints/00000004/evaluation.json"
@@ -55,6 +55,25 @@ async def test_evaluation_runs_on_the_runs_ranks_and_returns_their_document() ->
     group.finish(0)
     assert (await evaluating)["tokens"] == 32
     assert json.loads(controller.store.get(EVALUATION)) == {"step": 4, "tokens": 32}
+
+
+@pytest.mark.parametrize(
+    ("told", "spares", "device"), [("auto", True, "cpu"), ("cuda", True, "cuda"), ("auto", False, "auto")]
+)
+async def test_evaluation_leaves_the_gpus_of_its_machine_to_the_training(told: str, spares: bool, device: str) -> None:
+    """Where nobody said otherwise; pods have GPUs of their own."""
+    controller = await _saved()
+    jobs = CheckpointJobs(
+        controller.store, controller.runs, controller.runner,
+        lambda run, attempt, ranks: {"WEFT_WORKER_DEVICE": told}, spares_gpus=spares,
+    )  # fmt: skip
+    evaluating = asyncio.create_task(jobs.evaluate(CheckpointRef("r", 4), 32))
+    group = await _group(controller, "runs/r/checkpoints/00000004/evaluation")
+    assert group.job is not None
+    assert group.job.environment["WEFT_WORKER_DEVICE"] == device
+    controller.store.put(BY_RANKS, b'{"step": 4, "tokens": 32}')
+    group.finish(0)
+    await evaluating
 
 
 async def test_evaluation_that_fails_leaves_the_last_one() -> None:

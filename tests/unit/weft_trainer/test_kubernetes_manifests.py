@@ -226,6 +226,17 @@ def test_pods_are_placed_as_asked(kind: str) -> None:
     assert job_spec(kind)["template"]["metadata"]["annotations"] == {"team": "a"}
 
 
+def test_process_without_ranks_keeps_no_gpu() -> None:
+    """It computes on the processor: neither the devices of ranks nor the runtime that they need, and all else."""
+    spec = pod_spec(job=EXPORT)
+    assert spec["containers"][0]["resources"] == {
+        "requests": {"cpu": "2", "memory": "4Gi"},
+        "limits": {"memory": "4Gi"},
+    }
+    assert "runtimeClassName" not in spec
+    assert spec["nodeSelector"] == {"pool": "gpu"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_carries_its_run_and_attempt(kind: str) -> None:
     """The labels of the object and of its pods say whose they are; nothing overwrites the component."""

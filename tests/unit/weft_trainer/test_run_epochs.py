@@ -79,7 +79,7 @@ async def test_controller_that_died_before_it_wrote_takes_another_snapshot() -> 
 
 
 async def test_epochs_go_over_what_is_new_then_again_then_over_everything() -> None:
-    """New shards by themselves; the last snapshot again where nothing came; all once sealed, and then for good."""
+    """New shards by themselves, the seal's too; the last snapshot again where nothing came; at last all, for good."""
     controller = await _started()
     controller.catalog.commit(30)
     assert await controller.epochs.begin("r", 1, 1) == Epoch(1, 2, 1, 30, ENOUGH + 30)
@@ -90,10 +90,57 @@ async def test_epochs_go_over_what_is_new_then_again_then_over_everything() -> N
     assert await controller.epochs.begin("r", 1, 4) == Epoch(4, 4, 3, 8, ENOUGH + 38)
     controller.catalog.commit(2)
     controller.catalog.facts = replace(controller.catalog.facts, sealed=True)
-    whole = Epoch(5, 0, 0, ENOUGH + 40, ENOUGH + 40)
-    assert await controller.epochs.begin("r", 1, 5) == whole
+    assert await controller.epochs.begin("r", 1, 5) == Epoch(5, 0, 4, 2, ENOUGH + 40)
+    whole = Epoch(6, 0, 0, ENOUGH + 40, ENOUGH + 40)
+    assert await controller.epochs.begin("r", 1, 6) == whole
     assert await controller.epochs.begin("r", 1, 9) == replace(whole, index=9)
-    assert [epoch.index for epoch in await _epochs(controller)] == [0, 1, 2, 3, 4, 5]
+    assert [epoch.index for epoch in await _epochs(controller)] == [0, 1, 2, 3, 4, 5, 6]
+
+
+async def test_dataset_that_is_sealed_as_it_was_is_gone_over_again() -> None:
+    """Where the seal brings nothing new, every token was dealt once already."""
+    controller = await _started()
+    controller.catalog.facts = replace(controller.catalog.facts, sealed=True)
+    assert await controller.epochs.begin("r", 1, 1) == Epoch(1, 0, 0, ENOUGH, ENOUGH)
+
+
+async def test_epochs_in_which_nothing_comes_are_one_entry() -> None:
+    """The document of a run that waits for its harvest does not grow; each pass is still told by its own index."""
+    controller = await _started()
+    for index in range(1, 40):
+        assert await controller.epochs.begin("r", 1, index) == Epoch(index, 1, 0, ENOUGH, ENOUGH)
+    assert await _epochs(controller) == (Epoch(0, 1, 0, ENOUGH, ENOUGH, passes=40),)
+    assert await controller.epochs.begin("r", 1, 17) == Epoch(17, 1, 0, ENOUGH, ENOUGH)
+    with pytest.raises(InvalidArgumentError, match="in epoch 39"):
+        await controller.epochs.begin("r", 1, 41)
+    controller.catalog.commit(5)
+    assert await controller.epochs.begin("r", 1, 40) == Epoch(40, 2, 1, 5, ENOUGH + 5)
+    assert [epoch.index for epoch in await _epochs(controller)] == [0, 40]
+
+
+async def test_dataset_that_was_made_anew_with_more_tokens_is_refused() -> None:
+    """Token counts and numbers of snapshots may fit another dataset of the name; the time it was made does not."""
+    controller = _controller()
+    controller.catalog.facts = replace(controller.catalog.facts, create_time="2026-01-01T00:00:00Z")
+    await controller.create(take_snapshot=True)
+    await controller.supervisor._open_attempt("r")
+    assert [epoch.create_time for epoch in await _epochs(controller)] == ["2026-01-01T00:00:00Z"]
+    controller.catalog.commit(30)
+    controller.catalog.facts = replace(controller.catalog.facts, create_time="2026-01-02T00:00:00Z")
+    with pytest.raises(FailedPreconditionError, match="made at 2026-01-01T00:00:00Z, this one at 2026-01-02"):
+        await controller.epochs.begin("r", 1, 1)
+
+
+async def test_nothing_is_kept_of_runs_that_ended_or_never_were() -> None:
+    """Neither a run that is ended from outside nor a name that somebody made up leaves a lock behind."""
+    controller = await _started()
+    await controller.epochs.begin("r", 1, 0)
+    await controller.supervisor.end("r", RunState.CANCELLED, "its operation was cancelled")
+    with pytest.raises(NotFoundError):
+        await controller.epochs.begin("made-up", 1, 0)
+    with pytest.raises(FailedPreconditionError):
+        await controller.epochs.begin("r", 7, 0)
+    assert controller.epochs._locks == {}
 
 
 async def test_epoch_that_was_begun_stays_as_it_is() -> None:
@@ -189,7 +236,7 @@ async def test_create_refuses_what_names_no_snapshot(
 
 
 async def test_cache_that_is_away_at_the_start_starts_nothing() -> None:
-    """The work is tried again later; no attempt is used up."""
+    """The work is tried again later, and the run says why it waits; no attempt is used up."""
     controller = _controller()
     await controller.create(take_snapshot=True)
 
@@ -201,6 +248,7 @@ async def test_cache_that_is_away_at_the_start_starts_nothing() -> None:
         await controller.supervisor._open_attempt("r")
     record = await controller.runs.get("r")
     assert (record.attempt, record.attempt_open, controller.launcher.num_starts) == (0, False, 0)
+    assert record.pending_reason == "the cache does not answer"
 
 
 async def test_epoch_is_refused_to_whoever_has_no_business_with_it() -> None:

@@ -6,6 +6,7 @@ Catalog of activation datasets in the bucket."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from weft.cache.v1 import messages_pb2 as _messages_pb2
 from weft.common.v1 import tensor_pb2 as _tensor_pb2
@@ -247,6 +248,7 @@ class PlanReadsRequest(_message.Message):
     MAX_SLICES_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     SINCE_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    DATASET_CREATE_TIME_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`, sealed, or open with a `snapshot`."""
     split: _messages_pb2.Split.ValueType
@@ -269,6 +271,10 @@ class PlanReadsRequest(_message.Message):
     """Reads the shards of this snapshot; 0 means all of a sealed dataset."""
     since_snapshot: _builtins.int
     """Leaves out the shards of this snapshot, an earlier one; 0 leaves out none."""
+    @_builtins.property
+    def dataset_create_time(self) -> _timestamp_pb2.Timestamp:
+        """The dataset's `create_time`, as the reader knows it. FAILED_PRECONDITION: it is another dataset of the same name."""
+
     def __init__(
         self,
         *,
@@ -283,10 +289,11 @@ class PlanReadsRequest(_message.Message):
         max_slices: _builtins.int = ...,
         snapshot: _builtins.int = ...,
         since_snapshot: _builtins.int = ...,
+        dataset_create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset_create_time", b"dataset_create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "epoch", b"epoch", "max_slices", b"max_slices", "presign", b"presign", "rank", b"rank", "seed", b"seed", "since_snapshot", b"since_snapshot", "snapshot", b"snapshot", "split", b"split", "start_position", b"start_position", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "dataset_create_time", b"dataset_create_time", "epoch", b"epoch", "max_slices", b"max_slices", "presign", b"presign", "rank", b"rank", "seed", b"seed", "since_snapshot", b"since_snapshot", "snapshot", b"snapshot", "split", b"split", "start_position", b"start_position", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -467,7 +467,9 @@ class Run(_message.Message):
 
     @_builtins.property
     def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Epoch]:
-        """What its epochs go over, from epoch 0 on, as far as they were begun; empty where all go over the sealed dataset."""
+        """What its epochs go over, from epoch 0 on, as far as they were begun; empty where all go over the sealed dataset.
+        Epochs that go over the same whole snapshot are one entry, which counts them.
+        """
 
     def __init__(
         self,
@@ -506,16 +508,24 @@ class Epoch(_message.Message):
     SINCE_SNAPSHOT_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_TOKENS_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
+    DATASET_CREATE_TIME_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Index, from 0."""
     snapshot: _builtins.int
-    """The snapshot; 0 means all of the dataset, which is sealed, and then so do all later epochs."""
+    """The snapshot; 0 means the sealed dataset, and where nothing is left out of it, so do all later epochs."""
     since_snapshot: _builtins.int
     """The epoch before went over this snapshot, whose shards are left out; 0 leaves out none."""
     num_tokens: _builtins.int
     """Tokens to train on that the epoch goes over."""
     snapshot_tokens: _builtins.int
     """Tokens to train on in the whole snapshot."""
+    passes: _builtins.int
+    """Epochs from `index` on that go over the same; 0 where it was not counted means 1."""
+    @_builtins.property
+    def dataset_create_time(self) -> _timestamp_pb2.Timestamp:
+        """The dataset's `create_time`, which tells it from another of its name."""
+
     def __init__(
         self,
         *,
@@ -524,10 +534,12 @@ class Epoch(_message.Message):
         since_snapshot: _builtins.int = ...,
         num_tokens: _builtins.int = ...,
         snapshot_tokens: _builtins.int = ...,
+        passes: _builtins.int = ...,
+        dataset_create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset_create_time", b"dataset_create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "num_tokens", b"num_tokens", "since_snapshot", b"since_snapshot", "snapshot", b"snapshot", "snapshot_tokens", b"snapshot_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_create_time", b"dataset_create_time", "index", b"index", "num_tokens", b"num_tokens", "passes", b"passes", "since_snapshot", b"since_snapshot", "snapshot", b"snapshot", "snapshot_tokens", b"snapshot_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
