@@ -11,6 +11,8 @@ from cluster_rig.release import Release
 from cluster_rig.work import get_run, harvest, start_run, tensors_of, training_spec, upload_corpus
 
 from weft.training.v1 import messages_pb2 as training
+from weft_store import ObjectStore
+from weft_store.documents import read_json
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -87,17 +89,36 @@ def stop_the_bucket(release: Release, run: str) -> None:
     release.bucket.start()
 
 
+def _newest_checkpoint(store: ObjectStore, run: str) -> int:
+    keys = [info.key for info in store.list(f"runs/{run}/checkpoints/") if info.key.endswith("/manifest.json")]
+    return max(int(key.split("/")[3]) for key in keys)
+
+
+def _first_step(store: ObjectStore, run: str, attempt: int) -> int:
+    """Read it in the name of the attempt's first chunk of metrics; 0 until that is there."""
+    prefix = f"runs/{run}/attempts/{attempt}/metrics-"
+    return min((int(info.key.removeprefix(prefix).partition(".")[0]) for info in store.list(prefix)), default=0)
+
+
 def _strike(release: Release, run: str, strike: Callable[[Release, str], None], after_step: int) -> None:
     until(lambda: get_run(release, run).step >= after_step, f"{run} is in the middle", 240, 0.2)
     before = get_run(release, run)
     assert before.state == training.RUN_STATE_RUNNING
     strike(release, run)
     struck = time.monotonic()
-    if strike in (kill_a_rank, delete_rank_0):
-        until(lambda: get_run(release, run).attempt > before.attempt, "another attempt", 120, 0.2)
-        until(lambda: get_run(release, run).step > before.step, "a further step", 180, 0.2)
-        print(f"a step further {time.monotonic() - struck:.1f} s after {strike.__name__}")  # noqa: T201  shown with -s
-        assert get_run(release, run).attempt == before.attempt + 1
+    if strike not in (kill_a_rank, delete_rank_0):
+        return
+    store = release.bucket.store()
+    newest = _newest_checkpoint(store, run)
+    last = read_json(store, f"runs/{run}/attempts/{before.attempt}/recent.json")[0]["metrics"][-1]["step"]
+    until(lambda: get_run(release, run).attempt > before.attempt, "another attempt", 120, 0.2)
+    until(lambda: get_run(release, run).step > before.step, "a further step", 180, 0.2)
+    print(f"a step further {time.monotonic() - struck:.1f} s after {strike.__name__}")  # noqa: T201  shown with -s
+    attempt = get_run(release, run).attempt
+    assert attempt == before.attempt + 1
+    first: int = until(lambda: _first_step(store, run, attempt), "the attempt's first metrics", 120, 0.2)
+    print(f"{last + 1 - first} steps done again")  # noqa: T201  shown with -s
+    assert newest < first <= last + 1
 
 
 @pytest.mark.parametrize(
@@ -111,7 +132,10 @@ def test_run_ends_the_same_after(
     strikes: Sequence[Callable[[Release, str], None]],
     request: pytest.FixtureRequest,
 ) -> None:
-    """One after the other, each in the middle of training; the final checkpoint has the same bytes."""
+    """
+    One after the other, each in the middle of training. Ranks go on from the newest checkpoint that was whole, and the
+    final one has the same bytes.
+    """
     run = request.node.callspec.id
     spec = training_spec("faults")
     operation = start_run(release, run, spec)
