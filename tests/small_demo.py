@@ -8,17 +8,13 @@ import fcntl
 import json
 import os
 import shutil
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedded_weft import SMALL, Embedded, demo_folder, run_demo
+from page_open import page_open
 from prometheus_server import prometheus_server
 
 from weft_client.local.layout import Layout
@@ -75,7 +71,7 @@ def _run(folder: Path, models_dir: Path) -> tuple[float, float, dict[str, Any]]:
         ports = {service: endpoint.metrics_port for service, endpoint in endpoints.services.items()}
         start_s = time.time()
         with prometheus_server(folder / "prometheus", ports):
-            with _page_open(f"http://{endpoints['console'].target}/"):
+            with page_open(f"http://{endpoints['console'].target}"):
                 summary = run_demo(run, *SMALL)
             # The last figures are scraped, then the rules are evaluated on them.
             time.sleep(5)
@@ -84,24 +80,3 @@ def _run(folder: Path, models_dir: Path) -> tuple[float, float, dict[str, Any]]:
         stopped = run.weft("down")
         assert stopped.returncode == 0, stopped.stderr
     return start_s, end_s, summary
-
-
-@contextmanager
-def _page_open(url: str) -> Iterator[None]:
-    """Ask the console for its runs again and again, as a browser with the page open does; nobody is signed in."""
-    closed = threading.Event()
-
-    def look() -> None:
-        while not closed.wait(0.5):
-            try:
-                urllib.request.urlopen(f"{url}api/runs", timeout=5).close()
-            except urllib.error.HTTPError as answer:
-                answer.close()
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        closed.set()
-        thread.join()

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import ssl
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +12,7 @@ from cluster_rig.kubectl import until
 from cluster_rig.monitors import followed_monitors
 from cluster_rig.release import Release
 from cluster_rig.work import get_run, harvest, start_run, training_spec, upload_corpus
+from page_open import page_open
 from prometheus_server import PrometheusServer
 
 from weft.activations.v1 import messages_pb2 as activations
@@ -70,7 +66,9 @@ def tell(release: Release, prometheus: PrometheusServer, targets: Path) -> Story
         targets: File from which it has its targets.
     """
     start_s = time.time()
-    with followed_monitors(release, targets), _page_open(release):
+    page = f"https://localhost:{release.ports['console']}"
+    trusted = ssl.create_default_context(cafile=str(release.authority))
+    with followed_monitors(release, targets), page_open(page, trusted):
         upload_corpus(release, "text")
         harvested = harvest(release, _NAME, model=MODEL, num_tokens=2000, sequence_tokens=128)
         spec = training_spec(_NAME, num_features=64, top_k=8, num_steps=12, step_tokens=256, checkpoint_steps=6)
@@ -98,26 +96,3 @@ def tell(release: Release, prometheus: PrometheusServer, targets: Path) -> Story
         start_s=start_s,
         end_s=time.time(),
     )
-
-
-@contextmanager
-def _page_open(release: Release) -> Iterator[None]:
-    """Ask the page for its runs again and again, as a browser does; nobody is signed in."""
-    closed = threading.Event()
-    context = ssl.create_default_context(cafile=str(release.authority))
-
-    def look() -> None:
-        while not closed.wait(0.5):
-            try:
-                address = f"https://localhost:{release.ports['console']}/api/runs"
-                urllib.request.urlopen(address, timeout=5, context=context).close()
-            except urllib.error.HTTPError as answer:
-                answer.close()
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield
-    finally:
-        closed.set()
-        thread.join()
