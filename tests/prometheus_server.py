@@ -44,6 +44,17 @@ class PrometheusServer:
         values = [float(value) for series in found["result"] for _, value in series["values"]]
         return [value for value in values if math.isfinite(value)]
 
+    def rule_groups(self) -> list[dict[str, Any]]:
+        """Return the groups of rules once each rule was evaluated; until then nobody knows its health."""
+        until = time.monotonic() + 60
+        while True:
+            groups: list[dict[str, Any]] = self.get("rules")["groups"]
+            waiting = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "unknown"]
+            if groups and not waiting:
+                return groups
+            assert time.monotonic() < until, f"Prometheus did not evaluate these rules in a minute: {waiting}"
+            time.sleep(0.2)
+
     def label_values(self, label: str, selector: str, start_s: float) -> list[str]:
         """List the values that a label had since `start_s`."""
         found = self.get(

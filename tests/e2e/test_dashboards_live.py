@@ -88,7 +88,7 @@ def test_dashboards_count_what_happened(observed: Observed) -> None:
 
 def test_rules_are_healthy_and_no_alert_fires(observed: Observed) -> None:
     """Prometheus evaluates every rule without an error, and an undisturbed day raises no alert."""
-    groups = observed.prometheus.get("rules")["groups"]
+    groups = observed.prometheus.rule_groups()
     assert sum(len(group["rules"]) for group in groups) == len(alerts()) + len(records())
     assert {
         rule["name"]: rule.get("lastError") for group in groups for rule in group["rules"] if rule["health"] != "ok"
