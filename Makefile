@@ -78,8 +78,8 @@ bench-quality: setup-dev model  ## Quality over recipes, up to 45 minutes (BENCH
 bench-long-run: setup-dev model  ## Train for half an hour, evaluate, and write the page of it
 	$(BIN)/python benchmarks/training/long_run.py $(BENCH_FLAGS)
 
-bench-attribution: setup-dev model  ## Attribution sweep
-	$(BIN)/python benchmarks/attribution/bench_sweep.py
+bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circuit-tracer PYTHON")
+	$(BIN)/python benchmarks/attribution/bench_graphs.py $(GRAPH_FLAGS)
 
 setup:
 	@$(PYTHON) scripts/setup.py all

@@ -39,6 +39,7 @@ def main() -> None:
                 settings.models_dir,
                 max_prompt_tokens=settings.max_prompt_tokens,
                 max_features=settings.max_features,
+                memory_bytes=settings.memory_bytes,
                 workers=workers,
                 max_message_bytes=settings.max_message_bytes,
                 observe=PrometheusStages(REGISTRY),

@@ -30,6 +30,7 @@ async def registrations(
     *,
     max_prompt_tokens: int,
     max_features: int,
+    memory_bytes: int = 1 << 30,
     workers: int = 1,
     max_message_bytes: int = 64 << 20,
     observe: Callable[[Mapping[str, float]], None],
@@ -37,7 +38,13 @@ async def registrations(
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
     models = ModelFolder(models_dir)
     graphs = Graphs(
-        store, runner, models, max_prompt_tokens=max_prompt_tokens, max_features=max_features, workers=workers
+        store,
+        runner,
+        models,
+        max_prompt_tokens=max_prompt_tokens,
+        max_features=max_features,
+        memory_bytes=memory_bytes,
+        workers=workers,
     )
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), {KIND: GraphWork(graphs, observe).kind()})
     attribution = AttributionServicer(graphs, manager, max_message_bytes=max_message_bytes)

@@ -10,6 +10,7 @@ Tensors of the file: `indptr` int64 [R + 1], `indices` int32 and `values` float3
 
 import json
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from weft_common.errors import DataLossError
 __all__ = ["EdgeScratch", "read_arrays", "write_arrays"]
 
 Array = npt.NDArray[Any]
+_ROWS_AT_ONCE = 16
 _NAMES = {"<i4": "I32", "<i8": "I64", "<f4": "F32"}
 
 
@@ -39,6 +41,7 @@ class EdgeScratch:
         self._values: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 closed in __exit__
         self._start_R = np.zeros(num_rows, dtype=np.int64)
         self._count_R = np.zeros(num_rows, dtype=np.int64)
+        self._lock = threading.Lock()
         self.num_edges = 0
 
     def __enter__(self) -> "EdgeScratch":
@@ -51,14 +54,22 @@ class EdgeScratch:
         self._values.close()
 
     def add(self, rows: Array, dense_RN: Array) -> None:
-        """Keep the edges of some rows that are not zero."""
+        """Keep the edges of some rows that are not zero; several threads may add at once."""
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            self._add(rows[start : start + _ROWS_AT_ONCE], dense_RN[start : start + _ROWS_AT_ONCE])
+
+    def _add(self, rows: Array, dense_RN: Array) -> None:
+        # The places of all edges take more memory than the edges.
         place, column = np.nonzero(dense_RN)
         counts = np.bincount(place, minlength=len(rows))
-        self._start_R[rows] = self.num_edges + np.concatenate([[0], np.cumsum(counts)[:-1]])
-        self._count_R[rows] = counts
-        self._indices.write(column.astype("<i4").tobytes())
-        self._values.write(dense_RN[place, column].astype("<f4").tobytes())
-        self.num_edges += len(column)
+        indices = column.astype("<i4").tobytes()
+        values = dense_RN[place, column].astype("<f4").tobytes()
+        with self._lock:
+            self._start_R[rows] = self.num_edges + np.concatenate([[0], np.cumsum(counts)[:-1]])
+            self._count_R[rows] = counts
+            self._indices.write(indices)
+            self._values.write(values)
+            self.num_edges += len(column)
 
     def write(self, path: Path, arrays: Mapping[str, Array]) -> None:
         """Write the file: `arrays`, and the edges in the order of rows."""

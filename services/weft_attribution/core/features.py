@@ -9,7 +9,7 @@ to one layer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from weft_attribution.core.mapped import MappedTensor
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import ResourceExhaustedError
@@ -37,13 +38,13 @@ class ActiveFeatures:
         index_N: Index within its layer.
         value_N: Pre-activation.
         activation_N: Activation.
-        reader_ND: Encoder rows folded through the norm, not yet divided by its scale.
+        reader_ND: Encoder rows folded through the norm and divided by its frozen scale.
         offset_N: What the encoder row sees whatever the stream is: its bias, and the norm's.
-        scale_N: The frozen scale that each divides by; 1 where the transcoder reads the residual stream.
         writers_UD: For each target layer the decoders of the distinct features at or below it.
         writer_N: Row of each triple in `writers_UD`, the same for every target layer.
         error_LPD: MLP output less reconstruction; zero at position 0.
         constant_LPD: What is nobody's: decoder biases, and the whole MLP output at position 0.
+        mapped: What `writers_UD` are views of, by layer, where they lie in scratch files.
     """
 
     layer_N: Array
@@ -53,11 +54,16 @@ class ActiveFeatures:
     activation_N: Tensor
     reader_ND: Tensor
     offset_N: Tensor
-    scale_N: Tensor
     writers_UD: tuple[Tensor, ...]
     writer_N: Tensor
     error_LPD: Tensor
     constant_LPD: Tensor
+    mapped: tuple[MappedTensor, ...] = field(default=(), repr=False)
+
+    def release(self, layer: int) -> None:
+        """Let the memory of decoders that write to `layer` go, where they lie in a file."""
+        if self.mapped:
+            self.mapped[layer].release()
 
     def __len__(self) -> int:
         return len(self.layer_N)
@@ -78,9 +84,18 @@ def find_features(
     *,
     num_positions: int,
     max_features: int,
+    max_writer_bytes: int,
 ) -> ActiveFeatures:
     """
     Encode a prompt's streams and gather the decoders of what is active.
+
+    Args:
+        weights: Frozen weights of the model.
+        transcoder: The transcoder.
+        tensors: Captured streams.
+        num_positions: P.
+        max_features: Most active triples accepted.
+        max_writer_bytes: Decoders that take more than this together are kept in scratch files.
 
     Raises:
         ResourceExhaustedError: More triples are active than `max_features`.
@@ -88,7 +103,7 @@ def find_features(
     num_layers, d_model, dtype = weights.num_layers, weights.d_model, weights.dtype
     reads_norm = transcoder.manifest.input_hook == "mlp_in"
     layers, positions, indices = [], [], []
-    values, activations, readers, offsets, scales = [], [], [], [], []
+    values, activations, readers, offsets = [], [], [], []
     biases = []
     found = 0
     for layer in range(num_layers):
@@ -115,12 +130,11 @@ def find_features(
         indices.append(index.numpy())
         values.append(pre_PF[position, index])
         activations.append(pre_PF[position, index])
-        readers.append(norm.fold(rows_ND) if reads_norm else rows_ND)
-        offsets.append(b_enc_F[index] + (norm.offset(rows_ND) if reads_norm else 0))
         scale_P = torch.tensor(tensors[f"layers.{layer}.ln2.scale"], dtype=dtype)
-        scales.append(scale_P[position] if reads_norm else torch.ones(len(position), dtype=dtype))
+        readers.append(norm.fold(rows_ND) / scale_P[position][:, None] if reads_norm else rows_ND)
+        offsets.append(b_enc_F[index] + (norm.offset(rows_ND) if reads_norm else 0))
         biases.append(torch.tensor(encoder.b_dec_D, dtype=dtype))
-    writers_UD, writer_N = _gather_writers(transcoder, layers, indices, d_model, dtype)
+    writers_UD, writer_N, mapped = _gather_writers(transcoder, layers, indices, d_model, dtype, max_writer_bytes)
     error_LPD = torch.stack([torch.tensor(tensors[f"layers.{i}.mlp_out"], dtype=dtype) for i in range(num_layers)])
     constant_LPD = torch.stack(biases)[:, None, :].repeat(1, num_positions, 1)
     constant_LPD[:, 0] = error_LPD[:, 0]
@@ -132,31 +146,43 @@ def find_features(
         activation_N=torch.cat(activations),
         reader_ND=torch.cat(readers),
         offset_N=torch.cat(offsets),
-        scale_N=torch.cat(scales),
         writers_UD=writers_UD,
         writer_N=writer_N,
         error_LPD=error_LPD,
         constant_LPD=constant_LPD,
+        mapped=mapped,
     )
     for layer in range(num_layers):
         error_LPD[layer] -= features.reconstruction(layer, features.activation_N) + constant_LPD[layer]
+        features.release(layer)
     error_LPD[:, 0] = 0
     return features
 
 
 def _gather_writers(
-    transcoder: TranscoderReader, layers: list[Array], indices: list[Array], d_model: int, dtype: torch.dtype
-) -> tuple[tuple[Tensor, ...], Tensor]:
+    transcoder: TranscoderReader,
+    layers: list[Array],
+    indices: list[Array],
+    d_model: int,
+    dtype: torch.dtype,
+    max_bytes: int,
+) -> tuple[tuple[Tensor, ...], Tensor, tuple[MappedTensor, ...]]:
     """Read each distinct feature's decoders once, sorted by the layer they write to."""
     num_layers = len(layers)
     unique = [np.unique(index, return_inverse=True) for index in indices]
     first = np.concatenate([[0], np.cumsum([len(features) for features, _ in unique])])
-    writers = [torch.zeros(int(first[target + 1]), d_model, dtype=dtype) for target in range(num_layers)]
+    shapes = [(int(count), d_model) for count in first[1:]]
+    mapped: tuple[MappedTensor, ...] = ()
+    if int(first[1:].sum()) * d_model * dtype.itemsize > max_bytes:
+        mapped = tuple(MappedTensor(shape, dtype) for shape in shapes)
+    writers = [each.tensor for each in mapped] or [torch.zeros(shape, dtype=dtype) for shape in shapes]
     for layer, (features, _) in enumerate(unique):
         for start, rows in transcoder.decoders(layer, features):
             block = torch.from_numpy(np.ascontiguousarray(rows)).to(dtype)
             low = int(first[layer]) + start
             for target in range(layer, min(layer + block.shape[1], num_layers)):
                 writers[target][low : low + len(block)] = block[:, target - layer]
+        for each in mapped:
+            each.release()
     writer = np.concatenate([first[layer] + inverse for layer, (_, inverse) in enumerate(unique)])
-    return tuple(writers), torch.from_numpy(writer.astype(np.int64))
+    return tuple(writers), torch.from_numpy(writer.astype(np.int64)), mapped

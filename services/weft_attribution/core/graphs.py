@@ -95,6 +95,7 @@ class Graphs:
         max_prompt_tokens: Longest prompt accepted.
         workers: Threads of one graph's sweep.
         max_features: Most active features accepted.
+        memory_bytes: For the sweep of a graph.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Graphs:
         *,
         max_prompt_tokens: int,
         max_features: int,
+        memory_bytes: int = 1 << 30,
         workers: int = 1,
     ) -> None:
         self._store = store
@@ -113,6 +115,7 @@ class Graphs:
         self._models = models
         self._max_prompt_tokens = max_prompt_tokens
         self._max_features = max_features
+        self._memory_bytes = memory_bytes
         self._workers = workers
         self._open: OrderedDict[tuple[str, str], tuple[WholeGraph, Array]] = OrderedDict()
         self._open_lock = threading.Lock()
@@ -260,6 +263,7 @@ class Graphs:
                     batch_size=settings.batch_size,
                     workers=self._workers,
                     max_features=self._max_features,
+                    memory_bytes=self._memory_bytes,
                     path=path,
                     stages=stages,
                     progress=progress,

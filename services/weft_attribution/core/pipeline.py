@@ -102,6 +102,7 @@ def build_graph(
     batch_size: int,
     workers: int,
     max_features: int,
+    memory_bytes: int,
     path: Path,
     stages: Stages,
     progress: ProgressFn,
@@ -117,6 +118,7 @@ def build_graph(
         batch_size: Rows of one sweep; 0 has it chosen.
         workers: Sweeps at the same time.
         max_features: Most active features accepted.
+        memory_bytes: For the sweep, half of it for gradients and edges; decoders beyond the other half lie in files.
         path: File to write.
         stages: Times are added to it.
         progress: Told how many rows are done.
@@ -134,7 +136,12 @@ def build_graph(
     with torch.no_grad():
         operator = FrozenOperator(weights, capture.tensors, num_positions=positions)
         features = find_features(
-            weights, transcoder, capture.tensors, num_positions=positions, max_features=max_features
+            weights,
+            transcoder,
+            capture.tensors,
+            num_positions=positions,
+            max_features=max_features,
+            max_writer_bytes=memory_bytes // 2,
         )
         token_ids = np.array([token.id for token in capture.tokens], dtype=np.int64)
         logits_V = torch.from_numpy(np.array(capture.tensors["logits"], dtype=np.float64))
@@ -144,17 +151,22 @@ def build_graph(
     num_rows = len(targets.layer_N)
     sum_R = np.zeros(num_rows)
     with EdgeScratch(num_rows) as scratch:
-        for rows, dense_RN in sweep(
+
+        def take(rows: Array, dense_RN: Array) -> None:
+            scratch.add(rows, dense_RN)
+            sum_R[rows] = dense_RN.sum(axis=1, dtype=np.float64)
+
+        sweep(
             operator,
             features,
             targets,
             token_ids,
             batch_size=batch_size or default_batch_size(positions, weights.d_model),
+            take=take,
             workers=workers,
+            memory_bytes=memory_bytes // 2,
             check=lambda done: progress("sweep", done, num_rows),
-        ):
-            scratch.add(rows, dense_RN)
-            sum_R[rows] = dense_RN.sum(axis=1, dtype=np.float64)
+        )
         arrays = {
             "layer": features.layer_N.astype("<i4"),
             "position": features.position_N.astype("<i4"),

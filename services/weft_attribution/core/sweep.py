@@ -5,17 +5,18 @@ Targets are taken by (position, layer); a batch of gradients [P, B, D] goes down
 inner products with the decoders active there are added up unscaled; activations multiply once at the end. Layers above
 a target and positions after it are never touched. Batches are independent, so that threads take one each: within a
 batch torch should run on one thread, since waiting for each other in every small product costs more than it gains.
+A wave of batches goes down together, so that decoders which lie in files are read once a wave, a layer at a time; as
+many batches are a wave as the memory for gradients and edges allows.
 
 Source: Ameisen et al. 2025, methods, "attribution"; the sweep itself is ours.
 Legend: B rows of a batch, P positions, D d_model, N active features, L layers. Nodes are numbered features, errors
 (layer-major, positions from 1), tokens, logits.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ from weft_attribution.core.operator import FrozenOperator
 __all__ = ["NodeTable", "Targets", "make_targets", "sweep", "target_constants"]
 
 Array = npt.NDArray[Any]
+_ROWS_AT_ONCE = 4096
+_MOST_BATCHES = 64
+_COPIES = 4
+"""Of a batch's gradients, and of its edges, that a worker holds while it takes a step."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class Targets:
     Args:
         layer_N: Layer whose stream a target reads; the number of layers for a logit.
         position_N: Where it reads.
-        reader_ND: The vector that reads the stream, divided by the frozen scale.
+        reader_ND: The vectors of features that read the stream, divided by the frozen scale.
+        last_reader_KD: Those of the last K rows.
         offset_N: What it sees whatever the stream is.
         value_N: What the model really gives it.
     """
@@ -81,8 +87,18 @@ class Targets:
     layer_N: Array
     position_N: Array
     reader_ND: Tensor
+    last_reader_KD: Tensor
     offset_N: Tensor
     value_N: Tensor
+
+    def readers(self, rows: Array) -> Tensor:
+        """The vectors of some rows."""
+        features = len(self.reader_ND)
+        found = self.reader_ND.new_empty(len(rows), self.reader_ND.shape[1])
+        is_last = rows >= features
+        found[torch.from_numpy(~is_last)] = self.reader_ND[torch.from_numpy(rows[~is_last])]
+        found[torch.from_numpy(is_last)] = self.last_reader_KD[torch.from_numpy(rows[is_last] - features)]
+        return found
 
 
 def make_targets(
@@ -94,9 +110,8 @@ def make_targets(
     return Targets(
         layer_N=np.concatenate([features.layer_N, np.full(count, operator.weights.num_layers)]),
         position_N=np.concatenate([features.position_N, np.full(count, last)]),
-        reader_ND=torch.cat(
-            [features.reader_ND / features.scale_N[:, None], readers_ND / operator.final_scale_P[last]]
-        ),
+        reader_ND=features.reader_ND,
+        last_reader_KD=readers_ND / operator.final_scale_P[last],
         offset_N=torch.cat([features.offset_N, offset_N]),
         value_N=torch.cat([features.value_N, demeaned_logits.to(features.value_N.dtype)]),
     )
@@ -106,8 +121,12 @@ def target_constants(operator: FrozenOperator, targets: Targets, constant_LPD: T
     """What every target reads with all sources at zero, by running the frozen model forward."""
     mids, final_PD = operator.forward(operator.position_embedding(), constant_LPD, biases=True)
     streams_LPD = torch.stack([*mids, final_PD])
-    seen_ND = streams_LPD[torch.from_numpy(targets.layer_N), torch.from_numpy(targets.position_N)]
-    return (seen_ND * targets.reader_ND).sum(-1) + targets.offset_N
+    seen_N = targets.offset_N.clone()
+    for start in range(0, len(seen_N), _ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(seen_N)))
+        stream_ND = streams_LPD[torch.from_numpy(targets.layer_N[rows]), torch.from_numpy(targets.position_N[rows])]
+        seen_N[start : start + len(rows)] += (stream_ND * targets.readers(rows)).sum(-1)
+    return seen_N
 
 
 def sweep(
@@ -117,10 +136,12 @@ def sweep(
     token_ids: Array,
     *,
     batch_size: int,
+    take: Callable[[Array, Array], None],
     workers: int = 1,
+    memory_bytes: int = 1 << 30,
     rows: Array | None = None,
     check: Callable[[int], None] = lambda done: None,
-) -> Iterator[tuple[Array, Array]]:
+) -> None:
     """
     Compute rows of the graph.
 
@@ -129,38 +150,39 @@ def sweep(
         features: Its active features.
         targets: From `make_targets`.
         token_ids: The prompt's tokens.
-        batch_size: Rows swept at once; the result does not depend on it.
+        batch_size: Rows swept at once, at most; the result does not depend on it.
+        take: Given indices of targets, and their edges [B, nodes up to the logits]; called by several threads at once.
         workers: Batches swept at the same time, each by a thread.
+        memory_bytes: For gradients and edges of the batches on their way, as far as single rows fit.
         rows: Which targets, all by default; rows are independent.
-        check: Called with the rows done before each batch; may raise to stop.
-
-    Yields:
-        Indices of targets, and their edges [B, nodes up to the logits].
+        check: Called with the rows done, in parts too, at every layer of a wave; may raise to stop.
     """
     wanted = np.arange(len(targets.layer_N)) if rows is None else rows
     order = wanted[np.lexsort((-targets.layer_N[wanted], targets.position_N[wanted]))]
     sources = _Sources(operator, features, token_ids)
-    starts = iter(range(0, len(order), batch_size))
-
-    def take(start: int) -> tuple[Array, Array]:
-        batch = order[start : start + batch_size]
-        batch = batch[np.argsort(-targets.layer_N[batch], kind="stable")]
-        with torch.no_grad():
-            return batch, _sweep_batch(operator, sources, targets, batch)
-
-    done = 0
+    d_model, item = operator.weights.d_model, targets.reader_ND.dtype.itemsize
     with ThreadPoolExecutor(workers, thread_name_prefix="sweep") as pool:
-        waiting = deque(pool.submit(take, start) for start in islice(starts, workers + 1))
-        try:
-            while waiting:
-                check(done)
-                batch, dense_BN = waiting.popleft().result()
-                waiting.extend(pool.submit(take, start) for start in islice(starts, 1))
-                done += len(batch)
-                yield batch, dense_BN
-        finally:
-            for future in waiting:
-                future.cancel()
+        done = 0
+        while done < len(order):
+            # Rows are sorted by position: what comes next reaches little further than its first row.
+            ahead = order[min(len(order), done + batch_size) - 1]
+            reach = int(targets.position_N[ahead]) + 1
+            row_bytes = item * (reach * d_model + sources.num_columns)
+            in_batch = max(1, min(batch_size, memory_bytes // (row_bytes * (1 + _COPIES) * workers)))
+            spare = memory_bytes - _COPIES * workers * in_batch * row_bytes
+            num_batches = min(_MOST_BATCHES, max(workers, spare // (in_batch * row_bytes)))
+            wave = order[done : done + in_batch * num_batches]
+            batches = [
+                _Batch(operator, sources, targets, wave[start : start + in_batch])
+                for start in range(0, len(wave), in_batch)
+            ]
+            for layer in range(sources.num_layers, -1, -1):
+                check(done + len(wave) * (sources.num_layers - layer) // (sources.num_layers + 1))
+                list(pool.map(partial(_Batch.down, layer=layer), batches))
+                if layer < sources.num_layers:
+                    features.release(layer)
+            list(pool.map(lambda batch: take(batch.rows, batch.finish()), batches))
+            done += len(wave)
 
 
 class _Sources:
@@ -171,6 +193,7 @@ class _Sources:
         self.embed_PD = operator.weights.embedding_VD[torch.from_numpy(token_ids)]
         self.num_positions = operator.num_positions
         self.num_layers = operator.weights.num_layers
+        self.num_columns = NodeTable(len(features), self.num_layers, self.num_positions, 0).num_nodes
         by_position = np.lexsort((features.layer_N, features.position_N))
         position, layer = features.position_N[by_position], features.layer_N[by_position]
         self.column_N = torch.from_numpy(np.argsort(by_position))
@@ -187,38 +210,69 @@ class _Sources:
         return columns, self.features.writers_UD[layer].index_select(0, self.writer_N[columns])
 
 
-def _sweep_batch(operator: FrozenOperator, sources: _Sources, targets: Targets, batch: Array) -> Array:
-    layer_B, position_B = targets.layer_N[batch], targets.position_N[batch]
-    reach = int(position_B.max()) + 1
-    readers_BD = targets.reader_ND[torch.from_numpy(batch)]
-    num_rows, dtype = len(batch), readers_BD.dtype
-    by_position_BN = torch.zeros(num_rows, len(sources.features), dtype=dtype)
-    error_BLP = torch.zeros(num_rows, sources.num_layers, sources.num_positions, dtype=dtype)
-    grad_PBD = torch.zeros(reach, 0, operator.weights.d_model, dtype=dtype)
-    swept = 0
-    for layer in range(int(layer_B[0]), -1, -1):
-        if swept and layer < sources.num_layers:
-            _read_layer(sources, layer, grad_PBD, by_position_BN[:swept], error_BLP[:swept])
-        upto = int(np.searchsorted(-layer_B, -layer, side="right"))
-        if upto > swept:
-            fresh = torch.zeros(reach, upto - swept, operator.weights.d_model, dtype=dtype)
-            fresh[torch.from_numpy(position_B[swept:upto]), torch.arange(upto - swept)] = readers_BD[swept:upto]
-            grad_PBD = torch.cat([grad_PBD, fresh], dim=1)
-            swept = upto
-        if layer < sources.num_layers:
-            operator.sweep_attention(layer, grad_PBD, operator.transposed_patterns(layer, reach))
-    token_BP = torch.zeros(num_rows, sources.num_positions, dtype=dtype)
-    token_BP[:, :reach] = torch.einsum("pbd,pd->bp", grad_PBD, sources.embed_PD[:reach])
-    feature_BN = by_position_BN[:, sources.column_N] * sources.features.activation_N
-    return torch.cat([feature_BN, error_BLP[:, :, 1:].flatten(1), token_BP], dim=1).numpy()
+class _Batch:
+    """Rows on their way down, top layer first: a row joins at the layer that its target reads."""
 
+    def __init__(self, operator: FrozenOperator, sources: _Sources, targets: Targets, rows: Array) -> None:
+        self.rows = rows[np.argsort(-targets.layer_N[rows], kind="stable")]
+        self._operator, self._sources = operator, sources
+        self._layer_B, self._position_B = targets.layer_N[self.rows], targets.position_N[self.rows]
+        self._targets = targets
+        self._reach = int(self._position_B.max()) + 1
+        self._swept = 0
+        dtype = targets.reader_ND.dtype
+        self._feature_BN = torch.zeros(0, dtype=dtype)
+        self._error_BLP = torch.zeros(len(rows), sources.num_layers, sources.num_positions, dtype=dtype)
+        self._grad_PBD = torch.zeros(self._reach, 0, operator.weights.d_model, dtype=dtype)
 
-def _read_layer(sources: _Sources, layer: int, grad_PBD: Tensor, feature_BN: Tensor, error_BLP: Tensor) -> None:
-    """Add what the MLP output of `layer` gives to each row: gradients are those after that layer."""
-    reach = grad_PBD.shape[0]
-    for position in range(1, reach):
-        columns, writers_WD = sources.writers(layer, position)
-        if len(writers_WD):
-            feature_BN[:, columns].addmm_(grad_PBD[position], writers_WD.T)
-    error_PD = sources.features.error_LPD[layer, :reach]
-    error_BLP[:, layer, :reach] = torch.bmm(grad_PBD, error_PD[:, :, None])[:, :, 0].T
+    def down(self, layer: int) -> None:
+        """Take what `layer` writes, let its targets join, and go down through its attention."""
+        with torch.no_grad():
+            if layer > self._layer_B[0]:
+                return
+            if self._swept and layer < self._sources.num_layers:
+                self._read(layer)
+            upto = int(np.searchsorted(-self._layer_B, -layer, side="right"))
+            if upto > self._swept:
+                self._join(upto)
+            if layer < self._sources.num_layers:
+                pattern = self._operator.transposed_patterns(layer, self._reach)
+                self._operator.sweep_attention(layer, self._grad_PBD, pattern)
+
+    def _join(self, upto: int) -> None:
+        joining = upto - self._swept
+        fresh = self._grad_PBD.new_zeros(self._reach, joining, self._grad_PBD.shape[2])
+        at = torch.from_numpy(self._position_B[self._swept : upto])
+        fresh[at, torch.arange(joining)] = self._targets.readers(self.rows[self._swept : upto])
+        self._grad_PBD = torch.cat([self._grad_PBD, fresh], dim=1) if self._swept else fresh
+        self._swept = upto
+
+    def _read(self, layer: int) -> None:
+        """Add what the MLP output of `layer` gives to each row: gradients are those after that layer."""
+        if not len(self._feature_BN):
+            self._feature_BN = self._grad_PBD.new_zeros(len(self.rows), len(self._sources.features))
+        for position in range(1, self._reach):
+            columns, writers_WD = self._sources.writers(layer, position)
+            if len(writers_WD):
+                self._feature_BN[: self._swept, columns].addmm_(self._grad_PBD[position], writers_WD.T)
+        error_PD = self._sources.features.error_LPD[layer, : self._reach]
+        self._error_BLP[: self._swept, layer, : self._reach] = torch.bmm(self._grad_PBD, error_PD[:, :, None])[
+            :, :, 0
+        ].T
+
+    def finish(self) -> Array:
+        """The rows' edges [B, nodes up to the logits]; what they were computed from goes."""
+        with torch.no_grad():
+            features, reach = len(self._sources.features), self._reach
+            edges_BN = self._error_BLP.new_zeros(len(self.rows), self._sources.num_columns)
+            tokens = edges_BN[:, self._sources.num_columns - self._sources.num_positions :]
+            tokens[:, :reach] = torch.einsum("pbd,pd->bp", self._grad_PBD, self._sources.embed_PD[:reach])
+            self._grad_PBD = self._grad_PBD.new_zeros(0)
+            if len(self._feature_BN):
+                edges_BN[:, :features] = self._feature_BN[:, self._sources.column_N]
+                edges_BN[:, :features] *= self._sources.features.activation_N
+            self._feature_BN = self._grad_PBD
+            edges_BN[:, features : self._sources.num_columns - self._sources.num_positions] = self._error_BLP[
+                :, :, 1:
+            ].flatten(1)
+            return edges_BN.numpy()

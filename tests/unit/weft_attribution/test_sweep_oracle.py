@@ -20,7 +20,7 @@ from weft_attribution.core.features import ActiveFeatures, find_features
 from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.pipeline import capture_hooks, conservation_error
 from weft_attribution.core.ports import Capture
-from weft_attribution.core.sweep import Targets, make_targets, sweep, target_constants
+from weft_attribution.core.sweep import Targets, _Batch, make_targets, sweep, target_constants
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import load_linear_weights
 from weft_store.opening import open_store
@@ -39,15 +39,34 @@ class Swept:
     tensors: dict[str, torch.Tensor]
     input_hook: str
 
-    def edges(self, batch_size: int = 7, rows: np.ndarray | None = None) -> np.ndarray:
+    def edges(
+        self, batch_size: int = 7, rows: np.ndarray | None = None, *, workers: int = 1, memory_bytes: int = 1 << 20
+    ) -> np.ndarray:
         ids = np.array([token.id for token in self.capture.tokens])
-        found = {}
-        for batch, dense in sweep(self.operator, self.features, self.targets, ids, batch_size=batch_size, rows=rows):
-            found.update(dict(zip(batch.tolist(), dense, strict=True)))
+        found: dict[int, np.ndarray] = {}
+        sweep(
+            self.operator,
+            self.features,
+            self.targets,
+            ids,
+            batch_size=batch_size,
+            take=lambda batch, dense: found.update(dict(zip(batch.tolist(), dense, strict=True))),
+            workers=workers,
+            memory_bytes=memory_bytes,
+            rows=rows,
+        )
         return np.stack([found[row] for row in sorted(found)])
 
 
-def build(folder: Path, family: str, *, input_hook: str = "mlp_in", jump: bool = False, **transcoder: float) -> Swept:
+def build(
+    folder: Path,
+    family: str,
+    *,
+    input_hook: str = "mlp_in",
+    jump: bool = False,
+    max_writer_bytes: int = 1 << 30,
+    **transcoder: float,
+) -> Swept:
     model = ReferenceModel(make_reference_folder(folder / family, family))
     store = open_store("memory://")
     make_transcoder(store, "t", model, input_hook=input_hook, jump=jump, **transcoder)
@@ -55,7 +74,14 @@ def build(folder: Path, family: str, *, input_hook: str = "mlp_in", jump: bool =
     weights = load_linear_weights(folder / family, torch.float64)
     operator = FrozenOperator(weights, capture.tensors, num_positions=len(IDS))
     reader = TranscoderReader(store, "t")
-    features = find_features(weights, reader, capture.tensors, num_positions=len(IDS), max_features=10_000)
+    features = find_features(
+        weights,
+        reader,
+        capture.tensors,
+        num_positions=len(IDS),
+        max_features=10_000,
+        max_writer_bytes=max_writer_bytes,
+    )
     logits = torch.from_numpy(capture.tensors["logits"])
     targets = make_targets(operator, features, LOGITS, logits[LOGITS] - logits.mean())
     tensors = load_transcoder(store, "t", model.num_layers)
@@ -167,29 +193,56 @@ def test_result_does_not_depend_on_batches_or_shards(swept: Swept, batch_size: i
     whole = swept.edges()
     np.testing.assert_allclose(swept.edges(batch_size), whole, rtol=1e-10, atol=1e-13)
     rows = np.arange(len(whole))
-    ids = np.array(IDS)
-    parallel = np.empty_like(whole)
-    for batch, dense in sweep(swept.operator, swept.features, swept.targets, ids, batch_size=4, workers=3):
-        parallel[batch] = dense
-    np.testing.assert_allclose(parallel, whole, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(swept.edges(4, workers=3), whole, rtol=1e-10, atol=1e-13)
     shards = np.empty_like(whole)
     for shard in range(3):
         shards[rows % 3 == shard] = swept.edges(5, rows[rows % 3 == shard][::-1].copy())
     np.testing.assert_allclose(shards, whole, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("memory_bytes", [1, 50_000, 1 << 30])
+def test_result_does_not_depend_on_memory(tmp_path: Path, memory_bytes: int) -> None:
+    """Decoders in files and waves of any size, down to single rows, give the same edges."""
+    whole = build(tmp_path, "llama").edges(16)
+    mapped = build(tmp_path, "llama", max_writer_bytes=0)
+    assert mapped.features.mapped
+    found = mapped.edges(16, workers=2, memory_bytes=memory_bytes)
+    np.testing.assert_allclose(found, whole, rtol=1e-10, atol=1e-13)
+
+
+def test_waves_stay_within_memory(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients and edges of the batches on their way take the memory given, counted at every step; progress rises."""
+    ids, limit, most, done = np.array(IDS), 150_000, 0, [0]
+    waiting: list[_Batch] = []
+    down = _Batch.down
+
+    def count(batch: _Batch, layer: int) -> None:
+        nonlocal most
+        if batch not in waiting:
+            waiting.append(batch)
+        down(batch, layer)
+        held = (part for each in waiting for part in vars(each).values() if isinstance(part, torch.Tensor))
+        most = max(most, sum(part.nbytes for part in held))
+
+    monkeypatch.setattr(_Batch, "down", count)
+
+    def take(rows: np.ndarray, dense: np.ndarray) -> None:
+        waiting.clear()
+
+    sweep(
+        swept.operator, swept.features, swept.targets, ids, batch_size=8, take=take, memory_bytes=limit,
+        check=done.append,
+    )  # fmt: skip
+    assert limit / 4 < most <= limit
+    assert done == sorted(done)
+    assert 0 < done[-1] <= len(swept.targets.layer_N)
+
+
 def test_logit_difference_is_the_difference_of_rows(swept: Swept) -> None:
     """The edges of logit(x) - logit(y) are row x less row y."""
     edges = swept.edges()
-    readers = swept.targets.reader_ND.clone()
+    readers = swept.targets.last_reader_KD
     readers[-1] = readers[-3] - readers[-2]
-    swept.targets = Targets(
-        swept.targets.layer_N,
-        swept.targets.position_N,
-        readers,
-        swept.targets.offset_N,
-        swept.targets.value_N,
-    )
     np.testing.assert_allclose(swept.edges()[-1], edges[-3] - edges[-2], rtol=1e-9, atol=1e-12)
 
 
