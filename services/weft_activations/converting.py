@@ -168,6 +168,7 @@ def harvest_to_proto(
         create_time=timestamp(record.create_s),
         error_message=message,
         operation=name,
+        corpus_broken_records=record.corpus_broken_records,
     )
 
 

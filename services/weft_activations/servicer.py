@@ -1,6 +1,5 @@
 """weft.activations.v1.ActivationService: from messages to the core and back."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -8,22 +7,21 @@ from contextlib import aclosing
 import grpc.aio
 from google.longrunning import operations_pb2
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import corpora_pb2, messages_pb2, service_pb2, service_pb2_grpc
 from weft_activations import converting
-from weft_activations.core.corpus import CorpusUpload, store_corpus
 from weft_activations.core.harvest_records import HarvestProgress
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
 from weft_activations.core.ports import Split
 from weft_activations.core.replacing_limits import CallBudget, CallLimits
+from weft_activations.corpus_calls import CorpusCalls
 from weft_activations.replacing_dialogue import replace_mlps
-from weft_common.errors import InvalidArgumentError, NotFoundError
+from weft_common.errors import NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
-from weft_common.resource_names import check_id, parse_name
+from weft_common.resource_names import parse_name
 from weft_common.tensors import chunk_tensor, tensor_to_proto
-from weft_store.port import ObjectStore
 
 __all__ = ["HARVEST_KIND", "ActivationServicer", "harvest_kind"]
 
@@ -56,16 +54,14 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         inference: Inference,
         harvests: Harvests,
         operations: OperationManager,
-        store: ObjectStore,
+        corpora: CorpusCalls,
         *,
-        max_corpus_bytes: int,
         replace_limits: CallLimits,
     ) -> None:
         self._inference = inference
         self._harvests = harvests
         self._operations = operations
-        self._store = store
-        self._max_corpus_bytes = max_corpus_bytes
+        self._corpora = corpora
         self._replace_limits = replace_limits
 
     async def GetModel(self, request: service_pb2.GetModelRequest, context: Context) -> messages_pb2.Model:
@@ -159,26 +155,25 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
     async def UploadCorpus(
         self, request_iterator: AsyncIterator[service_pb2.UploadCorpusRequest], context: Context
     ) -> service_pb2.Corpus:
-        upload = CorpusUpload(max_bytes=self._max_corpus_bytes)
-        corpus_id = ""
-        async for request in request_iterator:
-            if not corpus_id:
-                corpus_id = check_id(request.corpus_id, field="corpus_id")
-            elif request.corpus_id not in ("", corpus_id):
-                raise InvalidArgumentError(
-                    f"corpus_id changes from {corpus_id!r} to {request.corpus_id!r} within one upload; "
-                    "name it once, in the first message",
-                    field="corpus_id",
-                )
-            upload.add(request.document, request.text)
-        check_id(corpus_id, field="corpus_id")
-        corpus = await asyncio.to_thread(store_corpus, self._store, corpus_id, upload.finish())
-        return service_pb2.Corpus(
-            name=f"corpora/{corpus_id}",
-            num_documents=len(corpus.documents),
-            size_bytes=corpus.size_bytes,
-            digest=corpus.digest,
-        )
+        return await self._corpora.upload(aiter(request_iterator))
+
+    async def UploadCorpusFile(
+        self, request_iterator: AsyncIterator[corpora_pb2.UploadCorpusFileRequest], context: Context
+    ) -> corpora_pb2.UploadCorpusFileResponse:
+        return await self._corpora.upload_file(aiter(request_iterator))
+
+    async def ImportCorpus(
+        self, request: corpora_pb2.ImportCorpusRequest, context: Context
+    ) -> operations_pb2.Operation:
+        return await self._corpora.import_files(request)
+
+    async def GetCorpus(self, request: service_pb2.GetCorpusRequest, context: Context) -> service_pb2.Corpus:
+        return await self._corpora.get(request.name)
+
+    async def ListCorpora(
+        self, request: service_pb2.ListCorporaRequest, context: Context
+    ) -> service_pb2.ListCorporaResponse:
+        return await self._corpora.list(request.page_size, request.page_token)
 
     async def CreateHarvest(
         self, request: service_pb2.CreateHarvestRequest, context: Context

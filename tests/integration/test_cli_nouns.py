@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from weft.activations.v1 import corpora_pb2
 from weft.activations.v1 import messages_pb2 as activations
 from weft.activations.v1 import service_pb2 as activations_rpc
 from weft.activations.v1 import service_pb2_grpc as activations_grpc
@@ -58,6 +59,7 @@ class Models(activations_grpc.ActivationServiceServicer):
     def __init__(self) -> None:
         self.documents: dict[str, bytes] = {}
         self.harvest: activations.HarvestSpec | None = None
+        self.corpus = activations_rpc.Corpus()
 
     async def ListModels(self, request: activations_rpc.ListModelsRequest, context: Any) -> Any:
         last = request.page_token == "2"
@@ -84,6 +86,30 @@ class Models(activations_grpc.ActivationServiceServicer):
             if piece.document:
                 self.documents[piece.document] = self.documents.get(piece.document, b"") + piece.text
         return activations_rpc.Corpus(name=f"corpora/{corpus_id}", num_documents=len(self.documents))
+
+    async def UploadCorpusFile(
+        self, requests: AsyncIterator[corpora_pb2.UploadCorpusFileRequest], context: Any
+    ) -> corpora_pb2.UploadCorpusFileResponse:
+        file = ""
+        async for piece in requests:
+            file = file or piece.file
+            self.documents[file] = self.documents.get(file, b"") + piece.data
+        return corpora_pb2.UploadCorpusFileResponse(source="corpora/c/files/")
+
+    async def ImportCorpus(self, request: corpora_pb2.ImportCorpusRequest, context: Any) -> Any:
+        broken = [corpora_pb2.BrokenRecord(file="corpora/c/files/b.jsonl", number=7, problem="it is not JSON")]
+        self.corpus = activations_rpc.Corpus(
+            name=f"corpora/{request.corpus_id}",
+            num_documents=3,
+            origin=corpora_pb2.CorpusImport(spec=request.spec, num_broken=1, broken=broken),
+        )
+        return operations_pb2.Operation(name="operations/activations-import")
+
+    async def GetCorpus(self, request: activations_rpc.GetCorpusRequest, context: Any) -> Any:
+        return self.corpus
+
+    async def ListCorpora(self, request: activations_rpc.ListCorporaRequest, context: Any) -> Any:
+        return activations_rpc.ListCorporaResponse(corpora=[activations_rpc.Corpus(name="corpora/u"), self.corpus])
 
     async def CreateHarvest(self, request: activations_rpc.CreateHarvestRequest, context: Any) -> Any:
         self.harvest = request.spec
@@ -318,6 +344,29 @@ async def test_harvest_uploads_its_text(house: House) -> None:
     assert house.models.harvest is not None
     assert house.models.harvest.dataset == "datasets/h1"
     assert house.models.harvest.corpus.startswith("corpora/text-")
+
+
+async def test_corpora_import_uploads_what_can_be_read(house: House) -> None:
+    """Files of a folder keep their place in it, others stay here; what is broken is told with its file and line."""
+    data = house.folder / "data" / "sub"
+    data.mkdir(parents=True)
+    (data / "b.jsonl.gz").write_bytes(bytes(range(256)) * 8_000)
+    (data.parent / "a.parquet").write_bytes(b"PAR1")
+    (data.parent / "notes.md").write_bytes(b"not read")
+    arguments = ("corpora", "import", "c", str(data.parent), "--text-field", "body", "--max-broken", "2")
+    found = await house.json(*arguments)
+    assert house.models.documents == {"a.parquet": b"PAR1", "sub/b.jsonl.gz": bytes(range(256)) * 8_000}
+    spec = found["origin"]["spec"]
+    assert (spec["source"], spec["textField" if "textField" in spec else "text_field"]) == ("corpora/c/files/", "body")
+    shown = (await house.weft("corpora", "get", "c")).stdout
+    assert "record 7: it is not JSON" in " ".join(shown.split())
+    listed = (await house.weft("corpora", "list")).stdout
+    assert "uploaded" in listed
+    await house.json("corpora", "import", "d", "--source", "corpora/other/", "--sample-share", "0.5")
+    assert house.models.corpus.origin.spec.source == "corpora/other/"
+    assert house.models.corpus.origin.spec.sample_share == 0.5
+    for wrong in ((), (str(data), "--source", "corpora/x/"), (str(data / "none"),), (str(data), "--sample-share", "0")):
+        assert (await house.weft("corpora", "import", "e", *wrong)).exit_code == 1
 
 
 async def test_runs_watch_prints_a_line_an_event(house: House) -> None:

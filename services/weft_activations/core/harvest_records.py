@@ -63,6 +63,7 @@ class HarvestRecord:
         attempt: From 1; grows when a harvest that failed or was cancelled is asked for again.
         plan_digest: What every replica's plan must come to.
         mean_norms: Mean output norm by layer that `max_norm_ratio` is relative to; None until one replica has measured.
+        corpus_broken_records: Left out when the corpus was imported.
     """
 
     harvest_id: str
@@ -77,6 +78,7 @@ class HarvestRecord:
     num_tokens: int
     sealed: bool = False
     mean_norms: tuple[float, ...] | None = None
+    corpus_broken_records: int = 0
 
     @property
     def operation_id(self) -> str:

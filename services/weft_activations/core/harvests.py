@@ -103,6 +103,7 @@ class Harvests:
             plan_digest=planned.plan.digest,
             num_leases=len(planned.plan.leases),
             num_tokens=sum(lease.num_tokens for lease in planned.plan.leases),
+            corpus_broken_records=planned.num_broken,
         )
         there = await asyncio.to_thread(self._records.create, record)
         if there.spec != spec:

@@ -64,6 +64,7 @@ def get_harvest(harvest: Annotated[str, typer.Argument(help="Id of the harvest."
         ("corpus", found.spec.corpus),
         ("tokens", f"{found.tokens_committed:,} of {found.spec.num_tokens:,}, {found.tokens_held_out:,} held out"),
         ("left out", f"{found.tokens_skipped:,} tokens for their norm"),
+        ("broken", f"{found.corpus_broken_records:,} records of the corpus's files"),
         ("leases", f"{found.num_leases_done} of {found.num_leases}"),
         ("speed", f"{found.tokens_per_s:.0f} tokens/s"),
         ("created", time(found.create_time)),

@@ -472,6 +472,7 @@ class Harvest(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
+    CORPUS_BROKEN_RECORDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `harvests/{harvest}`."""
     state: Global___HarvestState.ValueType
@@ -492,6 +493,8 @@ class Harvest(_message.Message):
     """Why it failed; empty otherwise."""
     operation: _builtins.str
     """Name of the operation that does the work."""
+    corpus_broken_records: _builtins.int
+    """Records of the corpus's files that were broken and left out when it was imported."""
     @_builtins.property
     def spec(self) -> Global___HarvestSpec:
         """What was asked for."""
@@ -515,10 +518,11 @@ class Harvest(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         error_message: _builtins.str = ...,
         operation: _builtins.str = ...,
+        corpus_broken_records: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error_message", b"error_message", "name", b"name", "num_leases", b"num_leases", "num_leases_done", b"num_leases_done", "operation", b"operation", "spec", b"spec", "state", b"state", "tokens_committed", b"tokens_committed", "tokens_held_out", b"tokens_held_out", "tokens_per_s", b"tokens_per_s", "tokens_skipped", b"tokens_skipped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_broken_records", b"corpus_broken_records", "create_time", b"create_time", "error_message", b"error_message", "name", b"name", "num_leases", b"num_leases", "num_leases_done", b"num_leases_done", "operation", b"operation", "spec", b"spec", "state", b"state", "tokens_committed", b"tokens_committed", "tokens_held_out", b"tokens_held_out", "tokens_per_s", b"tokens_per_s", "tokens_skipped", b"tokens_skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from weft.activations.v1 import corpora_pb2 as _corpora_pb2
 from weft.activations.v1 import messages_pb2 as _messages_pb2
 from weft.common.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -857,6 +858,7 @@ class Corpus(_message.Message):
     NUM_DOCUMENTS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`corpora/{corpus}`."""
     num_documents: _builtins.int
@@ -865,6 +867,10 @@ class Corpus(_message.Message):
     """UTF-8 bytes in all."""
     digest: _builtins.str
     """Hex SHA-256 over the documents in order."""
+    @_builtins.property
+    def origin(self) -> _corpora_pb2.CorpusImport:
+        """The files that it was made of; not set where its documents were uploaded one by one."""
+
     def __init__(
         self,
         *,
@@ -872,11 +878,88 @@ class Corpus(_message.Message):
         num_documents: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         digest: _builtins.str = ...,
+        origin: _corpora_pb2.CorpusImport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "num_documents", b"num_documents", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "num_documents", b"num_documents", "origin", b"origin", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Corpus: _TypeAlias = Corpus  # noqa: Y015
+
+@_typing.final
+class GetCorpusRequest(_message.Message):
+    """Asks for one corpus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`corpora/{corpus}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCorpusRequest: _TypeAlias = GetCorpusRequest  # noqa: Y015
+
+@_typing.final
+class ListCorporaRequest(_message.Message):
+    """Asks for a page of corpora."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most corpora to return, 1 to 1000; 0 means 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCorporaRequest: _TypeAlias = ListCorporaRequest  # noqa: Y015
+
+@_typing.final
+class ListCorporaResponse(_message.Message):
+    """A page of corpora."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORPORA_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last."""
+    @_builtins.property
+    def corpora(self) -> _containers.RepeatedCompositeFieldContainer[Global___Corpus]:
+        """In order of name."""
+
+    def __init__(
+        self,
+        *,
+        corpora: _abc.Iterable[Global___Corpus] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpora", b"corpora", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCorporaResponse: _TypeAlias = ListCorporaResponse  # noqa: Y015
