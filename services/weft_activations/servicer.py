@@ -140,7 +140,9 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         )
         yield service_pb2.ReadSequencesResponse(header=header)
         for sequence in found.sequences:
-            yield service_pb2.ReadSequencesResponse(sequence=messages_pb2.TokenIds(ids=sequence.tolist()))
+            yield service_pb2.ReadSequencesResponse(
+                sequence=messages_pb2.TokenIds(ids=sequence.ids.tolist()), skipped_positions=sequence.skipped.tolist()
+            )
 
     async def ReplaceMlps(  # type: ignore[override]  # it writes by itself, which gRPC takes as well
         self, request_iterator: AsyncIterator[service_pb2.ReplaceMlpsRequest], context: Context

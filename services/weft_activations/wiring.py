@@ -28,6 +28,8 @@ from weft_store.port import ObjectStore
 __all__ = ["registrations"]
 
 SERVICE = "activations"
+# What can change activations or tokens though model and corpus stay.
+_LINEAGE = ("weft", "tokenizers", "torch", "transformers")
 
 
 def import_limits(settings: ActivationsSettings) -> ImportLimits:
@@ -63,7 +65,10 @@ async def registrations(
             lease_s=settings.lease_s,
             patience_s=settings.patience_s,
         )
-        harvests = Harvests(store, catalog, inference, planner, max_lease_bytes=settings.max_lease_bytes)
+        versions = {name: version(name) for name in _LINEAGE}
+        harvests = Harvests(
+            store, catalog, inference, planner, max_lease_bytes=settings.max_lease_bytes, versions=versions
+        )
         limits = import_limits(settings)
         importer = CorpusImporter(
             store, [TextFiles(), JsonLines(), ParquetFiles()], limits, weft_version=version("weft")

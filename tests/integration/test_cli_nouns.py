@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from weft.activations.v1 import corpora_pb2
+from weft.activations.v1 import corpora_pb2, packing_pb2
 from weft.activations.v1 import messages_pb2 as activations
 from weft.activations.v1 import service_pb2 as activations_rpc
 from weft.activations.v1 import service_pb2_grpc as activations_grpc
@@ -344,6 +344,18 @@ async def test_harvest_uploads_its_text(house: House) -> None:
     assert house.models.harvest is not None
     assert house.models.harvest.dataset == "datasets/h1"
     assert house.models.harvest.corpus.startswith("corpora/text-")
+    assert not house.models.harvest.HasField("packing")
+    packed = ("--cross-documents", "--separator", "0", "--start", "document", "--skip-token", "3", "--skip-token", "5")
+    arguments = ("--corpus", "c", "--max-document-tokens", "9", "--sequence-tokens", "64", *packed)
+    await house.json("harvests", "create", "h2", "--model", "a", *arguments)
+    packing = house.models.harvest.packing
+    assert (house.models.harvest.sequence_tokens, packing.max_document_tokens) == (64, 9)
+    assert packing.HasField("separator_token_id")
+    assert (packing.cross_documents, packing.separator_token_id) == (True, 0)
+    assert packing.start_rule == packing_pb2.START_RULE_DOCUMENT
+    assert list(packing.skipped_token_ids) == [3, 5]
+    wrong = await house.weft("harvests", "create", "h3", "--model", "a", "--corpus", "c", "--start", "always")
+    assert (wrong.exit_code, "sequence, document" in wrong.stderr) == (1, True)
 
 
 async def test_corpora_import_uploads_what_can_be_read(house: House) -> None:

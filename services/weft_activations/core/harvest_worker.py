@@ -86,13 +86,17 @@ class Rows:
 
     def leave_out(self, limits_L: npt.NDArray[np.float64]) -> None:
         """Drop the tokens whose output norm reaches its layer's limit anywhere."""
-        kept_T = (self.output_norms() < limits_L[:, None]).all(0)
+        before = self.num_tokens
+        self.keep((self.output_norms() < limits_L[:, None]).all(0))
+        self.num_skipped += before - self.num_tokens
+
+    def keep(self, kept_T: npt.NDArray[np.bool_]) -> None:
+        """Drop the tokens that are not kept."""
         num_kept = int(kept_T.sum())
         if num_kept < self.num_tokens:
             for stream_LTD in (self.inputs, self.outputs):
                 for layer_TD in stream_LTD:
                     layer_TD[:num_kept] = layer_TD[kept_T]
-            self.num_skipped += self.num_tokens - num_kept
             self.num_tokens = num_kept
 
 
@@ -169,14 +173,14 @@ class HarvestWorker:
                 )
         dataset = record.spec.dataset
         await self._threaded(lambda: self._records.claim_dataset(dataset, record.harvest_id))
-        dataset_spec = record.spec.dataset_spec(info, record.corpus_digest)
+        dataset_spec = record.spec.dataset_spec(info, record.corpus_digest, record.lineage)
         await self._patiently(lambda: self._catalog.create_dataset(dataset, dataset_spec))
         record = await self._with_mean_norms(record, plan, info)
         held: set[int] = set()
         beating = asyncio.create_task(self._beat(board, held))
         storing: asyncio.Task[Rows] | None = None
         order = plan.order
-        room = max((lease.num_tokens for lease in plan.leases), default=0)
+        room = max((lease.num_rows for lease in plan.leases), default=0)
         spare = [Rows.with_room(info, room) for _ in range(2)]
         try:
             while True:
@@ -222,7 +226,7 @@ class HarvestWorker:
             return record
         sequences = [sequence for lease in plan.leases if lease.split is Split.TRAIN for sequence in lease.sequences]
         lease = Lease(0, Split.TRAIN, sequences[:_NORM_SEQUENCES])
-        rows = Rows.with_room(info, lease.num_tokens)
+        rows = Rows.with_room(info, lease.num_rows)
         await self._run(record.spec, lease, rows)
         norms_LT = await asyncio.to_thread(rows.output_norms)
         means = tuple(float(mean) for mean in norms_LT.mean(1, dtype=np.float64))
@@ -237,15 +241,18 @@ class HarvestWorker:
     async def _run(self, spec: HarvestSpec, lease: Lease, rows: Rows) -> None:
         """Run a lease in turns of some sequences each, so that other calls come in between."""
         rows.num_tokens, rows.num_skipped = 0, 0
-        left = list(lease.sequences)
+        left = [sequence.ids for sequence in lease.sequences]
         while left:
             turn = [left.pop(0)]
             while left and sum(map(len, turn)) + len(left[0]) <= _TURN_TOKENS:
                 turn.append(left.pop(0))
             start = rows.num_tokens
-            rows.num_tokens += sum(len(sequence) - 1 for sequence in turn)
+            rows.num_tokens += sum(len(ids) - 1 for ids in turn)
             into = (rows.inputs[:, start:], rows.outputs[:, start:])
             await self._inference.streams(spec.model, turn, spec.input_hook, spec.output_hook, into)
+        if lease.num_tokens < lease.num_rows:
+            kept_T = np.concatenate([sequence.kept() for sequence in lease.sequences])
+            await asyncio.to_thread(rows.keep, kept_T)
 
     async def _store_rows(
         self,

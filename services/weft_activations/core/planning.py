@@ -66,6 +66,7 @@ class HarvestPlanner:
                 held_out_share=spec.held_out_share,
                 sequence_tokens=spec.sequence_tokens,
                 lease_sequences=spec.lease_sequences,
+                packing=spec.packing,
             )
         )
         planned = Planned(plan, info, corpus.digest, corpus.origin.num_broken if corpus.origin else 0)

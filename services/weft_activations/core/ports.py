@@ -223,9 +223,12 @@ class ModelBackend(Protocol):
 
 
 class RecordFormat(Protocol):
-    """A kind of file with documents; `suffixes` are the ends of their names."""
+    """A kind of file with documents."""
 
-    suffixes: Sequence[str]
+    @property
+    def suffixes(self) -> Sequence[str]:
+        """Ends of the names of such files."""
+        ...
 
     def records(self, path: Path, name: str, field: str, budget: ReadBudget) -> Iterator[Record]:
         """
@@ -271,6 +274,7 @@ class DatasetSpec:
     target_fvu: float
     corpus: str
     corpus_digest: str
+    lineage: str = ""
 
 
 @dataclass(frozen=True)

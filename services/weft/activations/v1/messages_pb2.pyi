@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from weft.activations.v1 import packing_pb2 as _packing_pb2
 from weft.common.v1 import operation_pb2 as _operation_pb2
 from weft.common.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -408,6 +409,7 @@ class HarvestSpec(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     MAX_NORM_RATIO_FIELD_NUMBER: _builtins.int
     LEASE_SEQUENCES_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`."""
     dataset: _builtins.str
@@ -432,6 +434,10 @@ class HarvestSpec(_message.Message):
     def codec(self) -> Global___Codec:
         """How to keep them."""
 
+    @_builtins.property
+    def packing(self) -> _packing_pb2.Packing:
+        """How documents become sequences."""
+
     def __init__(
         self,
         *,
@@ -445,10 +451,11 @@ class HarvestSpec(_message.Message):
         codec: Global___Codec | None = ...,
         max_norm_ratio: _builtins.float = ...,
         lease_sequences: _builtins.int = ...,
+        packing: _packing_pb2.Packing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "streams", b"streams"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "packing", b"packing", "streams", b"streams"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "corpus", b"corpus", "dataset", b"dataset", "held_out_share", b"held_out_share", "lease_sequences", b"lease_sequences", "max_norm_ratio", b"max_norm_ratio", "model", b"model", "num_tokens", b"num_tokens", "sequence_tokens", b"sequence_tokens", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "corpus", b"corpus", "dataset", b"dataset", "held_out_share", b"held_out_share", "lease_sequences", b"lease_sequences", "max_norm_ratio", b"max_norm_ratio", "model", b"model", "num_tokens", b"num_tokens", "packing", b"packing", "sequence_tokens", b"sequence_tokens", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -570,6 +570,7 @@ class ReadSequencesResponse(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    SKIPPED_POSITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___SequencesHeader:
         """First message of the stream."""
@@ -578,15 +579,20 @@ class ReadSequencesResponse(_message.Message):
     def sequence(self) -> _messages_pb2.TokenIds:
         """Token ids of one sequence; its first token is read by the model and not kept."""
 
+    @_builtins.property
+    def skipped_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With a sequence: its other positions that are read and not kept for what token they hold, rising."""
+
     def __init__(
         self,
         *,
         header: Global___SequencesHeader | None = ...,
         sequence: _messages_pb2.TokenIds | None = ...,
+        skipped_positions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence", "skipped_positions", b"skipped_positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "sequence"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
