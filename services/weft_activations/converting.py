@@ -180,6 +180,8 @@ def harvest_to_proto(
         cancelled = operation.error.code == Code.CANCELLED
         state = messages_pb2.HARVEST_STATE_CANCELLED if cancelled else messages_pb2.HARVEST_STATE_FAILED
         message = operation.error.message
+    elif record.paused:
+        state = messages_pb2.HARVEST_STATE_PAUSED
     return messages_pb2.Harvest(
         name=f"harvests/{record.harvest_id}",
         spec=messages_pb2.HarvestSpec(

@@ -412,6 +412,35 @@ async def test_cancelled_harvest_goes_on_when_asked_again(world: World) -> None:
     assert (harvest.state, harvest.tokens_committed) == (messages_pb2.HARVEST_STATE_SUCCEEDED, 600)
 
 
+async def test_harvest_is_paused_resumed_and_cancelled(world: World) -> None:
+    """Each call answers with the state it made, is refused in the others, and loses nothing that was committed."""
+    await world.upload()
+    operation = await world.create(harvest_spec("gpt2", lease_sequences=1))
+
+    async def call(what: str) -> Any:
+        request = getattr(service_pb2, f"{what}HarvestRequest")(name="harvests/h")
+        return await getattr(world.stub, f"{what}Harvest")(request)
+
+    assert (await refused(call("Resume"))).code == Code.FAILED_PRECONDITION
+    for _ in range(2):
+        assert (await call("Pause")).state == messages_pb2.HARVEST_STATE_PAUSED
+    assert (await world.create(harvest_spec("gpt2", lease_sequences=1))).name == operation.name
+    assert (await call("Resume")).state == messages_pb2.HARVEST_STATE_RUNNING
+    await call("Pause")
+    cancelled = await call("Cancel")
+    assert cancelled.state == messages_pb2.HARVEST_STATE_CANCELLED
+    for what in ("Pause", "Cancel"):
+        error = await refused(call(what))
+        assert (error.code, "is cancelled" in error.message) == (Code.FAILED_PRECONDITION, True), error.message
+    resumed = await call("Resume")
+    assert resumed.state in (messages_pb2.HARVEST_STATE_RUNNING, messages_pb2.HARVEST_STATE_SUCCEEDED)
+    assert resumed.operation != operation.name
+    assert not (await world.wait(resumed.operation)).HasField("error")
+    harvest = await world.stub.GetHarvest(service_pb2.GetHarvestRequest(name="harvests/h"))
+    assert (harvest.state, harvest.tokens_committed) == (messages_pb2.HARVEST_STATE_SUCCEEDED, 600)
+    assert (await refused(call("Pause"))).code == Code.FAILED_PRECONDITION
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [

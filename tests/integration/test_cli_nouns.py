@@ -115,6 +115,15 @@ class Models(activations_grpc.ActivationServiceServicer):
         self.harvest = request.spec
         return operations_pb2.Operation(name=f"operations/activations-{request.harvest_id}")
 
+    async def PauseHarvest(self, request: activations_rpc.PauseHarvestRequest, context: Any) -> Any:
+        return activations.Harvest(name=request.name, state=activations.HARVEST_STATE_PAUSED)
+
+    async def ResumeHarvest(self, request: activations_rpc.ResumeHarvestRequest, context: Any) -> Any:
+        return activations.Harvest(name=request.name, state=activations.HARVEST_STATE_RUNNING)
+
+    async def CancelHarvest(self, request: activations_rpc.CancelHarvestRequest, context: Any) -> Any:
+        return activations.Harvest(name=request.name, state=activations.HARVEST_STATE_CANCELLED)
+
     async def GetHarvest(self, request: activations_rpc.GetHarvestRequest, context: Any) -> Any:
         return activations.Harvest(name=request.name, spec=self.harvest, tokens_committed=123)
 
@@ -356,6 +365,15 @@ async def test_harvest_uploads_its_text(house: House) -> None:
     assert list(packing.skipped_token_ids) == [3, 5]
     wrong = await house.weft("harvests", "create", "h3", "--model", "a", "--corpus", "c", "--start", "always")
     assert (wrong.exit_code, "sequence, document" in wrong.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(("verb", "state"), [("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")])
+async def test_harvest_verbs_print_the_state(house: House, verb: str, state: str) -> None:
+    """Each verb calls its own RPC and shows what came of it."""
+    shown = (await house.weft("harvests", verb, "h1")).stdout
+    assert "harvests/h1" in shown
+    assert state in shown
+    assert (await house.json("harvests", verb, "h1"))["state"] == f"HARVEST_STATE_{state.upper()}"
 
 
 async def test_corpora_import_uploads_what_can_be_read(house: House) -> None:

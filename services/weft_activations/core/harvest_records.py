@@ -90,6 +90,7 @@ class HarvestRecord:
         plan_digest: What every replica's plan must come to.
         mean_norms: Mean output norm by layer that `max_norm_ratio` is relative to; None until one replica has measured.
         corpus_broken_records: Left out when the corpus was imported.
+        paused: No replica takes a lease.
         versions: Of weft and what it runs models with, where the harvest was asked for.
     """
 
@@ -107,6 +108,7 @@ class HarvestRecord:
     mean_norms: tuple[float, ...] | None = None
     corpus_broken_records: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
+    paused: bool = False
 
     @property
     def operation_id(self) -> str:

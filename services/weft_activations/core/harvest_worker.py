@@ -142,7 +142,7 @@ class HarvestWorker:
 
     async def run(self, harvest_id: str, report: Callable[[HarvestProgress], Awaitable[None]]) -> HarvestProgress:
         """
-        Take leases until the harvest's dataset is sealed, by this replica or another.
+        Take leases until the harvest's dataset is sealed, by this replica or another; none while it is paused.
 
         Raises:
             FailedPreconditionError: The model or the corpus is no longer what the harvest was planned with.
@@ -151,14 +151,19 @@ class HarvestWorker:
         board = LeaseBoard(
             self._store, harvest_id, record.num_leases, self._owner, lease_s=self._lease_s, clock=self._clock
         )
-        if not record.sealed:
-            await self._harvest(record, board, report)
-            record = await self._seal(record)
+        while not record.sealed:
+            if record.paused:
+                await asyncio.sleep(self._poll_s)
+            elif await self._harvest(record, board, report):
+                record = await self._seal(record)
+                break
+            record = await self._threaded(lambda: self._records.get(harvest_id))
         return HarvestProgress.of(record, await self._threaded(board.refresh))
 
     async def _harvest(
         self, record: HarvestRecord, board: LeaseBoard, report: Callable[[HarvestProgress], Awaitable[None]]
-    ) -> None:
+    ) -> bool:
+        """Take leases until all are done, True, or somebody pauses the harvest, False; then none is held here."""
         planned = await self._planner.plan(record.spec)
         plan, info = planned.plan, planned.info
         for what, wanted, found in (
@@ -184,15 +189,16 @@ class HarvestWorker:
         spare = [Rows.with_room(info, room) for _ in range(2)]
         try:
             while True:
-                index = await self._threaded(lambda: board.take(order))
+                is_paused = (await self._threaded(lambda: self._records.get(record.harvest_id))).paused
+                index = None if is_paused else await self._threaded(lambda: board.take(order))
                 if index is None:
                     if storing is not None:
                         spare.append(await storing)
                         storing = None
                         continue
                     await report(HarvestProgress.of(record, await self._threaded(board.refresh)))
-                    if board.all_done():
-                        return
+                    if is_paused or board.all_done():
+                        return board.all_done()
                     await asyncio.sleep(self._poll_s)
                     continue
                 held.add(index)

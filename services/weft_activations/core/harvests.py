@@ -118,9 +118,15 @@ class Harvests:
         """Begin another attempt at a harvest whose last one ended without success."""
 
         def change(there: HarvestRecord) -> HarvestRecord:
-            return replace(there, attempt=record.attempt + 1) if there.attempt == record.attempt else there
+            if there.attempt != record.attempt:
+                return there
+            return replace(there, attempt=record.attempt + 1, paused=False)
 
         return await asyncio.to_thread(self._records.change, record.harvest_id, change)
+
+    async def set_paused(self, harvest_id: str, paused: bool) -> None:
+        """Have all replicas take no more leases of a harvest, or take them again."""
+        await asyncio.to_thread(self._records.change, harvest_id, lambda there: replace(there, paused=paused))
 
     async def get(self, harvest_id: str) -> HarvestProgress:
         """Tell how a harvest stands. NotFoundError."""

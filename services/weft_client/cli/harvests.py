@@ -16,6 +16,7 @@ from weft_client.sync.client import Client
 from weft_common.errors import InvalidArgumentError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="Corpora read through a model into datasets.")
+HarvestArgument = Annotated[str, typer.Argument(help="Id of the harvest.")]
 ModelOption = Annotated[str, typer.Option(help="Id of the model.")]
 CorpusOption = Annotated[str | None, typer.Option(help="Id of a corpus that is in the bucket.")]
 TextOption = Annotated[
@@ -52,7 +53,7 @@ def list_harvests(as_json: JsonFlag = False) -> None:
 
 
 @app.command("get")
-def get_harvest(harvest: Annotated[str, typer.Argument(help="Id of the harvest.")], as_json: JsonFlag = False) -> None:
+def get_harvest(harvest: HarvestArgument, as_json: JsonFlag = False) -> None:
     """Describe one harvest."""
     with connected() as client:
         found = client.harvests.get(harvest)
@@ -116,15 +117,30 @@ def create_harvest(
     )
 
 
+@app.command("pause")
+def pause_harvest(harvest: HarvestArgument, as_json: JsonFlag = False) -> None:
+    """Take no more of a corpus until `resume`; what is committed stays."""
+    with connected() as client:
+        _print_state(client.harvests.pause(harvest), as_json=as_json)
+
+
+@app.command("resume")
+def resume_harvest(harvest: HarvestArgument, as_json: JsonFlag = False) -> None:
+    """Go on with a harvest that was paused, failed or was cancelled."""
+    with connected() as client:
+        _print_state(client.harvests.resume(harvest), as_json=as_json)
+
+
 @app.command("cancel")
-def cancel_harvest(
-    harvest: Annotated[str, typer.Argument(help="Id of the harvest.")], as_json: JsonFlag = False
-) -> None:
+def cancel_harvest(harvest: HarvestArgument, as_json: JsonFlag = False) -> None:
     """Stop a harvest; what is committed stays in its open dataset."""
     with connected() as client:
-        client.operations.cancel(client.harvests.get(harvest).operation)
-        found = client.harvests.get(harvest)
-    print_one(found, [("name", found.name), ("state", _state(found))], as_json=as_json)
+        _print_state(client.harvests.cancel(harvest), as_json=as_json)
+
+
+def _print_state(found: messages_pb2.Harvest, *, as_json: bool) -> None:
+    fields = [("name", found.name), ("state", _state(found)), ("tokens", f"{found.tokens_committed:,} committed")]
+    print_one(found, fields, as_json=as_json)
 
 
 def create(

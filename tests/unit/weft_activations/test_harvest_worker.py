@@ -20,6 +20,7 @@ from weft_activations.core.planning import HarvestPlanner
 from weft_activations.core.ports import Split
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, UnavailableError
 from weft_store.adapters.memory import MemoryObjectStore
+from weft_store.documents import read_json
 from weft_store.shard import ShardReader
 
 SPEC = HarvestSpec(
@@ -198,6 +199,42 @@ def test_harvest_leaves_out_tokens_of_large_norm() -> None:
     assert records.set_mean_norms("h", (1.0, 1.0)).mean_norms == means
 
 
+async def test_paused_harvest_is_left_alone_by_every_replica(undisturbed: World) -> None:
+    """What was begun is committed, no lease is held, no token is read; resumed, it ends with the same rows."""
+    world = World()
+    inference = Inference(backend := FakeBackend())
+    planner = HarvestPlanner(world.store, inference)
+    harvests = Harvests(world.store, world.catalog, inference, planner)
+    await harvests.create("h", SPEC, "")
+    paused = asyncio.Event()
+
+    async def pause(progress: HarvestProgress) -> None:
+        if progress.num_leases_done == 1 and not paused.is_set():
+            await harvests.set_paused("h", True)
+            paused.set()
+
+    def held() -> list[str]:
+        leases = [read_json(world.store, info.key)[0] for info in world.store.list("harvests/h/leases/")]
+        return [lease["state"] for lease in leases if lease["state"] != "done" and lease["expires_s"] > 0]
+
+    workers = [
+        HarvestWorker(world.store, world.catalog, inference, planner, owner=owner, poll_s=0.001) for owner in "ab"
+    ]
+    first = asyncio.create_task(workers[0].run("h", pause))
+    await paused.wait()
+    while held():  # noqa: ASYNC110  the end of a lease is seen in the bucket only
+        await asyncio.sleep(0.001)
+    second = asyncio.create_task(workers[1].run("h", _ignore))
+    read = backend.tokens_run
+    await asyncio.sleep(0.05)
+    assert (backend.tokens_run, held(), first.done(), second.done()) == (read, [], False, False)
+    assert 0 < sum(world.rows().values()) < SPEC.num_tokens
+    await harvests.set_paused("h", False)
+    await asyncio.gather(first, second)
+    inference.close()
+    assert world.rows() == undisturbed.rows()
+
+
 def test_harvest_stores_what_its_packing_keeps_and_tells_the_same() -> None:
     """Filtered tokens are read and not stored, over documents' ends too; the sequences told again are those stored."""
     world = World()
@@ -254,6 +291,7 @@ def test_harvest_of_before_there_were_packings_is_read() -> None:
     """A record without the fields that came later has what they mean when left out, and no lineage."""
     document = _record("h").to_json()
     del document["spec"]["packing"], document["versions"], document["corpus_broken_records"]
+    del document["paused"]
     assert HarvestRecord.from_json(document) == _record("h")
     assert _record("h").lineage == ""
 

@@ -71,6 +71,8 @@ class _HarvestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HarvestS
     """It stopped with an error."""
     HARVEST_STATE_CANCELLED: _HarvestState.ValueType  # 4
     """Somebody cancelled it."""
+    HARVEST_STATE_PAUSED: _HarvestState.ValueType  # 5
+    """Somebody paused it: no replica takes a lease of it."""
 
 class HarvestState(_HarvestState, metaclass=_HarvestStateEnumTypeWrapper):
     """States of a harvest."""
@@ -85,6 +87,8 @@ HARVEST_STATE_FAILED: HarvestState.ValueType  # 3
 """It stopped with an error."""
 HARVEST_STATE_CANCELLED: HarvestState.ValueType  # 4
 """Somebody cancelled it."""
+HARVEST_STATE_PAUSED: HarvestState.ValueType  # 5
+"""Somebody paused it: no replica takes a lease of it."""
 Global___HarvestState: _TypeAlias = HarvestState  # noqa: Y015
 
 @_typing.final

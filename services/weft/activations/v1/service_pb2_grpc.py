@@ -118,6 +118,21 @@ class ActivationServiceStub:
                 request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaRequest.SerializeToString,
                 response_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaResponse.FromString,
                 _registered_method=True)
+        self.PauseHarvest = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/PauseHarvest',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.PauseHarvestRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+                _registered_method=True)
+        self.ResumeHarvest = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/ResumeHarvest',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ResumeHarvestRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+                _registered_method=True)
+        self.CancelHarvest = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/CancelHarvest',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+                _registered_method=True)
 
 
 class ActivationServiceServicer:
@@ -240,6 +255,28 @@ class ActivationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseHarvest(self, request, context):
+        """Ends what is being read and takes no more of a harvest, on any replica; its operation goes on waiting. FAILED_PRECONDITION: it has
+        ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeHarvest(self, request, context):
+        """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelHarvest(self, request, context):
+        """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ActivationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -322,6 +359,21 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.ListCorpora,
                     request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaRequest.FromString,
                     response_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaResponse.SerializeToString,
+            ),
+            'PauseHarvest': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseHarvest,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.PauseHarvestRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.SerializeToString,
+            ),
+            'ResumeHarvest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeHarvest,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ResumeHarvestRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.SerializeToString,
+            ),
+            'CancelHarvest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelHarvest,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -757,6 +809,87 @@ class ActivationService:
             '/weft.activations.v1.ActivationService/ListCorpora',
             weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaRequest.SerializeToString,
             weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseHarvest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/PauseHarvest',
+            weft_dot_activations_dot_v1_dot_service__pb2.PauseHarvestRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeHarvest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/ResumeHarvest',
+            weft_dot_activations_dot_v1_dot_service__pb2.ResumeHarvestRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelHarvest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/CancelHarvest',
+            weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
             options,
             channel_credentials,
             insecure,

@@ -75,6 +75,14 @@ class ActivationServiceStub:
     """Describes one corpus. NOT_FOUND: no such corpus."""
     ListCorpora: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListCorporaRequest, _service_pb2.ListCorporaResponse]
     """Lists corpora."""
+    PauseHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.PauseHarvestRequest, _messages_pb2.Harvest]
+    """Ends what is being read and takes no more of a harvest, on any replica; its operation goes on waiting. FAILED_PRECONDITION: it has
+    ended.
+    """
+    ResumeHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResumeHarvestRequest, _messages_pb2.Harvest]
+    """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled."""
+    CancelHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.CancelHarvestRequest, _messages_pb2.Harvest]
+    """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
 
 @_typing.type_check_only
 class ActivationServiceAsyncStub(ActivationServiceStub):
@@ -120,6 +128,14 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """Describes one corpus. NOT_FOUND: no such corpus."""
     ListCorpora: _aio.UnaryUnaryMultiCallable[_service_pb2.ListCorporaRequest, _service_pb2.ListCorporaResponse]  # type: ignore[assignment]
     """Lists corpora."""
+    PauseHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.PauseHarvestRequest, _messages_pb2.Harvest]  # type: ignore[assignment]
+    """Ends what is being read and takes no more of a harvest, on any replica; its operation goes on waiting. FAILED_PRECONDITION: it has
+    ended.
+    """
+    ResumeHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.ResumeHarvestRequest, _messages_pb2.Harvest]  # type: ignore[assignment]
+    """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled."""
+    CancelHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.CancelHarvestRequest, _messages_pb2.Harvest]  # type: ignore[assignment]
+    """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
 
 class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one service that holds the base model."""
@@ -258,5 +274,31 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ListCorporaResponse, _abc.Awaitable[_service_pb2.ListCorporaResponse]]:
         """Lists corpora."""
+
+    @_abc_1.abstractmethod
+    def PauseHarvest(
+        self,
+        request: _service_pb2.PauseHarvestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Harvest, _abc.Awaitable[_messages_pb2.Harvest]]:
+        """Ends what is being read and takes no more of a harvest, on any replica; its operation goes on waiting. FAILED_PRECONDITION: it has
+        ended.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeHarvest(
+        self,
+        request: _service_pb2.ResumeHarvestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Harvest, _abc.Awaitable[_messages_pb2.Harvest]]:
+        """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled."""
+
+    @_abc_1.abstractmethod
+    def CancelHarvest(
+        self,
+        request: _service_pb2.CancelHarvestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Harvest, _abc.Awaitable[_messages_pb2.Harvest]]:
+        """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
 
 def add_ActivationServiceServicer_to_server(servicer: ActivationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
