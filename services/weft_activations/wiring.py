@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from weft.activations.v1 import service_pb2, service_pb2_grpc
+from weft_activations.adapters.arrow_records import ArrowFiles
 from weft_activations.adapters.parquet_records import ParquetFiles
 from weft_activations.adapters.text_records import JsonLines, TextFiles
 from weft_activations.core.harvest_worker import HarvestWorker
@@ -71,7 +72,7 @@ async def registrations(
         )
         limits = import_limits(settings)
         importer = CorpusImporter(
-            store, [TextFiles(), JsonLines(), ParquetFiles()], limits, weft_version=version("weft")
+            store, [TextFiles(), JsonLines(), ParquetFiles(), ArrowFiles()], limits, weft_version=version("weft")
         )
         operations = OperationManager(
             SERVICE,

@@ -15,7 +15,7 @@ from weft_common.errors import FailedPreconditionError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ParquetFiles", "text_of"]
+__all__ = ["ParquetFiles", "check_column", "text_of"]
 
 _MAX_COLUMN_BYTES = 1 << 29
 _BATCH_ROWS = 512
@@ -33,7 +33,7 @@ class ParquetFiles:
 
         try:
             with pq.ParquetFile(path) as file:
-                _check_column(file.schema_arrow, name, field)
+                check_column(file.schema_arrow, name, field)
             with pq.ParquetFile(path, read_dictionary=[field]) as file:
                 number = 0
                 for group in range(file.metadata.num_row_groups):
@@ -47,7 +47,7 @@ class ParquetFiles:
                         for row in range(len(column)):
                             number += 1
                             yield Record(number, *text_of(column[row], budget.limits.record_bytes))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise FailedPreconditionError(
                 f"{name} is cut off or no Parquet file ({str(error)[:200]}); store it anew and import again",
                 field="spec.source",
@@ -69,7 +69,8 @@ def text_of(scalar: Any, most_bytes: int) -> tuple[str | None, str]:
         return None, f"it is not UTF-8: {error.reason} at byte {error.start}"
 
 
-def _check_column(schema: "pa.Schema", name: str, field: str) -> None:
+def check_column(schema: "pa.Schema", name: str, field: str) -> None:
+    """Refuse a file without that one column of text; names those that there are."""
     import pyarrow as pa
 
     index = schema.get_field_index(field)

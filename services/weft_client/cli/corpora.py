@@ -17,7 +17,7 @@ from weft_common.errors import InvalidArgumentError, NotFoundError
 app = typer.Typer(no_args_is_help=True, help="Text that harvests read.")
 CorpusArgument = Annotated[str, typer.Argument(help="Id of the corpus.")]
 _NAMES = (".txt", ".jsonl", ".ndjson")
-_ENDS = (*(name + compression for name in _NAMES for compression in ("", ".gz", ".zst")), ".parquet")
+_ENDS = (*(name + compression for name in _NAMES for compression in ("", ".gz", ".zst")), ".parquet", ".arrow")
 
 
 @app.command("list")
@@ -69,7 +69,7 @@ def import_corpus(
     no_wait: NoWait = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a corpus of text, JSON lines or Parquet files."""
+    """Make a corpus of text, JSON lines, Parquet or Arrow files."""
     if bool(paths) == bool(source):
         raise InvalidArgumentError(
             "files come from one place: give either paths or --source with a prefix of the bucket", field="source"

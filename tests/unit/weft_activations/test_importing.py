@@ -93,7 +93,7 @@ def test_python_topics_arrive_whole_in_the_order_of_files() -> None:
     assert (origin.num_records, origin.num_empty, origin.num_broken, origin.weft_version) == (61, 0, 0, "9")
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=30), part_bytes=st.integers(1, 200))
 def test_documents_come_back_however_parts_are_cut(texts: list[str], part_bytes: int) -> None:
     """Every text that UTF-8 can hold is read back, empty ones left out, whatever the size of parts."""

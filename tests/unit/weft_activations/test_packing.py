@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 from harvest_fakes import FakeBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft_activations.core.packing import Packer, Packing, StartRule, check_packing
@@ -43,6 +43,7 @@ def _pack(
     return packer, [document[:limit] for document in documents]
 
 
+@settings(deadline=None)
 @given(
     packing=PACKINGS,
     lengths=st.lists(st.integers(0, 25), max_size=6),
@@ -77,6 +78,7 @@ def test_any_packing_keeps_each_token_once_in_order(
         assert set(kept) == (seen & set(text)) - on_position_0
 
 
+@settings(deadline=None)
 @given(packing=PACKINGS, lengths=st.lists(st.integers(0, 25), max_size=6), sequence_tokens=st.integers(3, 12))
 def test_starts_and_separators_stand_where_the_rules_say(
     packing: Packing, lengths: list[int], sequence_tokens: int

@@ -87,7 +87,7 @@ class CorpusImportSpec(_message.Message):
     MAX_DOCUMENTS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Beginning of the keys of the files in the bucket, `corpora/notes/files/`. Read are `.txt`, `.jsonl` and `.ndjson`, each also as
-    `.gz` and `.zst`, and `.parquet`, in order of their keys; other files are left alone.
+    `.gz` and `.zst`, `.parquet` and `.arrow`, in order of their keys; other files are left alone.
     """
     text_field: _builtins.str
     """Field of a JSON line, or column, that holds the text; empty means `text`. A text file is one document."""
