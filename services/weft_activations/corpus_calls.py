@@ -29,6 +29,7 @@ IMPORT_KIND = "import-corpus"
 _PAGE_SIZE = 100
 _PIECE_BYTES = 1 << 20
 _REPORT_S = 1.0
+_CLEARED_S = 5.0
 
 
 def import_kind(importer: CorpusImporter) -> OperationKind:
@@ -43,14 +44,17 @@ def import_kind(importer: CorpusImporter) -> OperationKind:
                 importer.run, request.corpus_id, spec_from_proto(request.spec), progress, stopped=stop.is_set
             )
         )
+        # Whoever cancels does not ask for what the thread raises then.
+        running.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             while not running.done():
                 await asyncio.wait([running], timeout=_REPORT_S)
                 await context.report(_metadata(request.corpus_id, progress, begun_s))
             return corpus_to_proto(await running)
         finally:
-            # The thread looks at this between two pieces of a file.
+            # The thread looks at this between two pieces of a file, and clears up what it wrote.
             stop.set()
+            await asyncio.wait([running], timeout=_CLEARED_S)
 
     return OperationKind(work, max_running=1)
 
