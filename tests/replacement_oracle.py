@@ -64,9 +64,11 @@ def left_out(model: Any, tokens: Tensor, limits: np.ndarray[Any, Any]) -> Tensor
 def oracle(model: Any, held_out: HeldOut, layers: Sequence[int], reconstruct: Reconstruct) -> dict[str, float]:
     """Score one sequence after the other."""
     sums = dict.fromkeys(("tokens", "model", "cross_entropy", "kl_divergence", "top1_agreement", "ablated"), 0.0)
-    for sequence in held_out.sequences:
+    for sequence, skipped in zip(held_out.sequences, held_out.skipped or [()] * len(held_out.sequences), strict=True):
         tokens = torch.tensor([sequence])
         kept = left_out(model, tokens, held_out.output_norm_limits)
+        for position in skipped:
+            kept[0, position] = True
         clean = model(tokens).logits[0, :-1]
         with mlps_replaced(model, layers, reconstruct, kept):
             changed = model(tokens).logits[0, :-1]

@@ -7,11 +7,12 @@ import numpy as np
 from google.longrunning import operations_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from weft.activations.v1 import messages_pb2
+from weft.activations.v1 import messages_pb2, packing_pb2
 from weft.common.v1 import operation_pb2, tensor_pb2
 from weft_activations.core.harvest_records import HarvestProgress, HarvestSpec
 from weft_activations.core.hooks import hook_patterns
 from weft_activations.core.inference import Change, LikelyToken, Prompt, TokenText
+from weft_activations.core.packing import BY_DOCUMENT, Packing, StartRule
 from weft_activations.core.ports import Freeze, InterventionKind, ModelInfo
 from weft_common.errors import Code, InvalidArgumentError
 from weft_common.resource_names import parse_name
@@ -36,6 +37,12 @@ _KINDS = {
     messages_pb2.INTERVENTION_KIND_SET: InterventionKind.SET,
     messages_pb2.INTERVENTION_KIND_SCALE: InterventionKind.SCALE,
     messages_pb2.INTERVENTION_KIND_ABLATE: InterventionKind.ABLATE,
+}
+_START_RULES = {
+    packing_pb2.START_RULE_UNSPECIFIED: StartRule.MODEL,
+    packing_pb2.START_RULE_SEQUENCE: StartRule.SEQUENCE,
+    packing_pb2.START_RULE_DOCUMENT: StartRule.DOCUMENT,
+    packing_pb2.START_RULE_NONE: StartRule.NONE,
 }
 _MAX_VALUE_BYTES = 256 << 20
 
@@ -121,6 +128,35 @@ def spec_from_proto(spec: messages_pb2.HarvestSpec) -> HarvestSpec:
         target_fvu=spec.codec.target_fvu,
         max_norm_ratio=spec.max_norm_ratio,
         lease_sequences=spec.lease_sequences,
+        packing=_packing_from_proto(spec.packing),
+    )
+
+
+def _packing_from_proto(packing: packing_pb2.Packing) -> Packing:
+    if packing.start_rule not in _START_RULES:
+        raise InvalidArgumentError(
+            f"start_rule is {packing.start_rule}, which this service does not know; give SEQUENCE, DOCUMENT or NONE",
+            field="spec.packing.start_rule",
+        )
+    return Packing(
+        cross_documents=packing.cross_documents,
+        start_rule=_START_RULES[packing.start_rule],
+        separator_token_id=packing.separator_token_id if packing.HasField("separator_token_id") else None,
+        max_document_tokens=packing.max_document_tokens,
+        skipped_token_ids=tuple(sorted(set(packing.skipped_token_ids))),
+    )
+
+
+def _packing_to_proto(packing: Packing) -> packing_pb2.Packing | None:
+    if packing == BY_DOCUMENT:
+        return None
+    rules = {rule: number for number, rule in _START_RULES.items()}
+    return packing_pb2.Packing(
+        cross_documents=packing.cross_documents,
+        start_rule=rules[packing.start_rule],
+        separator_token_id=packing.separator_token_id,
+        max_document_tokens=packing.max_document_tokens,
+        skipped_token_ids=packing.skipped_token_ids,
     )
 
 
@@ -144,6 +180,8 @@ def harvest_to_proto(
         cancelled = operation.error.code == Code.CANCELLED
         state = messages_pb2.HARVEST_STATE_CANCELLED if cancelled else messages_pb2.HARVEST_STATE_FAILED
         message = operation.error.message
+    elif record.paused:
+        state = messages_pb2.HARVEST_STATE_PAUSED
     return messages_pb2.Harvest(
         name=f"harvests/{record.harvest_id}",
         spec=messages_pb2.HarvestSpec(
@@ -157,6 +195,7 @@ def harvest_to_proto(
             codec=messages_pb2.Codec(kind=spec.codec, target_fvu=spec.target_fvu),
             max_norm_ratio=spec.max_norm_ratio,
             lease_sequences=spec.lease_sequences,
+            packing=_packing_to_proto(spec.packing),
         ),
         state=state,
         tokens_committed=progress.tokens_committed,
@@ -168,6 +207,7 @@ def harvest_to_proto(
         create_time=timestamp(record.create_s),
         error_message=message,
         operation=name,
+        corpus_broken_records=record.corpus_broken_records,
     )
 
 

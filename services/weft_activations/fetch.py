@@ -28,7 +28,7 @@ from weft_store import ObjectStore, open_bucket
 Snapshot = Callable[..., object]
 """`huggingface_hub.snapshot_download`."""
 
-__all__ = ["HubModel", "copy_models", "download_model", "main"]
+__all__ = ["HubModel", "copy_models", "download_model", "hub_snapshot", "main", "open_configured_bucket"]
 
 _PARALLEL_FILES = 4
 # What transformers reads of a folder; pickled weights are never fetched.
@@ -168,11 +168,13 @@ def _appearing(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _open_bucket() -> ObjectStore:
+def open_configured_bucket() -> ObjectStore:
+    """Open the bucket that the environment names."""
     return open_bucket(load_settings(_FetchSettings))
 
 
-def _hub_snapshot() -> Snapshot:
+def hub_snapshot() -> Snapshot:
+    """Return what downloads from the hub."""
     from huggingface_hub import snapshot_download
 
     return snapshot_download
@@ -180,8 +182,8 @@ def _hub_snapshot() -> Snapshot:
 
 def main(
     arguments: Sequence[str] | None = None,
-    open_bucket: Callable[[], ObjectStore] = _open_bucket,
-    hub_snapshot: Callable[[], Snapshot] = _hub_snapshot,
+    open_bucket: Callable[[], ObjectStore] = open_configured_bucket,
+    hub_snapshot: Callable[[], Snapshot] = hub_snapshot,
 ) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m weft_activations.fetch", description=__doc__.splitlines()[1])

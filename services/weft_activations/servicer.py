@@ -1,34 +1,40 @@
 """weft.activations.v1.ActivationService: from messages to the core and back."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 
 import grpc.aio
 from google.longrunning import operations_pb2
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import corpora_pb2, messages_pb2, service_pb2, service_pb2_grpc
 from weft_activations import converting
-from weft_activations.core.corpus import CorpusUpload, store_corpus
-from weft_activations.core.harvest_records import HarvestProgress
+from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
 from weft_activations.core.ports import Split
 from weft_activations.core.replacing_limits import CallBudget, CallLimits
+from weft_activations.corpus_calls import CorpusCalls
 from weft_activations.replacing_dialogue import replace_mlps
-from weft_common.errors import InvalidArgumentError, NotFoundError
+from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
-from weft_common.resource_names import check_id, parse_name
+from weft_common.resource_names import parse_name
 from weft_common.tensors import chunk_tensor, tensor_to_proto
-from weft_store.port import ObjectStore
 
 __all__ = ["HARVEST_KIND", "ActivationServicer", "harvest_kind"]
 
 HARVEST_KIND = "harvest"
 _PAGE_SIZE = 100
+# A forward pass that has begun is not cut off; who cancels hears of the end where it comes soon.
+_CANCEL_S = 10.0
+_GOING = {messages_pb2.HARVEST_STATE_RUNNING: "running", messages_pb2.HARVEST_STATE_PAUSED: "paused"}
+_STOPPED = {
+    messages_pb2.HARVEST_STATE_PAUSED: "paused",
+    messages_pb2.HARVEST_STATE_FAILED: "failed",
+    messages_pb2.HARVEST_STATE_CANCELLED: "cancelled",
+}
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -56,16 +62,14 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         inference: Inference,
         harvests: Harvests,
         operations: OperationManager,
-        store: ObjectStore,
+        corpora: CorpusCalls,
         *,
-        max_corpus_bytes: int,
         replace_limits: CallLimits,
     ) -> None:
         self._inference = inference
         self._harvests = harvests
         self._operations = operations
-        self._store = store
-        self._max_corpus_bytes = max_corpus_bytes
+        self._corpora = corpora
         self._replace_limits = replace_limits
 
     async def GetModel(self, request: service_pb2.GetModelRequest, context: Context) -> messages_pb2.Model:
@@ -144,7 +148,9 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         )
         yield service_pb2.ReadSequencesResponse(header=header)
         for sequence in found.sequences:
-            yield service_pb2.ReadSequencesResponse(sequence=messages_pb2.TokenIds(ids=sequence.tolist()))
+            yield service_pb2.ReadSequencesResponse(
+                sequence=messages_pb2.TokenIds(ids=sequence.ids.tolist()), skipped_positions=sequence.skipped.tolist()
+            )
 
     async def ReplaceMlps(  # type: ignore[override]  # it writes by itself, which gRPC takes as well
         self, request_iterator: AsyncIterator[service_pb2.ReplaceMlpsRequest], context: Context
@@ -159,26 +165,25 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
     async def UploadCorpus(
         self, request_iterator: AsyncIterator[service_pb2.UploadCorpusRequest], context: Context
     ) -> service_pb2.Corpus:
-        upload = CorpusUpload(max_bytes=self._max_corpus_bytes)
-        corpus_id = ""
-        async for request in request_iterator:
-            if not corpus_id:
-                corpus_id = check_id(request.corpus_id, field="corpus_id")
-            elif request.corpus_id not in ("", corpus_id):
-                raise InvalidArgumentError(
-                    f"corpus_id changes from {corpus_id!r} to {request.corpus_id!r} within one upload; "
-                    "name it once, in the first message",
-                    field="corpus_id",
-                )
-            upload.add(request.document, request.text)
-        check_id(corpus_id, field="corpus_id")
-        corpus = await asyncio.to_thread(store_corpus, self._store, corpus_id, upload.finish())
-        return service_pb2.Corpus(
-            name=f"corpora/{corpus_id}",
-            num_documents=len(corpus.documents),
-            size_bytes=corpus.size_bytes,
-            digest=corpus.digest,
-        )
+        return await self._corpora.upload(aiter(request_iterator))
+
+    async def UploadCorpusFile(
+        self, request_iterator: AsyncIterator[corpora_pb2.UploadCorpusFileRequest], context: Context
+    ) -> corpora_pb2.UploadCorpusFileResponse:
+        return await self._corpora.upload_file(aiter(request_iterator))
+
+    async def ImportCorpus(
+        self, request: corpora_pb2.ImportCorpusRequest, context: Context
+    ) -> operations_pb2.Operation:
+        return await self._corpora.import_files(request)
+
+    async def GetCorpus(self, request: service_pb2.GetCorpusRequest, context: Context) -> service_pb2.Corpus:
+        return await self._corpora.get(request.name)
+
+    async def ListCorpora(
+        self, request: service_pb2.ListCorporaRequest, context: Context
+    ) -> service_pb2.ListCorporaResponse:
+        return await self._corpora.list(request.page_size, request.page_token)
 
     async def CreateHarvest(
         self, request: service_pb2.CreateHarvestRequest, context: Context
@@ -188,17 +193,26 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
             await self._harvests.check(request.harvest_id, spec)
             return operations_pb2.Operation(done=True)
         record = await self._harvests.create(request.harvest_id, spec, request.request_id)
-        if not record.sealed:
-            last = await self._operation(self._operations.name(record.operation_id))
-            if last is not None and last.done and last.HasField("error"):
-                record = await self._harvests.next_attempt(record)
-        progress = await self._harvests.get(record.harvest_id)
-        return await self._operations.start(
-            HARVEST_KIND,
-            progress.record.operation_id,
-            service_pb2.GetHarvestRequest(name=f"harvests/{record.harvest_id}"),
-            converting.harvest_metadata(progress, time.time()),
-        )
+        return await self._started(record)
+
+    async def PauseHarvest(self, request: service_pb2.PauseHarvestRequest, context: Context) -> messages_pb2.Harvest:
+        found = await self._in_state(request.name, "pause", _GOING)
+        await self._harvests.set_paused(parse_name(found.name, "harvests"), True)
+        return await self._described(parse_name(found.name, "harvests"))
+
+    async def ResumeHarvest(self, request: service_pb2.ResumeHarvestRequest, context: Context) -> messages_pb2.Harvest:
+        found = await self._in_state(request.name, "resume", _STOPPED)
+        harvest_id = parse_name(found.name, "harvests")
+        await self._harvests.set_paused(harvest_id, False)
+        if found.state != messages_pb2.HARVEST_STATE_PAUSED:
+            await self._started((await self._harvests.get(harvest_id)).record)
+        return await self._described(harvest_id)
+
+    async def CancelHarvest(self, request: service_pb2.CancelHarvestRequest, context: Context) -> messages_pb2.Harvest:
+        found = await self._in_state(request.name, "cancel", _GOING)
+        await self._operations.cancel(found.operation)
+        await self._operations.wait(found.operation, _CANCEL_S)
+        return await self._described(parse_name(found.name, "harvests"))
 
     async def GetHarvest(self, request: service_pb2.GetHarvestRequest, context: Context) -> messages_pb2.Harvest:
         return await self._described(parse_name(request.name, "harvests"))
@@ -216,6 +230,30 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         )
         harvests = [await self._described(record.harvest_id) for record in page]
         return service_pb2.ListHarvestsResponse(harvests=harvests, next_page_token=token)
+
+    async def _started(self, record: HarvestRecord) -> operations_pb2.Operation:
+        """Find the operation that does the work, or begin another one where the last ended without success."""
+        if not record.sealed:
+            last = await self._operation(self._operations.name(record.operation_id))
+            if last is not None and last.done and last.HasField("error"):
+                record = await self._harvests.next_attempt(record)
+        progress = await self._harvests.get(record.harvest_id)
+        return await self._operations.start(
+            HARVEST_KIND,
+            progress.record.operation_id,
+            service_pb2.GetHarvestRequest(name=f"harvests/{record.harvest_id}"),
+            converting.harvest_metadata(progress, time.time()),
+        )
+
+    async def _in_state(self, name: str, what: str, states: Mapping[int, str]) -> messages_pb2.Harvest:
+        """Describe a harvest whose state is one of those from which something can be done with it."""
+        found = await self._described(parse_name(name, "harvests"))
+        if found.state not in states:
+            state = messages_pb2.HarvestState.Name(found.state).removeprefix("HARVEST_STATE_").lower()
+            raise FailedPreconditionError(
+                f"{found.name} is {state}; {what} one that is {' or '.join(states.values())}", field="name"
+            )
+        return found
 
     async def _described(self, harvest_id: str) -> messages_pb2.Harvest:
         progress = await self._harvests.get(harvest_id)

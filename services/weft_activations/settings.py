@@ -42,6 +42,20 @@ class ActivationsSettings(ServiceSettings, BucketSettings, PeerSettings):
     """Longest that such a call may take, in seconds."""
     max_corpus_bytes: int = Field(default=256 << 20, ge=1)
     """Most bytes of text of one corpus."""
+    max_corpus_documents: int = Field(default=1_000_000, ge=1)
+    """Most documents of one corpus that is imported."""
+    max_document_bytes: int = Field(default=8 << 20, ge=1)
+    """Longest document and longest JSON line of an import; a longer one counts as broken."""
+    max_corpus_file_bytes: int = Field(default=4 << 30, ge=1)
+    """Largest file that is imported or uploaded; an import has one at a time in the folder for temporary files."""
+    max_corpus_read_bytes: int = Field(default=64 << 30, ge=1)
+    """Most bytes that come out of the files of one import, decompressed."""
+    max_corpus_expansion: float = Field(default=200.0, ge=1)
+    """Most bytes that come out of a compressed file for each of its own."""
+    max_corpus_read_s: float = Field(default=3600.0, gt=0)
+    """Longest that one import may take, in seconds."""
+    corpus_prefixes: tuple[str, ...] = ("corpora/",)
+    """Beginnings of keys in the bucket below which imports read, as a JSON list."""
     max_lease_bytes: int = Field(default=1 << 30, ge=1 << 20)
     """Most bytes of activations that one lease may take in memory; two are there at once."""
     lease_s: float = Field(default=20.0, gt=0)

@@ -1,5 +1,6 @@
 """Bad input, through gRPC and through the command: the right code, and words that say what to do."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -466,6 +467,24 @@ def test_expired_deadline_is_told(run: Embedded) -> None:
             process.resume()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert _call(run, CASES[1]).code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_broken_lines_of_a_corpus_are_counted_named_and_limited(run: Embedded, tmp_path: Path) -> None:
+    """Beyond the limit the command names file and line; within it, corpus and harvest tell what was left out."""
+    lines = [json.dumps({"text": TEXT.decode()}) for _ in range(4)]
+    path = tmp_path / "lines.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join([lines[0], "{", *lines[1:], "[]"]).encode()))
+    refused = run.weft("corpora", "import", "lines", str(path), "--max-broken", "1")
+    assert refused.returncode == 1
+    assert "corpora/lines/files/lines.jsonl.gz, record 6: it is JSON but no object" in " ".join(refused.stderr.split())
+    assert "Traceback" not in refused.stderr
+    imported = run.weft("corpora", "import", "lines", str(path), "--max-broken", "2", "--json")
+    assert imported.returncode == 0, imported.stderr
+    assert json.loads(imported.stdout)["origin"]["num_broken"] == "2"
+    arguments = ("--model", "tiny", "--corpus", "lines", "--num-tokens", "100", "--sequence-tokens", "32", "--json")
+    harvested = run.weft("harvests", "create", "lines", *arguments)
+    assert harvested.returncode == 0, harvested.stderr
+    assert json.loads(harvested.stdout)["corpus_broken_records"] == "2"
 
 
 def test_second_up_is_refused(run: Embedded) -> None:

@@ -1,5 +1,7 @@
 """The activations service over gRPC, in this process, with tiny models and a fake catalog."""
 
+import gzip
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from harvest_fakes import FakeCatalog
 from harvest_processes import harvest_spec
 from tiny_models import make_gpt2, make_llama
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import corpora_pb2, messages_pb2, service_pb2, service_pb2_grpc
 from weft_activations.adapters.transformers_backend import TransformersBackend
 from weft_activations.core.hooks import hook_patterns
 from weft_activations.settings import ActivationsSettings
@@ -285,6 +287,61 @@ async def test_corpus_is_uploaded_once(world: World) -> None:
     assert (await refused(world.upload({"a": "x" * 100_001}, "big"))).code == Code.RESOURCE_EXHAUSTED
 
 
+async def _upload_file(world: World, corpus_id: str, name: str, data: bytes) -> Any:
+    pieces = [
+        corpora_pb2.UploadCorpusFileRequest(corpus_id=corpus_id, file=name, data=data[:50]),
+        corpora_pb2.UploadCorpusFileRequest(data=data[50:]),
+    ]
+    return await world.stub.UploadCorpusFile(iter(pieces))
+
+
+async def test_files_become_a_corpus_that_is_harvested(world: World) -> None:
+    """Uploaded files are imported, broken lines told in the corpus's and the harvest's answer, and harvested."""
+    data = "\n".join([json.dumps({"body": text}) for text in DOCUMENTS.values()] + ["nonsense"]).encode()
+    stored = await _upload_file(world, "c", "part/a.jsonl.gz", gzip.compress(data))
+    assert stored.source == "corpora/c/files/"
+    spec = corpora_pb2.CorpusImportSpec(source=stored.source, text_field="body", max_broken=1)
+    request = corpora_pb2.ImportCorpusRequest(corpus_id="c", spec=spec, request_id="r")
+    operation = await world.stub.ImportCorpus(request)
+    assert (await world.stub.ImportCorpus(request)).name == operation.name
+    done = await world.wait(operation.name)
+    assert not done.HasField("error"), done.error
+    corpus, metadata = service_pb2.Corpus(), corpora_pb2.CorpusImportMetadata()
+    done.response.Unpack(corpus)
+    done.metadata.Unpack(metadata)
+    assert corpus == await world.stub.GetCorpus(service_pb2.GetCorpusRequest(name="corpora/c"))
+    assert (corpus.num_documents, corpus.origin.num_records, corpus.origin.num_broken) == (6, 7, 1)
+    assert (corpus.origin.broken[0].file, corpus.origin.broken[0].number) == ("corpora/c/files/part/a.jsonl.gz", 7)
+    assert metadata.progress.completed == metadata.progress.total == stored.size_bytes
+    await world.upload(corpus_id="b")
+    listed = await world.stub.ListCorpora(service_pb2.ListCorporaRequest())
+    assert [(each.name, each.HasField("origin")) for each in listed.corpora] == [
+        ("corpora/b", False),
+        ("corpora/c", True),
+    ]
+    assert not (await world.wait((await world.create(harvest_spec("gpt2"))).name)).HasField("error")
+    harvest = await world.stub.GetHarvest(service_pb2.GetHarvestRequest(name="harvests/h"))
+    assert (harvest.tokens_committed, harvest.corpus_broken_records) == (600, 1)
+
+
+async def test_import_that_fails_says_where_and_can_be_asked_again(world: World) -> None:
+    """The operation's error names file and line; a file that was mended is imported by the next request."""
+    for data, wanted in ((b"{", "a.jsonl, record 1: it is not JSON"), (b'{"text": "x"}', "")):
+        await _upload_file(world, "c", "a.jsonl", data)
+        spec = corpora_pb2.CorpusImportSpec(source="corpora/c/files/")
+        operation = await world.stub.ImportCorpus(corpora_pb2.ImportCorpusRequest(corpus_id="c", spec=spec))
+        done = await world.wait(operation.name)
+        assert done.HasField("error") == bool(wanted)
+        assert wanted in done.error.message
+    assert (await refused(_upload_file(world, "c", "../a.jsonl", b"x"))).code == Code.INVALID_ARGUMENT
+    assert (await refused(_upload_file(world, "", "a.jsonl", b"x"))).code == Code.INVALID_ARGUMENT
+    spec = corpora_pb2.CorpusImportSpec(source="models/")
+    bad = world.stub.ImportCorpus(corpora_pb2.ImportCorpusRequest(corpus_id="d", spec=spec))
+    assert (await refused(bad)).code == Code.INVALID_ARGUMENT
+    missing = world.stub.GetCorpus(service_pb2.GetCorpusRequest(name="corpora/none"))
+    assert (await refused(missing)).code == Code.NOT_FOUND
+
+
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 async def test_harvest_stores_what_the_model_gives(world: World, model: str, models_dir: Path) -> None:
     """Tokens are counted exactly, the dataset is sealed, and rows equal captures of the same text."""
@@ -353,6 +410,35 @@ async def test_cancelled_harvest_goes_on_when_asked_again(world: World) -> None:
     assert not (await world.wait(second.name)).HasField("error")
     harvest = await world.stub.GetHarvest(service_pb2.GetHarvestRequest(name="harvests/h"))
     assert (harvest.state, harvest.tokens_committed) == (messages_pb2.HARVEST_STATE_SUCCEEDED, 600)
+
+
+async def test_harvest_is_paused_resumed_and_cancelled(world: World) -> None:
+    """Each call answers with the state it made, is refused in the others, and loses nothing that was committed."""
+    await world.upload()
+    operation = await world.create(harvest_spec("gpt2", lease_sequences=1))
+
+    async def call(what: str) -> Any:
+        request = getattr(service_pb2, f"{what}HarvestRequest")(name="harvests/h")
+        return await getattr(world.stub, f"{what}Harvest")(request)
+
+    assert (await refused(call("Resume"))).code == Code.FAILED_PRECONDITION
+    for _ in range(2):
+        assert (await call("Pause")).state == messages_pb2.HARVEST_STATE_PAUSED
+    assert (await world.create(harvest_spec("gpt2", lease_sequences=1))).name == operation.name
+    assert (await call("Resume")).state == messages_pb2.HARVEST_STATE_RUNNING
+    await call("Pause")
+    cancelled = await call("Cancel")
+    assert cancelled.state == messages_pb2.HARVEST_STATE_CANCELLED
+    for what in ("Pause", "Cancel"):
+        error = await refused(call(what))
+        assert (error.code, "is cancelled" in error.message) == (Code.FAILED_PRECONDITION, True), error.message
+    resumed = await call("Resume")
+    assert resumed.state in (messages_pb2.HARVEST_STATE_RUNNING, messages_pb2.HARVEST_STATE_SUCCEEDED)
+    assert resumed.operation != operation.name
+    assert not (await world.wait(resumed.operation)).HasField("error")
+    harvest = await world.stub.GetHarvest(service_pb2.GetHarvestRequest(name="harvests/h"))
+    assert (harvest.state, harvest.tokens_committed) == (messages_pb2.HARVEST_STATE_SUCCEEDED, 600)
+    assert (await refused(call("Pause"))).code == Code.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize(

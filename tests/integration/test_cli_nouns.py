@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from weft.activations.v1 import corpora_pb2, packing_pb2
 from weft.activations.v1 import messages_pb2 as activations
 from weft.activations.v1 import service_pb2 as activations_rpc
 from weft.activations.v1 import service_pb2_grpc as activations_grpc
@@ -58,6 +59,7 @@ class Models(activations_grpc.ActivationServiceServicer):
     def __init__(self) -> None:
         self.documents: dict[str, bytes] = {}
         self.harvest: activations.HarvestSpec | None = None
+        self.corpus = activations_rpc.Corpus()
 
     async def ListModels(self, request: activations_rpc.ListModelsRequest, context: Any) -> Any:
         last = request.page_token == "2"
@@ -85,9 +87,42 @@ class Models(activations_grpc.ActivationServiceServicer):
                 self.documents[piece.document] = self.documents.get(piece.document, b"") + piece.text
         return activations_rpc.Corpus(name=f"corpora/{corpus_id}", num_documents=len(self.documents))
 
+    async def UploadCorpusFile(
+        self, requests: AsyncIterator[corpora_pb2.UploadCorpusFileRequest], context: Any
+    ) -> corpora_pb2.UploadCorpusFileResponse:
+        file = ""
+        async for piece in requests:
+            file = file or piece.file
+            self.documents[file] = self.documents.get(file, b"") + piece.data
+        return corpora_pb2.UploadCorpusFileResponse(source="corpora/c/files/")
+
+    async def ImportCorpus(self, request: corpora_pb2.ImportCorpusRequest, context: Any) -> Any:
+        broken = [corpora_pb2.BrokenRecord(file="corpora/c/files/b.jsonl", number=7, problem="it is not JSON")]
+        self.corpus = activations_rpc.Corpus(
+            name=f"corpora/{request.corpus_id}",
+            num_documents=3,
+            origin=corpora_pb2.CorpusImport(spec=request.spec, num_broken=1, broken=broken),
+        )
+        return operations_pb2.Operation(name="operations/activations-import")
+
+    async def GetCorpus(self, request: activations_rpc.GetCorpusRequest, context: Any) -> Any:
+        return self.corpus
+
+    async def ListCorpora(self, request: activations_rpc.ListCorporaRequest, context: Any) -> Any:
+        return activations_rpc.ListCorporaResponse(corpora=[activations_rpc.Corpus(name="corpora/u"), self.corpus])
+
     async def CreateHarvest(self, request: activations_rpc.CreateHarvestRequest, context: Any) -> Any:
         self.harvest = request.spec
         return operations_pb2.Operation(name=f"operations/activations-{request.harvest_id}")
+
+    async def PauseHarvest(self, request: activations_rpc.PauseHarvestRequest, context: Any) -> Any:
+        return activations.Harvest(name=request.name, state=activations.HARVEST_STATE_PAUSED)
+
+    async def ResumeHarvest(self, request: activations_rpc.ResumeHarvestRequest, context: Any) -> Any:
+        return activations.Harvest(name=request.name, state=activations.HARVEST_STATE_RUNNING)
+
+    async def CancelHarvest(self, request: activations_rpc.CancelHarvestRequest, context: Any) -> Any:
+        return activations.Harvest(name=request.name, state=activations.HARVEST_STATE_CANCELLED)
 
     async def GetHarvest(self, request: activations_rpc.GetHarvestRequest, context: Any) -> Any:
         return activations.Harvest(name=request.name, spec=self.harvest, tokens_committed=123)
@@ -339,6 +374,55 @@ async def test_harvest_uploads_its_text(house: House) -> None:
     assert house.models.harvest is not None
     assert house.models.harvest.dataset == "datasets/h1"
     assert house.models.harvest.corpus.startswith("corpora/text-")
+    assert not house.models.harvest.HasField("packing")
+    packed = ("--cross-documents", "--separator", "0", "--start", "document", "--skip-token", "3", "--skip-token", "5")
+    arguments = ("--corpus", "c", "--max-document-tokens", "9", "--sequence-tokens", "64", *packed)
+    await house.json("harvests", "create", "h2", "--model", "a", *arguments)
+    packing = house.models.harvest.packing
+    assert (house.models.harvest.sequence_tokens, packing.max_document_tokens) == (64, 9)
+    assert packing.HasField("separator_token_id")
+    assert (packing.cross_documents, packing.separator_token_id) == (True, 0)
+    assert packing.start_rule == packing_pb2.START_RULE_DOCUMENT
+    assert list(packing.skipped_token_ids) == [3, 5]
+    wrong = await house.weft("harvests", "create", "h3", "--model", "a", "--corpus", "c", "--start", "always")
+    assert (wrong.exit_code, "sequence, document" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("verb", "state"), [("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")])
+async def test_harvest_verbs_print_the_state(house: House, verb: str, state: str) -> None:
+    """Each verb calls its own RPC and shows what came of it."""
+    shown = (await house.weft("harvests", verb, "h1")).stdout
+    assert "harvests/h1" in shown
+    assert state in shown
+    assert (await house.json("harvests", verb, "h1"))["state"] == f"HARVEST_STATE_{state.upper()}"
+
+
+async def test_corpora_import_uploads_what_can_be_read(house: House) -> None:
+    """Files of a folder keep their place in it, others stay here; what is broken is told with its file and line."""
+    data = house.folder / "data" / "sub"
+    data.mkdir(parents=True)
+    (data / "b.jsonl.gz").write_bytes(bytes(range(256)) * 8_000)
+    (data.parent / "a.parquet").write_bytes(b"PAR1")
+    (data.parent / "notes.md").write_bytes(b"not read")
+    arguments = ("corpora", "import", "c", str(data.parent), "--text-field", "body", "--max-broken", "2")
+    found = await house.json(*arguments)
+    assert house.models.documents == {"a.parquet": b"PAR1", "sub/b.jsonl.gz": bytes(range(256)) * 8_000}
+    spec = found["origin"]["spec"]
+    assert (spec["source"], spec["text_field"]) == ("corpora/c/files/", "body")
+    shown = (await house.weft("corpora", "get", "c")).stdout
+    assert "record 7: it is not JSON" in " ".join(shown.split())
+    listed = (await house.weft("corpora", "list")).stdout
+    assert "uploaded" in listed
+    await house.json("corpora", "import", "d", "--source", "corpora/other/", "--sample-share", "0.5")
+    assert house.models.corpus.origin.spec.source == "corpora/other/"
+    assert house.models.corpus.origin.spec.sample_share == 0.5
+    for wrong, code in (
+        ((), 2),
+        ((str(data), "--source", "corpora/x/"), 2),
+        ((str(data), "--sample-share", "0"), 2),
+        ((str(data / "none"),), 1),
+    ):
+        assert (await house.weft("corpora", "import", "e", *wrong)).exit_code == code
 
 
 async def test_runs_watch_prints_a_line_an_event(house: House) -> None:

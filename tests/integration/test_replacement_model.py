@@ -20,7 +20,7 @@ from tiny_models import make_llama
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import messages_pb2, packing_pb2, service_pb2, service_pb2_grpc
 from weft_activations.adapters.transformers_backend import TransformersBackend
 from weft_activations.settings import ActivationsSettings
 from weft_activations.wiring import registrations
@@ -46,6 +46,7 @@ class World:
     def __init__(self, target: str, store: MemoryObjectStore, models_dir: Path) -> None:
         self.store = store
         self.stub = service_pb2_grpc.ActivationServiceStub(channel(target))
+        self.operations: Any = operations_pb2_grpc.OperationsStub(channel(target))
         self.model: Any = AutoModelForCausalLM.from_pretrained(models_dir / "llama").eval().double()
 
     async def held_out(self, max_tokens: int = 60) -> HeldOut:
@@ -172,6 +173,29 @@ async def test_held_out_sequences_are_those_of_the_harvest(world: World) -> None
     few = await world.held_out(20)
     assert few.sequences == everything.sequences[:2]
     assert (few.model, few.input_hook, few.output_norm_limits.shape) == ("models/llama", "mlp_in", (NUM_LAYERS,))
+
+
+async def test_filtered_tokens_are_kept_and_not_counted(world: World) -> None:
+    """Separators and filtered tokens of a packed harvest reach the measurement, which leaves them as they are."""
+    packing = packing_pb2.Packing(cross_documents=True, separator_token_id=3, skipped_token_ids=range(10, 90))
+    changes = {"num_tokens": 200, "held_out_share": 0.4, "sequence_tokens": 12, "dataset": "datasets/packed"}
+    spec = harvest_spec("llama", **changes)
+    spec.packing.CopyFrom(packing)
+    request = service_pb2.CreateHarvestRequest(harvest_id="packed", spec=spec)
+    operation = await asyncio.to_thread(world.stub.CreateHarvest, request)
+    waiting = operations_pb2.WaitOperationRequest(name=operation.name)
+    waiting.timeout.FromSeconds(60)
+    assert not (await asyncio.to_thread(world.operations.WaitOperation, waiting)).HasField("error")
+    held_out = await asyncio.to_thread(read_held_out, world.stub, "datasets/packed", 0)
+    for sequence, skipped in zip(held_out.sequences, held_out.skipped, strict=True):
+        filtered = [at for at, each in enumerate(sequence) if at and (each in range(10, 90) or each == 3)]
+        assert list(skipped) == filtered
+    assert 3 in {each for sequence in held_out.sequences for each in sequence}
+    transcoder, dense = transcoder_of(Activation.TOP_K)
+    found = await world.measure(held_out, transcoder)
+    together = await asyncio.to_thread(oracle, world.model, held_out, range(NUM_LAYERS), dense)
+    assert found["tokens"] == together["tokens"] < sum(len(sequence) - 2 for sequence in held_out.sequences)
+    check(found["all"], together)
 
 
 async def test_sequences_of_a_changed_corpus_are_refused(world: World) -> None:

@@ -2,9 +2,11 @@
 A corpus in the bucket: documents named by their content, and a manifest that is written last.
 
     corpora/{id}/manifest.json
-    corpora/{id}/documents/{n}-{sha256, 16 digits}.txt
+    corpora/{id}/documents/{n}-{sha256, 16 digits}.txt      of an upload
+    corpora/{id}/parts/{run}-{n}.strings.zst             of an import, see `corpus_parts`
 
-Because a document's key holds its hash, two uploads of one name never mix; the manifest decides which one won.
+Because a document's key holds its hash, and a part's key its run, two of one name never mix; the manifest decides
+which one won.
 """
 
 import codecs
@@ -13,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from weft_activations.core.corpus_origin import CorpusOrigin
+from weft_activations.core.corpus_parts import CorpusPart, read_part
 from weft_common.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -20,10 +24,10 @@ from weft_common.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
-from weft_store.documents import create_json, read_json
+from weft_store.documents import create_json, list_ids, read_json
 from weft_store.port import ObjectStore
 
-__all__ = ["Corpus", "CorpusUpload", "read_corpus", "read_documents", "store_corpus"]
+__all__ = ["Corpus", "CorpusUpload", "corpus_ids", "manifest_key", "read_corpus", "read_documents", "store_corpus"]
 
 _MAX_PIECE_BYTES = 1 << 20
 
@@ -34,14 +38,19 @@ class Corpus:
     What a manifest says.
 
     Attributes:
-        digest: Hex SHA-256 over names and texts, in order.
-        documents: Key and hex SHA-256 of each document, in order.
+        digest: Hex SHA-256 over the texts, and where they were uploaded over their names, in order.
+        documents: Key and hex SHA-256 of each document, in order; empty where they are in parts.
+        parts: Objects of many documents each, in order.
+        origin: The files that it was made of; None where its documents were uploaded.
     """
 
     corpus_id: str
     size_bytes: int
     digest: str
+    num_documents: int
     documents: Sequence[tuple[str, str]]
+    parts: Sequence[CorpusPart] = ()
+    origin: CorpusOrigin | None = None
 
 
 class CorpusUpload:
@@ -135,7 +144,6 @@ def store_corpus(store: ObjectStore, corpus_id: str, documents: Mapping[str, byt
         "documents": entries,
         "size_bytes": sum(map(len, documents.values())),
     }
-    manifest_key = f"corpora/{corpus_id}/manifest.json"
     try:
         found = read_corpus(store, corpus_id)
     except NotFoundError:
@@ -143,7 +151,7 @@ def store_corpus(store: ObjectStore, corpus_id: str, documents: Mapping[str, byt
             store.put(str(entry["key"]), text)
         with suppress(AlreadyExistsError):
             # Where another upload was faster, whose documents it holds is looked at below.
-            create_json(store, manifest_key, manifest)
+            create_json(store, manifest_key(corpus_id), manifest)
         found = read_corpus(store, corpus_id)
     if found.digest != manifest["digest"]:
         raise AlreadyExistsError(
@@ -154,6 +162,16 @@ def store_corpus(store: ObjectStore, corpus_id: str, documents: Mapping[str, byt
     return found
 
 
+def manifest_key(corpus_id: str) -> str:
+    """Return where a corpus's manifest lies."""
+    return f"corpora/{corpus_id}/manifest.json"
+
+
+def corpus_ids(store: ObjectStore) -> list[str]:
+    """List all corpora."""
+    return list(list_ids(store, "corpora/", "/manifest.json"))
+
+
 def read_corpus(store: ObjectStore, corpus_id: str) -> Corpus:
     """
     Read a manifest.
@@ -162,16 +180,22 @@ def read_corpus(store: ObjectStore, corpus_id: str) -> Corpus:
         NotFoundError: There is no such corpus, or its upload was never finished.
     """
     try:
-        manifest, _ = read_json(store, f"corpora/{corpus_id}/manifest.json")
+        manifest, _ = read_json(store, manifest_key(corpus_id))
     except NotFoundError:
         raise NotFoundError(
-            f"there is no corpus corpora/{corpus_id} in the bucket; upload it with UploadCorpus first", field="corpus"
+            f"there is no corpus corpora/{corpus_id} in the bucket; make it with UploadCorpus or ImportCorpus first",
+            field="corpus",
         ) from None
+    documents = [(str(entry["key"]), str(entry["sha256"])) for entry in manifest["documents"]]
+    origin = manifest.get("origin")
     return Corpus(
         corpus_id=corpus_id,
         size_bytes=int(manifest["size_bytes"]),
         digest=str(manifest["digest"]),
-        documents=[(str(entry["key"]), str(entry["sha256"])) for entry in manifest["documents"]],
+        num_documents=int(manifest.get("num_documents", len(documents))),
+        documents=documents,
+        parts=[CorpusPart(**part) for part in manifest.get("parts", ())],
+        origin=None if origin is None else CorpusOrigin.from_json(origin),
     )
 
 
@@ -192,3 +216,5 @@ def read_documents(store: ObjectStore, corpus: Corpus) -> Iterator[str]:
         if hashlib.sha256(text).hexdigest() != sha256:
             raise DataLossError(f"object {key!r} does not have the SHA-256 of its manifest; upload the corpus anew")
         yield text.decode("utf-8")
+    for part in corpus.parts:
+        yield from read_part(store, part)

@@ -7,12 +7,14 @@ What is written down of a harvest.
 The record is created once and changes only by compare-and-swap.
 """
 
+import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from weft_activations.core.leases import DoneLease
+from weft_activations.core.packing import BY_DOCUMENT, Packing, StartRule
 from weft_activations.core.ports import DatasetSpec, ModelInfo, Split
 from weft_common.errors import AlreadyExistsError, NotFoundError
 from weft_store.documents import create_json, list_ids, read_json, update_json
@@ -37,8 +39,9 @@ class HarvestSpec:
     target_fvu: float
     max_norm_ratio: float
     lease_sequences: int
+    packing: Packing = BY_DOCUMENT
 
-    def dataset_spec(self, info: ModelInfo, corpus_digest: str) -> DatasetSpec:
+    def dataset_spec(self, info: ModelInfo, corpus_digest: str, lineage: str) -> DatasetSpec:
         """Return what the dataset is created as."""
         return DatasetSpec(
             model=f"models/{self.model}",
@@ -51,6 +54,29 @@ class HarvestSpec:
             target_fvu=self.target_fvu,
             corpus=f"corpora/{self.corpus}",
             corpus_digest=corpus_digest,
+            lineage=lineage,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stored form."""
+        packing = {**asdict(self.packing), "start_rule": self.packing.start_rule.value}
+        return {**asdict(self), "packing": packing}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "HarvestSpec":
+        """Read the stored form; what was written before there was a packing has none."""
+        packing = document.get("packing", {})
+        return cls(
+            **{
+                **document,
+                "packing": Packing(
+                    **{
+                        **packing,
+                        "start_rule": StartRule(packing.get("start_rule", StartRule.MODEL.value)),
+                        "skipped_token_ids": tuple(packing.get("skipped_token_ids", ())),
+                    }
+                ),
+            }
         )
 
 
@@ -63,6 +89,9 @@ class HarvestRecord:
         attempt: From 1; grows when a harvest that failed or was cancelled is asked for again.
         plan_digest: What every replica's plan must come to.
         mean_norms: Mean output norm by layer that `max_norm_ratio` is relative to; None until one replica has measured.
+        corpus_broken_records: Left out when the corpus was imported.
+        paused: No replica takes a lease.
+        versions: Of weft and what it runs models with, where the harvest was asked for.
     """
 
     harvest_id: str
@@ -77,15 +106,37 @@ class HarvestRecord:
     num_tokens: int
     sealed: bool = False
     mean_norms: tuple[float, ...] | None = None
+    corpus_broken_records: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    paused: bool = False
 
     @property
     def operation_id(self) -> str:
         """Id of the operation that does the work of this attempt."""
         return self.harvest_id if self.attempt == 1 else f"{self.harvest_id[:50]}.{self.attempt}"
 
+    @property
+    def lineage(self) -> str:
+        """
+        What the dataset's manifest says of how it was made, as JSON; the same on every replica.
+
+        Empty for a harvest without versions: it was asked for before there was a lineage, and its dataset has none.
+        """
+        if not self.versions:
+            return ""
+        return json.dumps(
+            {
+                "harvest": f"harvests/{self.harvest_id}",
+                "plan_digest": self.plan_digest,
+                "spec": self.spec.to_json(),
+                "versions": dict(self.versions),
+            },
+            sort_keys=True,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the stored form."""
-        return asdict(self)
+        return {**asdict(self), "spec": self.spec.to_json()}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "HarvestRecord":
@@ -94,7 +145,7 @@ class HarvestRecord:
         return cls(
             **{
                 **document,
-                "spec": HarvestSpec(**document["spec"]),
+                "spec": HarvestSpec.from_json(document["spec"]),
                 "mean_norms": None if norms is None else tuple(norms),
             }
         )

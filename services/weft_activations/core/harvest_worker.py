@@ -86,13 +86,17 @@ class Rows:
 
     def leave_out(self, limits_L: npt.NDArray[np.float64]) -> None:
         """Drop the tokens whose output norm reaches its layer's limit anywhere."""
-        kept_T = (self.output_norms() < limits_L[:, None]).all(0)
+        before = self.num_tokens
+        self.keep((self.output_norms() < limits_L[:, None]).all(0))
+        self.num_skipped += before - self.num_tokens
+
+    def keep(self, kept_T: npt.NDArray[np.bool_]) -> None:
+        """Drop the tokens that are not kept."""
         num_kept = int(kept_T.sum())
         if num_kept < self.num_tokens:
             for stream_LTD in (self.inputs, self.outputs):
                 for layer_TD in stream_LTD:
                     layer_TD[:num_kept] = layer_TD[kept_T]
-            self.num_skipped += self.num_tokens - num_kept
             self.num_tokens = num_kept
 
 
@@ -138,7 +142,7 @@ class HarvestWorker:
 
     async def run(self, harvest_id: str, report: Callable[[HarvestProgress], Awaitable[None]]) -> HarvestProgress:
         """
-        Take leases until the harvest's dataset is sealed, by this replica or another.
+        Take leases until the harvest's dataset is sealed, by this replica or another; none while it is paused.
 
         Raises:
             FailedPreconditionError: The model or the corpus is no longer what the harvest was planned with.
@@ -147,14 +151,19 @@ class HarvestWorker:
         board = LeaseBoard(
             self._store, harvest_id, record.num_leases, self._owner, lease_s=self._lease_s, clock=self._clock
         )
-        if not record.sealed:
-            await self._harvest(record, board, report)
-            record = await self._seal(record)
+        while not record.sealed:
+            if record.paused:
+                await asyncio.sleep(self._poll_s)
+            elif await self._harvest(record, board, report):
+                record = await self._seal(record)
+                break
+            record = await self._threaded(lambda: self._records.get(harvest_id))
         return HarvestProgress.of(record, await self._threaded(board.refresh))
 
     async def _harvest(
         self, record: HarvestRecord, board: LeaseBoard, report: Callable[[HarvestProgress], Awaitable[None]]
-    ) -> None:
+    ) -> bool:
+        """Take leases until all are done, True, or somebody pauses the harvest, False; then none is held here."""
         planned = await self._planner.plan(record.spec)
         plan, info = planned.plan, planned.info
         for what, wanted, found in (
@@ -169,26 +178,27 @@ class HarvestWorker:
                 )
         dataset = record.spec.dataset
         await self._threaded(lambda: self._records.claim_dataset(dataset, record.harvest_id))
-        dataset_spec = record.spec.dataset_spec(info, record.corpus_digest)
+        dataset_spec = record.spec.dataset_spec(info, record.corpus_digest, record.lineage)
         await self._patiently(lambda: self._catalog.create_dataset(dataset, dataset_spec))
         record = await self._with_mean_norms(record, plan, info)
         held: set[int] = set()
         beating = asyncio.create_task(self._beat(board, held))
         storing: asyncio.Task[Rows] | None = None
         order = plan.order
-        room = max((lease.num_tokens for lease in plan.leases), default=0)
+        room = max((lease.num_rows for lease in plan.leases), default=0)
         spare = [Rows.with_room(info, room) for _ in range(2)]
         try:
             while True:
-                index = await self._threaded(lambda: board.take(order))
+                is_paused = (await self._threaded(lambda: self._records.get(record.harvest_id))).paused
+                index = None if is_paused else await self._threaded(lambda: board.take(order))
                 if index is None:
                     if storing is not None:
                         spare.append(await storing)
                         storing = None
                         continue
                     await report(HarvestProgress.of(record, await self._threaded(board.refresh)))
-                    if board.all_done():
-                        return
+                    if is_paused or board.all_done():
+                        return board.all_done()
                     await asyncio.sleep(self._poll_s)
                     continue
                 held.add(index)
@@ -222,7 +232,7 @@ class HarvestWorker:
             return record
         sequences = [sequence for lease in plan.leases if lease.split is Split.TRAIN for sequence in lease.sequences]
         lease = Lease(0, Split.TRAIN, sequences[:_NORM_SEQUENCES])
-        rows = Rows.with_room(info, lease.num_tokens)
+        rows = Rows.with_room(info, lease.num_rows)
         await self._run(record.spec, lease, rows)
         norms_LT = await asyncio.to_thread(rows.output_norms)
         means = tuple(float(mean) for mean in norms_LT.mean(1, dtype=np.float64))
@@ -237,15 +247,18 @@ class HarvestWorker:
     async def _run(self, spec: HarvestSpec, lease: Lease, rows: Rows) -> None:
         """Run a lease in turns of some sequences each, so that other calls come in between."""
         rows.num_tokens, rows.num_skipped = 0, 0
-        left = list(lease.sequences)
+        left = [sequence.ids for sequence in lease.sequences]
         while left:
             turn = [left.pop(0)]
             while left and sum(map(len, turn)) + len(left[0]) <= _TURN_TOKENS:
                 turn.append(left.pop(0))
             start = rows.num_tokens
-            rows.num_tokens += sum(len(sequence) - 1 for sequence in turn)
+            rows.num_tokens += sum(len(ids) - 1 for ids in turn)
             into = (rows.inputs[:, start:], rows.outputs[:, start:])
             await self._inference.streams(spec.model, turn, spec.input_hook, spec.output_hook, into)
+        if lease.num_tokens < lease.num_rows:
+            kept_T = np.concatenate([sequence.kept() for sequence in lease.sequences])
+            await asyncio.to_thread(rows.keep, kept_T)
 
     async def _store_rows(
         self,

@@ -3,15 +3,16 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords, HarvestSpec
 from weft_activations.core.hooks import INPUT_HOOKS, OUTPUT_HOOKS
 from weft_activations.core.inference import Inference
 from weft_activations.core.leases import LeaseBoard
+from weft_activations.core.packing import check_packing
 from weft_activations.core.planning import HarvestPlanner, Planned
-from weft_activations.core.ports import DatasetCatalog, ModelInfo, Split
+from weft_activations.core.ports import DatasetCatalog, DatasetSpec, ModelInfo, Split
 from weft_activations.core.sequences import Sequences, harvested_sequences
 from weft_common.errors import AlreadyExistsError, InvalidArgumentError
 from weft_common.resource_names import check_id
@@ -33,6 +34,7 @@ class Harvests:
         inference: Describes models.
         planner: Says what a harvest would read.
         max_lease_bytes: Most memory that the activations of one lease may take.
+        versions: Of weft and what it runs models with, for lineage.
         clock: Seconds since 1970.
     """
 
@@ -44,6 +46,7 @@ class Harvests:
         planner: HarvestPlanner,
         *,
         max_lease_bytes: int = 1 << 30,
+        versions: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -51,6 +54,7 @@ class Harvests:
         self._inference = inference
         self._planner = planner
         self._max_lease_bytes = max_lease_bytes
+        self._versions = dict(versions or {})
         self._clock = clock
         self._records = HarvestRecords(store, clock)
         self._boards: dict[str, LeaseBoard] = {}
@@ -77,8 +81,7 @@ class Harvests:
             await asyncio.to_thread(self._records.check_claim, spec.dataset, harvest_id)
             found = await self._catalog.find_dataset(spec.dataset)
             if found is not None:
-                wanted = spec.dataset_spec(planned.info, planned.corpus_digest)
-                how = "is there already" if found[0] == wanted else "is there already with another spec"
+                how = "is there already" if _is_alike(found[0], spec, planned) else "is there already with another spec"
                 raise AlreadyExistsError(
                     f"datasets/{spec.dataset} {how}; choose another dataset id or delete it first", field="spec.dataset"
                 )
@@ -103,6 +106,8 @@ class Harvests:
             plan_digest=planned.plan.digest,
             num_leases=len(planned.plan.leases),
             num_tokens=sum(lease.num_tokens for lease in planned.plan.leases),
+            corpus_broken_records=planned.num_broken,
+            versions=self._versions,
         )
         there = await asyncio.to_thread(self._records.create, record)
         if there.spec != spec:
@@ -113,9 +118,15 @@ class Harvests:
         """Begin another attempt at a harvest whose last one ended without success."""
 
         def change(there: HarvestRecord) -> HarvestRecord:
-            return replace(there, attempt=record.attempt + 1) if there.attempt == record.attempt else there
+            if there.attempt != record.attempt:
+                return there
+            return replace(there, attempt=record.attempt + 1, paused=False)
 
         return await asyncio.to_thread(self._records.change, record.harvest_id, change)
+
+    async def set_paused(self, harvest_id: str, paused: bool) -> None:
+        """Have all replicas take no more leases of a harvest, or take them again."""
+        await asyncio.to_thread(self._records.change, harvest_id, lambda there: replace(there, paused=paused))
 
     async def get(self, harvest_id: str) -> HarvestProgress:
         """Tell how a harvest stands. NotFoundError."""
@@ -148,6 +159,11 @@ class Harvests:
         return HarvestProgress.of(record, board.refresh())
 
 
+def _is_alike(there: DatasetSpec, spec: HarvestSpec, planned: Planned) -> bool:
+    """Whether a dataset is of the same things; which harvest made it, and with what versions, is not asked."""
+    return there == spec.dataset_spec(planned.info, planned.corpus_digest, there.lineage)
+
+
 def _other_harvest(harvest_id: str) -> AlreadyExistsError:
     return AlreadyExistsError(
         f"harvests/{harvest_id} is there and was asked for otherwise; choose another id", field="harvest_id"
@@ -176,6 +192,7 @@ def _check_spec(spec: HarvestSpec, info: ModelInfo, max_lease_bytes: int) -> Non
             f"the most that {info.model_id} takes",
             field="spec.sequence_tokens",
         )
+    check_packing(spec.packing, info)
     if info.bos_token_id is not None and spec.sequence_tokens < 3:
         raise InvalidArgumentError(
             f"sequence_tokens is {spec.sequence_tokens}; {info.model_id} has a start token, so give 3 at least",

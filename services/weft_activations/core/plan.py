@@ -11,9 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from weft_activations.core.packing import BY_DOCUMENT, PackedSequence, Packer, Packing
 from weft_activations.core.ports import Split
 from weft_common.errors import FailedPreconditionError
 
@@ -26,17 +24,22 @@ class Lease:
     Sequences that one replica reads in one go, into the shard of the same index.
 
     Attributes:
-        sequences: Token ids; position 0 of each is read but not kept.
+        sequences: Each with what of it is kept; position 0 never is.
     """
 
     index: int
     split: Split
-    sequences: Sequence[npt.NDArray[np.int64]]
+    sequences: Sequence[PackedSequence]
 
     @property
     def num_tokens(self) -> int:
         """Tokens that are kept, unless their norm is left out."""
-        return sum(len(sequence) - 1 for sequence in self.sequences)
+        return sum(sequence.num_kept for sequence in self.sequences)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the model gives: every position but the first of each sequence."""
+        return sum(len(sequence.ids) - 1 for sequence in self.sequences)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def plan_harvest(
     held_out_share: float,
     sequence_tokens: int,
     lease_sequences: int,
+    packing: Packing = BY_DOCUMENT,
 ) -> HarvestPlan:
     """
     Cut documents into sequences and sequences into leases.
@@ -77,11 +81,12 @@ def plan_harvest(
     Args:
         documents: Token ids of each document, without a start token.
         corpus_digest: Seeds the order of the documents.
-        bos_token_id: Starts every sequence; None where the tokenizer adds none.
+        bos_token_id: The model's start token; None where the tokenizer adds none.
         num_tokens: Tokens to keep, both splits together; exactly this many are planned.
         held_out_share: Share of these in the held-out split.
         sequence_tokens: Tokens of a sequence, the start token included.
         lease_sequences: Sequences of a lease.
+        packing: How documents become sequences; by default each by itself.
 
     Raises:
         FailedPreconditionError: The corpus holds fewer tokens; says how many.
@@ -89,22 +94,23 @@ def plan_harvest(
     order = sorted(range(len(documents)), key=lambda i: hashlib.sha256(f"{corpus_digest}/{i}".encode()).digest())
     held_out = max(1, round(held_out_share * num_tokens)) if held_out_share > 0 else 0
     wanted = {Split.HELD_OUT: held_out, Split.TRAIN: num_tokens - held_out}
-    sequences: dict[Split, list[npt.NDArray[np.int64]]] = {Split.TRAIN: [], Split.HELD_OUT: []}
+    sequences: dict[Split, list[PackedSequence]] = {Split.TRAIN: [], Split.HELD_OUT: []}
     rest = iter(order)
     for split, most in wanted.items():
-        while most > 0:
+        packer = Packer(packing, bos_token_id=bos_token_id, sequence_tokens=sequence_tokens, num_tokens=most)
+        while packer.left:
             index = next(rest, None)
             if index is None:
-                found = sum(len(sequence) - 1 for each in sequences.values() for sequence in each)
+                found = num_tokens - packer.left - (wanted[Split.TRAIN] if split is Split.HELD_OUT else 0)
                 raise FailedPreconditionError(
-                    f"the corpus's {len(documents)} documents give {found} tokens, position 0 of each sequence left "
-                    f"out and no document in both splits, but num_tokens is {num_tokens}; ask for fewer or upload more "
-                    "text",
+                    f"the corpus's {len(documents)} documents give {found} tokens, position 0 of each sequence and "
+                    f"skipped tokens left out and no document in both splits, but num_tokens is {num_tokens}; ask for "
+                    "fewer or upload more text",
                     field="spec.num_tokens",
                 )
-            cut = _cut(documents[index], bos_token_id, sequence_tokens, most)
-            sequences[split] += cut
-            most -= sum(len(sequence) - 1 for sequence in cut)
+            packer.add(documents[index])
+        packer.finish()
+        sequences[split] = packer.sequences
     leases: list[Lease] = []
     digest = hashlib.sha256()
     for split in Split:
@@ -114,23 +120,7 @@ def plan_harvest(
             leases.append(lease)
             digest.update(f"{lease.index} {split.value} {len(lease.sequences)}\n".encode())
             for sequence in lease.sequences:
-                digest.update(b"%d\n" % len(sequence) + sequence.astype("<i8").tobytes())
+                digest.update(b"%d\n" % len(sequence.ids) + sequence.ids.astype("<i8").tobytes())
+                if len(sequence.skipped):
+                    digest.update(b"-%d\n" % len(sequence.skipped) + sequence.skipped.astype("<i8").tobytes())
     return HarvestPlan(leases, digest.hexdigest())
-
-
-def _cut(
-    document: Sequence[int], bos_token_id: int | None, sequence_tokens: int, most: int
-) -> list[npt.NDArray[np.int64]]:
-    """Cut a document into sequences that keep `most` tokens at most; one of a single token keeps none."""
-    start = [] if bos_token_id is None else [bos_token_id]
-    step = sequence_tokens - len(start)
-    cut = []
-    for offset in range(0, len(document), step):
-        sequence = [*start, *document[offset : offset + step]][: most + 1]
-        if len(sequence) < 2:
-            break
-        cut.append(np.asarray(sequence, dtype=np.int64))
-        most -= len(sequence) - 1
-        if most == 0:
-            break
-    return cut

@@ -15,11 +15,12 @@ __all__ = ["HarvestPlanner", "Planned"]
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, and what it was made from."""
+    """A plan, and what it was made from; `num_broken` records of the corpus's files were left out."""
 
     plan: HarvestPlan
     info: ModelInfo
     corpus_digest: str
+    num_broken: int = 0
 
 
 class HarvestPlanner:
@@ -65,8 +66,9 @@ class HarvestPlanner:
                 held_out_share=spec.held_out_share,
                 sequence_tokens=spec.sequence_tokens,
                 lease_sequences=spec.lease_sequences,
+                packing=spec.packing,
             )
         )
-        planned = Planned(plan, info, corpus.digest)
+        planned = Planned(plan, info, corpus.digest, corpus.origin.num_broken if corpus.origin else 0)
         self._last = spec, planned
         return planned

@@ -1,17 +1,19 @@
 """
-What the core needs from outside: a model that runs, and a catalog that takes shards.
+What the core needs from outside: a model that runs, files that can be read, and a catalog that takes shards.
 
 Legend: B sequences, P positions, L layers, D d_model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from weft_activations.core.records import ReadBudget, Record
 from weft_store.shard import LayerStatistics
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "PassPlan",
     "PassScore",
     "Passes",
+    "RecordFormat",
     "Split",
     "UploadTarget",
 ]
@@ -219,6 +222,30 @@ class ModelBackend(Protocol):
         ...
 
 
+class RecordFormat(Protocol):
+    """A kind of file with documents."""
+
+    @property
+    def suffixes(self) -> Sequence[str]:
+        """Ends of the names of such files."""
+        ...
+
+    def records(self, path: Path, name: str, field: str, budget: ReadBudget) -> Iterator[Record]:
+        """
+        Read a file, record by record, broken ones too.
+
+        Args:
+            path: Where it lies on this machine.
+            name: What it is called; its end says how it is compressed.
+            field: Where the text of a record is, where records have fields.
+            budget: Told of every byte before much of it is in memory.
+
+        Raises:
+            FailedPreconditionError: The file as a whole cannot be read.
+        """
+        ...
+
+
 class Split(Enum):
     """Which part of a dataset."""
 
@@ -247,6 +274,7 @@ class DatasetSpec:
     target_fvu: float
     corpus: str
     corpus_digest: str
+    lineage: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from weft_activations.core.harvest_records import HarvestRecord
+from weft_activations.core.packing import PackedSequence
 from weft_activations.core.planning import Planned
 from weft_activations.core.ports import Split
 from weft_common.errors import FailedPreconditionError
@@ -21,12 +19,12 @@ class Sequences:
 
     Attributes:
         record: The harvest.
-        sequences: Token ids; position 0 of each was read and not kept.
+        sequences: Token ids, and what of them was kept but for norms; position 0 never was.
         output_norm_limits: By layer, the output norm from which on a token was left out; empty where none was.
     """
 
     record: HarvestRecord
-    sequences: Sequence[npt.NDArray[np.int64]]
+    sequences: Sequence[PackedSequence]
     output_norm_limits: Sequence[float]
 
 
@@ -49,13 +47,13 @@ def harvested_sequences(record: HarvestRecord, planned: Planned, split: Split, m
             f"the model or the corpus of harvests/{record.harvest_id} is no longer what it read; put them back as they "
             "were, or harvest again"
         )
-    taken: list[npt.NDArray[np.int64]] = []
+    taken: list[PackedSequence] = []
     num_tokens = 0
     for lease in planned.plan.leases:
         for sequence in lease.sequences if lease.split is split else ():
             if max_tokens and num_tokens >= max_tokens:
                 break
             taken.append(sequence)
-            num_tokens += len(sequence) - 1
+            num_tokens += sequence.num_kept
     limits = [record.spec.max_norm_ratio * mean for mean in record.mean_norms or ()]
     return Sequences(record, taken, limits)

@@ -14,6 +14,7 @@ from weft_common.resource_names import parse_name
 from weft_store.shard.layout import MAX_TARGET_FVU, MIN_TARGET_FVU
 
 CODECS = ("bf16", "uniform")
+_MAX_LINEAGE_BYTES = 1 << 16
 _HEX_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -23,6 +24,9 @@ class State(StrEnum):
     OPEN = "open"
     SEALED = "sealed"
     DELETING = "deleting"
+
+
+_MAX_LINEAGE_BYTES = 1 << 16
 
 
 class Split(StrEnum):
@@ -46,6 +50,7 @@ class DatasetSpec:
     target_fvu: float
     corpus: str
     corpus_digest: str
+    lineage: str = ""
 
     def check(self) -> None:
         """
@@ -81,11 +86,19 @@ class DatasetSpec:
                 "codec; 0.001 is a good choice",
                 field="spec.target_fvu",
             )
+        if len(self.lineage.encode()) > _MAX_LINEAGE_BYTES:
+            raise InvalidArgumentError(
+                f"spec.lineage has {len(self.lineage.encode())} bytes, expected {_MAX_LINEAGE_BYTES} at most",
+                field="spec.lineage",
+            )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "DatasetSpec":
-        """The inverse of `dataclasses.asdict`."""
-        return cls(**{each.name: data[each.name] for each in fields(cls)})
+        """The inverse of `dataclasses.asdict`; a manifest of before there was a lineage has none."""
+        return cls(
+            **{field.name: data[field.name] for field in fields(cls) if field.name != "lineage"},
+            lineage=data.get("lineage", ""),
+        )
 
 
 @dataclass(frozen=True, slots=True)

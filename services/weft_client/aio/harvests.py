@@ -42,6 +42,18 @@ class AsyncHarvests:
         """Describe one harvest."""
         return await unary(self._stub.GetHarvest, service_pb2.GetHarvestRequest(name=full_name("harvests", name)))
 
+    async def pause(self, name: str) -> messages_pb2.Harvest:
+        """Have no replica take more of a harvest."""
+        return await unary(self._stub.PauseHarvest, service_pb2.PauseHarvestRequest(name=full_name("harvests", name)))
+
+    async def resume(self, name: str) -> messages_pb2.Harvest:
+        """Go on with a harvest that was paused, failed or was cancelled."""
+        return await unary(self._stub.ResumeHarvest, service_pb2.ResumeHarvestRequest(name=full_name("harvests", name)))
+
+    async def cancel(self, name: str) -> messages_pb2.Harvest:
+        """Stop a harvest; what is committed stays."""
+        return await unary(self._stub.CancelHarvest, service_pb2.CancelHarvestRequest(name=full_name("harvests", name)))
+
     def list(self) -> AsyncIterator[messages_pb2.Harvest]:
         """All harvests, newest first."""
         return pages(self._stub.ListHarvests, service_pb2.ListHarvestsRequest(), lambda page: page.harvests)

@@ -11,6 +11,7 @@ import typer
 
 from weft_client.cli import (
     contexts,
+    corpora,
     dataset_care,
     dataset_files,
     datasets,
@@ -65,6 +66,7 @@ app.command()(recipes)
 app.command("health")(health.show_health)
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")
+app.add_typer(corpora.app, name="corpora")
 app.add_typer(harvests.app, name="harvests")
 for _name, _command in (
     ("verify", dataset_care.verify_dataset),

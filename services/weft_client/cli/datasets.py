@@ -1,5 +1,6 @@
 """`weft datasets`."""
 
+import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -112,6 +113,7 @@ def fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
         ("streams", f"{spec.input_hook} and {spec.output_hook}, {spec.num_layers} layers of {spec.d_model}"),
         ("codec", spec.codec + (f", wanted FVU {spec.target_fvu:g}" if spec.codec == "uniform" else "")),
         ("corpus", spec.corpus),
+        ("made with", _versions(spec.lineage)),
         ("tokens", f"{found.num_train_tokens:,} to train on, {found.num_held_out_tokens:,} held out"),
         ("shards", f"{len(found.shards)}, {size(found.size_bytes)}"),
         *([("tags", _tags_text(found))] if found.tags else []),
@@ -119,6 +121,15 @@ def fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
         ("created", time(found.create_time)),
         ("sealed", time(found.seal_time)),
     ]
+
+
+def _versions(lineage: str) -> str:
+    """Shorten what the dataset was made with to names and versions; `--json` has all of it."""
+    try:
+        found = json.loads(lineage)["versions"]
+        return ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return lineage[:200]
 
 
 @app.command("get")

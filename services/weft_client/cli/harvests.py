@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from weft.activations.v1 import messages_pb2
+from weft.activations.v1 import messages_pb2, packing_pb2
 from weft_client.cli.output import print_list, print_one, state, time
 from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
 from weft_client.cli.waiting import print_result, print_started, wait
@@ -16,6 +16,7 @@ from weft_client.sync.client import Client
 from weft_common.errors import InvalidArgumentError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="Corpora read through a model into datasets.")
+HarvestArgument = Annotated[str, typer.Argument(help="Id of the harvest.")]
 ModelOption = Annotated[str, typer.Option(help="Id of the model.")]
 CorpusOption = Annotated[str | None, typer.Option(help="Id of a corpus that is in the bucket.")]
 TextOption = Annotated[
@@ -52,7 +53,7 @@ def list_harvests(as_json: JsonFlag = False) -> None:
 
 
 @app.command("get")
-def get_harvest(harvest: Annotated[str, typer.Argument(help="Id of the harvest.")], as_json: JsonFlag = False) -> None:
+def get_harvest(harvest: HarvestArgument, as_json: JsonFlag = False) -> None:
     """Describe one harvest."""
     with connected() as client:
         found = client.harvests.get(harvest)
@@ -64,6 +65,7 @@ def get_harvest(harvest: Annotated[str, typer.Argument(help="Id of the harvest."
         ("corpus", found.spec.corpus),
         ("tokens", f"{found.tokens_committed:,} of {found.spec.num_tokens:,}, {found.tokens_held_out:,} held out"),
         ("left out", f"{found.tokens_skipped:,} tokens for their norm"),
+        ("broken", f"{found.corpus_broken_records:,} records of the corpus's files"),
         ("leases", f"{found.num_leases_done} of {found.num_leases}"),
         ("speed", f"{found.tokens_per_s:.0f} tokens/s"),
         ("created", time(found.create_time)),
@@ -82,6 +84,16 @@ def create_harvest(
     held_out_share: HeldOutOption = 0.1,
     codec: CodecOption = "uniform",
     target_fvu: TargetFvuOption = 1e-3,
+    sequence_tokens: Annotated[int, typer.Option(help="Longest sequence, its start token included.")] = 256,
+    cross_documents: Annotated[bool, typer.Option(help="Sequences go on in the next document.")] = False,
+    separator: Annotated[int, typer.Option(help="Token id between two documents of a sequence; -1: none.")] = -1,
+    start: Annotated[
+        str, typer.Option(help="Where the start token stands: model (as its tokenizer), sequence, document or none.")
+    ] = "model",
+    max_document_tokens: Annotated[int, typer.Option(help="Most tokens of one document; 0: all.")] = 0,
+    skip_token: Annotated[
+        list[int] | None, typer.Option(help="Id of a token that is read and not kept; may be repeated.")
+    ] = None,
     no_wait: NoWait = False,
     validate_only: ValidateOnly = False,
     as_json: JsonFlag = False,
@@ -100,18 +112,35 @@ def create_harvest(
         no_wait=no_wait,
         validate_only=validate_only,
         as_json=as_json,
+        sequence_tokens=sequence_tokens,
+        packing=_packing(cross_documents, separator, start, max_document_tokens, list(skip_token or ())),
     )
 
 
+@app.command("pause")
+def pause_harvest(harvest: HarvestArgument, as_json: JsonFlag = False) -> None:
+    """Take no more of a corpus until `resume`; what is committed stays."""
+    with connected() as client:
+        _print_state(client.harvests.pause(harvest), as_json=as_json)
+
+
+@app.command("resume")
+def resume_harvest(harvest: HarvestArgument, as_json: JsonFlag = False) -> None:
+    """Go on with a harvest that was paused, failed or was cancelled."""
+    with connected() as client:
+        _print_state(client.harvests.resume(harvest), as_json=as_json)
+
+
 @app.command("cancel")
-def cancel_harvest(
-    harvest: Annotated[str, typer.Argument(help="Id of the harvest.")], as_json: JsonFlag = False
-) -> None:
+def cancel_harvest(harvest: HarvestArgument, as_json: JsonFlag = False) -> None:
     """Stop a harvest; what is committed stays in its open dataset."""
     with connected() as client:
-        client.operations.cancel(client.harvests.get(harvest).operation)
-        found = client.harvests.get(harvest)
-    print_one(found, [("name", found.name), ("state", _state(found))], as_json=as_json)
+        _print_state(client.harvests.cancel(harvest), as_json=as_json)
+
+
+def _print_state(found: messages_pb2.Harvest, *, as_json: bool) -> None:
+    fields = [("name", found.name), ("state", _state(found)), ("tokens", f"{found.tokens_committed:,} committed")]
+    print_one(found, fields, as_json=as_json)
 
 
 def create(
@@ -128,6 +157,8 @@ def create(
     no_wait: bool,
     validate_only: bool,
     as_json: bool,
+    sequence_tokens: int = 256,
+    packing: packing_pb2.Packing | None = None,
 ) -> None:
     """Upload the text if there is any, then start the harvest and wait for it."""
     if (corpus is None) == (not text):
@@ -142,6 +173,8 @@ def create(
             num_tokens=num_tokens,
             held_out_share=held_out_share,
             codec=messages_pb2.Codec(kind=codec, target_fvu=target_fvu if codec == "uniform" else 0),
+            sequence_tokens=sequence_tokens,
+            packing=packing,
         )
         operation = client.harvests.create(harvest, spec=spec, validate_only=validate_only)
         if no_wait or validate_only:
@@ -151,6 +184,27 @@ def create(
         found = client.harvests.get(harvest)
     line = f"{found.tokens_committed:,} tokens are in {found.spec.dataset}; train on it with `weft runs create`"
     print_result(found, line, as_json=as_json)
+
+
+def _packing(
+    cross_documents: bool, separator: int, start: str, max_document_tokens: int, skipped: list[int]
+) -> packing_pb2.Packing | None:
+    rules = {
+        "model": packing_pb2.START_RULE_UNSPECIFIED,
+        "sequence": packing_pb2.START_RULE_SEQUENCE,
+        "document": packing_pb2.START_RULE_DOCUMENT,
+        "none": packing_pb2.START_RULE_NONE,
+    }
+    if start not in rules:
+        raise InvalidArgumentError(f"--start is {start!r}; give {', '.join(rules)}", field="spec.packing.start_rule")
+    packing = packing_pb2.Packing(
+        cross_documents=cross_documents,
+        start_rule=rules[start],
+        separator_token_id=None if separator < 0 else separator,
+        max_document_tokens=max_document_tokens,
+        skipped_token_ids=skipped,
+    )
+    return packing if packing.ByteSize() else None
 
 
 def _upload(client: Client, paths: list[Path]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -34,23 +34,30 @@ class HeldOut:
     output_norm_limits: NDArray[np.float64]
     """[L]; a token that reaches its layer's limit anywhere was left out. Empty where none was."""
     sequences: list[tuple[int, ...]]
+    skipped: list[tuple[int, ...]] = field(default_factory=list)
+    """Of each sequence the positions after the first that were left out for their token; empty where none was."""
+
+    def skipped_of(self, index: int) -> list[int]:
+        """All positions of a sequence that were left out whatever their norm."""
+        return [0, *(self.skipped[index] if self.skipped else ())]
 
 
 def read_held_out(stub: service_pb2_grpc.ActivationServiceStub, dataset: str, max_tokens: int) -> HeldOut:
     """Read sequences with so many kept tokens in all. NotFoundError, FailedPreconditionError."""
     request = service_pb2.ReadSequencesRequest(dataset=dataset, held_out=True, max_tokens=max_tokens)
     header = service_pb2.SequencesHeader()
-    sequences = []
+    sequences, skipped = [], []
     try:
         for response in stub.ReadSequences(request, timeout=_TIMEOUT_S, wait_for_ready=True):
             if response.WhichOneof("part") == "header":
                 header = response.header
             else:
                 sequences.append(tuple(response.sequence.ids))
+                skipped.append(tuple(response.skipped_positions))
     except grpc.RpcError as error:
         raise error_from_rpc(error) from error
     return HeldOut(
-        header.model, header.model_revision, header.input_hook, np.array(header.output_norm_limits), sequences
+        header.model, header.model_revision, header.input_hook, np.array(header.output_norm_limits), sequences, skipped
     )
 
 

@@ -73,27 +73,31 @@ class _Reading:
     limits_L: np.ndarray[Any, np.dtype[np.float64]]
     skipped_N: np.ndarray[Any, np.dtype[np.bool_]] = field(init=False)
 
-    def begin(self, num_sequences: int, length: int) -> None:
+    def begin(self, skipped: Sequence[Sequence[int]], length: int) -> None:
         self.transcoder.clear()
-        self.skipped_N = np.zeros(num_sequences * length, bool)
-        self.skipped_N[::length] = True
+        self.skipped_N = np.zeros(len(skipped) * length, bool)
+        for number, positions in enumerate(skipped):
+            self.skipped_N[[number * length + position for position in positions]] = True
 
     def norms(self, layer: int, norm_N: Floats) -> None:
         if self.limits_L.size:
             self.skipped_N |= norm_N >= self.limits_L[layer]
 
 
-def batches_of(sequences: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+def batches_of(sequences: Sequence[tuple[int, ...]]) -> list[list[int]]:
     """
     Put sequences of one length together, 512 tokens at most or one sequence; what predicts nothing that counts is left.
+
+    Returns:
+        The indices of the sequences of each batch.
 
     >>> [len(batch) for batch in batches_of([(1,) * 256, (2,) * 256, (3,) * 256, (4,) * 7, (5, 6)])]
     [2, 1, 1]
     """
-    by_length: dict[int, list[tuple[int, ...]]] = {}
-    for sequence in sequences:
+    by_length: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
         if len(sequence) > 2:
-            by_length.setdefault(len(sequence), []).append(sequence)
+            by_length.setdefault(len(sequence), []).append(index)
     batches = []
     for length, members in by_length.items():
         size = max(1, _BATCH_ROWS // length)
@@ -109,10 +113,11 @@ def measure(stub: Any, held_out: HeldOut, transcoder: LayerwiseTranscoder) -> di
     by_layer, together = [_Sums() for _ in range(num_layers)], _Sums()
     reading = _Reading(transcoder, held_out.output_norm_limits)
     batches = batches_of(held_out.sequences)
-    for number, batch in enumerate(batches, start=1):
+    for number, indices in enumerate(batches, start=1):
+        batch = [held_out.sequences[index] for index in indices]
         passes = ModelPasses(stub, held_out.model, batch, held_out.input_hook)
         try:
-            reading.begin(len(batch), len(batch[0]))
+            reading.begin([held_out.skipped_of(index) for index in indices], len(batch[0]))
             _measure_batch(passes, reading, by_layer, together)
         finally:
             passes.close()

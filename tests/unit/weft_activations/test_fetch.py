@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from weft_activations import fetch_corpus
 from weft_activations.fetch import HubModel, copy_models, download_model, main
 from weft_common.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_store import ObjectStore, open_store
@@ -112,3 +113,42 @@ def test_command_line_reports_and_exits(tmp_path: Path, capsys: pytest.CaptureFi
     for both in ([str(tmp_path)], [*arguments, f"--hub=b=org/B@{COMMIT}"]):
         with pytest.raises(SystemExit, match="2"):
             main(both)
+
+
+class DataHub:
+    """A data set of the hub, and what else may lie in its folder."""
+
+    def __init__(self, files: dict[str, bytes], outside: Path) -> None:
+        self.files = files
+        self.outside = outside
+        self.asked: list[dict[str, object]] = []
+
+    def __call__(self, repo_id: str, *, local_dir: str, **asked: object) -> str:
+        self.asked.append({"repo_id": repo_id, **asked})
+        for name, data in {**self.files, ".cache/huggingface/a.jsonl": b"notes"}.items():
+            path = Path(local_dir, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        Path(local_dir, "link.txt").symlink_to(self.outside)
+        return local_dir
+
+
+def test_data_set_of_the_hub_goes_into_the_bucket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files that an import reads, at the commit that was asked for; no script, no link, none of the client's notes."""
+    (tmp_path / "secret").write_text("of this machine")
+    hub = DataHub({"data/a.parquet": b"1", "b.jsonl.zst": b"2", "notes.py": b"print()", "README.md": b"x"}, tmp_path)
+    store = open_store("memory://")
+    arguments = [f"notes=org/notes@{COMMIT}", "--files", "data/*"]
+    assert fetch_corpus.main(arguments, lambda: store, lambda: hub) == 0
+    assert hub.asked == [
+        {"repo_id": "org/notes", "repo_type": "dataset", "revision": COMMIT, "allow_patterns": ["data/*"]}
+    ]
+    keys = ["corpora/notes/files/b.jsonl.zst", "corpora/notes/files/data/a.parquet"]
+    assert [info.key for info in store.list("")] == keys
+    assert store.get(keys[1]) == b"1"
+    assert capsys.readouterr().out.split() == ["fetch_corpus:", keys[0], "fetch_corpus:", keys[1]]
+    empty = DataHub({"README.md": b"x"}, tmp_path)
+    assert fetch_corpus.main([f"notes=org/notes@{COMMIT}"], lambda: store, lambda: empty) == 1
+    assert "no file that an import reads" in capsys.readouterr().err
+    assert fetch_corpus.main(["notes"], lambda: store, lambda: empty) == 1
+    assert "hub" in capsys.readouterr().err

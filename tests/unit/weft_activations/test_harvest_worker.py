@@ -1,6 +1,7 @@
 """A harvest, killed at every step and shared by replicas, reads every planned token once and none twice."""
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,12 @@ from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
+from weft_activations.core.packing import Packing
 from weft_activations.core.planning import HarvestPlanner
+from weft_activations.core.ports import Split
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, UnavailableError
 from weft_store.adapters.memory import MemoryObjectStore
+from weft_store.documents import read_json
 from weft_store.shard import ShardReader
 
 SPEC = HarvestSpec(
@@ -193,6 +197,103 @@ def test_harvest_leaves_out_tokens_of_large_norm() -> None:
         assert (np.linalg.norm(outputs, axis=1) < 1.05 * np.array(means)).all()
     records = HarvestRecords(world.store)
     assert records.set_mean_norms("h", (1.0, 1.0)).mean_norms == means
+
+
+async def test_paused_harvest_is_left_alone_by_every_replica(undisturbed: World) -> None:
+    """What was begun is committed, no lease is held, no token is read; resumed, it ends with the same rows."""
+    world = World()
+    inference = Inference(backend := FakeBackend())
+    planner = HarvestPlanner(world.store, inference)
+    harvests = Harvests(world.store, world.catalog, inference, planner)
+    await harvests.create("h", SPEC, "")
+    paused = asyncio.Event()
+
+    async def pause(progress: HarvestProgress) -> None:
+        if progress.num_leases_done == 1 and not paused.is_set():
+            await harvests.set_paused("h", True)
+            paused.set()
+
+    def held() -> list[str]:
+        leases = [read_json(world.store, info.key)[0] for info in world.store.list("harvests/h/leases/")]
+        return [lease["state"] for lease in leases if lease["state"] != "done" and lease["expires_s"] > 0]
+
+    workers = [
+        HarvestWorker(world.store, world.catalog, inference, planner, owner=owner, poll_s=0.001) for owner in "ab"
+    ]
+    first = asyncio.create_task(workers[0].run("h", pause))
+    await paused.wait()
+    while held():  # noqa: ASYNC110  the end of a lease is seen in the bucket only
+        await asyncio.sleep(0.001)
+    second = asyncio.create_task(workers[1].run("h", _ignore))
+    read = backend.tokens_run
+    await asyncio.sleep(0.05)
+    assert (backend.tokens_run, held(), first.done(), second.done()) == (read, [], False, False)
+    assert 0 < sum(world.rows().values()) < SPEC.num_tokens
+    await harvests.set_paused("h", False)
+    await asyncio.gather(first, second)
+    inference.close()
+    assert world.rows() == undisturbed.rows()
+
+
+def test_harvest_stores_what_its_packing_keeps_and_tells_the_same() -> None:
+    """Filtered tokens are read and not stored, over documents' ends too; the sequences told again are those stored."""
+    world = World()
+    skipped = (ord(" "), ord("e"))
+    packing = Packing(cross_documents=True, separator_token_id=7, skipped_token_ids=skipped)
+    spec = replace(SPEC, packing=packing, held_out_share=0.2)
+    backend = FakeBackend(bos_token_id=1)
+    progress = asyncio.run(world._run(Fate(None, after=False), "a", backend, spec))
+    assert (progress.tokens_committed, progress.tokens_held_out, progress.tokens_skipped) == (60, 12, 0)
+    wanted: Counter[tuple[Any, ...]] = Counter()
+
+    async def told() -> None:
+        inference = Inference(backend)
+        try:
+            harvests = Harvests(world.store, world.catalog, inference, HarvestPlanner(world.store, inference))
+            for split in Split:
+                for sequence in (await harvests.sequences("d", split, 0)).sequences:
+                    assert sequence.ids[0] == 1
+                    for position in sorted(set(range(1, len(sequence.ids))) - set(sequence.skipped.tolist())):
+                        row = expected_row(int(sequence.ids[position]), position)
+                        wanted[(split.value, *(np.array(part, np.float32).tobytes() for part in row))] += 1
+        finally:
+            inference.close()
+
+    asyncio.run(told())
+    assert world.rows() == wanted
+    stored = {np.frombuffer(row[1], np.float32)[0] for row in wanted}
+    assert not stored & {1.0, 7.0, *map(float, skipped)}
+    assert HarvestRecords(world.store).get("h").spec == spec
+
+
+def test_harvest_writes_its_lineage_into_the_dataset() -> None:
+    """Harvest, settings and versions are in the dataset's spec, those of the request on whichever replica."""
+    world = World()
+
+    async def run() -> None:
+        inference = Inference(FakeBackend())
+        try:
+            planner = HarvestPlanner(world.store, inference)
+            harvests = Harvests(world.store, world.catalog, inference, planner, versions={"weft": "1.2"})
+            await harvests.create("h", SPEC, "")
+            await HarvestWorker(world.store, world.catalog, inference, planner, owner="a").run("h", _ignore)
+        finally:
+            inference.close()
+
+    asyncio.run(run())
+    lineage = json.loads(world.catalog.datasets["d"].spec.lineage)
+    assert (lineage["harvest"], lineage["versions"]) == ("harvests/h", {"weft": "1.2"})
+    assert HarvestSpec.from_json(lineage["spec"]) == SPEC
+    assert lineage["plan_digest"] == HarvestRecords(world.store).get("h").plan_digest
+
+
+def test_harvest_of_before_there_were_packings_is_read() -> None:
+    """A record without the fields that came later has what they mean when left out, and no lineage."""
+    document = _record("h").to_json()
+    del document["spec"]["packing"], document["versions"], document["corpus_broken_records"]
+    del document["paused"]
+    assert HarvestRecord.from_json(document) == _record("h")
+    assert _record("h").lineage == ""
 
 
 def test_harvest_refuses_a_replica_with_another_model() -> None:

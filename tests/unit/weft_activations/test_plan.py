@@ -1,5 +1,6 @@
 """Plans are a function of corpus and request, exact in tokens, and never split a document over both splits."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weft_activations.core.packing import Packing
 from weft_activations.core.plan import HarvestPlan, plan_harvest
 from weft_activations.core.ports import Split
 from weft_common.errors import FailedPreconditionError
 
 # Token ids say which document they come from, and where they stand in it.
 _STRIDE = 1000
+# Of the plan of `test_plan_without_packing_is_what_it_always_was`, worked out at commit 729ad11.
+GOLDEN = "4ecd09607c68d65fd0468333807adf42c5ce94ebe4f6ebd93bcb8f90c012b1d9"
 
 
 def _documents(lengths: list[int]) -> list[list[int]]:
@@ -63,7 +67,9 @@ def test_plan_is_exact_or_refused(
     kept: list[int] = []
     for lease in plan.leases:
         assert 1 <= len(lease.sequences) <= lease_sequences
-        for sequence in lease.sequences:
+        for packed in lease.sequences:
+            sequence = packed.ids
+            assert not len(packed.skipped)
             assert 2 <= len(sequence) <= sequence_tokens
             if bos is not None:
                 assert sequence[0] == bos
@@ -80,6 +86,18 @@ def test_plan_is_the_same_every_time_and_another_for_another_corpus() -> None:
     assert _plan(lengths, 200).digest == _plan(lengths, 200).digest
     assert _plan(lengths, 200).digest != _plan(lengths, 200, corpus_digest="bb").digest
     assert _plan(lengths, 200).digest != _plan(lengths, 201).digest
+
+
+def test_plan_without_packing_is_what_it_always_was() -> None:
+    """Harvests that were begun before there were packings go on: their plan has the digest that they wrote down."""
+    plan = _plan([40, 3, 25], 50, held_out_share=0.2, bos_token_id=7)
+    digest = hashlib.sha256()
+    for lease in plan.leases:
+        digest.update(f"{lease.index} {lease.split.value} {len(lease.sequences)}\n".encode())
+        for sequence in lease.sequences:
+            digest.update(b"%d\n" % len(sequence.ids) + sequence.ids.astype("<i8").tobytes())
+    assert plan.digest == digest.hexdigest() == GOLDEN
+    assert _plan([40, 3, 25], 50, packing=Packing(skipped_token_ids=(5,))).digest != _plan([40, 3, 25], 50).digest
 
 
 def test_too_small_corpus_says_how_many_tokens_it_has() -> None:

@@ -13,6 +13,7 @@ from weft_common.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from weft_store.documents import encode_json, read_json
 
 
 def test_create_again_with_the_same_spec_is_success(house, spec) -> None:
@@ -33,6 +34,7 @@ def test_create_again_with_the_same_spec_is_success(house, spec) -> None:
         ({"input_hook": ""}, "spec.input_hook"),
         ({"codec": "zip"}, "spec.codec"),
         ({"codec": "uniform", "target_fvu": 0.0}, "spec.target_fvu"),
+        ({"lineage": "é" * 40_000}, "spec.lineage"),
     ],
 )
 def test_create_names_the_field_that_is_wrong(
@@ -43,6 +45,16 @@ def test_create_names_the_field_that_is_wrong(
         house.catalog.create("a", spec(**changes))
     assert caught.value.field == field
     assert list(house.store.list("")) == []
+
+
+def test_lineage_is_kept_and_one_of_before_has_none(house, spec) -> None:
+    """A manifest says how its dataset was made; one that was written without is read as before."""
+    house.catalog.create("a", spec(lineage='{"harvest": "harvests/h"}'))
+    assert house.catalog.get("a").spec.lineage == '{"harvest": "harvests/h"}'
+    document, _ = read_json(house.store, "datasets/a/manifest.json")
+    del document["spec"]["lineage"]
+    house.store.put("datasets/a/manifest.json", encode_json(document))
+    assert house.catalog.get("a").spec == spec()
 
 
 def test_list_shows_newest_first_page_by_page(house, spec) -> None:

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from weft.activations.v1 import packing_pb2 as _packing_pb2
 from weft.common.v1 import operation_pb2 as _operation_pb2
 from weft.common.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -70,6 +71,8 @@ class _HarvestStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HarvestS
     """It stopped with an error."""
     HARVEST_STATE_CANCELLED: _HarvestState.ValueType  # 4
     """Somebody cancelled it."""
+    HARVEST_STATE_PAUSED: _HarvestState.ValueType  # 5
+    """Somebody paused it: no replica takes a lease of it."""
 
 class HarvestState(_HarvestState, metaclass=_HarvestStateEnumTypeWrapper):
     """States of a harvest."""
@@ -84,6 +87,8 @@ HARVEST_STATE_FAILED: HarvestState.ValueType  # 3
 """It stopped with an error."""
 HARVEST_STATE_CANCELLED: HarvestState.ValueType  # 4
 """Somebody cancelled it."""
+HARVEST_STATE_PAUSED: HarvestState.ValueType  # 5
+"""Somebody paused it: no replica takes a lease of it."""
 Global___HarvestState: _TypeAlias = HarvestState  # noqa: Y015
 
 @_typing.final
@@ -408,6 +413,7 @@ class HarvestSpec(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     MAX_NORM_RATIO_FIELD_NUMBER: _builtins.int
     LEASE_SEQUENCES_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`."""
     dataset: _builtins.str
@@ -432,6 +438,10 @@ class HarvestSpec(_message.Message):
     def codec(self) -> Global___Codec:
         """How to keep them."""
 
+    @_builtins.property
+    def packing(self) -> _packing_pb2.Packing:
+        """How documents become sequences."""
+
     def __init__(
         self,
         *,
@@ -445,10 +455,11 @@ class HarvestSpec(_message.Message):
         codec: Global___Codec | None = ...,
         max_norm_ratio: _builtins.float = ...,
         lease_sequences: _builtins.int = ...,
+        packing: _packing_pb2.Packing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "streams", b"streams"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "packing", b"packing", "streams", b"streams"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "corpus", b"corpus", "dataset", b"dataset", "held_out_share", b"held_out_share", "lease_sequences", b"lease_sequences", "max_norm_ratio", b"max_norm_ratio", "model", b"model", "num_tokens", b"num_tokens", "sequence_tokens", b"sequence_tokens", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "corpus", b"corpus", "dataset", b"dataset", "held_out_share", b"held_out_share", "lease_sequences", b"lease_sequences", "max_norm_ratio", b"max_norm_ratio", "model", b"model", "num_tokens", b"num_tokens", "packing", b"packing", "sequence_tokens", b"sequence_tokens", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -472,6 +483,7 @@ class Harvest(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
+    CORPUS_BROKEN_RECORDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `harvests/{harvest}`."""
     state: Global___HarvestState.ValueType
@@ -492,6 +504,8 @@ class Harvest(_message.Message):
     """Why it failed; empty otherwise."""
     operation: _builtins.str
     """Name of the operation that does the work."""
+    corpus_broken_records: _builtins.int
+    """Records of the corpus's files that were broken and left out when it was imported."""
     @_builtins.property
     def spec(self) -> Global___HarvestSpec:
         """What was asked for."""
@@ -515,10 +529,11 @@ class Harvest(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         error_message: _builtins.str = ...,
         operation: _builtins.str = ...,
+        corpus_broken_records: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error_message", b"error_message", "name", b"name", "num_leases", b"num_leases", "num_leases_done", b"num_leases_done", "operation", b"operation", "spec", b"spec", "state", b"state", "tokens_committed", b"tokens_committed", "tokens_held_out", b"tokens_held_out", "tokens_per_s", b"tokens_per_s", "tokens_skipped", b"tokens_skipped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpus_broken_records", b"corpus_broken_records", "create_time", b"create_time", "error_message", b"error_message", "name", b"name", "num_leases", b"num_leases", "num_leases_done", b"num_leases_done", "operation", b"operation", "spec", b"spec", "state", b"state", "tokens_committed", b"tokens_committed", "tokens_held_out", b"tokens_held_out", "tokens_per_s", b"tokens_per_s", "tokens_skipped", b"tokens_skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

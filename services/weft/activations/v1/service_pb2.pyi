@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from weft.activations.v1 import corpora_pb2 as _corpora_pb2
 from weft.activations.v1 import messages_pb2 as _messages_pb2
 from weft.common.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -569,6 +570,7 @@ class ReadSequencesResponse(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    SKIPPED_POSITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___SequencesHeader:
         """First message of the stream."""
@@ -577,15 +579,20 @@ class ReadSequencesResponse(_message.Message):
     def sequence(self) -> _messages_pb2.TokenIds:
         """Token ids of one sequence; its first token is read by the model and not kept."""
 
+    @_builtins.property
+    def skipped_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With a sequence: its other positions that are read and not kept for what token they hold, rising."""
+
     def __init__(
         self,
         *,
         header: Global___SequencesHeader | None = ...,
         sequence: _messages_pb2.TokenIds | None = ...,
+        skipped_positions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence", "skipped_positions", b"skipped_positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "sequence"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
@@ -857,6 +864,7 @@ class Corpus(_message.Message):
     NUM_DOCUMENTS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`corpora/{corpus}`."""
     num_documents: _builtins.int
@@ -865,6 +873,10 @@ class Corpus(_message.Message):
     """UTF-8 bytes in all."""
     digest: _builtins.str
     """Hex SHA-256 over the documents in order."""
+    @_builtins.property
+    def origin(self) -> _corpora_pb2.CorpusImport:
+        """The files that it was made of; not set where its documents were uploaded one by one."""
+
     def __init__(
         self,
         *,
@@ -872,11 +884,154 @@ class Corpus(_message.Message):
         num_documents: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         digest: _builtins.str = ...,
+        origin: _corpora_pb2.CorpusImport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "num_documents", b"num_documents", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "num_documents", b"num_documents", "origin", b"origin", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Corpus: _TypeAlias = Corpus  # noqa: Y015
+
+@_typing.final
+class GetCorpusRequest(_message.Message):
+    """Asks for one corpus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`corpora/{corpus}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCorpusRequest: _TypeAlias = GetCorpusRequest  # noqa: Y015
+
+@_typing.final
+class ListCorporaRequest(_message.Message):
+    """Asks for a page of corpora."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most corpora to return, 1 to 1000; 0 means 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCorporaRequest: _TypeAlias = ListCorporaRequest  # noqa: Y015
+
+@_typing.final
+class ListCorporaResponse(_message.Message):
+    """A page of corpora."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORPORA_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last."""
+    @_builtins.property
+    def corpora(self) -> _containers.RepeatedCompositeFieldContainer[Global___Corpus]:
+        """In order of name."""
+
+    def __init__(
+        self,
+        *,
+        corpora: _abc.Iterable[Global___Corpus] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corpora", b"corpora", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCorporaResponse: _TypeAlias = ListCorporaResponse  # noqa: Y015
+
+@_typing.final
+class PauseHarvestRequest(_message.Message):
+    """Asks for a pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`harvests/{harvest}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseHarvestRequest: _TypeAlias = PauseHarvestRequest  # noqa: Y015
+
+@_typing.final
+class ResumeHarvestRequest(_message.Message):
+    """Asks to go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`harvests/{harvest}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeHarvestRequest: _TypeAlias = ResumeHarvestRequest  # noqa: Y015
+
+@_typing.final
+class CancelHarvestRequest(_message.Message):
+    """Asks to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`harvests/{harvest}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelHarvestRequest: _TypeAlias = CancelHarvestRequest  # noqa: Y015

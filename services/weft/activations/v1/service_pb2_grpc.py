@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from weft.activations.v1 import corpora_pb2 as weft_dot_activations_dot_v1_dot_corpora__pb2
 from weft.activations.v1 import messages_pb2 as weft_dot_activations_dot_v1_dot_messages__pb2
 from weft.activations.v1 import service_pb2 as weft_dot_activations_dot_v1_dot_service__pb2
 
@@ -96,6 +97,41 @@ class ActivationServiceStub:
                 '/weft.activations.v1.ActivationService/UploadCorpus',
                 request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.UploadCorpusRequest.SerializeToString,
                 response_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.Corpus.FromString,
+                _registered_method=True)
+        self.UploadCorpusFile = channel.stream_unary(
+                '/weft.activations.v1.ActivationService/UploadCorpusFile',
+                request_serializer=weft_dot_activations_dot_v1_dot_corpora__pb2.UploadCorpusFileRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_corpora__pb2.UploadCorpusFileResponse.FromString,
+                _registered_method=True)
+        self.ImportCorpus = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/ImportCorpus',
+                request_serializer=weft_dot_activations_dot_v1_dot_corpora__pb2.ImportCorpusRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetCorpus = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/GetCorpus',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.GetCorpusRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.Corpus.FromString,
+                _registered_method=True)
+        self.ListCorpora = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/ListCorpora',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaResponse.FromString,
+                _registered_method=True)
+        self.PauseHarvest = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/PauseHarvest',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.PauseHarvestRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+                _registered_method=True)
+        self.ResumeHarvest = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/ResumeHarvest',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ResumeHarvestRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+                _registered_method=True)
+        self.CancelHarvest = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/CancelHarvest',
+                request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
                 _registered_method=True)
 
 
@@ -190,6 +226,57 @@ class ActivationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadCorpusFile(self, request_iterator, context):
+        """Stores one file below `corpora/{corpus}/files/`, as it is; the same name again replaces it. What lies there is read by ImportCorpus.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportCorpus(self, request, context):
+        """Makes a corpus of files in the bucket. Long work: metadata CorpusImportMetadata, response Corpus. ALREADY_EXISTS: another corpus
+        has that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCorpus(self, request, context):
+        """Describes one corpus. NOT_FOUND: no such corpus.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCorpora(self, request, context):
+        """Lists corpora.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseHarvest(self, request, context):
+        """Ends what is being read and takes no more of a harvest, on any replica; its operation goes on waiting. FAILED_PRECONDITION: it has
+        ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeHarvest(self, request, context):
+        """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelHarvest(self, request, context):
+        """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ActivationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -252,6 +339,41 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.UploadCorpus,
                     request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.UploadCorpusRequest.FromString,
                     response_serializer=weft_dot_activations_dot_v1_dot_service__pb2.Corpus.SerializeToString,
+            ),
+            'UploadCorpusFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadCorpusFile,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_corpora__pb2.UploadCorpusFileRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_corpora__pb2.UploadCorpusFileResponse.SerializeToString,
+            ),
+            'ImportCorpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportCorpus,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_corpora__pb2.ImportCorpusRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetCorpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCorpus,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.GetCorpusRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_service__pb2.Corpus.SerializeToString,
+            ),
+            'ListCorpora': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCorpora,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaResponse.SerializeToString,
+            ),
+            'PauseHarvest': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseHarvest,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.PauseHarvestRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.SerializeToString,
+            ),
+            'ResumeHarvest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeHarvest,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.ResumeHarvestRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.SerializeToString,
+            ),
+            'CancelHarvest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelHarvest,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -579,6 +701,195 @@ class ActivationService:
             '/weft.activations.v1.ActivationService/UploadCorpus',
             weft_dot_activations_dot_v1_dot_service__pb2.UploadCorpusRequest.SerializeToString,
             weft_dot_activations_dot_v1_dot_service__pb2.Corpus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadCorpusFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/weft.activations.v1.ActivationService/UploadCorpusFile',
+            weft_dot_activations_dot_v1_dot_corpora__pb2.UploadCorpusFileRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_corpora__pb2.UploadCorpusFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportCorpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/ImportCorpus',
+            weft_dot_activations_dot_v1_dot_corpora__pb2.ImportCorpusRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCorpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/GetCorpus',
+            weft_dot_activations_dot_v1_dot_service__pb2.GetCorpusRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_service__pb2.Corpus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCorpora(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/ListCorpora',
+            weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_service__pb2.ListCorporaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseHarvest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/PauseHarvest',
+            weft_dot_activations_dot_v1_dot_service__pb2.PauseHarvestRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeHarvest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/ResumeHarvest',
+            weft_dot_activations_dot_v1_dot_service__pb2.ResumeHarvestRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelHarvest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/CancelHarvest',
+            weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Serves the base model: looks inside one forward pass, changes it, harvests a cor
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
+from weft.activations.v1 import corpora_pb2 as _corpora_pb2
 from weft.activations.v1 import messages_pb2 as _messages_pb2
 from weft.activations.v1 import service_pb2 as _service_pb2
 import abc as _abc_1
@@ -64,6 +65,24 @@ class ActivationServiceStub:
     """
     UploadCorpus: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadCorpusRequest, _service_pb2.Corpus]
     """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
+    UploadCorpusFile: _grpc.StreamUnaryMultiCallable[_corpora_pb2.UploadCorpusFileRequest, _corpora_pb2.UploadCorpusFileResponse]
+    """Stores one file below `corpora/{corpus}/files/`, as it is; the same name again replaces it. What lies there is read by ImportCorpus."""
+    ImportCorpus: _grpc.UnaryUnaryMultiCallable[_corpora_pb2.ImportCorpusRequest, _operations_pb2.Operation]
+    """Makes a corpus of files in the bucket. Long work: metadata CorpusImportMetadata, response Corpus. ALREADY_EXISTS: another corpus
+    has that name.
+    """
+    GetCorpus: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetCorpusRequest, _service_pb2.Corpus]
+    """Describes one corpus. NOT_FOUND: no such corpus."""
+    ListCorpora: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListCorporaRequest, _service_pb2.ListCorporaResponse]
+    """Lists corpora."""
+    PauseHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.PauseHarvestRequest, _messages_pb2.Harvest]
+    """Ends what is being read and takes no more of a harvest, on any replica; its operation goes on waiting. FAILED_PRECONDITION: it has
+    ended.
+    """
+    ResumeHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.ResumeHarvestRequest, _messages_pb2.Harvest]
+    """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled."""
+    CancelHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.CancelHarvestRequest, _messages_pb2.Harvest]
+    """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
 
 @_typing.type_check_only
 class ActivationServiceAsyncStub(ActivationServiceStub):
@@ -99,6 +118,24 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """
     UploadCorpus: _aio.StreamUnaryMultiCallable[_service_pb2.UploadCorpusRequest, _service_pb2.Corpus]  # type: ignore[assignment]
     """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
+    UploadCorpusFile: _aio.StreamUnaryMultiCallable[_corpora_pb2.UploadCorpusFileRequest, _corpora_pb2.UploadCorpusFileResponse]  # type: ignore[assignment]
+    """Stores one file below `corpora/{corpus}/files/`, as it is; the same name again replaces it. What lies there is read by ImportCorpus."""
+    ImportCorpus: _aio.UnaryUnaryMultiCallable[_corpora_pb2.ImportCorpusRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Makes a corpus of files in the bucket. Long work: metadata CorpusImportMetadata, response Corpus. ALREADY_EXISTS: another corpus
+    has that name.
+    """
+    GetCorpus: _aio.UnaryUnaryMultiCallable[_service_pb2.GetCorpusRequest, _service_pb2.Corpus]  # type: ignore[assignment]
+    """Describes one corpus. NOT_FOUND: no such corpus."""
+    ListCorpora: _aio.UnaryUnaryMultiCallable[_service_pb2.ListCorporaRequest, _service_pb2.ListCorporaResponse]  # type: ignore[assignment]
+    """Lists corpora."""
+    PauseHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.PauseHarvestRequest, _messages_pb2.Harvest]  # type: ignore[assignment]
+    """Ends what is being read and takes no more of a harvest, on any replica; its operation goes on waiting. FAILED_PRECONDITION: it has
+    ended.
+    """
+    ResumeHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.ResumeHarvestRequest, _messages_pb2.Harvest]  # type: ignore[assignment]
+    """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled."""
+    CancelHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.CancelHarvestRequest, _messages_pb2.Harvest]  # type: ignore[assignment]
+    """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
 
 class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one service that holds the base model."""
@@ -203,5 +240,65 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.Corpus, _abc.Awaitable[_service_pb2.Corpus]]:
         """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
+
+    @_abc_1.abstractmethod
+    def UploadCorpusFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_corpora_pb2.UploadCorpusFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_corpora_pb2.UploadCorpusFileResponse, _abc.Awaitable[_corpora_pb2.UploadCorpusFileResponse]]:
+        """Stores one file below `corpora/{corpus}/files/`, as it is; the same name again replaces it. What lies there is read by ImportCorpus."""
+
+    @_abc_1.abstractmethod
+    def ImportCorpus(
+        self,
+        request: _corpora_pb2.ImportCorpusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Makes a corpus of files in the bucket. Long work: metadata CorpusImportMetadata, response Corpus. ALREADY_EXISTS: another corpus
+        has that name.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCorpus(
+        self,
+        request: _service_pb2.GetCorpusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.Corpus, _abc.Awaitable[_service_pb2.Corpus]]:
+        """Describes one corpus. NOT_FOUND: no such corpus."""
+
+    @_abc_1.abstractmethod
+    def ListCorpora(
+        self,
+        request: _service_pb2.ListCorporaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListCorporaResponse, _abc.Awaitable[_service_pb2.ListCorporaResponse]]:
+        """Lists corpora."""
+
+    @_abc_1.abstractmethod
+    def PauseHarvest(
+        self,
+        request: _service_pb2.PauseHarvestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Harvest, _abc.Awaitable[_messages_pb2.Harvest]]:
+        """Ends what is being read and takes no more of a harvest, on any replica; its operation goes on waiting. FAILED_PRECONDITION: it has
+        ended.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeHarvest(
+        self,
+        request: _service_pb2.ResumeHarvestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Harvest, _abc.Awaitable[_messages_pb2.Harvest]]:
+        """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled."""
+
+    @_abc_1.abstractmethod
+    def CancelHarvest(
+        self,
+        request: _service_pb2.CancelHarvestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Harvest, _abc.Awaitable[_messages_pb2.Harvest]]:
+        """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
 
 def add_ActivationServiceServicer_to_server(servicer: ActivationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -85,6 +85,7 @@ class DatasetSpec(_message.Message):
     TARGET_FVU_FIELD_NUMBER: _builtins.int
     CORPUS_FIELD_NUMBER: _builtins.int
     CORPUS_DIGEST_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`."""
     model_revision: _builtins.str
@@ -105,6 +106,8 @@ class DatasetSpec(_message.Message):
     """What the tokens come from, for people and for lineage."""
     corpus_digest: _builtins.str
     """Hex SHA-256 of the corpus."""
+    lineage: _builtins.str
+    """How it was made, for people: a JSON object with the harvest, its settings and the versions of what ran. 64 KiB at most."""
     def __init__(
         self,
         *,
@@ -118,10 +121,11 @@ class DatasetSpec(_message.Message):
         target_fvu: _builtins.float = ...,
         corpus: _builtins.str = ...,
         corpus_digest: _builtins.str = ...,
+        lineage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "corpus", b"corpus", "corpus_digest", b"corpus_digest", "d_model", b"d_model", "input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "num_layers", b"num_layers", "output_hook", b"output_hook", "target_fvu", b"target_fvu"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "corpus", b"corpus", "corpus_digest", b"corpus_digest", "d_model", b"d_model", "input_hook", b"input_hook", "lineage", b"lineage", "model", b"model", "model_revision", b"model_revision", "num_layers", b"num_layers", "output_hook", b"output_hook", "target_fvu", b"target_fvu"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
