@@ -87,7 +87,8 @@ class Rows:
     def leave_out(self, limits_L: npt.NDArray[np.float64]) -> None:
         """Drop the tokens whose output norm reaches its layer's limit anywhere."""
         before = self.num_tokens
-        self.keep((self.output_norms() < limits_L[:, None]).all(0))
+        kept_T: npt.NDArray[np.bool_] = np.asarray((self.output_norms() < limits_L[:, None]).all(axis=0))
+        self.keep(kept_T)
         self.num_skipped += before - self.num_tokens
 
     def keep(self, kept_T: npt.NDArray[np.bool_]) -> None:

@@ -9,10 +9,13 @@ Source: Duda 2013, arXiv 1311.2540; interleaving: Giesen 2014, arXiv 1402.3392. 
 Shapes: T tokens of a block, D d_model, G groups.
 """
 
+# Python's integers and NumPy's are one type to the compiler.
+# mypy: disable-error-code="assignment,return-value,no-any-return"
+
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -31,10 +34,9 @@ _MASK, _LOW, _WORD = np.uint32(SCALE - 1), np.uint32(1 << 16), np.uint32(16)
 
 def _compiled(function: F) -> F:
     try:
-        made: F = numba.njit(nogil=True, cache=True)(function)
+        return cast(F, numba.njit(nogil=True, cache=True)(function))
     except RuntimeError:  # no folder to keep it in: compiled anew in each process
-        made = numba.njit(nogil=True)(function)
-    return made
+        return cast(F, numba.njit(nogil=True)(function))
 
 
 @_compiled

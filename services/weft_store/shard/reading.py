@@ -90,7 +90,8 @@ class ShardReader:
         row = self._index.table_GSL[row_group, at, layer]
         payload = memoryview(self._fetch(int(row["offset"]), int(row["length"])))
         self._check_block(payload, row_group, at, layer)
-        return self._coded([payload], row_group, at, slice(layer, layer + 1)).values()[0]
+        values_TD: NDArray[np.float32] = self._coded([payload], row_group, at, slice(layer, layer + 1)).values()[0]
+        return values_TD
 
     def read_row_group(self, row_group: int) -> dict[Stream, NDArray[np.float32]]:
         """Read all blocks of a row group with one request: `input` and `output`, [L, T, D] each."""
