@@ -1,11 +1,12 @@
 """Between weft.cache.v1 messages and the catalog's records."""
 
 from dataclasses import fields
-from datetime import datetime
+from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from weft.cache.v1 import messages_pb2, service_pb2
+from weft.cache.v1 import filter_pb2, messages_pb2, service_pb2
+from weft_cache.core.filtering import DatasetFilter
 from weft_cache.core.planning import Plan, Slice
 from weft_cache.core.reading import Compression
 from weft_cache.core.records import Dataset, DatasetSpec, ShardRecord, Split, State
@@ -27,6 +28,23 @@ def split_from_proto(split: messages_pb2.Split.ValueType, *, field: str) -> Spli
 def spec_from_proto(spec: messages_pb2.DatasetSpec) -> DatasetSpec:
     """The spec as it was asked for, unchecked."""
     return DatasetSpec(**{field.name: getattr(spec, field.name) for field in fields(DatasetSpec)})
+
+
+def filter_from_proto(wanted: filter_pb2.DatasetFilter) -> DatasetFilter:
+    """Which datasets are wanted, unchecked."""
+
+    def moment(name: str) -> datetime | None:
+        return getattr(wanted, name).ToDatetime(UTC) if wanted.HasField(name) else None
+
+    states = {number: state for state, number in _STATES_OUT.items()}
+    return DatasetFilter(
+        state=states.get(wanted.state),
+        model=wanted.model,
+        codec=wanted.codec,
+        tags=dict(wanted.tags),
+        created_from=moment("created_from"),
+        created_before=moment("created_before"),
+    )
 
 
 def shard_from_proto(shard: messages_pb2.Shard) -> ShardRecord:
@@ -84,6 +102,7 @@ def dataset_to_proto(dataset: Dataset, statistics: list[LayerStatistics], *, sha
         create_time=_timestamp(dataset.create_time),
         seal_time=_timestamp(dataset.seal_time) if dataset.seal_time else None,
         snapshot=dataset.snapshot,
+        tags=dataset.tags,
     )
 
 

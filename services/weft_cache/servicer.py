@@ -65,7 +65,8 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
     async def ListDatasets(
         self, request: service_pb2.ListDatasetsRequest, context: Context
     ) -> service_pb2.ListDatasetsResponse:
-        datasets, token = await self._answer(self._catalog.list, request.page_size, request.page_token)
+        wanted = converting.filter_from_proto(request.filter)
+        datasets, token = await self._answer(self._catalog.list, request.page_size, request.page_token, wanted)
         return service_pb2.ListDatasetsResponse(
             datasets=[converting.dataset_to_proto(each, [], shards=False) for each in datasets], next_page_token=token
         )
@@ -153,6 +154,10 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
     async def GetStats(self, request: service_pb2.GetStatsRequest, context: Context) -> service_pb2.GetStatsResponse:
         compression = await self._answer(self._reading.compression, _id(request.name, "name"))
         return converting.compression_to_proto(compression)
+
+    async def UpdateDataset(self, request: service_pb2.UpdateDatasetRequest, context: Context) -> messages_pb2.Dataset:
+        dataset_id, put, remove = _id(request.name, "name"), dict(request.set_tags), list(request.remove_tags)
+        return await self._answer(lambda: self._described(self._catalog.update(dataset_id, put, remove)))
 
     def _described(self, dataset: Dataset) -> messages_pb2.Dataset:
         of = self._snapshots.statistics if dataset.snapshot else self._sealing.train_statistics

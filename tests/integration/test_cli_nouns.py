@@ -300,6 +300,14 @@ async def test_datasets_are_read_and_deleted(house: House) -> None:
     empty = await house.weft("datasets", "snapshot", "d")
     assert (empty.exit_code, "no tokens yet" in empty.stderr) == (1, True)
     assert "no snapshot 1" in (await house.weft("datasets", "get", "d", "--snapshot", "1")).stderr
+    tagged = await house.json("datasets", "tag", "d", "team=x", "use=try")
+    assert tagged["tags"] == {"team": "x", "use": "try"}
+    assert (await house.json("datasets", "tag", "d", "--remove", "use"))["tags"] == {"team": "x"}
+    named = [["--tag", "team=x", "--state", "open", "--model", "a", "--since", "2026-01-01"], ["--tag", "team=y"]]
+    found = [(await house.json("datasets", "list", *each))["datasets"] for each in named]
+    assert [[one["name"] for one in each] for each in found] == [["datasets/d"], []]
+    assert "team=x" in (await house.weft("datasets", "list")).stdout
+    assert (await house.weft("datasets", "tag", "d", "team")).exit_code == 2
     assert (await house.json("datasets", "verify", "d"))["problems"] == []
     assert (await house.json("datasets", "delete", "d")) == {"deleted": "d"}
     assert (await house.json("datasets", "list")) == {"datasets": []}

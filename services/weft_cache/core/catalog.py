@@ -6,14 +6,16 @@ Datasets come, are read and go. The bucket is the database: every call reads wha
 of its own, created if absent, so that many writers never wait for each other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from weft_cache.core import layout
+from weft_cache.core.filtering import EVERYTHING, DatasetFilter
 from weft_cache.core.listing import committed, newest_listed
 from weft_cache.core.ports import Clock
 from weft_cache.core.records import Dataset, DatasetSpec, ShardRecord, State
+from weft_cache.core.tags import changed, check_key, check_tags
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_common.pages import paginate
 from weft_common.resource_names import check_id
@@ -90,14 +92,45 @@ class Catalog:
             )
         return dataset
 
-    def list(self, page_size: int, page_token: str) -> tuple[list[Dataset], str]:
-        """A page of datasets, newest first, and the token of the next page."""
+    def update(self, dataset_id: str, set_tags: Mapping[str, str], remove_tags: Collection[str]) -> Dataset:
+        """
+        Change what is said about a dataset, whether it is open or sealed; what it holds stays.
+
+        Raises:
+            NotFoundError: no such dataset.
+            InvalidArgumentError: a tag is none, or there would be too many.
+        """
+        check_id(dataset_id, field="name")
+        put = check_tags(set_tags, field="set_tags")
+        for key in remove_tags:
+            check_key(key, field="remove_tags")
+
+        def change(manifest: dict[str, Any]) -> dict[str, Any]:
+            if manifest["state"] == State.DELETING:
+                raise _not_found(dataset_id)
+            tags = changed(manifest.get("tags", {}), put, remove_tags)
+            return {
+                **{key: value for key, value in manifest.items() if key != "tags"},
+                **({"tags": tags} if tags else {}),
+            }
+
+        try:
+            manifest = update_json(self.store, layout.manifest_key(dataset_id), change)
+        except NotFoundError as error:
+            raise _not_found(dataset_id) from error
+        return self._dataset(dataset_id, manifest)
+
+    def list(self, page_size: int, page_token: str, wanted: DatasetFilter = EVERYTHING) -> tuple[list[Dataset], str]:
+        """A page of those datasets that are wanted, newest first, and the token of the next page."""
+        wanted.check()
         manifests: dict[str, dict[str, Any]] = {}
         for dataset_id in list_ids(self.store, layout.PREFIX, layout.MANIFEST):
             try:
-                manifests[dataset_id] = self.manifest(dataset_id)
+                manifest = self.manifest(dataset_id)
             except NotFoundError:
                 continue  # Deleted since the listing.
+            if wanted.takes(manifest):
+                manifests[dataset_id] = manifest
 
         def newest_first(each: str) -> str:
             age_us = round((_NEVER - datetime.fromisoformat(manifests[each]["create_time"])).total_seconds() * 1e6)
@@ -186,6 +219,7 @@ def described(
         seal_time=datetime.fromisoformat(sealed) if sealed else None,
         shards=shards,
         snapshot=snapshot,
+        tags=manifest.get("tags", {}),
     )
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -84,7 +84,7 @@ class DatasetSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "DatasetSpec":
         """The inverse of `dataclasses.asdict`."""
-        return cls(**{field.name: data[field.name] for field in fields(cls)})
+        return cls(**{each.name: data[each.name] for each in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class ShardRecord:
         """The inverse of `to_json`; a record that lacks a field has been damaged."""
         try:
             return cls(
-                **{field.name: data[field.name] for field in fields(cls) if field.name != "split"},
+                **{each.name: data[each.name] for each in fields(cls) if each.name != "split"},
                 split=Split(data["split"]),
             )
         except (KeyError, ValueError) as error:
@@ -150,6 +150,7 @@ class Dataset:
     seal_time: datetime | None
     shards: tuple[ShardRecord, ...]
     snapshot: int = 0
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -1,11 +1,12 @@
 """Datasets: what was harvested, how it is compressed, its rows."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy.typing as npt
 
-from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.cache.v1 import filter_pb2, messages_pb2, service_pb2, service_pb2_grpc
 from weft_client.aio.calls import pages, stream, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
@@ -34,9 +35,42 @@ class AsyncDatasets:
         request = service_pb2.SnapshotDatasetRequest(name=full_name("datasets", name))
         return await unary(self._stub.SnapshotDataset, request, timeout_s=timeout_s)
 
-    def list(self) -> AsyncIterator[messages_pb2.Dataset]:
-        """All datasets, newest first, without shards and statistics."""
-        return pages(self._stub.ListDatasets, service_pb2.ListDatasetsRequest(), lambda page: page.datasets)
+    def list(
+        self,
+        *,
+        state: messages_pb2.DatasetState.ValueType = messages_pb2.DATASET_STATE_UNSPECIFIED,
+        model: str = "",
+        codec: str = "",
+        tags: Mapping[str, str] | None = None,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> AsyncIterator[messages_pb2.Dataset]:
+        """
+        Datasets, newest first, without shards and statistics; all of them, or those for which all that is given holds.
+
+        Args:
+            state: Open or sealed.
+            model: Of this model.
+            codec: `bf16` or `uniform`.
+            tags: With all of these, of these very values.
+            created_from: Created then or later; with a time zone.
+            created_before: Created earlier; with a time zone.
+        """
+        wanted = filter_pb2.DatasetFilter(
+            state=state, model=full_name("models", model) if model else "", codec=codec, tags=tags or {}
+        )
+        for name, moment in (("created_from", created_from), ("created_before", created_before)):
+            if moment is not None:
+                getattr(wanted, name).FromDatetime(moment)
+        request = service_pb2.ListDatasetsRequest(filter=wanted)
+        return pages(self._stub.ListDatasets, request, lambda page: page.datasets)
+
+    async def tag(self, name: str, tags: Mapping[str, str], *, remove: Sequence[str] = ()) -> messages_pb2.Dataset:
+        """Set tags of a dataset, and take others away by their keys; all others stay."""
+        request = service_pb2.UpdateDatasetRequest(
+            name=full_name("datasets", name), set_tags=dict(tags), remove_tags=remove
+        )
+        return await unary(self._stub.UpdateDataset, request)
 
     async def stats(self, name: str) -> service_pb2.GetStatsResponse:
         """Sum up compression by layer and stream."""

@@ -1,5 +1,7 @@
 """`weft datasets`."""
 
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from weft_client.cli.session import JsonFlag, NoWait, connected
 from weft_client.names import short_id
 
 app = typer.Typer(no_args_is_help=True, help="Compressed activations in the bucket.")
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 DatasetArgument = Annotated[str, typer.Argument(help="Id of the dataset.")]
 
 
@@ -19,13 +22,52 @@ def _state(dataset: messages_pb2.Dataset) -> str:
     return state(messages_pb2.DatasetState.Name(dataset.state))
 
 
+def _tags(given: list[str] | None, param_hint: str) -> dict[str, str]:
+    """Read `key=value`, as often as it was given."""
+    tags = {}
+    for each in given or ():
+        key, equals, value = each.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"{each!r} is no tag; write KEY=VALUE", param_hint=param_hint)
+        tags[key] = value
+    return tags
+
+
+def _tags_text(dataset: messages_pb2.Dataset) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(dataset.tags.items()))
+
+
+class StateOption(StrEnum):
+    """States that datasets can be looked for by."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+
+
 @app.command("list")
-def list_datasets(as_json: JsonFlag = False) -> None:
+def list_datasets(
+    state: Annotated[StateOption | None, typer.Option(help="Only these.")] = None,
+    model: Annotated[str, typer.Option(help="Only of this model.")] = "",
+    codec: Annotated[str, typer.Option(help="Only of this codec.")] = "",
+    tag: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only with this tag; repeat it.")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=_TIMES, help="Only created then or later, UTC.")] = None,
+    before: Annotated[datetime | None, typer.Option(formats=_TIMES, help="Only created earlier, UTC.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """List datasets, newest first."""
+    state_number = messages_pb2.DatasetState.Value(f"DATASET_STATE_{state.name if state else 'UNSPECIFIED'}")
     with connected() as client:
+        found = client.datasets.list(
+            state=state_number,
+            model=model,
+            codec=codec,
+            tags=_tags(tag, "--tag"),
+            created_from=since and since.replace(tzinfo=UTC),
+            created_before=before and before.replace(tzinfo=UTC),
+        )
         print_list(
             "datasets",
-            client.datasets.list(),
+            found,
             {
                 "id": lambda each: short_id(each.name),
                 "state": _state,
@@ -34,9 +76,23 @@ def list_datasets(as_json: JsonFlag = False) -> None:
                 "held out": lambda each: f"{each.num_held_out_tokens:,}",
                 "size": lambda each: size(each.size_bytes),
                 "created": lambda each: time(each.create_time),
+                "tags": _tags_text,
             },
             as_json=as_json,
         )
+
+
+@app.command("tag")
+def tag_dataset(
+    dataset: DatasetArgument,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Tags to set.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Tag to take away; repeat it.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Set tags of a dataset or take them away; those that are not named stay."""
+    with connected() as client:
+        found = client.datasets.tag(dataset, _tags(tags, "KEY=VALUE"), remove=remove or ())
+    print_one(found, _fields(found), as_json=as_json)
 
 
 def _fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
@@ -51,6 +107,7 @@ def _fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
         ("corpus", spec.corpus),
         ("tokens", f"{found.num_train_tokens:,} to train on, {found.num_held_out_tokens:,} held out"),
         ("shards", f"{len(found.shards)}, {size(found.size_bytes)}"),
+        *([("tags", _tags_text(found))] if found.tags else []),
         ("created", time(found.create_time)),
         ("sealed", time(found.seal_time)),
     ]

@@ -96,6 +96,11 @@ class CacheServiceStub:
                 request_serializer=weft_dot_cache_dot_v1_dot_service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=weft_dot_cache_dot_v1_dot_service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.UpdateDataset = channel.unary_unary(
+                '/weft.cache.v1.CacheService/UpdateDataset',
+                request_serializer=weft_dot_cache_dot_v1_dot_service__pb2.UpdateDatasetRequest.SerializeToString,
+                response_deserializer=weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -188,6 +193,13 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateDataset(self, request, context):
+        """Changes what is said about a dataset; what it holds stays. NOT_FOUND: no such dataset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -250,6 +262,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=weft_dot_cache_dot_v1_dot_service__pb2.GetStatsRequest.FromString,
                     response_serializer=weft_dot_cache_dot_v1_dot_service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'UpdateDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDataset,
+                    request_deserializer=weft_dot_cache_dot_v1_dot_service__pb2.UpdateDatasetRequest.FromString,
+                    response_serializer=weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -577,6 +594,33 @@ class CacheService:
             '/weft.cache.v1.CacheService/GetStats',
             weft_dot_cache_dot_v1_dot_service__pb2.GetStatsRequest.SerializeToString,
             weft_dot_cache_dot_v1_dot_service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.cache.v1.CacheService/UpdateDataset',
+            weft_dot_cache_dot_v1_dot_service__pb2.UpdateDatasetRequest.SerializeToString,
+            weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,8 @@ class CacheServiceStub:
     """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetStatsRequest, _service_pb2.GetStatsResponse]
     """Sums up compression by layer and stream."""
+    UpdateDataset: _grpc.UnaryUnaryMultiCallable[_service_pb2.UpdateDatasetRequest, _messages_pb2.Dataset]
+    """Changes what is said about a dataset; what it holds stays. NOT_FOUND: no such dataset."""
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -94,6 +96,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset."""
     GetStats: _aio.UnaryUnaryMultiCallable[_service_pb2.GetStatsRequest, _service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Sums up compression by layer and stream."""
+    UpdateDataset: _aio.UnaryUnaryMultiCallable[_service_pb2.UpdateDatasetRequest, _messages_pb2.Dataset]  # type: ignore[assignment]
+    """Changes what is said about a dataset; what it holds stays. NOT_FOUND: no such dataset."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     """Begins, commits, seals, plans reads of, verifies and deletes datasets; the bucket is its database."""
@@ -196,5 +200,13 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.GetStatsResponse, _abc.Awaitable[_service_pb2.GetStatsResponse]]:
         """Sums up compression by layer and stream."""
+
+    @_abc_1.abstractmethod
+    def UpdateDataset(
+        self,
+        request: _service_pb2.UpdateDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.Dataset, _abc.Awaitable[_messages_pb2.Dataset]]:
+        """Changes what is said about a dataset; what it holds stays. NOT_FOUND: no such dataset."""
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
