@@ -109,6 +109,7 @@ class FakeCatalog:
     def __init__(self) -> None:
         self.facts = DatasetFacts("datasets/d", True, 3, 6, 1000, 100)
         self.snapshots: list[DatasetFacts] = []
+        self.holds: list[tuple[str, str]] = []
 
     async def describe(self, name: str, snapshot: int = 0) -> DatasetFacts:
         if name != self.facts.name or snapshot > len(self.snapshots):
@@ -123,6 +124,10 @@ class FakeCatalog:
         if not self.snapshots or replace(self.snapshots[-1], snapshot=0) != facts:
             self.snapshots.append(taken)
         return self.snapshots[-1]
+
+    async def hold(self, name: str, holder: str) -> None:
+        await self.describe(name)
+        self.holds.append((name, holder))
 
     def commit(self, num_train_tokens: int, num_held_out_tokens: int = 0) -> None:
         """Open the dataset, with so many tokens more."""

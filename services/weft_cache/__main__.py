@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from weft_cache.settings import CacheSettings
-from weft_cache.wiring import SERVICE, registration
+from weft_cache.wiring import SERVICE, registrations
 from weft_common.metrics import REGISTRY
 from weft_common.server import Registration, run_service
 from weft_common.settings import load_settings
@@ -18,7 +18,8 @@ def main() -> None:
     @asynccontextmanager
     async def build() -> AsyncIterator[Sequence[Registration]]:
         store = open_bucket(settings)
-        yield [registration(store, registry=REGISTRY, presign_s=settings.presign_s)]
+        async with registrations(store, registry=REGISTRY, presign_s=settings.presign_s) as served:
+            yield served
 
     run_service(SERVICE, settings, build)
 

@@ -5,11 +5,14 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from weft.cache.v1 import filter_pb2, messages_pb2, service_pb2
+from weft.cache.v1 import filter_pb2, messages_pb2, retention_pb2, service_pb2
 from weft_cache.core.filtering import DatasetFilter
+from weft_cache.core.garbage import Collection
+from weft_cache.core.holds import Hold
 from weft_cache.core.planning import Plan, Slice
-from weft_cache.core.reading import Compression
+from weft_cache.core.reading import Compression, Verification
 from weft_cache.core.records import Dataset, DatasetSpec, ShardRecord, Split, State
+from weft_cache.core.retention import Retention
 from weft_common.errors import InvalidArgumentError
 from weft_store.shard import LayerStatistics, StreamStatistics
 
@@ -44,6 +47,38 @@ def filter_from_proto(wanted: filter_pb2.DatasetFilter) -> DatasetFilter:
         tags=dict(wanted.tags),
         created_from=moment("created_from"),
         created_before=moment("created_before"),
+    )
+
+
+def retention_from_proto(rules: retention_pb2.Retention) -> Retention:
+    """Rules as they were asked for, unchecked."""
+    return Retention(**{each.name: getattr(rules, each.name) for each in fields(Retention)})
+
+
+def hold_to_proto(hold: Hold) -> retention_pb2.Hold:
+    """A hold, for its reader."""
+    return retention_pb2.Hold(holder=hold.holder, create_time=_timestamp(hold.create_time))
+
+
+def verification_to_proto(found: Verification) -> service_pb2.VerifyDatasetResponse:
+    """The outcome of a check."""
+    return service_pb2.VerifyDatasetResponse(
+        num_shards=found.num_shards, size_bytes=found.size_bytes, problems=found.problems
+    )
+
+
+def collection_to_proto(found: Collection) -> retention_pb2.CollectGarbageResponse:
+    """What a collection of garbage found."""
+    return retention_pb2.CollectGarbageResponse(
+        deleted=found.deleted,
+        expired=[f"datasets/{each}" for each in found.expired],
+        held=[
+            retention_pb2.HeldDataset(name=f"datasets/{each}", holders=holders) for each, holders in found.held.items()
+        ],
+        num_uploads=found.num_uploads,
+        upload_bytes=found.upload_bytes,
+        num_leftovers=found.num_leftovers,
+        problems=found.problems,
     )
 
 
@@ -103,6 +138,11 @@ def dataset_to_proto(dataset: Dataset, statistics: list[LayerStatistics], *, sha
         seal_time=_timestamp(dataset.seal_time) if dataset.seal_time else None,
         snapshot=dataset.snapshot,
         tags=dataset.tags,
+        retention=(
+            retention_pb2.Retention(**{each.name: getattr(dataset.retention, each.name) for each in fields(Retention)})
+            if dataset.retention != Retention()
+            else None
+        ),
     )
 
 

@@ -6,16 +6,23 @@ from datetime import UTC
 from typing import ParamSpec, TypeVar
 
 import grpc.aio
+from google.longrunning import operations_pb2
 
-from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.cache.v1 import messages_pb2, retention_pb2, service_pb2, service_pb2_grpc
 from weft_cache import converting
 from weft_cache.core.catalog import Catalog
 from weft_cache.core.commits import Commits
+from weft_cache.core.deletion import Deletion
+from weft_cache.core.garbage import check_age
+from weft_cache.core.holds import Hold, Holds
 from weft_cache.core.reading import Reading
 from weft_cache.core.records import Dataset
 from weft_cache.core.sealing import Sealing
 from weft_cache.core.snapshots import Snapshots
+from weft_cache.work import COLLECT, VERIFY, start
 from weft_common.errors import InvalidArgumentError, WeftError
+from weft_common.operations import OperationManager
+from weft_common.pages import paginate
 from weft_common.resource_names import parse_name
 from weft_common.tensors import chunk_tensor
 
@@ -38,6 +45,9 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         sealing: Sealing,
         snapshots: Snapshots,
         reading: Reading,
+        holds: Holds,
+        deletion: Deletion,
+        operations: OperationManager,
         *,
         presign_s: int,
         answered: Callable[[str], None],
@@ -47,6 +57,9 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         self._sealing = sealing
         self._snapshots = snapshots
         self._reading = reading
+        self._holds = holds
+        self._deletion = deletion
+        self._operations = operations
         self._presign_s = presign_s
         self._answered = answered
 
@@ -141,14 +154,12 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         self, request: service_pb2.VerifyDatasetRequest, context: Context
     ) -> service_pb2.VerifyDatasetResponse:
         found = await self._answer(self._reading.verify, _id(request.name, "name"))
-        return service_pb2.VerifyDatasetResponse(
-            num_shards=found.num_shards, size_bytes=found.size_bytes, problems=found.problems
-        )
+        return converting.verification_to_proto(found)
 
     async def DeleteDataset(
         self, request: service_pb2.DeleteDatasetRequest, context: Context
     ) -> service_pb2.DeleteDatasetResponse:
-        await self._answer(self._catalog.delete, _id(request.name, "name"))
+        await self._answer(self._deletion.delete, _id(request.name, "name"))
         return service_pb2.DeleteDatasetResponse()
 
     async def GetStats(self, request: service_pb2.GetStatsRequest, context: Context) -> service_pb2.GetStatsResponse:
@@ -157,7 +168,44 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
 
     async def UpdateDataset(self, request: service_pb2.UpdateDatasetRequest, context: Context) -> messages_pb2.Dataset:
         dataset_id, put, remove = _id(request.name, "name"), dict(request.set_tags), list(request.remove_tags)
-        return await self._answer(lambda: self._described(self._catalog.update(dataset_id, put, remove)))
+        rules = converting.retention_from_proto(request.retention) if request.HasField("retention") else None
+        return await self._answer(lambda: self._described(self._catalog.update(dataset_id, put, remove, rules)))
+
+    async def HoldDataset(self, request: retention_pb2.HoldDatasetRequest, context: Context) -> retention_pb2.Hold:
+        dataset_id = _id(request.name, "name")
+        return converting.hold_to_proto(await self._answer(self._holds.hold, dataset_id, request.holder))
+
+    async def ReleaseDataset(
+        self, request: retention_pb2.ReleaseDatasetRequest, context: Context
+    ) -> retention_pb2.ReleaseDatasetResponse:
+        await self._answer(self._holds.release, _id(request.name, "name"), request.holder)
+        return retention_pb2.ReleaseDatasetResponse()
+
+    async def ListHolds(
+        self, request: retention_pb2.ListHoldsRequest, context: Context
+    ) -> retention_pb2.ListHoldsResponse:
+        dataset_id = _id(request.name, "name")
+
+        def page() -> tuple[list[Hold], str]:
+            live = self._holds.live(dataset_id, self._catalog.manifest(dataset_id)["create_time"])
+            return paginate(live, request.page_size, request.page_token, lambda hold: hold.holder)
+
+        holds, token = await self._answer(page)
+        return retention_pb2.ListHoldsResponse(
+            holds=[converting.hold_to_proto(each) for each in holds], next_page_token=token
+        )
+
+    async def StartVerification(
+        self, request: retention_pb2.StartVerificationRequest, context: Context
+    ) -> operations_pb2.Operation:
+        await self._answer(self._catalog.manifest, _id(request.name, "name"))
+        return await start(self._operations, VERIFY, request)
+
+    async def CollectGarbage(
+        self, request: retention_pb2.CollectGarbageRequest, context: Context
+    ) -> operations_pb2.Operation:
+        check_age(request.min_age_s)
+        return await start(self._operations, COLLECT, request)
 
     def _described(self, dataset: Dataset) -> messages_pb2.Dataset:
         of = self._snapshots.statistics if dataset.snapshot else self._sealing.train_statistics

@@ -5,6 +5,7 @@ from google.protobuf.message import DecodeError, Message
 
 from weft.activations.v1 import messages_pb2 as activations
 from weft.attribution.v1 import messages_pb2 as attribution
+from weft.cache.v1 import retention_pb2, service_pb2
 from weft.training.v1 import messages_pb2 as training
 from weft_common.errors import DataLossError
 
@@ -15,6 +16,9 @@ KINDS: dict[str, type[Message]] = {
         activations.HarvestMetadata,
         attribution.Graph,
         attribution.GraphMetadata,
+        retention_pb2.CatalogWorkMetadata,
+        retention_pb2.CollectGarbageResponse,
+        service_pb2.VerifyDatasetResponse,
         training.Evaluation,
         training.Run,
         training.RunMetadata,

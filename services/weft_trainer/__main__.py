@@ -97,7 +97,7 @@ async def _services(
     transcoders = Transcoders(store)
     formats = FormatJobs(store, transcoders, runner, environment, worker_module)
     operation_store = ObjectOperationStore(store, "trainer")
-    handlers = Handlers(runs, supervisor, jobs, formats)
+    handlers = Handlers(runs, supervisor, jobs, formats, catalog)
     manager = OperationManager(
         "trainer",
         operation_store,

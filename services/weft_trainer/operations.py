@@ -11,6 +11,7 @@ from weft_trainer import converting
 from weft_trainer.core.commands import operation_id
 from weft_trainer.core.format_jobs import FormatJobs
 from weft_trainer.core.jobs import CheckpointJobs, CheckpointRef, parse_checkpoint
+from weft_trainer.core.ports import DatasetCatalog
 from weft_trainer.core.records import RunRecord, RunState
 from weft_trainer.core.runs import RunRepository
 from weft_trainer.core.supervisor import RunSupervisor
@@ -64,6 +65,7 @@ class Handlers:
         supervisor: Keeps ranks going.
         jobs: Evaluates and exports.
         formats: Converts between layouts.
+        catalog: Holds the datasets that are read.
     """
 
     def __init__(
@@ -72,11 +74,13 @@ class Handlers:
         supervisor: RunSupervisor,
         jobs: CheckpointJobs,
         formats: FormatJobs,
+        catalog: DatasetCatalog,
     ) -> None:
         self._runs = runs
         self._supervisor = supervisor
         self._jobs = jobs
         self._formats = formats
+        self._catalog = catalog
 
     async def train(self, context: OperationContext) -> Message:
         """Keep a run going until it ends."""
@@ -116,9 +120,10 @@ class Handlers:
         """Evaluate a checkpoint."""
         request = context.request
         assert isinstance(request, service_pb2.EvaluateCheckpointRequest)
-        found = await self._jobs.evaluate(
-            _checkpoint(request.checkpoint), request.num_tokens, request.replacement_tokens
-        )
+        checkpoint = _checkpoint(request.checkpoint)
+        # The run may have ended, and with it its own hold.
+        await self._catalog.hold((await self._runs.get(checkpoint.run)).spec["dataset"], context.name)
+        found = await self._jobs.evaluate(checkpoint, request.num_tokens, request.replacement_tokens)
         return converting.evaluation_to_proto(found)
 
     async def export(self, context: OperationContext) -> Message:

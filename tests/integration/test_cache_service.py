@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from shard_messages import shard_message
 
 from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
-from weft_cache.wiring import registration
+from weft_cache.wiring import registrations
 from weft_client import AsyncClient, Client, Endpoint
 from weft_client.aio.calls import unary
 from weft_common.errors import (
@@ -68,7 +68,10 @@ class Cache:
 async def cache() -> AsyncIterator[Cache]:
     """A cache in this process."""
     store, registry = open_store("memory://"), CollectorRegistry()
-    async with serving("cache", ServiceSettings(token=TOKEN), [registration(store, registry=registry)]) as server:
+    async with (
+        registrations(store, registry=registry) as served,
+        serving("cache", ServiceSettings(token=TOKEN), served) as server,
+    ):
         endpoint = Endpoint(f"127.0.0.1:{server.port}", TOKEN)
         async with AsyncClient.to(cache=endpoint) as client:
             yield Cache(store, endpoint, client, registry)

@@ -24,7 +24,7 @@ from weft.cache.v1 import service_pb2 as cache_rpc
 from weft.training.v1 import messages_pb2 as training
 from weft.training.v1 import service_pb2 as training_rpc
 from weft.training.v1 import service_pb2_grpc as training_grpc
-from weft_cache.wiring import registration
+from weft_cache.wiring import registrations
 from weft_client import AsyncClient, Endpoint
 from weft_client.aio.calls import unary
 from weft_client.cli import app
@@ -181,6 +181,7 @@ class House:
         self.folder = folder
         self.models, self.trainer, self.graphs = Models(), Trainer(), Graphs()
         self.cache = Endpoint("")
+        self.bucket = open_store("memory://")
 
     async def weft(self, *arguments: str) -> Any:
         """Run the command in a thread, as its calls block."""
@@ -205,7 +206,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
             served(activations_grpc, "ActivationService", house.models),
             served(operations_pb2_grpc, "Operations", Operations(activations.Harvest())),
         ],
-        "cache": [registration(open_store("memory://"), registry=CollectorRegistry())],
+        "cache": [],
         "trainer": [served(training_grpc, "TrainingService", house.trainer)],
         "attribution": [
             served(attribution_grpc, "AttributionService", house.graphs),
@@ -215,8 +216,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     # Logs of services in this process would mix with what the command prints.
     with capture_logs():
         async with (
+            registrations(house.bucket, registry=CollectorRegistry()) as cached,
             serving("activations", settings, parts["activations"]) as one,
-            serving("cache", settings, parts["cache"]) as two,
+            serving("cache", settings, cached) as two,
             serving("trainer", settings, parts["trainer"]) as three,
             serving("attribution", settings, parts["attribution"]) as four,
         ):
@@ -309,6 +311,17 @@ async def test_datasets_are_read_and_deleted(house: House) -> None:
     assert "team=x" in (await house.weft("datasets", "list")).stdout
     assert (await house.weft("datasets", "tag", "d", "team")).exit_code == 2
     assert (await house.json("datasets", "verify", "d"))["problems"] == []
+    kept = await house.json("datasets", "keep", "d", "--days", "3", "--last", "2", "--by", "team")
+    assert kept["retention"] == {"keep_days": 3, "keep_last": 2, "keep_last_tag": "team"}
+    assert "retention" not in (await house.json("datasets", "keep", "d"))
+    assert (await house.json("datasets", "hold", "d", "mine"))["holder"] == "pins/mine"
+    assert [each["holder"] for each in (await house.json("datasets", "holds", "d"))["holds"]] == ["pins/mine"]
+    assert "held by pins/mine" in (await house.weft("datasets", "delete", "d")).stderr
+    assert (await house.json("datasets", "release", "d", "mine")) == {"released": "d"}
+    house.bucket.put("datasets/gone/commits/0.json", b"{}")
+    assert "1 leftovers: would be deleted" in (await house.weft("datasets", "collect")).stdout
+    assert (await house.json("datasets", "collect", "--delete"))["num_leftovers"] == "1"
+    assert [item.key for item in house.bucket.list("datasets/")] == ["datasets/d/manifest.json"]
     assert (await house.json("datasets", "delete", "d")) == {"deleted": "d"}
     assert (await house.json("datasets", "list")) == {"datasets": []}
 

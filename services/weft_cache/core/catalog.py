@@ -1,5 +1,5 @@
 """
-Datasets come, are read and go. The bucket is the database: every call reads what it needs and keeps nothing.
+Datasets come and are found. The bucket is the database: every call reads what it needs and keeps nothing.
 
 `manifest.json` alone says which state a dataset is in, and changes only by compare-and-swap: open (the spec), sealed
 (the spec and every shard), deleting (nothing can use it any more). While a dataset is open, a shard is a small record
@@ -15,6 +15,7 @@ from weft_cache.core.filtering import EVERYTHING, DatasetFilter
 from weft_cache.core.listing import committed, newest_listed
 from weft_cache.core.ports import Clock
 from weft_cache.core.records import Dataset, DatasetSpec, ShardRecord, State
+from weft_cache.core.retention import Retention
 from weft_cache.core.tags import changed, check_key, check_tags
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_common.pages import paginate
@@ -27,7 +28,7 @@ _NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class Catalog:
-    """Creates, finds and deletes datasets; commits.py and sealing.py fill them."""
+    """Creates and finds datasets; commits.py and sealing.py fill them, deletion.py deletes them."""
 
     def __init__(self, store: ObjectStore, clock: Clock) -> None:
         self.store = store
@@ -92,14 +93,28 @@ class Catalog:
             )
         return dataset
 
-    def update(self, dataset_id: str, set_tags: Mapping[str, str], remove_tags: Collection[str]) -> Dataset:
+    def update(
+        self,
+        dataset_id: str,
+        set_tags: Mapping[str, str],
+        remove_tags: Collection[str],
+        retention: Retention | None = None,
+    ) -> Dataset:
         """
         Change what is said about a dataset, whether it is open or sealed; what it holds stays.
 
+        Args:
+            dataset_id: Which one.
+            set_tags: Over those of the same key.
+            remove_tags: Keys.
+            retention: In place of the one before; None leaves that.
+
         Raises:
             NotFoundError: no such dataset.
-            InvalidArgumentError: a tag is none, or there would be too many.
+            InvalidArgumentError: a tag is none, or there would be too many; a rule of retention makes no sense.
         """
+        if retention is not None:
+            retention.check()
         check_id(dataset_id, field="name")
         put = check_tags(set_tags, field="set_tags")
         for key in remove_tags:
@@ -107,7 +122,7 @@ class Catalog:
 
         def change(manifest: dict[str, Any]) -> dict[str, Any]:
             if manifest["state"] == State.DELETING:
-                raise _not_found(dataset_id)
+                raise not_found(dataset_id)
             tags = changed(manifest.get("tags", {}), put, remove_tags)
             return {
                 **{key: value for key, value in manifest.items() if key != "tags"},
@@ -117,7 +132,7 @@ class Catalog:
         try:
             manifest = update_json(self.store, layout.manifest_key(dataset_id), change)
         except NotFoundError as error:
-            raise _not_found(dataset_id) from error
+            raise not_found(dataset_id) from error
         return self._dataset(dataset_id, manifest)
 
     def list(self, page_size: int, page_token: str, wanted: DatasetFilter = EVERYTHING) -> tuple[list[Dataset], str]:
@@ -139,26 +154,6 @@ class Catalog:
         page, next_token = paginate(manifests, page_size, page_token, newest_first, default_size=100)
         return [self._dataset(each, manifests[each]) for each in page], next_token
 
-    def delete(self, dataset_id: str) -> None:
-        """
-        Delete a dataset: first it stops being one, then its objects go, its manifest last.
-
-        A crash in between leaves a manifest that says `deleting`; the next call goes on from there.
-
-        Raises:
-            NotFoundError: no such dataset.
-        """
-        check_id(dataset_id, field="name")
-        key = layout.manifest_key(dataset_id)
-        try:
-            update_json(self.store, key, lambda manifest: {**manifest, "state": State.DELETING.value})
-        except NotFoundError as error:
-            raise _not_found(dataset_id) from error
-        for item in self.store.list(layout.dataset_prefix(dataset_id)):
-            if item.key != key:
-                self.store.delete(item.key)
-        self.store.delete(key)
-
     def manifest(self, dataset_id: str) -> dict[str, Any]:
         """
         The manifest of a dataset that is not being deleted.
@@ -169,7 +164,7 @@ class Catalog:
         check_id(dataset_id, field="name")
         manifest = self._read(dataset_id)
         if manifest["state"] == State.DELETING:
-            raise _not_found(dataset_id)
+            raise not_found(dataset_id)
         return manifest
 
     def commits(self, dataset_id: str, known: Sequence[ShardRecord]) -> Iterator[ShardRecord]:
@@ -194,7 +189,7 @@ class Catalog:
         try:
             manifest, _ = read_json(self.store, layout.manifest_key(dataset_id))
         except NotFoundError as error:
-            raise _not_found(dataset_id) from error
+            raise not_found(dataset_id) from error
         return manifest
 
     def _dataset(self, dataset_id: str, manifest: dict[str, Any]) -> Dataset:
@@ -220,6 +215,7 @@ def described(
         shards=shards,
         snapshot=snapshot,
         tags=manifest.get("tags", {}),
+        retention=Retention.from_json(manifest.get("retention", {})),
     )
 
 
@@ -227,5 +223,6 @@ def _spec_json(spec: DatasetSpec) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in DatasetSpec.__slots__}
 
 
-def _not_found(dataset_id: str) -> NotFoundError:
+def not_found(dataset_id: str) -> NotFoundError:
+    """There is no such dataset, or none that can be used."""
     return NotFoundError(f"there is no datasets/{dataset_id}; `weft datasets list` shows what there is")

@@ -16,6 +16,7 @@ from weft_common.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from weft_store import ObjectStore
 from weft_store.documents import create_json, encode_json, read_json
 from weft_store.shard import LayerStatistics
 
@@ -82,6 +83,8 @@ class Commits:
         spec = DatasetSpec.from_json(manifest["spec"])
         moments.check(statistics, num_layers=spec.num_layers, d_model=spec.d_model, num_tokens=shard.num_tokens)
         self._check_object(spec, shard)
+        if not claim_upload(self._store, shard.key, "commit"):
+            raise DataLossError(f"{shard.key} was never committed and was collected as garbage; begin the shard anew")
         self._store.put(
             layout.shard_statistics_key(dataset_id, shard.index, shard.sha256),
             encode_json({"layers": moments.to_json(statistics)}),
@@ -109,6 +112,8 @@ class Commits:
             first, final = self._committed(dataset_id, shard.index, manifest), manifest["state"] != State.OPEN
         if final and ours:
             self._store.delete(layout.commit_key(dataset_id, shard.index))
+        if final:
+            self._store.delete(layout.upload_claim_key(shard.key))
         if first is None or first.sha256 != shard.sha256:
             self._store.delete(layout.shard_statistics_key(dataset_id, shard.index, shard.sha256))
         if first is None or first.key != shard.key:
@@ -150,6 +155,21 @@ class Commits:
         if wrong:
             self._counters.corrupt()
             raise DataLossError(f"{shard.key} is not what was announced: it has {'; '.join(wrong)}; write it again")
+
+
+def claim_upload(store: ObjectStore, key: str, purpose: str) -> bool:
+    """
+    Decide what becomes of an upload to an open dataset: `commit` or `garbage`, whoever comes first, for good.
+
+    Returns:
+        Whether it is this purpose's.
+    """
+    claim = layout.upload_claim_key(key)
+    try:
+        create_json(store, claim, {"for": purpose})
+    except AlreadyExistsError:
+        return bool(read_json(store, claim)[0]["for"] == purpose)
+    return True
 
 
 def _refuse_sealed(dataset_id: str, manifest: dict[str, Any]) -> None:

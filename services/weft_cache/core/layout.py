@@ -4,7 +4,10 @@ import re
 
 PREFIX = "datasets/"
 MANIFEST = "/manifest.json"
+MOMENT = "garbage/moment"
+"""Written by each collection of garbage, which reads the bucket's time from it."""
 _COMMIT = re.compile(r"^datasets/[^/]+/commits/(\d+)\.json$")
+_UPLOAD = re.compile(r"^datasets/[^/]+/shards/(\d+)(?:-[0-9a-f]+)?\.weft$")
 _SNAPSHOT = re.compile(r"^datasets/[^/]+/snapshots/(\d+)\.json$")
 
 
@@ -93,3 +96,35 @@ def snapshot_number(key: str) -> int | None:
 def snapshot_statistics_key(dataset_id: str, number: int, digest: str) -> str:
     """Statistics over a snapshot's training split; two that take the same number do not write over each other's."""
     return f"{snapshots_prefix(dataset_id)}{number}-{digest}.statistics.json"
+
+
+def upload_claim_key(key: str) -> str:
+    """
+    The record of what becomes of an upload, a commit or garbage; the first to create it decides.
+
+    >>> upload_claim_key("datasets/a/shards/3-0f0f.weft")
+    'datasets/a/commits/3-0f0f.upload.json'
+    """
+    folder, _, name = key.rpartition("/")
+    return f"{folder.removesuffix('shards')}commits/{name.removesuffix('.weft')}.upload.json"
+
+
+def upload_index(key: str) -> int | None:
+    """
+    Index of the shard that an upload is of, or None for another key.
+
+    >>> upload_index("datasets/a/shards/3-0f0f.weft"), upload_index("datasets/a/shards/3.txt")
+    (3, None)
+    """
+    match = _UPLOAD.match(key)
+    return int(match.group(1)) if match else None
+
+
+def holds_prefix(dataset_id: str) -> str:
+    """Where holds lie."""
+    return f"{PREFIX}{dataset_id}/holds/"
+
+
+def hold_key(dataset_id: str, hold: str) -> str:
+    """One hold; each call that holds has its own."""
+    return f"{holds_prefix(dataset_id)}{hold}.json"

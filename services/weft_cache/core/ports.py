@@ -44,3 +44,15 @@ class Counters(Protocol):
 
     def committed(self, size_bytes: int, num_values: int) -> None:
         """A shard of so many values took so many bytes."""
+
+
+class Holders(Protocol):
+    """Knows those who hold datasets; called from any thread."""
+
+    def ended(self, holder: str) -> bool:
+        """
+        Whether a run or an operation has come to its end, or never was; True is for good, unless it holds anew.
+
+        Raises:
+            DataLossError: what is known of it cannot be read; the holder counts as one that goes on.
+        """

@@ -1,6 +1,6 @@
 """What is read of a dataset: plans and blocks for readers, everything for a check, sums for people."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -149,11 +149,20 @@ class Reading:
         self._counters.moved("out", "read", rows.nbytes)
         return rows
 
-    def verify(self, dataset_id: str) -> Verification:
-        """Read every byte of every shard and compare it with the catalog."""
+    def verify(self, dataset_id: str, progress: Callable[[int, int], None] = lambda *_: None) -> Verification:
+        """
+        Read every byte of every shard and compare it with the catalog.
+
+        Args:
+            dataset_id: Which one.
+            progress: Called with the bytes that were read and those there are; what it raises ends the check.
+        """
         dataset = self._catalog.get(dataset_id)
         problems: list[str] = []
+        read_bytes = 0
         for shard in dataset.shards:
+            progress(read_bytes, dataset.size_bytes)
+            read_bytes += shard.size_bytes
             try:
                 self._shards.verify(shard.key, shard.sha256, shard.size_bytes)
             except DataLossError as error:

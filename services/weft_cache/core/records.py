@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from weft_cache.core.retention import Retention
 from weft_common.errors import DataLossError, InvalidArgumentError
 from weft_common.resource_names import parse_name
 from weft_store.shard.layout import MAX_TARGET_FVU, MIN_TARGET_FVU
@@ -151,6 +152,7 @@ class Dataset:
     shards: tuple[ShardRecord, ...]
     snapshot: int = 0
     tags: Mapping[str, str] = field(default_factory=dict)
+    retention: Retention = field(default_factory=Retention)
 
     @property
     def name(self) -> str:

@@ -1,12 +1,14 @@
 """Datasets: what was harvested, how it is compressed, its rows."""
 
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import numpy.typing as npt
+from google.longrunning import operations_pb2
 
-from weft.cache.v1 import filter_pb2, messages_pb2, service_pb2, service_pb2_grpc
+from weft.cache.v1 import filter_pb2, messages_pb2, retention_pb2, service_pb2, service_pb2_grpc
 from weft_client.aio.calls import pages, stream, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
@@ -81,8 +83,60 @@ class AsyncDatasets:
         request = service_pb2.VerifyDatasetRequest(name=full_name("datasets", name))
         return await unary(self._stub.VerifyDataset, request, timeout_s=timeout_s)
 
+    async def start_verification(self, name: str, *, request_id: str = "") -> operations_pb2.Operation:
+        """Have every byte read and compared, as long work; `operations.wait` gives a VerifyDatasetResponse."""
+        request = retention_pb2.StartVerificationRequest(
+            name=full_name("datasets", name), request_id=request_id or str(uuid.uuid4())
+        )
+        return await unary(self._stub.StartVerification, request)
+
+    async def keep(self, name: str, *, days: int = 0, last: int = 0, last_tag: str = "") -> messages_pb2.Dataset:
+        """
+        Say for how long a dataset is kept, in place of what was said before; without any rule it is kept for ever.
+
+        Args:
+            name: Which one.
+            days: Days since it was sealed, or, while it is open, since it last took a shard.
+            last: It is kept while fewer sealed datasets than this are newer, of those with the same value of a tag.
+            last_tag: Key of that tag.
+        """
+        rules = retention_pb2.Retention(keep_days=days, keep_last=last, keep_last_tag=last_tag)
+        request = service_pb2.UpdateDatasetRequest(name=full_name("datasets", name), retention=rules)
+        return await unary(self._stub.UpdateDataset, request)
+
+    async def hold(self, name: str, pin: str) -> retention_pb2.Hold:
+        """Keep a dataset from being deleted until the pin is released; runs hold theirs by themselves."""
+        request = retention_pb2.HoldDatasetRequest(name=full_name("datasets", name), holder=full_name("pins", pin))
+        return await unary(self._stub.HoldDataset, request)
+
+    async def release(self, name: str, pin: str) -> None:
+        """Give up a pin; one that is not there is no error."""
+        request = retention_pb2.ReleaseDatasetRequest(name=full_name("datasets", name), holder=full_name("pins", pin))
+        await unary(self._stub.ReleaseDataset, request)
+
+    def holds(self, name: str) -> AsyncIterator[retention_pb2.Hold]:
+        """Who holds a dataset, by holder: runs and operations that have not ended, and pins."""
+        request = retention_pb2.ListHoldsRequest(name=full_name("datasets", name))
+        return pages(self._stub.ListHolds, request, lambda page: page.holds)
+
+    async def collect_garbage(
+        self, *, delete: bool = False, min_age_s: int = 0, request_id: str = ""
+    ) -> operations_pb2.Operation:
+        """
+        Find what nobody needs any more, as long work; `operations.wait` gives a CollectGarbageResponse.
+
+        Args:
+            delete: Delete it too.
+            min_age_s: Age in seconds from which an upload that was never committed counts; 0 means a day.
+            request_id: A UUID of your own, to repeat this very request.
+        """
+        request = retention_pb2.CollectGarbageRequest(
+            delete=delete, min_age_s=min_age_s, request_id=request_id or str(uuid.uuid4())
+        )
+        return await unary(self._stub.CollectGarbage, request)
+
     async def delete(self, name: str, *, timeout_s: float | None = None) -> None:
-        """Delete a dataset and its shards."""
+        """Delete a dataset and its shards, unless somebody holds it."""
         request = service_pb2.DeleteDatasetRequest(name=full_name("datasets", name))
         await unary(self._stub.DeleteDataset, request, timeout_s=timeout_s)
 

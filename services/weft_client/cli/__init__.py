@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from weft_client.cli import contexts, datasets, graphs, harvests, health, models, runs, tracking, transcoders
+from weft_client.cli import contexts, dataset_care, graphs, harvests, health, models, runs, tracking, transcoders
 from weft_client.cli.failures import FailingWell
 from weft_client.cli.planning import plan
 from weft_client.cli.recipes import recipes
@@ -54,7 +54,7 @@ app.command("health")(health.show_health)
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")
 app.add_typer(harvests.app, name="harvests")
-app.add_typer(datasets.app, name="datasets")
+app.add_typer(dataset_care.app, name="datasets")
 runs.app.command("log")(tracking.log_run)
 app.add_typer(runs.app, name="runs")
 app.add_typer(transcoders.app, name="transcoders")

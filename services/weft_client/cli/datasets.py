@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cache.v1 import messages_pb2
+from weft.cache.v1 import messages_pb2, retention_pb2
 from weft_client.cli import harvests
 from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, state, stdout, time
 from weft_client.cli.session import JsonFlag, NoWait, connected
@@ -92,10 +92,17 @@ def tag_dataset(
     """Set tags of a dataset or take them away; those that are not named stay."""
     with connected() as client:
         found = client.datasets.tag(dataset, _tags(tags, "KEY=VALUE"), remove=remove or ())
-    print_one(found, _fields(found), as_json=as_json)
+    print_one(found, fields(found), as_json=as_json)
 
 
-def _fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
+def _kept(rules: retention_pb2.Retention) -> str:
+    days = [f"{rules.keep_days} days"] if rules.keep_days else []
+    last = [f"while it is of the last {rules.keep_last} by {rules.keep_last_tag}"] if rules.keep_last else []
+    return " or ".join(days + last)
+
+
+def fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
+    """What is printed of a dataset."""
     spec = found.spec
     return [
         ("name", found.name),
@@ -108,6 +115,7 @@ def _fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
         ("tokens", f"{found.num_train_tokens:,} to train on, {found.num_held_out_tokens:,} held out"),
         ("shards", f"{len(found.shards)}, {size(found.size_bytes)}"),
         *([("tags", _tags_text(found))] if found.tags else []),
+        *([("kept", _kept(found.retention))] if found.HasField("retention") else []),
         ("created", time(found.create_time)),
         ("sealed", time(found.seal_time)),
     ]
@@ -124,12 +132,12 @@ def get_dataset(
         found = client.datasets.get(dataset, snapshot=snapshot)
         stats = None if snapshot else client.datasets.stats(dataset)
     if stats is None:
-        print_one(found, _fields(found), as_json=as_json)
+        print_one(found, fields(found), as_json=as_json)
     elif as_json:
         print_json({**as_dict(found), "stats": as_dict(stats)})
     else:
         compression = f"{stats.bits_per_value:.2f} bits a value, largest FVU {stats.fvu_max:.2e}"
-        print_one(found, [*_fields(found), ("compression", compression)], as_json=False)
+        print_one(found, [*fields(found), ("compression", compression)], as_json=False)
 
 
 @app.command("snapshot")
@@ -137,7 +145,7 @@ def snapshot_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> Non
     """Number what a harvest has committed by now, to train on; a sealed dataset is described as it is."""
     with connected() as client:
         found = client.datasets.snapshot(dataset)
-    print_one(found, _fields(found), as_json=as_json)
+    print_one(found, fields(found), as_json=as_json)
 
 
 @app.command("create")
@@ -170,25 +178,9 @@ def create_dataset(
     )
 
 
-@app.command("verify")
-def verify_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
-    """Read every byte and compare every checksum; exit 1 where something is wrong."""
-    with connected() as client:
-        found = client.datasets.verify(dataset)
-    if as_json:
-        print_json(as_dict(found))
-    else:
-        for problem in found.problems:
-            stdout().print(problem, soft_wrap=True)
-        if not found.problems:
-            stdout().print(f"{found.num_shards} shards, {size(found.size_bytes)}: all well")
-    if found.problems:
-        raise typer.Exit(1)
-
-
 @app.command("delete")
 def delete_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
-    """Delete a dataset and its shards."""
+    """Delete a dataset and its shards, unless somebody holds it."""
     with connected() as client:
         client.datasets.delete(dataset)
     if as_json:

@@ -52,7 +52,8 @@ class Operations:
         progress: Callable[[Message], None] | None = None,
     ) -> Message:
         """
-        Wait until the work is done, and give its result: Harvest, Run, Evaluation, Transcoder, TranscoderFiles, Graph.
+        Wait until the work is done, and give its result: Harvest, Run, Evaluation, Transcoder, TranscoderFiles, Graph,
+        VerifyDatasetResponse or CollectGarbageResponse.
 
         Args:
             operation: What a `create` returned, or its name.

@@ -5,11 +5,15 @@ from collections.abc import Awaitable
 import grpc
 import grpc.aio
 
-from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.cache.v1 import messages_pb2, retention_pb2, service_pb2, service_pb2_grpc
 from weft_common.client import error_from_rpc
+from weft_common.errors import UnimplementedError
+from weft_common.logging import get_logger
 from weft_trainer.core.ports import DatasetFacts
 
 __all__ = ["GrpcCatalog"]
+
+_log = get_logger(__name__)
 
 # Of a dataset that is being harvested the cache reads what came since its newest snapshot: records where it is
 # described, statistics too where a snapshot is taken.
@@ -34,6 +38,17 @@ class GrpcCatalog:
     async def snapshot(self, name: str) -> DatasetFacts:
         request = service_pb2.SnapshotDatasetRequest(name=name)
         return await _facts(self._stub.SnapshotDataset(request, timeout=_TIMEOUT_S))
+
+    async def hold(self, name: str, holder: str) -> None:
+        request = retention_pb2.HoldDatasetRequest(name=name, holder=holder)
+        try:
+            await self._stub.HoldDataset(request, timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            found = error_from_rpc(error)
+            if not isinstance(found, UnimplementedError):
+                raise found from error
+            # A cache of a version before this one, in the middle of an upgrade.
+            _log.warning("datasets_cannot_be_held", dataset=name, holder=holder)
 
 
 async def _facts(call: Awaitable[messages_pb2.Dataset]) -> DatasetFacts:

@@ -30,7 +30,7 @@ class RunEpochs:
 
     Args:
         runs: The runs of the bucket.
-        catalog: Takes snapshots.
+        catalog: Holds datasets and takes snapshots.
     """
 
     def __init__(self, runs: RunRepository, catalog: DatasetCatalog) -> None:
@@ -41,13 +41,14 @@ class RunEpochs:
 
     async def prepare(self, run: str) -> None:
         """
-        Settle the first epoch of a run on snapshots, where it is not yet; of other runs do nothing.
+        Hold a run's dataset for as long as the run goes on, and settle the first epoch of one on snapshots.
 
         Raises:
             NotFoundError: No such dataset or snapshot.
             FailedPreconditionError: It has too few tokens; see `check_data`.
         """
         record = await self._runs.get(run)
+        await self._catalog.hold(str(record.spec["dataset"]), record.name)
         if record.epochs or not (record.spec.get("snapshot") or record.spec.get("take_snapshot")):
             return
         batch = TrainingConfig.from_spec(record.spec).batch

@@ -64,6 +64,20 @@ class DatasetCatalog(Protocol):
         """
         ...
 
+    async def hold(self, name: str, holder: str) -> None:
+        """
+        Keep a dataset from being deleted until its holder has ended.
+
+        Args:
+            name: `datasets/{dataset}`.
+            holder: `runs/{run}` or `operations/{operation}`, which is in the bucket by now.
+
+        Raises:
+            NotFoundError: No such dataset.
+            UnavailableError: The cache does not answer.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class RankJob:

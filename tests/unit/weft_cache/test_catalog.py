@@ -123,16 +123,16 @@ def test_delete_that_was_cut_short_is_finished_by_the_next(house, spec, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(house.store, "delete", lambda key: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
-            house.catalog.delete("a")
+            house.deletion.delete("a")
     with pytest.raises(NotFoundError):
         house.catalog.get("a")
     assert house.catalog.list(0, "") == ([], "")
     with pytest.raises(FailedPreconditionError, match="being deleted"):
         house.catalog.create("a", spec())
-    house.catalog.delete("a")
+    house.deletion.delete("a")
     assert list(house.store.list("")) == []
     with pytest.raises(NotFoundError):
-        house.catalog.delete("a")
+        house.deletion.delete("a")
     house.catalog.create("a", spec())
 
 

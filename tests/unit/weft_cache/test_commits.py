@@ -66,7 +66,7 @@ def test_commit_that_meets_a_delete_leaves_nothing(house, spec, monkeypatch) -> 
 
     def slow(wanted, shard) -> None:
         check(wanted, shard)
-        house.catalog.delete("a")
+        house.deletion.delete("a")
 
     monkeypatch.setattr(house.commits, "_check_object", slow)
     with pytest.raises(FailedPreconditionError, match="not taken"):

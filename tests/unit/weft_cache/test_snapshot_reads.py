@@ -65,7 +65,7 @@ def test_snapshot_of_another_dataset_of_the_name_is_not_believed(filled, spec, m
     """One that a deletion left behind says nothing of the dataset that is there now."""
     filled.snapshots.take("a")
     left = filled.store.get(layout.snapshot_key("a", 1))
-    filled.catalog.delete("a")
+    filled.deletion.delete("a")
     filled.catalog.create("a", spec())
     filled.store.put(layout.snapshot_key("a", 1), left)
     filled.add("a", 0, 99)

@@ -233,7 +233,7 @@ def test_snapshot_raced_by_a_deletion_leaves_nothing(
     filled, monkeypatch: pytest.MonkeyPatch, owner: str, call: str
 ) -> None:
     """Whenever the deletion comes, the snapshot is refused and nothing of it stays."""
-    _then(monkeypatch, getattr(filled, owner), call, lambda: filled.catalog.delete("a"))
+    _then(monkeypatch, getattr(filled, owner), call, lambda: filled.deletion.delete("a"))
     with pytest.raises(NotFoundError, match="datasets/a"):
         filled.snapshots.take("a")
     assert list(filled.store.list("")) == []
@@ -243,7 +243,7 @@ def test_snapshot_of_a_deleted_dataset_is_not_the_next_ones(filled, spec, monkey
     """A dataset of the same name, made while the snapshot was written, does not get it, and numbers its own."""
 
     def replace() -> None:
-        filled.catalog.delete("a")
+        filled.deletion.delete("a")
         filled.catalog.create("a", spec())
         filled.add("a", 0, 17)
 
@@ -252,7 +252,7 @@ def test_snapshot_of_a_deleted_dataset_is_not_the_next_ones(filled, spec, monkey
     assert (found.snapshot, found.num_tokens(Split.TRAIN)) == (2, 17)
     with pytest.raises(NotFoundError, match="no snapshot 1"):
         filled.snapshots.get("a", 1)
-    filled.catalog.delete("a")
+    filled.deletion.delete("a")
     assert list(filled.store.list("")) == []
 
 

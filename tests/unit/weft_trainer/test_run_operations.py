@@ -16,7 +16,7 @@ from weft_trainer.operations import TRAIN, Handlers
 
 def _handlers(controller: Controller) -> Handlers:
     formats: Any = None  # none of its work is done here
-    return Handlers(controller.runs, controller.supervisor, controller.jobs, formats)
+    return Handlers(controller.runs, controller.supervisor, controller.jobs, formats, controller.catalog)
 
 
 def _context(count: int, run: str = "r") -> OperationContext:

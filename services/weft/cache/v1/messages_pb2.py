@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from weft.cache.v1 import retention_pb2 as weft_dot_cache_dot_v1_dot_retention__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweft/cache/v1/messages.proto\x12\rweft.cache.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\x0b\x44\x61tasetSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\x12\x12\n\nnum_layers\x18\x03 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x04 \x01(\x05\x12\x12\n\ninput_hook\x18\x05 \x01(\t\x12\x13\n\x0boutput_hook\x18\x06 \x01(\t\x12\r\n\x05\x63odec\x18\x07 \x01(\t\x12\x12\n\ntarget_fvu\x18\x08 \x01(\x01\x12\x0e\n\x06\x63orpus\x18\t \x01(\t\x12\x15\n\rcorpus_digest\x18\n \x01(\t\"\xe1\x03\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.weft.cache.v1.DatasetSpec\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.weft.cache.v1.DatasetState\x12$\n\x06shards\x18\x04 \x03(\x0b\x32\x14.weft.cache.v1.Shard\x12\x18\n\x10num_train_tokens\x18\x05 \x01(\x03\x12\x1b\n\x13num_held_out_tokens\x18\x06 \x01(\x03\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x32\n\nstatistics\x18\x08 \x03(\x0b\x32\x1e.weft.cache.v1.LayerStatistics\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseal_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08snapshot\x18\x0b \x01(\x05\x12.\n\x04tags\x18\x0c \x03(\x0b\x32 .weft.cache.v1.Dataset.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xce\x01\n\x05Shard\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\nnum_tokens\x18\x05 \x01(\x03\x12#\n\x05split\x18\x06 \x01(\x0e\x32\x14.weft.cache.v1.Split\x12\x18\n\x10row_group_tokens\x18\x07 \x01(\x05\x12\x32\n\nstatistics\x18\x08 \x03(\x0b\x32\x1e.weft.cache.v1.LayerStatistics\"\x81\x01\n\x0fLayerStatistics\x12\r\n\x05layer\x18\x01 \x01(\x05\x12.\n\x05input\x18\x02 \x01(\x0b\x32\x1f.weft.cache.v1.StreamStatistics\x12/\n\x06output\x18\x03 \x01(\x0b\x32\x1f.weft.cache.v1.StreamStatistics\"\xab\x01\n\x10StreamStatistics\x12\x12\n\nnum_tokens\x18\x01 \x01(\x03\x12\x11\n\tmean_norm\x18\x02 \x01(\x01\x12\x0c\n\x04mean\x18\x03 \x03(\x01\x12\x1d\n\x15sum_squared_deviation\x18\x04 \x01(\x01\x12\x19\n\x11sum_squared_error\x18\x05 \x01(\x01\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x14\n\x0c\x65ntropy_bits\x18\x07 \x01(\x01\"P\n\x0bShardUpload\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\'\n\tcommitted\x18\x03 \x01(\x0b\x32\x14.weft.cache.v1.Shard\"\x91\x01\n\tReadSlice\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x11\n\trow_group\x18\x05 \x01(\x05\x12\x12\n\nnum_tokens\x18\x06 \x01(\x05\x12\x0c\n\x04seed\x18\x07 \x01(\x06\x12\x0b\n\x03url\x18\x08 \x01(\t*_\n\x0c\x44\x61tasetState\x12\x1d\n\x19\x44\x41TASET_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_STATE_OPEN\x10\x01\x12\x18\n\x14\x44\x41TASET_STATE_SEALED\x10\x02*C\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x12\n\x0eSPLIT_HELD_OUT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweft/cache/v1/messages.proto\x12\rweft.cache.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweft/cache/v1/retention.proto\"\xcc\x01\n\x0b\x44\x61tasetSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\x12\x12\n\nnum_layers\x18\x03 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x04 \x01(\x05\x12\x12\n\ninput_hook\x18\x05 \x01(\t\x12\x13\n\x0boutput_hook\x18\x06 \x01(\t\x12\r\n\x05\x63odec\x18\x07 \x01(\t\x12\x12\n\ntarget_fvu\x18\x08 \x01(\x01\x12\x0e\n\x06\x63orpus\x18\t \x01(\t\x12\x15\n\rcorpus_digest\x18\n \x01(\t\"\x8e\x04\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.weft.cache.v1.DatasetSpec\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.weft.cache.v1.DatasetState\x12$\n\x06shards\x18\x04 \x03(\x0b\x32\x14.weft.cache.v1.Shard\x12\x18\n\x10num_train_tokens\x18\x05 \x01(\x03\x12\x1b\n\x13num_held_out_tokens\x18\x06 \x01(\x03\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x32\n\nstatistics\x18\x08 \x03(\x0b\x32\x1e.weft.cache.v1.LayerStatistics\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseal_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08snapshot\x18\x0b \x01(\x05\x12.\n\x04tags\x18\x0c \x03(\x0b\x32 .weft.cache.v1.Dataset.TagsEntry\x12+\n\tretention\x18\r \x01(\x0b\x32\x18.weft.cache.v1.Retention\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xce\x01\n\x05Shard\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\nnum_tokens\x18\x05 \x01(\x03\x12#\n\x05split\x18\x06 \x01(\x0e\x32\x14.weft.cache.v1.Split\x12\x18\n\x10row_group_tokens\x18\x07 \x01(\x05\x12\x32\n\nstatistics\x18\x08 \x03(\x0b\x32\x1e.weft.cache.v1.LayerStatistics\"\x81\x01\n\x0fLayerStatistics\x12\r\n\x05layer\x18\x01 \x01(\x05\x12.\n\x05input\x18\x02 \x01(\x0b\x32\x1f.weft.cache.v1.StreamStatistics\x12/\n\x06output\x18\x03 \x01(\x0b\x32\x1f.weft.cache.v1.StreamStatistics\"\xab\x01\n\x10StreamStatistics\x12\x12\n\nnum_tokens\x18\x01 \x01(\x03\x12\x11\n\tmean_norm\x18\x02 \x01(\x01\x12\x0c\n\x04mean\x18\x03 \x03(\x01\x12\x1d\n\x15sum_squared_deviation\x18\x04 \x01(\x01\x12\x19\n\x11sum_squared_error\x18\x05 \x01(\x01\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x14\n\x0c\x65ntropy_bits\x18\x07 \x01(\x01\"P\n\x0bShardUpload\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\'\n\tcommitted\x18\x03 \x01(\x0b\x32\x14.weft.cache.v1.Shard\"\x91\x01\n\tReadSlice\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x11\n\trow_group\x18\x05 \x01(\x05\x12\x12\n\nnum_tokens\x18\x06 \x01(\x05\x12\x0c\n\x04seed\x18\x07 \x01(\x06\x12\x0b\n\x03url\x18\x08 \x01(\t*_\n\x0c\x44\x61tasetState\x12\x1d\n\x19\x44\x41TASET_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44\x41TASET_STATE_OPEN\x10\x01\x12\x18\n\x14\x44\x41TASET_STATE_SEALED\x10\x02*C\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x12\n\x0eSPLIT_HELD_OUT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DATASET_TAGSENTRY']._loaded_options = None
   _globals['_DATASET_TAGSENTRY']._serialized_options = b'8\001'
-  _globals['_DATASETSTATE']._serialized_start=1516
-  _globals['_DATASETSTATE']._serialized_end=1611
-  _globals['_SPLIT']._serialized_start=1613
-  _globals['_SPLIT']._serialized_end=1680
-  _globals['_DATASETSPEC']._serialized_start=81
-  _globals['_DATASETSPEC']._serialized_end=285
-  _globals['_DATASET']._serialized_start=288
-  _globals['_DATASET']._serialized_end=769
-  _globals['_DATASET_TAGSENTRY']._serialized_start=726
-  _globals['_DATASET_TAGSENTRY']._serialized_end=769
-  _globals['_SHARD']._serialized_start=772
-  _globals['_SHARD']._serialized_end=978
-  _globals['_LAYERSTATISTICS']._serialized_start=981
-  _globals['_LAYERSTATISTICS']._serialized_end=1110
-  _globals['_STREAMSTATISTICS']._serialized_start=1113
-  _globals['_STREAMSTATISTICS']._serialized_end=1284
-  _globals['_SHARDUPLOAD']._serialized_start=1286
-  _globals['_SHARDUPLOAD']._serialized_end=1366
-  _globals['_READSLICE']._serialized_start=1369
-  _globals['_READSLICE']._serialized_end=1514
+  _globals['_DATASETSTATE']._serialized_start=1592
+  _globals['_DATASETSTATE']._serialized_end=1687
+  _globals['_SPLIT']._serialized_start=1689
+  _globals['_SPLIT']._serialized_end=1756
+  _globals['_DATASETSPEC']._serialized_start=112
+  _globals['_DATASETSPEC']._serialized_end=316
+  _globals['_DATASET']._serialized_start=319
+  _globals['_DATASET']._serialized_end=845
+  _globals['_DATASET_TAGSENTRY']._serialized_start=802
+  _globals['_DATASET_TAGSENTRY']._serialized_end=845
+  _globals['_SHARD']._serialized_start=848
+  _globals['_SHARD']._serialized_end=1054
+  _globals['_LAYERSTATISTICS']._serialized_start=1057
+  _globals['_LAYERSTATISTICS']._serialized_end=1186
+  _globals['_STREAMSTATISTICS']._serialized_start=1189
+  _globals['_STREAMSTATISTICS']._serialized_end=1360
+  _globals['_SHARDUPLOAD']._serialized_start=1362
+  _globals['_SHARDUPLOAD']._serialized_end=1442
+  _globals['_READSLICE']._serialized_start=1445
+  _globals['_READSLICE']._serialized_end=1590
 # @@protoc_insertion_point(module_scope)

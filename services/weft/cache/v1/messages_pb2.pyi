@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from weft.cache.v1 import retention_pb2 as _retention_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -164,6 +165,7 @@ class Dataset(_message.Message):
     SEAL_TIME_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `datasets/{dataset}`."""
     state: Global___DatasetState.ValueType
@@ -202,6 +204,10 @@ class Dataset(_message.Message):
         digits, `-`, `_` and `.`, first and last a letter or digit, or `domain/name`; a value is such a name or empty.
         """
 
+    @_builtins.property
+    def retention(self) -> _retention_pb2.Retention:
+        """How long it is kept; left out where no rule is set."""
+
     def __init__(
         self,
         *,
@@ -217,10 +223,11 @@ class Dataset(_message.Message):
         seal_time: _timestamp_pb2.Timestamp | None = ...,
         snapshot: _builtins.int = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        retention: _retention_pb2.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "seal_time", b"seal_time", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "retention", b"retention", "seal_time", b"seal_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "num_held_out_tokens", b"num_held_out_tokens", "num_train_tokens", b"num_train_tokens", "seal_time", b"seal_time", "shards", b"shards", "size_bytes", b"size_bytes", "snapshot", b"snapshot", "spec", b"spec", "state", b"state", "statistics", b"statistics", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "num_held_out_tokens", b"num_held_out_tokens", "num_train_tokens", b"num_train_tokens", "retention", b"retention", "seal_time", b"seal_time", "shards", b"shards", "size_bytes", b"size_bytes", "snapshot", b"snapshot", "spec", b"spec", "state", b"state", "statistics", b"statistics", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,13 +22,15 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from weft.cache.v1 import filter_pb2 as weft_dot_cache_dot_v1_dot_filter__pb2
 from weft.cache.v1 import messages_pb2 as weft_dot_cache_dot_v1_dot_messages__pb2
+from weft.cache.v1 import retention_pb2 as weft_dot_cache_dot_v1_dot_retention__pb2
 from weft.common.v1 import tensor_pb2 as weft_dot_common_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bweft/cache/v1/service.proto\x12\rweft.cache.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aweft/cache/v1/filter.proto\x1a\x1cweft/cache/v1/messages.proto\x1a\x1bweft/common/v1/tensor.proto\"T\n\x14\x43reateDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.weft.cache.v1.DatasetSpec\"3\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x05\"j\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12,\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1c.weft.cache.v1.DatasetFilter\"Y\n\x14ListDatasetsResponse\x12(\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x16.weft.cache.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x11\x42\x65ginShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\"J\n\x12\x43ommitShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12#\n\x05shard\x18\x02 \x01(\x0b\x32\x14.weft.cache.v1.Shard\"&\n\x16SnapshotDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x12SealDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_shards\x18\x02 \x01(\x05\"\xa7\x02\n\x10PlanReadsRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12#\n\x05split\x18\x02 \x01(\x0e\x32\x14.weft.cache.v1.Split\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x12\n\nworld_size\x18\x04 \x01(\x05\x12\r\n\x05\x65poch\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x06\x12\x16\n\x0estart_position\x18\x07 \x01(\x03\x12\x0f\n\x07presign\x18\x08 \x01(\x08\x12\x12\n\nmax_slices\x18\t \x01(\x03\x12\x10\n\x08snapshot\x18\n \x01(\x05\x12\x16\n\x0esince_snapshot\x18\x0b \x01(\x05\x12\x37\n\x13\x64\x61taset_create_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x11PlanReadsResponse\x12(\n\x06slices\x18\x01 \x03(\x0b\x32\x18.weft.cache.v1.ReadSlice\x12\x12\n\nnum_tokens\x18\x02 \x01(\x03\x12\x12\n\nnum_slices\x18\x03 \x01(\x03\"[\n\x10ReadShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\x12\n\nrow_groups\x18\x04 \x03(\x05\"?\n\x11ReadShardResponse\x12*\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunk\"$\n\x14VerifyDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x15VerifyDatasetResponse\x12\x12\n\nnum_shards\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x10\n\x08problems\x18\x03 \x03(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"\x1f\n\x0fGetStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x84\x01\n\x10GetStatsResponse\x12.\n\x05stats\x18\x01 \x03(\x0b\x32\x1f.weft.cache.v1.CompressionStats\x12\x16\n\x0e\x62its_per_value\x18\x02 \x01(\x01\x12\x17\n\x0f\x62ytes_per_token\x18\x03 \x01(\x01\x12\x0f\n\x07\x66vu_max\x18\x04 \x01(\x01\"l\n\x10\x43ompressionStats\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x16\n\x0e\x62its_per_value\x18\x03 \x01(\x01\x12\x14\n\x0c\x65ntropy_bits\x18\x04 \x01(\x01\x12\x0b\n\x03\x66vu\x18\x05 \x01(\x01\"\xad\x01\n\x14UpdateDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x42\n\x08set_tags\x18\x02 \x03(\x0b\x32\x30.weft.cache.v1.UpdateDatasetRequest.SetTagsEntry\x12\x13\n\x0bremove_tags\x18\x03 \x03(\t\x1a.\n\x0cSetTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xa2\x08\n\x0c\x43\x61\x63heService\x12L\n\rCreateDataset\x12#.weft.cache.v1.CreateDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12\x46\n\nGetDataset\x12 .weft.cache.v1.GetDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12W\n\x0cListDatasets\x12\".weft.cache.v1.ListDatasetsRequest\x1a#.weft.cache.v1.ListDatasetsResponse\x12J\n\nBeginShard\x12 .weft.cache.v1.BeginShardRequest\x1a\x1a.weft.cache.v1.ShardUpload\x12\x46\n\x0b\x43ommitShard\x12!.weft.cache.v1.CommitShardRequest\x1a\x14.weft.cache.v1.Shard\x12P\n\x0fSnapshotDataset\x12%.weft.cache.v1.SnapshotDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12H\n\x0bSealDataset\x12!.weft.cache.v1.SealDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12N\n\tPlanReads\x12\x1f.weft.cache.v1.PlanReadsRequest\x1a .weft.cache.v1.PlanReadsResponse\x12P\n\tReadShard\x12\x1f.weft.cache.v1.ReadShardRequest\x1a .weft.cache.v1.ReadShardResponse0\x01\x12Z\n\rVerifyDataset\x12#.weft.cache.v1.VerifyDatasetRequest\x1a$.weft.cache.v1.VerifyDatasetResponse\x12Z\n\rDeleteDataset\x12#.weft.cache.v1.DeleteDatasetRequest\x1a$.weft.cache.v1.DeleteDatasetResponse\x12K\n\x08GetStats\x12\x1e.weft.cache.v1.GetStatsRequest\x1a\x1f.weft.cache.v1.GetStatsResponse\x12L\n\rUpdateDataset\x12#.weft.cache.v1.UpdateDatasetRequest\x1a\x16.weft.cache.v1.Datasetb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bweft/cache/v1/service.proto\x12\rweft.cache.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aweft/cache/v1/filter.proto\x1a\x1cweft/cache/v1/messages.proto\x1a\x1dweft/cache/v1/retention.proto\x1a\x1bweft/common/v1/tensor.proto\"T\n\x14\x43reateDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.weft.cache.v1.DatasetSpec\"3\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x05\"j\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12,\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1c.weft.cache.v1.DatasetFilter\"Y\n\x14ListDatasetsResponse\x12(\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x16.weft.cache.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x11\x42\x65ginShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\"J\n\x12\x43ommitShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12#\n\x05shard\x18\x02 \x01(\x0b\x32\x14.weft.cache.v1.Shard\"&\n\x16SnapshotDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x12SealDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_shards\x18\x02 \x01(\x05\"\xa7\x02\n\x10PlanReadsRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12#\n\x05split\x18\x02 \x01(\x0e\x32\x14.weft.cache.v1.Split\x12\x0c\n\x04rank\x18\x03 \x01(\x05\x12\x12\n\nworld_size\x18\x04 \x01(\x05\x12\r\n\x05\x65poch\x18\x05 \x01(\x05\x12\x0c\n\x04seed\x18\x06 \x01(\x06\x12\x16\n\x0estart_position\x18\x07 \x01(\x03\x12\x0f\n\x07presign\x18\x08 \x01(\x08\x12\x12\n\nmax_slices\x18\t \x01(\x03\x12\x10\n\x08snapshot\x18\n \x01(\x05\x12\x16\n\x0esince_snapshot\x18\x0b \x01(\x05\x12\x37\n\x13\x64\x61taset_create_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x11PlanReadsResponse\x12(\n\x06slices\x18\x01 \x03(\x0b\x32\x18.weft.cache.v1.ReadSlice\x12\x12\n\nnum_tokens\x18\x02 \x01(\x03\x12\x12\n\nnum_slices\x18\x03 \x01(\x03\"[\n\x10ReadShardRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x13\n\x0bshard_index\x18\x02 \x01(\x05\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\x12\n\nrow_groups\x18\x04 \x03(\x05\"?\n\x11ReadShardResponse\x12*\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunk\"$\n\x14VerifyDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x15VerifyDatasetResponse\x12\x12\n\nnum_shards\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x10\n\x08problems\x18\x03 \x03(\t\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"\x1f\n\x0fGetStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x84\x01\n\x10GetStatsResponse\x12.\n\x05stats\x18\x01 \x03(\x0b\x32\x1f.weft.cache.v1.CompressionStats\x12\x16\n\x0e\x62its_per_value\x18\x02 \x01(\x01\x12\x17\n\x0f\x62ytes_per_token\x18\x03 \x01(\x01\x12\x0f\n\x07\x66vu_max\x18\x04 \x01(\x01\"l\n\x10\x43ompressionStats\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0e\n\x06stream\x18\x02 \x01(\t\x12\x16\n\x0e\x62its_per_value\x18\x03 \x01(\x01\x12\x14\n\x0c\x65ntropy_bits\x18\x04 \x01(\x01\x12\x0b\n\x03\x66vu\x18\x05 \x01(\x01\"\xda\x01\n\x14UpdateDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x42\n\x08set_tags\x18\x02 \x03(\x0b\x32\x30.weft.cache.v1.UpdateDatasetRequest.SetTagsEntry\x12\x13\n\x0bremove_tags\x18\x03 \x03(\t\x12+\n\tretention\x18\x04 \x01(\x0b\x32\x18.weft.cache.v1.Retention\x1a.\n\x0cSetTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xcc\x0b\n\x0c\x43\x61\x63heService\x12L\n\rCreateDataset\x12#.weft.cache.v1.CreateDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12\x46\n\nGetDataset\x12 .weft.cache.v1.GetDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12W\n\x0cListDatasets\x12\".weft.cache.v1.ListDatasetsRequest\x1a#.weft.cache.v1.ListDatasetsResponse\x12J\n\nBeginShard\x12 .weft.cache.v1.BeginShardRequest\x1a\x1a.weft.cache.v1.ShardUpload\x12\x46\n\x0b\x43ommitShard\x12!.weft.cache.v1.CommitShardRequest\x1a\x14.weft.cache.v1.Shard\x12P\n\x0fSnapshotDataset\x12%.weft.cache.v1.SnapshotDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12H\n\x0bSealDataset\x12!.weft.cache.v1.SealDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12N\n\tPlanReads\x12\x1f.weft.cache.v1.PlanReadsRequest\x1a .weft.cache.v1.PlanReadsResponse\x12P\n\tReadShard\x12\x1f.weft.cache.v1.ReadShardRequest\x1a .weft.cache.v1.ReadShardResponse0\x01\x12Z\n\rVerifyDataset\x12#.weft.cache.v1.VerifyDatasetRequest\x1a$.weft.cache.v1.VerifyDatasetResponse\x12Z\n\rDeleteDataset\x12#.weft.cache.v1.DeleteDatasetRequest\x1a$.weft.cache.v1.DeleteDatasetResponse\x12K\n\x08GetStats\x12\x1e.weft.cache.v1.GetStatsRequest\x1a\x1f.weft.cache.v1.GetStatsResponse\x12L\n\rUpdateDataset\x12#.weft.cache.v1.UpdateDatasetRequest\x1a\x16.weft.cache.v1.Dataset\x12\x45\n\x0bHoldDataset\x12!.weft.cache.v1.HoldDatasetRequest\x1a\x13.weft.cache.v1.Hold\x12]\n\x0eReleaseDataset\x12$.weft.cache.v1.ReleaseDatasetRequest\x1a%.weft.cache.v1.ReleaseDatasetResponse\x12N\n\tListHolds\x12\x1f.weft.cache.v1.ListHoldsRequest\x1a .weft.cache.v1.ListHoldsResponse\x12[\n\x11StartVerification\x12\'.weft.cache.v1.StartVerificationRequest\x1a\x1d.google.longrunning.Operation\x12U\n\x0e\x43ollectGarbage\x12$.weft.cache.v1.CollectGarbageRequest\x1a\x1d.google.longrunning.Operationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,48 +39,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPDATEDATASETREQUEST_SETTAGSENTRY']._loaded_options = None
   _globals['_UPDATEDATASETREQUEST_SETTAGSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEDATASETREQUEST']._serialized_start=166
-  _globals['_CREATEDATASETREQUEST']._serialized_end=250
-  _globals['_GETDATASETREQUEST']._serialized_start=252
-  _globals['_GETDATASETREQUEST']._serialized_end=303
-  _globals['_LISTDATASETSREQUEST']._serialized_start=305
-  _globals['_LISTDATASETSREQUEST']._serialized_end=411
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=413
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=502
-  _globals['_BEGINSHARDREQUEST']._serialized_start=504
-  _globals['_BEGINSHARDREQUEST']._serialized_end=561
-  _globals['_COMMITSHARDREQUEST']._serialized_start=563
-  _globals['_COMMITSHARDREQUEST']._serialized_end=637
-  _globals['_SNAPSHOTDATASETREQUEST']._serialized_start=639
-  _globals['_SNAPSHOTDATASETREQUEST']._serialized_end=677
-  _globals['_SEALDATASETREQUEST']._serialized_start=679
-  _globals['_SEALDATASETREQUEST']._serialized_end=733
-  _globals['_PLANREADSREQUEST']._serialized_start=736
-  _globals['_PLANREADSREQUEST']._serialized_end=1031
-  _globals['_PLANREADSRESPONSE']._serialized_start=1033
-  _globals['_PLANREADSRESPONSE']._serialized_end=1134
-  _globals['_READSHARDREQUEST']._serialized_start=1136
-  _globals['_READSHARDREQUEST']._serialized_end=1227
-  _globals['_READSHARDRESPONSE']._serialized_start=1229
-  _globals['_READSHARDRESPONSE']._serialized_end=1292
-  _globals['_VERIFYDATASETREQUEST']._serialized_start=1294
-  _globals['_VERIFYDATASETREQUEST']._serialized_end=1330
-  _globals['_VERIFYDATASETRESPONSE']._serialized_start=1332
-  _globals['_VERIFYDATASETRESPONSE']._serialized_end=1413
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1415
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1451
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1453
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1476
-  _globals['_GETSTATSREQUEST']._serialized_start=1478
-  _globals['_GETSTATSREQUEST']._serialized_end=1509
-  _globals['_GETSTATSRESPONSE']._serialized_start=1512
-  _globals['_GETSTATSRESPONSE']._serialized_end=1644
-  _globals['_COMPRESSIONSTATS']._serialized_start=1646
-  _globals['_COMPRESSIONSTATS']._serialized_end=1754
-  _globals['_UPDATEDATASETREQUEST']._serialized_start=1757
-  _globals['_UPDATEDATASETREQUEST']._serialized_end=1930
-  _globals['_UPDATEDATASETREQUEST_SETTAGSENTRY']._serialized_start=1884
-  _globals['_UPDATEDATASETREQUEST_SETTAGSENTRY']._serialized_end=1930
-  _globals['_CACHESERVICE']._serialized_start=1933
-  _globals['_CACHESERVICE']._serialized_end=2991
+  _globals['_CREATEDATASETREQUEST']._serialized_start=234
+  _globals['_CREATEDATASETREQUEST']._serialized_end=318
+  _globals['_GETDATASETREQUEST']._serialized_start=320
+  _globals['_GETDATASETREQUEST']._serialized_end=371
+  _globals['_LISTDATASETSREQUEST']._serialized_start=373
+  _globals['_LISTDATASETSREQUEST']._serialized_end=479
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=481
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=570
+  _globals['_BEGINSHARDREQUEST']._serialized_start=572
+  _globals['_BEGINSHARDREQUEST']._serialized_end=629
+  _globals['_COMMITSHARDREQUEST']._serialized_start=631
+  _globals['_COMMITSHARDREQUEST']._serialized_end=705
+  _globals['_SNAPSHOTDATASETREQUEST']._serialized_start=707
+  _globals['_SNAPSHOTDATASETREQUEST']._serialized_end=745
+  _globals['_SEALDATASETREQUEST']._serialized_start=747
+  _globals['_SEALDATASETREQUEST']._serialized_end=801
+  _globals['_PLANREADSREQUEST']._serialized_start=804
+  _globals['_PLANREADSREQUEST']._serialized_end=1099
+  _globals['_PLANREADSRESPONSE']._serialized_start=1101
+  _globals['_PLANREADSRESPONSE']._serialized_end=1202
+  _globals['_READSHARDREQUEST']._serialized_start=1204
+  _globals['_READSHARDREQUEST']._serialized_end=1295
+  _globals['_READSHARDRESPONSE']._serialized_start=1297
+  _globals['_READSHARDRESPONSE']._serialized_end=1360
+  _globals['_VERIFYDATASETREQUEST']._serialized_start=1362
+  _globals['_VERIFYDATASETREQUEST']._serialized_end=1398
+  _globals['_VERIFYDATASETRESPONSE']._serialized_start=1400
+  _globals['_VERIFYDATASETRESPONSE']._serialized_end=1481
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1483
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1519
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1521
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1544
+  _globals['_GETSTATSREQUEST']._serialized_start=1546
+  _globals['_GETSTATSREQUEST']._serialized_end=1577
+  _globals['_GETSTATSRESPONSE']._serialized_start=1580
+  _globals['_GETSTATSRESPONSE']._serialized_end=1712
+  _globals['_COMPRESSIONSTATS']._serialized_start=1714
+  _globals['_COMPRESSIONSTATS']._serialized_end=1822
+  _globals['_UPDATEDATASETREQUEST']._serialized_start=1825
+  _globals['_UPDATEDATASETREQUEST']._serialized_end=2043
+  _globals['_UPDATEDATASETREQUEST_SETTAGSENTRY']._serialized_start=1997
+  _globals['_UPDATEDATASETREQUEST_SETTAGSENTRY']._serialized_end=2043
+  _globals['_CACHESERVICE']._serialized_start=2046
+  _globals['_CACHESERVICE']._serialized_end=3530
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from weft.cache.v1 import filter_pb2 as _filter_pb2
 from weft.cache.v1 import messages_pb2 as _messages_pb2
+from weft.cache.v1 import retention_pb2 as _retention_pb2
 from weft.common.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -616,6 +617,7 @@ class UpdateDatasetRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SET_TAGS_FIELD_NUMBER: _builtins.int
     REMOVE_TAGS_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`datasets/{dataset}`."""
     @_builtins.property
@@ -626,16 +628,21 @@ class UpdateDatasetRequest(_message.Message):
     def remove_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys of tags to take away; one that is not there is no error."""
 
+    @_builtins.property
+    def retention(self) -> _retention_pb2.Retention:
+        """How long it is kept from now on; without any rule for ever."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         set_tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         remove_tags: _abc.Iterable[_builtins.str] | None = ...,
+        retention: _retention_pb2.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "remove_tags", b"remove_tags", "set_tags", b"set_tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "remove_tags", b"remove_tags", "retention", b"retention", "set_tags", b"set_tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,9 @@
 import grpc
 import warnings
 
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from weft.cache.v1 import messages_pb2 as weft_dot_cache_dot_v1_dot_messages__pb2
+from weft.cache.v1 import retention_pb2 as weft_dot_cache_dot_v1_dot_retention__pb2
 from weft.cache.v1 import service_pb2 as weft_dot_cache_dot_v1_dot_service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -101,6 +103,31 @@ class CacheServiceStub:
                 request_serializer=weft_dot_cache_dot_v1_dot_service__pb2.UpdateDatasetRequest.SerializeToString,
                 response_deserializer=weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.FromString,
                 _registered_method=True)
+        self.HoldDataset = channel.unary_unary(
+                '/weft.cache.v1.CacheService/HoldDataset',
+                request_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.HoldDatasetRequest.SerializeToString,
+                response_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.Hold.FromString,
+                _registered_method=True)
+        self.ReleaseDataset = channel.unary_unary(
+                '/weft.cache.v1.CacheService/ReleaseDataset',
+                request_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.ReleaseDatasetRequest.SerializeToString,
+                response_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.ReleaseDatasetResponse.FromString,
+                _registered_method=True)
+        self.ListHolds = channel.unary_unary(
+                '/weft.cache.v1.CacheService/ListHolds',
+                request_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.ListHoldsRequest.SerializeToString,
+                response_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.ListHoldsResponse.FromString,
+                _registered_method=True)
+        self.StartVerification = channel.unary_unary(
+                '/weft.cache.v1.CacheService/StartVerification',
+                request_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.StartVerificationRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/weft.cache.v1.CacheService/CollectGarbage',
+                request_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -181,6 +208,7 @@ class CacheServiceServicer:
 
     def DeleteDataset(self, request, context):
         """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset.
+        FAILED_PRECONDITION: somebody holds it; the message says who.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +223,44 @@ class CacheServiceServicer:
 
     def UpdateDataset(self, request, context):
         """Changes what is said about a dataset; what it holds stays. NOT_FOUND: no such dataset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldDataset(self, request, context):
+        """Keeps a dataset from being deleted until its holder has ended or releases it. NOT_FOUND: no such dataset, or it is
+        being deleted already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseDataset(self, request, context):
+        """Gives up all holds of a holder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHolds(self, request, context):
+        """Lists who holds a dataset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartVerification(self, request, context):
+        """Reads every byte of a dataset and compares every checksum. Long work: metadata CatalogWorkMetadata, response
+        VerifyDatasetResponse. NOT_FOUND: no such dataset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """Finds, and on request deletes, datasets whose retention is over, unless they are held, and uploads that were never
+        committed. Long work: metadata CatalogWorkMetadata, response CollectGarbageResponse.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,6 +333,31 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.UpdateDataset,
                     request_deserializer=weft_dot_cache_dot_v1_dot_service__pb2.UpdateDatasetRequest.FromString,
                     response_serializer=weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.SerializeToString,
+            ),
+            'HoldDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldDataset,
+                    request_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.HoldDatasetRequest.FromString,
+                    response_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.Hold.SerializeToString,
+            ),
+            'ReleaseDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseDataset,
+                    request_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.ReleaseDatasetRequest.FromString,
+                    response_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.ReleaseDatasetResponse.SerializeToString,
+            ),
+            'ListHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHolds,
+                    request_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.ListHoldsRequest.FromString,
+                    response_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.ListHoldsResponse.SerializeToString,
+            ),
+            'StartVerification': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartVerification,
+                    request_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.StartVerificationRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -621,6 +712,141 @@ class CacheService:
             '/weft.cache.v1.CacheService/UpdateDataset',
             weft_dot_cache_dot_v1_dot_service__pb2.UpdateDatasetRequest.SerializeToString,
             weft_dot_cache_dot_v1_dot_messages__pb2.Dataset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.cache.v1.CacheService/HoldDataset',
+            weft_dot_cache_dot_v1_dot_retention__pb2.HoldDatasetRequest.SerializeToString,
+            weft_dot_cache_dot_v1_dot_retention__pb2.Hold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.cache.v1.CacheService/ReleaseDataset',
+            weft_dot_cache_dot_v1_dot_retention__pb2.ReleaseDatasetRequest.SerializeToString,
+            weft_dot_cache_dot_v1_dot_retention__pb2.ReleaseDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.cache.v1.CacheService/ListHolds',
+            weft_dot_cache_dot_v1_dot_retention__pb2.ListHoldsRequest.SerializeToString,
+            weft_dot_cache_dot_v1_dot_retention__pb2.ListHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartVerification(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.cache.v1.CacheService/StartVerification',
+            weft_dot_cache_dot_v1_dot_retention__pb2.StartVerificationRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.cache.v1.CacheService/CollectGarbage',
+            weft_dot_cache_dot_v1_dot_retention__pb2.CollectGarbageRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,8 +4,10 @@ isort:skip_file
 Catalog of activation datasets in the bucket."""
 
 from collections import abc as _abc
+from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from weft.cache.v1 import messages_pb2 as _messages_pb2
+from weft.cache.v1 import retention_pb2 as _retention_pb2
 from weft.cache.v1 import service_pb2 as _service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -58,11 +60,29 @@ class CacheServiceStub:
     VerifyDataset: _grpc.UnaryUnaryMultiCallable[_service_pb2.VerifyDatasetRequest, _service_pb2.VerifyDatasetResponse]
     """Reads every byte of a dataset and compares every checksum."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteDatasetRequest, _service_pb2.DeleteDatasetResponse]
-    """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset."""
+    """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset.
+    FAILED_PRECONDITION: somebody holds it; the message says who.
+    """
     GetStats: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetStatsRequest, _service_pb2.GetStatsResponse]
     """Sums up compression by layer and stream."""
     UpdateDataset: _grpc.UnaryUnaryMultiCallable[_service_pb2.UpdateDatasetRequest, _messages_pb2.Dataset]
     """Changes what is said about a dataset; what it holds stays. NOT_FOUND: no such dataset."""
+    HoldDataset: _grpc.UnaryUnaryMultiCallable[_retention_pb2.HoldDatasetRequest, _retention_pb2.Hold]
+    """Keeps a dataset from being deleted until its holder has ended or releases it. NOT_FOUND: no such dataset, or it is
+    being deleted already.
+    """
+    ReleaseDataset: _grpc.UnaryUnaryMultiCallable[_retention_pb2.ReleaseDatasetRequest, _retention_pb2.ReleaseDatasetResponse]
+    """Gives up all holds of a holder."""
+    ListHolds: _grpc.UnaryUnaryMultiCallable[_retention_pb2.ListHoldsRequest, _retention_pb2.ListHoldsResponse]
+    """Lists who holds a dataset."""
+    StartVerification: _grpc.UnaryUnaryMultiCallable[_retention_pb2.StartVerificationRequest, _operations_pb2.Operation]
+    """Reads every byte of a dataset and compares every checksum. Long work: metadata CatalogWorkMetadata, response
+    VerifyDatasetResponse. NOT_FOUND: no such dataset.
+    """
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_retention_pb2.CollectGarbageRequest, _operations_pb2.Operation]
+    """Finds, and on request deletes, datasets whose retention is over, unless they are held, and uploads that were never
+    committed. Long work: metadata CatalogWorkMetadata, response CollectGarbageResponse.
+    """
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -93,11 +113,29 @@ class CacheServiceAsyncStub(CacheServiceStub):
     VerifyDataset: _aio.UnaryUnaryMultiCallable[_service_pb2.VerifyDatasetRequest, _service_pb2.VerifyDatasetResponse]  # type: ignore[assignment]
     """Reads every byte of a dataset and compares every checksum."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteDatasetRequest, _service_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
-    """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset."""
+    """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset.
+    FAILED_PRECONDITION: somebody holds it; the message says who.
+    """
     GetStats: _aio.UnaryUnaryMultiCallable[_service_pb2.GetStatsRequest, _service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Sums up compression by layer and stream."""
     UpdateDataset: _aio.UnaryUnaryMultiCallable[_service_pb2.UpdateDatasetRequest, _messages_pb2.Dataset]  # type: ignore[assignment]
     """Changes what is said about a dataset; what it holds stays. NOT_FOUND: no such dataset."""
+    HoldDataset: _aio.UnaryUnaryMultiCallable[_retention_pb2.HoldDatasetRequest, _retention_pb2.Hold]  # type: ignore[assignment]
+    """Keeps a dataset from being deleted until its holder has ended or releases it. NOT_FOUND: no such dataset, or it is
+    being deleted already.
+    """
+    ReleaseDataset: _aio.UnaryUnaryMultiCallable[_retention_pb2.ReleaseDatasetRequest, _retention_pb2.ReleaseDatasetResponse]  # type: ignore[assignment]
+    """Gives up all holds of a holder."""
+    ListHolds: _aio.UnaryUnaryMultiCallable[_retention_pb2.ListHoldsRequest, _retention_pb2.ListHoldsResponse]  # type: ignore[assignment]
+    """Lists who holds a dataset."""
+    StartVerification: _aio.UnaryUnaryMultiCallable[_retention_pb2.StartVerificationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Reads every byte of a dataset and compares every checksum. Long work: metadata CatalogWorkMetadata, response
+    VerifyDatasetResponse. NOT_FOUND: no such dataset.
+    """
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_retention_pb2.CollectGarbageRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Finds, and on request deletes, datasets whose retention is over, unless they are held, and uploads that were never
+    committed. Long work: metadata CatalogWorkMetadata, response CollectGarbageResponse.
+    """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     """Begins, commits, seals, plans reads of, verifies and deletes datasets; the bucket is its database."""
@@ -191,7 +229,9 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.DeleteDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.DeleteDatasetResponse, _abc.Awaitable[_service_pb2.DeleteDatasetResponse]]:
-        """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset."""
+        """Deletes a dataset and its shards; one that was cut short is finished by the next. NOT_FOUND: no such dataset.
+        FAILED_PRECONDITION: somebody holds it; the message says who.
+        """
 
     @_abc_1.abstractmethod
     def GetStats(
@@ -208,5 +248,51 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messages_pb2.Dataset, _abc.Awaitable[_messages_pb2.Dataset]]:
         """Changes what is said about a dataset; what it holds stays. NOT_FOUND: no such dataset."""
+
+    @_abc_1.abstractmethod
+    def HoldDataset(
+        self,
+        request: _retention_pb2.HoldDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retention_pb2.Hold, _abc.Awaitable[_retention_pb2.Hold]]:
+        """Keeps a dataset from being deleted until its holder has ended or releases it. NOT_FOUND: no such dataset, or it is
+        being deleted already.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseDataset(
+        self,
+        request: _retention_pb2.ReleaseDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retention_pb2.ReleaseDatasetResponse, _abc.Awaitable[_retention_pb2.ReleaseDatasetResponse]]:
+        """Gives up all holds of a holder."""
+
+    @_abc_1.abstractmethod
+    def ListHolds(
+        self,
+        request: _retention_pb2.ListHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retention_pb2.ListHoldsResponse, _abc.Awaitable[_retention_pb2.ListHoldsResponse]]:
+        """Lists who holds a dataset."""
+
+    @_abc_1.abstractmethod
+    def StartVerification(
+        self,
+        request: _retention_pb2.StartVerificationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Reads every byte of a dataset and compares every checksum. Long work: metadata CatalogWorkMetadata, response
+        VerifyDatasetResponse. NOT_FOUND: no such dataset.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _retention_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Finds, and on request deletes, datasets whose retention is over, unless they are held, and uploads that were never
+        committed. Long work: metadata CatalogWorkMetadata, response CollectGarbageResponse.
+        """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
