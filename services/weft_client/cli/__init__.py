@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from weft_client.cli import contexts, dataset_care, graphs, harvests, health, models, runs, tracking, transcoders
+from weft_client.cli import (
+    contexts,
+    dataset_care,
+    dataset_files,
+    datasets,
+    graphs,
+    harvests,
+    health,
+    models,
+    runs,
+    tracking,
+    transcoders,
+)
 from weft_client.cli.failures import FailingWell
 from weft_client.cli.planning import plan
 from weft_client.cli.recipes import recipes
@@ -54,7 +66,17 @@ app.command("health")(health.show_health)
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")
 app.add_typer(harvests.app, name="harvests")
-app.add_typer(dataset_care.app, name="datasets")
+for _name, _command in (
+    ("verify", dataset_care.verify_dataset),
+    ("keep", dataset_care.keep_dataset),
+    ("hold", dataset_care.hold_dataset),
+    ("release", dataset_care.release_dataset),
+    ("holds", dataset_care.list_holds),
+    ("collect", dataset_care.collect_garbage),
+    ("export", dataset_files.export),
+):
+    datasets.app.command(_name)(_command)
+app.add_typer(datasets.app, name="datasets")
 runs.app.command("log")(tracking.log_run)
 app.add_typer(runs.app, name="runs")
 app.add_typer(transcoders.app, name="transcoders")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from weft.cache.v1 import retention_pb2, service_pb2
-from weft_client.cli.datasets import DatasetArgument, app, fields
+from weft_client.cli.datasets import DatasetArgument, fields
 from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, stdout, time
 from weft_client.cli.session import JsonFlag, connected
 from weft_client.cli.waiting import wait
@@ -14,7 +14,6 @@ from weft_client.names import short_id
 PinArgument = Annotated[str, typer.Argument(help="Name of the pin, of your own choice.")]
 
 
-@app.command("verify")
 def verify_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
     """Read every byte and compare every checksum; exit 1 where something is wrong."""
     with connected() as client:
@@ -32,7 +31,6 @@ def verify_dataset(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command("keep")
 def keep_dataset(
     dataset: DatasetArgument,
     days: Annotated[int, typer.Option(min=0, help="Days since it was sealed, or last took a shard.")] = 0,
@@ -46,7 +44,6 @@ def keep_dataset(
     print_one(found, fields(found), as_json=as_json)
 
 
-@app.command("hold")
 def hold_dataset(dataset: DatasetArgument, pin: PinArgument, as_json: JsonFlag = False) -> None:
     """Keep a dataset from being deleted until the pin is released; runs hold theirs by themselves."""
     with connected() as client:
@@ -54,7 +51,6 @@ def hold_dataset(dataset: DatasetArgument, pin: PinArgument, as_json: JsonFlag =
     print_one(found, [("holder", found.holder), ("since", time(found.create_time))], as_json=as_json)
 
 
-@app.command("release")
 def release_dataset(dataset: DatasetArgument, pin: PinArgument, as_json: JsonFlag = False) -> None:
     """Give up a pin."""
     with connected() as client:
@@ -65,7 +61,6 @@ def release_dataset(dataset: DatasetArgument, pin: PinArgument, as_json: JsonFla
         stdout().print(f"{dataset} is not held by {short_id(pin)} any more")
 
 
-@app.command("holds")
 def list_holds(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
     """List who holds a dataset: runs and operations that have not ended, and pins."""
     with connected() as client:
@@ -73,7 +68,6 @@ def list_holds(dataset: DatasetArgument, as_json: JsonFlag = False) -> None:
         print_list("holds", client.datasets.holds(dataset), columns, as_json=as_json)
 
 
-@app.command("collect")
 def collect_garbage(
     delete: Annotated[bool, typer.Option("--delete", help="Delete what is found; otherwise it is only named.")] = False,
     min_age: Annotated[int, typer.Option(min=1, metavar="HOURS", help="Age from which a lost upload counts.")] = 24,
