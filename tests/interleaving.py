@@ -133,5 +133,8 @@ class _TurnStore:
         self._wait()
         self._store.delete(key)
 
+    def presign_put(self, key: str, expires_s: int) -> str:
+        return self._store.presign_put(key, expires_s)
+
     def __getattr__(self, name: str) -> Any:
         raise NotImplementedError(f"programs of this test do not use {name}")

@@ -135,7 +135,7 @@ async def test_export_is_read_back_by_the_library_of_its_format(
     house: _House, tmp_path: Path, file_format: str
 ) -> None:
     """Every value of every token, in the order of shards, also where an export was cut short and went on."""
-    house.seal()
+    await asyncio.to_thread(house.seal)
 
     def cut_short(done: int, total: int) -> None:
         if done >= 40:
@@ -169,7 +169,7 @@ async def test_export_of_an_open_dataset_is_of_a_snapshot(house: _House, tmp_pat
 
 async def test_export_leaves_folders_of_others_alone(house: _House, tmp_path: Path) -> None:
     """Neither files of a person nor another export are written over, and a format is one of three."""
-    house.seal()
+    await asyncio.to_thread(house.seal)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
 

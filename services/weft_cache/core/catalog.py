@@ -123,11 +123,12 @@ class Catalog:
         def change(manifest: dict[str, Any]) -> dict[str, Any]:
             if manifest["state"] == State.DELETING:
                 raise not_found(dataset_id)
-            tags = changed(manifest.get("tags", {}), put, remove_tags)
-            return {
-                **{key: value for key, value in manifest.items() if key != "tags"},
-                **({"tags": tags} if tags else {}),
+            said = {
+                "retention": manifest.get("retention") if retention is None else retention.to_json(),
+                "tags": changed(manifest.get("tags", {}), put, remove_tags),
             }
+            kept = {key: value for key, value in manifest.items() if key not in said}
+            return {**kept, **{key: value for key, value in said.items() if value}}
 
         try:
             manifest = update_json(self.store, layout.manifest_key(dataset_id), change)

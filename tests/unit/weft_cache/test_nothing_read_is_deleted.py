@@ -97,7 +97,7 @@ _TURNS = st.lists(st.integers(0, 3), max_size=60)
 _KILLS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), max_size=2)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(turns=_TURNS, kills=_KILLS)
 def test_what_a_run_reads_is_never_deleted(turns: list[int], kills: list[tuple[int, int]]) -> None:
     """Two runs read, somebody deletes, garbage is collected; in no order and after no crash is anything read gone."""
@@ -143,7 +143,7 @@ def _sealer(store: ObjectStore) -> None:
         return
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(turns=_TURNS, kills=_KILLS)
 def test_what_is_committed_is_never_collected(turns: list[int], kills: list[tuple[int, int]]) -> None:
     """Two writers of one shard, a seal and a collection: every answered commit names one shard, which stays."""

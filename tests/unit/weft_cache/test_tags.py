@@ -1,10 +1,12 @@
 """What datasets are called by, and how they are found again."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from cache_house import SPEC, House
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft_cache.core.filtering import DatasetFilter
@@ -89,15 +91,15 @@ _TAGS = st.dictionaries(st.sampled_from("kl"), st.sampled_from("12"))
 _MADE = st.tuples(st.sampled_from(["models/m", "models/n"]), st.sampled_from(["bf16", "uniform"]), st.booleans(), _TAGS)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None)
 @given(made=st.lists(_MADE, max_size=6), tags=_TAGS, data=st.data())
-def test_list_with_a_filter_finds_what_a_search_by_hand_finds(house, spec, made, tags, data) -> None:
+def test_list_with_a_filter_finds_what_a_search_by_hand_finds(made, tags, data) -> None:
     """All that is set holds for what is listed and for nothing else, however pages are cut."""
-    house.store._objects.clear()
+    house = House()
     kinds: dict[str, tuple[str, str, State, dict[str, str], datetime]] = {}
     for number, (model, codec, sealed, has) in enumerate(made):
         name, target = f"d{number}", 1e-3 if codec == "uniform" else 0.0
-        created = house.catalog.create(name, spec(model=model, codec=codec, target_fvu=target)).create_time
+        created = house.catalog.create(name, replace(SPEC, model=model, codec=codec, target_fvu=target)).create_time
         if sealed and codec == "bf16":
             house.add(name, 0, 5)
             house.sealing.seal(name, 1)
