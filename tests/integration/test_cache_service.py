@@ -1,6 +1,7 @@
 """The cache over gRPC: a dataset's life through the client, and what it answers to bad requests."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,29 @@ async def test_dataset_lives_through_the_client(cache: Cache) -> None:
     assert [each.name async for each in datasets.list()] == ["datasets/a"]
     await datasets.delete("a")
     assert [each async for each in datasets.list()] == []
+
+
+async def test_verification_and_collection_are_long_work(cache: Cache) -> None:
+    """Both are operations with progress; the same request id is the same work, and a flipped byte is named."""
+    await cache.fill("a", {0: (40, messages_pb2.SPLIT_TRAIN)})
+    await unary(cache.stub.SealDataset, service_pb2.SealDatasetRequest(name="datasets/a", num_shards=1))
+    datasets, operations = cache.client.datasets, cache.client.operations
+    key = (await datasets.get("a")).shards[0].key
+    cache.store.put(key, cache.store.get(key)[:-1] + b"?")
+    seen: list[Any] = []
+    first = await datasets.start_verification("a", request_id="0b2fe5a8-0f8e-4c4e-9a68-6f4c3a1d0c11")
+    again = await datasets.start_verification("a", request_id="0b2fe5a8-0f8e-4c4e-9a68-6f4c3a1d0c11")
+    assert first.name == again.name
+    found = await operations.wait(first, timeout_s=30, progress=seen.append)
+    assert isinstance(found, service_pb2.VerifyDatasetResponse)
+    assert [problem.split(":")[0] for problem in found.problems] == ["shard 0"]
+    assert seen[-1].progress.unit == "bytes"
+    with pytest.raises(NotFoundError):
+        await datasets.start_verification("nope")
+    with pytest.raises(InvalidArgumentError, match="min_age_s"):
+        await datasets.collect_garbage(min_age_s=5)
+    collected = await operations.wait(await datasets.collect_garbage(delete=True), timeout_s=30)
+    assert (collected.deleted, list(collected.expired), collected.num_uploads) == (True, [], 0)
 
 
 async def test_snapshot_is_planned_and_described_through_the_client(cache: Cache) -> None:

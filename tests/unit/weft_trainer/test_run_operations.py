@@ -67,3 +67,21 @@ async def test_run_whose_operation_was_cancelled_is_cancelled() -> None:
 async def test_operation_of_a_run_that_is_gone_can_end() -> None:
     """There is nothing to be ended with it."""
     await _handlers(Controller()).give_up(_context(0, "gone"), UnavailableError("away"))
+
+
+async def test_evaluation_holds_the_dataset_of_its_run_until_its_operation_ends() -> None:
+    """The run's own hold may be over; where the dataset is gone, nothing is started."""
+    controller = Controller()
+    await controller.create()
+    request = service_pb2.EvaluateCheckpointRequest(checkpoint="runs/r/checkpoints/10")
+    held: list[tuple[str, str]] = []
+
+    async def evaluate(*arguments: object) -> dict[str, Any]:
+        held.extend(controller.catalog.holds)
+        return {}
+
+    controller.jobs.evaluate = evaluate  # type: ignore[method-assign]
+    context = _context(0)
+    context.request = request
+    await _handlers(controller).evaluate(context)
+    assert held == [("datasets/d", context.name)]

@@ -36,6 +36,22 @@ async def test_run_succeeds_once_its_last_checkpoint_is_there() -> None:
     assert (record.step, record.attempt, record.attempt_open) == (10, 1, False)
 
 
+async def test_run_holds_its_dataset_before_its_ranks_start() -> None:
+    """Each attempt holds it anew, as a run that had failed held it no more; a dataset that is gone starts nothing."""
+    controller = Controller()
+    await controller.create()
+    assert controller.catalog.holds == []
+    await controller.supervisor._open_attempt("r")
+    assert controller.catalog.holds == [("datasets/d", "runs/r")]
+    assert (await controller.runs.get("r")).attempt_open
+    gone = Controller()
+    await gone.create()
+    gone.catalog.facts = replace(gone.catalog.facts, name="datasets/other")
+    with pytest.raises(NotFoundError):
+        await gone.supervisor._open_attempt("r")
+    assert (gone.launcher.num_starts, (await gone.runs.get("r")).attempt_open) == (0, False)
+
+
 async def test_pause_saves_and_resume_goes_on_as_the_next_attempt() -> None:
     """A pause answers reports with SAVE_AND_STOP; a resume starts attempt 2 under the same operation."""
     controller = Controller()
