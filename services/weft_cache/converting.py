@@ -35,18 +35,14 @@ def spec_from_proto(spec: messages_pb2.DatasetSpec) -> DatasetSpec:
 
 def filter_from_proto(wanted: filter_pb2.DatasetFilter) -> DatasetFilter:
     """Which datasets are wanted, unchecked."""
-
-    def moment(name: str) -> datetime | None:
-        return getattr(wanted, name).ToDatetime(UTC) if wanted.HasField(name) else None
-
     states = {number: state for state, number in _STATES_OUT.items()}
     return DatasetFilter(
         state=states.get(wanted.state),
         model=wanted.model,
         codec=wanted.codec,
         tags=dict(wanted.tags),
-        created_from=moment("created_from"),
-        created_before=moment("created_before"),
+        created_from=wanted.created_from.ToDatetime(UTC) if wanted.HasField("created_from") else None,
+        created_before=wanted.created_before.ToDatetime(UTC) if wanted.HasField("created_before") else None,
     )
 
 

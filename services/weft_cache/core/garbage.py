@@ -122,12 +122,14 @@ class Garbage:
         return None
 
     def _expired(self, manifests: dict[str, dict[str, Any]], bucket_now: datetime, found: Collection) -> set[str]:
+        """Ids of datasets that no rule keeps; those whose manifests are damaged are left out from here on."""
         aged = []
-        for dataset_id, manifest in manifests.items():
+        for dataset_id, manifest in list(manifests.items()):
             try:
                 aged.append(self._aged(dataset_id, manifest))
             except (DataLossError, KeyError, TypeError, ValueError) as error:
                 _note(found, f"datasets/{dataset_id}: its manifest is damaged ({error}); restore it or delete it")
+                del manifests[dataset_id]
         return set(expired(aged, min(bucket_now, self._catalog.clock()))[:_MOST_NAMED])
 
     def _aged(self, dataset_id: str, manifest: dict[str, Any]) -> Aged:

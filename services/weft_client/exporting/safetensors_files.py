@@ -8,7 +8,7 @@ without gaps. Every place follows from shapes, so blocks are written as they com
 import json
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from weft_client.exporting.formats import Extent, Rows, ShardPlace
 
@@ -63,7 +63,8 @@ class SafetensorsFiles:
         return shard.num_tokens * self._extent.d_model * _F32
 
     def _header(self, shard: ShardPlace) -> bytes:
-        size, document = self._tensor_bytes(shard), {}
+        size = self._tensor_bytes(shard)
+        document: dict[str, Any] = {}
         document["__metadata__"] = {**self._extent.about, "shard": str(shard.index), "split": shard.split}
         for at, stream in enumerate(_STREAMS):
             for layer in range(self._extent.num_layers):
