@@ -7,6 +7,7 @@ this collection claimed the upload before its writer did (commits.py claims it t
 before that: ages of uploads by the bucket's own, those of datasets by the earlier of the bucket's and ours.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from weft_common.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-from weft_store.documents import read_json
+from weft_store.documents import encode_json, read_json
 
 __all__ = ["DEFAULT_AGE_S", "Collection", "Garbage", "check_age"]
 
@@ -87,32 +88,35 @@ class Garbage:
         self._store.put(layout.MOMENT, b"")
         bucket_s = self._store.info(layout.MOMENT).modified_s
         found = Collection(delete)
-        manifests: dict[str, dict[str, Any]] = {}
         ids = list(self._store.list_folders(layout.PREFIX))
+        seen: dict[str, Aged] = {}
+        digests: dict[str, str] = {}
         for dataset_id in ids:
             progress(0, len(ids))
-            manifest = self._manifest(dataset_id, found)
-            if manifest is not None:
-                manifests[dataset_id] = manifest
-        over = self._expired(manifests, datetime.fromtimestamp(bucket_s, UTC), found)
+            looked = self._look(dataset_id, found)
+            if looked is not None:
+                # Manifests of large datasets are large: only a digest stays.
+                digests[dataset_id], seen[dataset_id] = _digest(looked[0]), looked[1]
+        now = min(datetime.fromtimestamp(bucket_s, UTC), self._catalog.clock())
+        over = set(expired(list(seen.values()), now)[:_MOST_NAMED])
         for done, dataset_id in enumerate(ids):
             progress(done, len(ids))
             if dataset_id in over:
-                self._let_go(dataset_id, manifests[dataset_id], found)
-            elif dataset_id in manifests:
-                self._tidy(dataset_id, manifests[dataset_id], bucket_s - min_age_s, found)
+                self._let_go(seen[dataset_id], digests[dataset_id], found)
+            elif dataset_id in seen:
+                self._tidy(dataset_id, bucket_s - min_age_s, found)
         progress(len(ids), len(ids))
         return found
 
-    def _manifest(self, dataset_id: str, found: Collection) -> dict[str, Any] | None:
-        """The manifest of a dataset; where there is none that can be used, what is left under its name is cleared."""
+    def _look(self, dataset_id: str, found: Collection) -> tuple[dict[str, Any], Aged] | None:
+        """A dataset's manifest and age; where no dataset is left, what lies under its name is cleared."""
         try:
             manifest, _ = read_json(self._store, layout.manifest_key(dataset_id))
             if manifest["state"] != State.DELETING:
-                return without_announcement(manifest)
+                return without_announcement(manifest), self._aged(dataset_id, manifest)
         except NotFoundError:
             pass
-        except (DataLossError, KeyError) as error:
+        except (DataLossError, KeyError, TypeError, ValueError) as error:
             _note(found, f"datasets/{dataset_id}: its manifest is damaged ({error}); restore it or delete its objects")
             return None
         if found.deleted:
@@ -120,17 +124,6 @@ class Garbage:
         else:
             found.num_leftovers += sum(1 for _ in self._store.list(layout.dataset_prefix(dataset_id)))
         return None
-
-    def _expired(self, manifests: dict[str, dict[str, Any]], bucket_now: datetime, found: Collection) -> set[str]:
-        """Ids of datasets that no rule keeps; those whose manifests are damaged are left out from here on."""
-        aged = []
-        for dataset_id, manifest in list(manifests.items()):
-            try:
-                aged.append(self._aged(dataset_id, manifest))
-            except (DataLossError, KeyError, TypeError, ValueError) as error:
-                _note(found, f"datasets/{dataset_id}: its manifest is damaged ({error}); restore it or delete it")
-                del manifests[dataset_id]
-        return set(expired(aged, min(bucket_now, self._catalog.clock()))[:_MOST_NAMED])
 
     def _aged(self, dataset_id: str, manifest: dict[str, Any]) -> Aged:
         retention = Retention.from_json(manifest.get("retention", {}))
@@ -142,15 +135,21 @@ class Garbage:
             active = max(created, datetime.fromtimestamp(max(written, default=0.0), UTC))
         return Aged(dataset_id, sealed, created, active, manifest.get("tags", {}), retention)
 
-    def _let_go(self, dataset_id: str, manifest: dict[str, Any], found: Collection) -> None:
+    def _let_go(self, one: Aged, digest: str, found: Collection) -> None:
+        dataset_id = one.id
+
+        def still(manifest: dict[str, Any]) -> bool:
+            """Tagged, kept longer, sealed, made anew or given a shard since: it is another question then."""
+            return _digest(manifest) == digest and self._aged(dataset_id, manifest) == one
+
         try:
+            manifest, _ = read_json(self._store, layout.manifest_key(dataset_id))
             held = self._holds.live(dataset_id, manifest["create_time"])
             if held:
                 found.held[dataset_id] = [hold.holder for hold in held]
                 return
             if found.deleted:
-                # Tagged, kept longer, sealed or made anew since: it is another question then.
-                self._deletion.delete(dataset_id, still=lambda there: there == manifest)
+                self._deletion.delete(dataset_id, still)
         except FailedPreconditionError as error:
             found.held[dataset_id] = [error.metadata["holder"]]
         except NotFoundError:
@@ -160,22 +159,30 @@ class Garbage:
         else:
             found.expired.append(dataset_id)
 
-    def _tidy(self, dataset_id: str, manifest: dict[str, Any], before_s: float, found: Collection) -> None:
+    def _tidy(self, dataset_id: str, before_s: float, found: Collection) -> None:
         """Find uploads that never became shards, and holds that hold no more."""
         try:
+            manifest = self._catalog.manifest(dataset_id)
+            sealed = {each["key"] for each in manifest["shards"]} if manifest["state"] == State.SEALED else None
             for item in list(self._store.list(layout.shards_prefix(dataset_id))):
-                if item.modified_s <= before_s and self._is_garbage(dataset_id, manifest, item.key, found.deleted):
+                if item.modified_s > before_s:
+                    continue
+                if sealed is not None:
+                    lost = item.key not in sealed
+                else:
+                    lost = self._is_lost(dataset_id, manifest, item.key, found.deleted)
+                if lost:
                     found.num_uploads += 1
                     found.upload_bytes += item.size_bytes
                     self._delete([item.key], found)
             self._delete((hold.key for hold in self._holds.dead(dataset_id, manifest["create_time"])), found)
+        except NotFoundError:
+            return  # Deleted meanwhile.
         except (DataLossError, KeyError) as error:
             _note(found, f"datasets/{dataset_id}: {error}")
 
-    def _is_garbage(self, dataset_id: str, manifest: dict[str, Any], key: str, claim: bool) -> bool:
-        """Whether an upload is no shard and can never become one; `claim` sees to that."""
-        if manifest["state"] == State.SEALED:
-            return all(each["key"] != key for each in manifest["shards"])
+    def _is_lost(self, dataset_id: str, manifest: dict[str, Any], key: str, claim: bool) -> bool:
+        """Whether an upload to an open dataset is no shard and can never become one; `claim` sees to that."""
         index = layout.upload_index(key)
         if index is None:
             return False
@@ -217,6 +224,11 @@ def check_age(min_age_s: int) -> int:
             field="min_age_s",
         )
     return min_age_s or DEFAULT_AGE_S
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Stands for what a manifest says to readers."""
+    return hashlib.sha256(encode_json(without_announcement(manifest))).hexdigest()
 
 
 def _note(found: Collection, problem: str) -> None:
