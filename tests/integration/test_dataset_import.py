@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -230,13 +231,13 @@ def test_compressed_cache_that_claims_too_much_is_refused(tmp_path: Path) -> Non
         ({"original_shape_out": [3, 1, 4]}, good),
     ):
         _cache_file(path, metadata | change, items)
-        with pytest.raises(DataLossError, match=r"a\.bin"):
-            CompressedCache(path).read(0, 2)
+        with pytest.raises(DataLossError, match=r"a\.bin"), closing(CompressedCache(path)) as part:
+            part.read(0, 2)
     whole = _cache_file(path, metadata, good).read_bytes()
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
-        with pytest.raises(DataLossError, match=r"a\.bin"):
-            CompressedCache(path).read(0, 2)
+        with pytest.raises(DataLossError, match=r"a\.bin"), closing(CompressedCache(path)) as part:
+            part.read(0, 2)
 
 
 def test_files_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -81,8 +81,12 @@ class CompressedCache:
         with self._whole(), self._path.open("rb") as file:
             self._metadata(file)
             items = self._items(file)
-            for which in ("in", "out"):
-                self._streams.append(_Stream(file, items, self._described, which, self._codes_shape))
+            try:
+                for which in ("in", "out"):
+                    self._streams.append(_Stream(file, items, self._described, which, self._codes_shape))
+            except BaseException:
+                self.close()
+                raise
 
     def _metadata(self, file: BinaryIO) -> dict[str, Any]:
         (length,) = struct.unpack("<I", file.read(4))
@@ -151,8 +155,8 @@ class _Stream:
             raise ValueError(f"its scales would be of shape {scale_shape}")
         zstd = metadata["compression"] == "zstd"
         self._code: np.dtype[Any] = np.dtype({"none": "<f2", "int8": "i1"}.get(self._kind, "u1"))
-        scales = _taken(file, items[f"act_{which}_scale"], 4 * num_scales, zstd)
-        self._scale = np.frombuffer(scales.read(), "<f4").reshape(scale_shape)
+        with _taken(file, items[f"act_{which}_scale"], 4 * num_scales, zstd) as scales:
+            self._scale = np.frombuffer(scales.read(), "<f4").reshape(scale_shape)
         self.codes = _taken(file, items[f"act_{which}_data"], num_values // self._per_byte * self._code.itemsize, zstd)
 
     def read(self, start: int, stop: int) -> Rows:
@@ -202,6 +206,17 @@ def _taken(file: BinaryIO, item: tuple[int, int], size: int, zstd: bool) -> Bina
     source: Any = _Item(file, *item)
     if zstd:
         source = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).stream_reader(source)
+    try:
+        _copy(source, out, size)
+    except BaseException:
+        out.close()
+        raise
+    out.seek(0)
+    taken: BinaryIO = out
+    return taken
+
+
+def _copy(source: Any, out: Any, size: int) -> None:
     written = 0
     while data := source.read(min(_PIECE_BYTES, size - written + 1)):
         written += len(data)
@@ -210,6 +225,3 @@ def _taken(file: BinaryIO, item: tuple[int, int], size: int, zstd: bool) -> Bina
         out.write(data)
     if written != size:
         raise ValueError(f"an item has only {written} bytes of {size}")
-    out.seek(0)
-    taken: BinaryIO = out
-    return taken
