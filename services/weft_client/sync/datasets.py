@@ -218,5 +218,7 @@ class Datasets:
 
 def _pieces(dataset: str, shard_index: int, data: bytes) -> Iterator[service_pb2.UploadShardRequest]:
     for start in range(0, max(len(data), 1), _PIECE_BYTES):
-        first = {} if start else {"dataset": dataset, "shard_index": shard_index}
-        yield service_pb2.UploadShardRequest(**first, data=data[start : start + _PIECE_BYTES])
+        piece = service_pb2.UploadShardRequest(data=data[start : start + _PIECE_BYTES])
+        if not start:
+            piece.dataset, piece.shard_index = dataset, shard_index
+        yield piece
