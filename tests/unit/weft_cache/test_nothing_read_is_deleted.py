@@ -98,7 +98,7 @@ _TURNS = st.lists(st.integers(0, 3), max_size=60)
 _KILLS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), max_size=2)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(turns=_TURNS, kills=_KILLS)
 def test_what_a_run_reads_is_never_deleted(turns: list[int], kills: list[tuple[int, int]]) -> None:
     """Two runs read, somebody deletes, garbage is collected; in no order and after no crash is anything read gone."""
@@ -127,7 +127,7 @@ def test_what_a_run_reads_is_never_deleted(turns: list[int], kills: list[tuple[i
 def test_hold_and_deletion_meet_in_every_order() -> None:
     """Whatever the order of their operations: one of them is refused, and never do both have their way."""
     outcomes = set()
-    for places in combinations(range(11), 4):
+    for places in combinations(range(10), 4):
         store = _OldStore()
         _sealed_dataset(store)
         store.put("runs/r/run.json", encode_json({"run": "r", "state": "PENDING"}))
@@ -148,7 +148,7 @@ def test_hold_and_deletion_meet_in_every_order() -> None:
                 done["deleted"] = False
 
         programs = [Program(store, hold), Program(store, delete)]
-        take_turns(programs, [0 if turn in places else 1 for turn in range(11)], [], lambda: None)
+        take_turns(programs, [0 if turn in places else 1 for turn in range(10)], [], lambda: None)
         assert done["held"] != done["deleted"], places
         assert bool(list(store.list("datasets/"))) == done["held"]
         outcomes.add(done["held"])
@@ -175,7 +175,7 @@ def _sealer(store: ObjectStore) -> None:
         return
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(turns=_TURNS, kills=_KILLS)
 def test_what_is_committed_is_never_collected(turns: list[int], kills: list[tuple[int, int]]) -> None:
     """Two writers of one shard, a seal and a collection: every answered commit names one shard, which stays."""
