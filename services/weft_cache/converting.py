@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from weft.cache.v1 import filter_pb2, messages_pb2, retention_pb2, service_pb2
+from weft_cache.core.commits import Upload
 from weft_cache.core.filtering import DatasetFilter
 from weft_cache.core.garbage import Collection
 from weft_cache.core.holds import Hold
@@ -102,6 +103,12 @@ def statistics_from_proto(shard: messages_pb2.Shard) -> list[LayerStatistics]:
 def _stream_from_proto(stream: messages_pb2.StreamStatistics) -> StreamStatistics:
     values = {field.name: getattr(stream, field.name) for field in fields(StreamStatistics)}
     return StreamStatistics(**{**values, "mean": tuple(stream.mean)})
+
+
+def upload_to_proto(upload: Upload) -> messages_pb2.ShardUpload:
+    """Where a shard goes, or the one that is committed already."""
+    committed = shard_to_proto(upload.committed) if upload.committed else None
+    return messages_pb2.ShardUpload(key=upload.key, url=upload.url, committed=committed)
 
 
 def shard_to_proto(shard: ShardRecord) -> messages_pb2.Shard:

@@ -28,6 +28,9 @@ from weft_common.tensors import chunk_tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# Of one shard; two are taken at a time, each there twice for a moment.
+_MAX_UPLOAD_BYTES = 128 << 20
+_UPLOADS = 2
 Context = grpc.aio.ServicerContext[object, object]
 
 
@@ -60,6 +63,7 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
         self._holds = holds
         self._deletion = deletion
         self._operations = operations
+        self._uploads = asyncio.Semaphore(_UPLOADS)
         self._presign_s = presign_s
         self._answered = answered
 
@@ -86,9 +90,24 @@ class CacheServicer(service_pb2_grpc.CacheServiceServicer):
 
     async def BeginShard(self, request: service_pb2.BeginShardRequest, context: Context) -> messages_pb2.ShardUpload:
         dataset_id = _id(request.dataset, "dataset")
-        upload = await self._answer(self._commits.begin, dataset_id, request.shard_index)
-        committed = converting.shard_to_proto(upload.committed) if upload.committed else None
-        return messages_pb2.ShardUpload(key=upload.key, url=upload.url, committed=committed)
+        return converting.upload_to_proto(await self._answer(self._commits.begin, dataset_id, request.shard_index))
+
+    async def UploadShard(
+        self, request_iterator: AsyncIterator[service_pb2.UploadShardRequest], context: Context
+    ) -> messages_pb2.ShardUpload:
+        dataset_id, index, data = "", 0, bytearray()
+        async with self._uploads:
+            async for piece in request_iterator:
+                if not dataset_id:
+                    dataset_id, index = _id(piece.dataset, "dataset"), piece.shard_index
+                if len(data) + len(piece.data) > _MAX_UPLOAD_BYTES:
+                    raise InvalidArgumentError(
+                        f"shard {index} of datasets/{dataset_id} has more than {_MAX_UPLOAD_BYTES} bytes: make smaller "
+                        "shards, or put it where BeginShard says",
+                        field="data",
+                    )
+                data += piece.data
+            return converting.upload_to_proto(await self._answer(self._commits.put, dataset_id, index, bytes(data)))
 
     async def CommitShard(self, request: service_pb2.CommitShardRequest, context: Context) -> messages_pb2.Shard:
         dataset_id = _id(request.dataset, "dataset")

@@ -57,6 +57,18 @@ class Commits:
         key = layout.shard_key(dataset_id, index, secrets.token_hex(4))
         return Upload(key, self._store.presign_put(key, self._presign_s), None)
 
+    def put(self, dataset_id: str, index: int, data: bytes) -> Upload:
+        """
+        Store a shard for a writer that cannot reach the bucket; it counts once it is committed.
+
+        Raises:
+            FailedPreconditionError: the dataset is sealed and has no shard of this index.
+        """
+        upload = self.begin(dataset_id, index)
+        if upload.committed is None:
+            self._store.put(upload.key, data)
+        return upload
+
     def commit(self, dataset_id: str, shard: ShardRecord, statistics: Sequence[LayerStatistics]) -> ShardRecord:
         """
         Add a shard that lies in the bucket, after reading all of it.

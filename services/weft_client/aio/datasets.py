@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import grpc
 import numpy.typing as npt
 from google.longrunning import operations_pb2
 
@@ -12,9 +13,11 @@ from weft.cache.v1 import filter_pb2, messages_pb2, retention_pb2, service_pb2, 
 from weft_client.aio.calls import pages, stream, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
+from weft_common.client import error_from_rpc
 from weft_common.tensors import TensorAssembler
 
 MAX_BLOCK_BYTES = 1 << 30
+_PIECE_BYTES = 1 << 20
 
 
 class AsyncDatasets:
@@ -73,6 +76,32 @@ class AsyncDatasets:
             name=full_name("datasets", name), set_tags=dict(tags), remove_tags=remove
         )
         return await unary(self._stub.UpdateDataset, request)
+
+    async def create(self, dataset_id: str, spec: messages_pb2.DatasetSpec) -> messages_pb2.Dataset:
+        """Create an open dataset by hand; a harvest does this itself. The same spec again is success."""
+        return await unary(self._stub.CreateDataset, service_pb2.CreateDatasetRequest(dataset_id=dataset_id, spec=spec))
+
+    async def begin_shard(self, dataset: str, shard_index: int) -> messages_pb2.ShardUpload:
+        """Where a shard goes, or the one that is committed under this index."""
+        request = service_pb2.BeginShardRequest(dataset=full_name("datasets", dataset), shard_index=shard_index)
+        return await unary(self._stub.BeginShard, request)
+
+    async def upload_shard(self, dataset: str, shard_index: int, data: bytes) -> messages_pb2.ShardUpload:
+        """Store a shard's bytes through the service, 128 MiB at most; `commit_shard` makes them count."""
+        try:
+            return await self._stub.UploadShard(_pieces(full_name("datasets", dataset), shard_index, data))
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+
+    async def commit_shard(self, dataset: str, shard: messages_pb2.Shard) -> messages_pb2.Shard:
+        """Add a shard that lies in the bucket; the first of an index wins, and every later call gets that one."""
+        request = service_pb2.CommitShardRequest(dataset=full_name("datasets", dataset), shard=shard)
+        return await unary(self._stub.CommitShard, request)
+
+    async def seal(self, name: str, num_shards: int) -> messages_pb2.Dataset:
+        """Make a dataset immutable; it must have exactly these shards, from 0 on."""
+        request = service_pb2.SealDatasetRequest(name=full_name("datasets", name), num_shards=num_shards)
+        return await unary(self._stub.SealDataset, request)
 
     async def stats(self, name: str) -> service_pb2.GetStatsResponse:
         """Sum up compression by layer and stream."""
@@ -184,3 +213,11 @@ class AsyncDatasets:
                 name, _, row_group = done[0].partition("/")
                 yield name, int(row_group), done[1]
         assembler.finish()
+
+
+async def _pieces(dataset: str, shard_index: int, data: bytes) -> AsyncIterator[service_pb2.UploadShardRequest]:
+    for start in range(0, max(len(data), 1), _PIECE_BYTES):
+        piece = service_pb2.UploadShardRequest(data=data[start : start + _PIECE_BYTES])
+        if not start:
+            piece.dataset, piece.shard_index = dataset, shard_index
+        yield piece

@@ -76,6 +76,7 @@ for _name, _command in (
     ("holds", dataset_care.list_holds),
     ("collect", dataset_care.collect_garbage),
     ("export", dataset_files.export),
+    ("import", dataset_files.import_files),
 ):
     datasets.app.command(_name)(_command)
 app.add_typer(datasets.app, name="datasets")

@@ -1,5 +1,6 @@
 """What a collection of garbage deletes, and what it never does."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from weft_cache.core.garbage import DEFAULT_AGE_S
 from weft_cache.core.retention import Aged, Retention, expired
-from weft_common.errors import DataLossError, InvalidArgumentError
+from weft_common.errors import DataLossError, InvalidArgumentError, NotFoundError
+from weft_store import ObjectInfo
 from weft_store.documents import encode_json
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -121,6 +123,48 @@ def test_upload_that_was_collected_is_not_committed(house, spec, aged_store) -> 
         house.commits.commit("a", late, encoded.statistics)
     again, _ = house.add("a", 0)
     assert house.sealing.seal("a", 1).shards == (again,)
+
+
+def test_collection_that_meets_a_commit_and_the_seal_keeps_the_shard(house, spec, aged_store, monkeypatch) -> None:
+    """An upload that was listed, then committed, then sealed, has neither record nor claim left, and is a shard."""
+    house.catalog.create("a", spec())
+    record, encoded, _ = house.upload("a", 0)
+    aged_store(2 * DEFAULT_AGE_S)
+    listed, met = house.store.list, []
+
+    def then(prefix: str) -> Iterator[ObjectInfo]:
+        items = list(listed(prefix))
+        if prefix.endswith("/shards/") and not met:
+            met.append(prefix)
+            house.commits.commit("a", record, encoded.statistics)
+            house.sealing.seal("a", 1)
+        return iter(items)
+
+    monkeypatch.setattr(house.store, "list", then)
+    assert house.garbage.collect(delete=True).num_uploads == 0
+    assert met
+    assert house.reading.verify("a").problems == ()
+
+
+def test_collection_that_meets_a_commit_keeps_the_shard(house, spec, aged_store, monkeypatch) -> None:
+    """A commit that comes between the look for its record and the decision has claimed the upload first."""
+    house.catalog.create("a", spec())
+    record, encoded, _ = house.upload("a", 0)
+    aged_store(2 * DEFAULT_AGE_S)
+    read, met = house.store.get_with_info, []
+
+    def then(key: str) -> tuple[bytes, ObjectInfo]:
+        if key == "datasets/a/commits/0.json" and not met:
+            met.append(key)
+            house.commits.commit("a", record, encoded.statistics)
+            raise NotFoundError(key)
+        return read(key)
+
+    monkeypatch.setattr(house.store, "get_with_info", then)
+    assert house.garbage.collect(delete=True).num_uploads == 0
+    assert met
+    assert house.sealing.seal("a", 1).shards == (record,)
+    assert house.reading.verify("a").problems == ()
 
 
 def test_collection_finishes_deletions_and_clears_what_they_left(house, spec) -> None:

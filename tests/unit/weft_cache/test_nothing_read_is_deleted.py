@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any
 
 from cache_house import SPEC, House
@@ -11,7 +12,7 @@ from interleaving import Program, take_turns
 
 from weft_cache.core.garbage import DEFAULT_AGE_S
 from weft_cache.core.retention import Retention
-from weft_common.errors import WeftError
+from weft_common.errors import FailedPreconditionError, NotFoundError, WeftError
 from weft_store import ObjectStore
 from weft_store.adapters.memory import MemoryObjectStore
 from weft_store.documents import encode_json
@@ -97,7 +98,7 @@ _TURNS = st.lists(st.integers(0, 3), max_size=60)
 _KILLS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), max_size=2)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(turns=_TURNS, kills=_KILLS)
 def test_what_a_run_reads_is_never_deleted(turns: list[int], kills: list[tuple[int, int]]) -> None:
     """Two runs read, somebody deletes, garbage is collected; in no order and after no crash is anything read gone."""
@@ -123,6 +124,37 @@ def test_what_a_run_reads_is_never_deleted(turns: list[int], kills: list[tuple[i
     assert [item.key for item in store.list("datasets/")] == []
 
 
+def test_hold_and_deletion_meet_in_every_order() -> None:
+    """Whatever the order of their operations: one of them is refused, and never do both have their way."""
+    outcomes = set()
+    for places in combinations(range(10), 4):
+        store = _OldStore()
+        _sealed_dataset(store)
+        store.put("runs/r/run.json", encode_json({"run": "r", "state": "PENDING"}))
+        done: dict[str, bool] = {}
+
+        def hold(mine: ObjectStore, done: dict[str, bool] = done) -> None:
+            try:
+                _house(mine).holds.hold("a", "runs/r")
+                done["held"] = True
+            except NotFoundError:
+                done["held"] = False
+
+        def delete(mine: ObjectStore, done: dict[str, bool] = done) -> None:
+            try:
+                _house(mine).deletion.delete("a")
+                done["deleted"] = True
+            except FailedPreconditionError:
+                done["deleted"] = False
+
+        programs = [Program(store, hold), Program(store, delete)]
+        take_turns(programs, [0 if turn in places else 1 for turn in range(10)], [], lambda: None)
+        assert done["held"] != done["deleted"], places
+        assert bool(list(store.list("datasets/"))) == done["held"]
+        outcomes.add(done["held"])
+    assert outcomes == {True, False}
+
+
 def _writer(model: _Model, seed: int) -> Any:
     def body(store: ObjectStore) -> None:
         house = _house(store)
@@ -143,7 +175,7 @@ def _sealer(store: ObjectStore) -> None:
         return
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(turns=_TURNS, kills=_KILLS)
 def test_what_is_committed_is_never_collected(turns: list[int], kills: list[tuple[int, int]]) -> None:
     """Two writers of one shard, a seal and a collection: every answered commit names one shard, which stays."""

@@ -647,3 +647,33 @@ class UpdateDatasetRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateDatasetRequest: _TypeAlias = UpdateDatasetRequest  # noqa: Y015
+
+@_typing.final
+class UploadShardRequest(_message.Message):
+    """A piece of a shard on its way up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    SHARD_INDEX_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """`datasets/{dataset}`, in the first message only."""
+    shard_index: _builtins.int
+    """Index of the shard, in the first message only."""
+    data: _builtins.bytes
+    """The next piece of the object, 1 MiB at most."""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        shard_index: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dataset", b"dataset", "shard_index", b"shard_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadShardRequest: _TypeAlias = UploadShardRequest  # noqa: Y015

@@ -128,6 +128,11 @@ class CacheServiceStub:
                 request_serializer=weft_dot_cache_dot_v1_dot_retention__pb2.CollectGarbageRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.UploadShard = channel.stream_unary(
+                '/weft.cache.v1.CacheService/UploadShard',
+                request_serializer=weft_dot_cache_dot_v1_dot_service__pb2.UploadShardRequest.SerializeToString,
+                response_deserializer=weft_dot_cache_dot_v1_dot_messages__pb2.ShardUpload.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer:
@@ -266,6 +271,14 @@ class CacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadShard(self, request_iterator, context):
+        """Stores the bytes of a shard for a writer that cannot reach the bucket; CommitShard checks them against its SHA-256 and
+        makes them a part of the dataset. At most 128 MiB. FAILED_PRECONDITION: the dataset is sealed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -358,6 +371,11 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.CollectGarbage,
                     request_deserializer=weft_dot_cache_dot_v1_dot_retention__pb2.CollectGarbageRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'UploadShard': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadShard,
+                    request_deserializer=weft_dot_cache_dot_v1_dot_service__pb2.UploadShardRequest.FromString,
+                    response_serializer=weft_dot_cache_dot_v1_dot_messages__pb2.ShardUpload.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -847,6 +865,33 @@ class CacheService:
             '/weft.cache.v1.CacheService/CollectGarbage',
             weft_dot_cache_dot_v1_dot_retention__pb2.CollectGarbageRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadShard(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/weft.cache.v1.CacheService/UploadShard',
+            weft_dot_cache_dot_v1_dot_service__pb2.UploadShardRequest.SerializeToString,
+            weft_dot_cache_dot_v1_dot_messages__pb2.ShardUpload.FromString,
             options,
             channel_credentials,
             insecure,

@@ -83,6 +83,10 @@ class CacheServiceStub:
     """Finds, and on request deletes, datasets whose retention is over, unless they are held, and uploads that were never
     committed. Long work: metadata CatalogWorkMetadata, response CollectGarbageResponse.
     """
+    UploadShard: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadShardRequest, _messages_pb2.ShardUpload]
+    """Stores the bytes of a shard for a writer that cannot reach the bucket; CommitShard checks them against its SHA-256 and
+    makes them a part of the dataset. At most 128 MiB. FAILED_PRECONDITION: the dataset is sealed.
+    """
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -135,6 +139,10 @@ class CacheServiceAsyncStub(CacheServiceStub):
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_retention_pb2.CollectGarbageRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Finds, and on request deletes, datasets whose retention is over, unless they are held, and uploads that were never
     committed. Long work: metadata CatalogWorkMetadata, response CollectGarbageResponse.
+    """
+    UploadShard: _aio.StreamUnaryMultiCallable[_service_pb2.UploadShardRequest, _messages_pb2.ShardUpload]  # type: ignore[assignment]
+    """Stores the bytes of a shard for a writer that cannot reach the bucket; CommitShard checks them against its SHA-256 and
+    makes them a part of the dataset. At most 128 MiB. FAILED_PRECONDITION: the dataset is sealed.
     """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -293,6 +301,16 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Finds, and on request deletes, datasets whose retention is over, unless they are held, and uploads that were never
         committed. Long work: metadata CatalogWorkMetadata, response CollectGarbageResponse.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadShard(
+        self,
+        request_iterator: _MaybeAsyncIterator[_service_pb2.UploadShardRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_messages_pb2.ShardUpload, _abc.Awaitable[_messages_pb2.ShardUpload]]:
+        """Stores the bytes of a shard for a writer that cannot reach the bucket; CommitShard checks them against its SHA-256 and
+        makes them a part of the dataset. At most 128 MiB. FAILED_PRECONDITION: the dataset is sealed.
         """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
