@@ -99,7 +99,7 @@ page: setup  ## Build the console's page
 minio: setup-dev  ## Build MinIO, for the tests, into the user's cache
 	@$(BIN)/python scripts/minio.py
 
-helm: setup-dev  ## Build helm, for the chart's tests, into the user's cache
+helm: setup-dev  ## Put helm, for the chart's tests, into the user's cache
 	@$(BIN)/python scripts/helm.py
 
 chromium:
