@@ -5,6 +5,8 @@ MODELS := .weft/models
 # Where ranks keep compiled kernels: what one lane of tests compiles, the next one finds.
 XDG_CACHE_HOME ?= $(HOME)/.cache
 export NUMBA_CACHE_DIR ?= $(XDG_CACHE_HOME)/weft/numba
+# Where tests with those markers are: every other file costs each process its imports.
+SLOW_TESTS := tests/contract tests/distributed tests/e2e tests/integration
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
@@ -34,10 +36,11 @@ unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/python scripts/page.py --test
 
 slow: setup-dev model page minio chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40 -m 's3 or real or distributed or browser or e2e'
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40 -m 's3 or real or distributed or browser or e2e' \
+	  $(SLOW_TESTS)
 
 packaging: setup-dev helm prometheus  ## What is installed: charts, images, rules, dashboards
-	$(BIN)/pytest -q -n auto --dist worksteal -m packaging
+	$(BIN)/pytest -q -n auto --dist worksteal -m packaging tests/packaging
 
 cluster-test: setup-dev model page helm chromium prometheus  ## Images, chart and faults on a real Kubernetes
 	$(BIN)/python scripts/cluster_test.py $(CLUSTER_TEST_FLAGS)
@@ -96,7 +99,7 @@ page: setup  ## Build the console's page
 minio: setup-dev  ## Build MinIO, for the tests, into the user's cache
 	@$(BIN)/python scripts/minio.py
 
-helm: setup-dev  ## Build helm, for the chart's tests, into the user's cache
+helm: setup-dev  ## Put helm, for the chart's tests, into the user's cache
 	@$(BIN)/python scripts/helm.py
 
 chromium:

@@ -55,7 +55,7 @@ def helm() -> str:
             answer = subprocess.run([candidate, "version", "--short"], capture_output=True, text=True, check=False)
             if answer.stdout.startswith("v4."):
                 return candidate
-    pytest.fail(f"no helm 4 on the PATH or at {built}: run `make helm`, which builds it once (Go module proxy needed).")
+    pytest.fail(f"no helm 4 on the PATH or at {built}: run `make helm`, which puts it there once (PyPI needed).")
 
 
 def run(*arguments: str | Path, values: Mapping[str, Any] | Path) -> "subprocess.CompletedProcess[str]":

@@ -126,4 +126,4 @@ def minio(namespace: str) -> Iterator[ClusterBucket]:
             yield found
             found.empty()
     finally:
-        kubectl("delete", "namespace", namespace, "--wait=true", timeout_s=180)
+        kubectl("delete", "namespace", namespace, "--wait=false")

@@ -163,7 +163,11 @@ def make_secrets(kubectl: Kubectl, bucket: ClusterBucket, name: str, folder: Pat
 def installed(
     name: str, namespace: str, bucket: ClusterBucket, folder: Path, values: Mapping[str, Any]
 ) -> Iterator[Release]:
-    """Install the chart in a namespace of its own, which goes with everything in it at the end."""
+    """
+    Install the chart in a namespace of its own, which goes with everything in it at the end.
+
+    Nobody waits for that: whoever makes the namespace anew does.
+    """
     kubectl = Kubectl(namespace)
     restricted = dict.fromkeys(("pod-security.kubernetes.io/enforce", "pod-security.kubernetes.io/warn"), "restricted")
     kubectl.make_namespace(**restricted)
@@ -186,4 +190,4 @@ def installed(
                 release.ports[component] = stack.enter_context(forwarded(kubectl, release.service(component), port))
             yield release
     finally:
-        kubectl("delete", "namespace", namespace, "--wait=true", timeout_s=240)
+        kubectl("delete", "namespace", namespace, "--wait=false")

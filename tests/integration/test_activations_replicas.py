@@ -55,16 +55,16 @@ def test_killed_replica_and_cache_lose_and_double_nothing(tmp_path: Path) -> Non
 
 @pytest.mark.e2e
 @pytest.mark.timeout(280)
-def test_replica_killed_again_and_again_goes_on_after_each_start(tmp_path: Path) -> None:
-    """One replica alone, killed four times while it works, ends with exactly the tokens asked for."""
+def test_replica_killed_twice_goes_on_after_each_start(tmp_path: Path) -> None:
+    """One replica alone, killed while it works and once more after that, ends with exactly the tokens asked for."""
     models_dir = tmp_path / "models"
     make_llama(models_dir / "llama")
     with services(tmp_path, models_dir, lease_s="1") as (cache, only):
         client = Client(only.target)
         client.upload("c", DOCUMENTS)
-        client.harvest("h", harvest_spec("llama", num_tokens=6000, lease_sequences=2))
+        client.harvest("h", harvest_spec("llama", num_tokens=3000, lease_sequences=2))
         done = 0
-        for _ in range(4):
+        for _ in range(2):
             until = time.monotonic() + 60
             while client.get("h").num_leases_done <= done + 2 and time.monotonic() < until:
                 time.sleep(0.01)
@@ -79,5 +79,5 @@ def test_replica_killed_again_and_again_goes_on_after_each_start(tmp_path: Path)
         harvest = client.wait("h")
         client.close()
         assert harvest.state == messages_pb2.HARVEST_STATE_SUCCEEDED, harvest.error_message
-        assert harvest.tokens_committed == 6000
-        assert _tokens(cache.target) == (4800, 1200, list(range(harvest.num_leases)))
+        assert harvest.tokens_committed == 3000
+        assert _tokens(cache.target) == (2400, 600, list(range(harvest.num_leases)))
