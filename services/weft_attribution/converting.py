@@ -17,6 +17,7 @@ __all__ = [
     "graph_to_proto",
     "result_to_proto",
     "settings_from_proto",
+    "show_partial",
     "timestamp",
 ]
 
@@ -41,6 +42,7 @@ def settings_from_proto(spec: messages_pb2.GraphSpec) -> GraphSettings:
         node_threshold=spec.node_threshold or defaults.node_threshold,
         edge_threshold=spec.edge_threshold or defaults.edge_threshold,
         batch_size=spec.batch_size or defaults.batch_size,
+        max_features=spec.max_features,
     )
 
 
@@ -59,6 +61,7 @@ def graph_to_proto(request: GraphRequest, operation: str) -> messages_pb2.Graph:
             node_threshold=settings.node_threshold,
             edge_threshold=settings.edge_threshold,
             batch_size=settings.batch_size,
+            max_features=settings.max_features,
         ),
         state=messages_pb2.GRAPH_STATE_RUNNING,
         create_time=timestamp(request.create_s),
@@ -80,8 +83,19 @@ def finished_to_proto(
         graph.statistics.stage_seconds.add(stage=stage, seconds=seconds)
     graph.interventions.extend(result_to_proto(result) for result in document["interventions"])
     if with_json:
-        graph.json = json.dumps(document["json"], ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        graph.json = _encoded(document["json"])
     return graph
+
+
+def show_partial(graph: messages_pb2.Graph, shown: Mapping[str, Any]) -> None:
+    """Add what there is of a graph that is being made."""
+    graph.prompt_tokens.extend(text for _, text in shown["tokens"])
+    graph.statistics.CopyFrom(messages_pb2.GraphStatistics(**shown["statistics"]))
+    graph.json = _encoded(shown["json"])
+
+
+def _encoded(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def changes_from_proto(request: Any) -> list[Change]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.adapters.prometheus_stages import PrometheusStages
+from weft_attribution.core import pipeline
 from weft_attribution.wiring import registrations
 from weft_common.client import aio_channel, error_from_rpc
 from weft_common.errors import (
@@ -239,6 +241,7 @@ async def test_deleted_graph_is_gone_and_its_id_free(rig: Rig) -> None:
         ({"target_token_ids": [-1]}, InvalidArgumentError),
         ({"target_token_ids": [3, 3]}, InvalidArgumentError),
         ({"batch_size": -1}, InvalidArgumentError),
+        ({"max_features": -1}, InvalidArgumentError),
         ({"model": "tiny"}, InvalidArgumentError),
     ],
 )
@@ -265,6 +268,48 @@ async def test_given_targets_are_the_logits(rig: Rig) -> None:
     await rig.make(target_token_ids=[7, 2])
     content = json.loads((await rig.graphs.GetGraph(service_pb2.GetGraphRequest(name="graphs/g1"))).json)
     assert [node["feature"] for node in content["nodes"] if node["feature_type"] == "logit"] == [7, 2]
+
+
+async def test_budget_keeps_so_many_features(rig: Rig) -> None:
+    """A graph with a budget has as many features, knows how many are active, and conserves."""
+    whole = (await rig.make("whole")).statistics
+    graph = (await rig.make("part", max_features=7)).statistics
+    assert graph.num_features == 7
+    assert graph.num_active_features == whole.num_active_features == whole.num_features > 7
+    assert graph.num_nodes == whole.num_nodes - whole.num_features + 7
+    assert graph.conservation_error < 1e-3
+
+
+async def test_running_graph_is_shown_as_far_as_it_is_there(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While features are swept the logits' rows are shown, once each in a stream; in the end nothing of it is left."""
+    reached, going = threading.Event(), threading.Event()
+    whole_sweep = pipeline.sweep
+
+    def pausing(*args: Any, rows: np.ndarray, **options: Any) -> None:
+        if 0 in rows:
+            reached.set()
+            assert going.wait(60)
+        whole_sweep(*args, rows=rows, **options)
+
+    monkeypatch.setattr(pipeline, "sweep", pausing)
+    operation = await rig.graphs.CreateGraph(request())
+    await asyncio.to_thread(reached.wait, 60)
+    seen = await rig.graphs.GetGraph(service_pb2.GetGraphRequest(name="graphs/g1"))
+    assert seen.state == messages_pb2.GRAPH_STATE_RUNNING
+    content = json.loads(seen.json)
+    jsonschema.validate(content, SCHEMA)
+    kinds = {node["feature_type"] for node in content["nodes"]}
+    assert {"logit", "embedding"} <= kinds
+    assert "cross layer transcoder" not in kinds
+    news = []
+    async for response in rig.graphs.WatchGraph(service_pb2.WatchGraphRequest(name="graphs/g1")):
+        news.append(response.graph)
+        going.set()
+    await rig.done(operation)
+    assert news[0].json == seen.json
+    assert news[-1].state == messages_pb2.GRAPH_STATE_SUCCEEDED
+    assert sum(graph.json == seen.json for graph in news) == 1
+    assert not any(info.key.endswith("partial.json") for info in rig.store.list("graphs/"))
 
 
 async def test_cancelled_graph_says_so(rig: Rig) -> None:

@@ -17,10 +17,12 @@ import numpy.typing as npt
 from weft_attribution.core.graph_json import graph_json, node_id, scan_name
 from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
 from weft_attribution.core.interventions import feature_additions, predict
+from weft_attribution.core.partial_graphs import PartialGraphs
 from weft_attribution.core.pipeline import (
+    Building,
+    Limits,
     Stages,
     WholeGraph,
-    build_graph,
     capture_hooks,
     choose_logits,
     open_graph,
@@ -111,6 +113,7 @@ class Graphs:
     ) -> None:
         self._store = store
         self._summaries = GraphSummaries(store)
+        self._partial = PartialGraphs(store)
         self._runner = runner
         self._models = models
         self._max_prompt_tokens = max_prompt_tokens
@@ -205,6 +208,10 @@ class Graphs:
         """What `finished` gives, less the graph itself and much faster."""
         return self._summaries.get(request)
 
+    def partial(self, request: GraphRequest, seen: str = "") -> tuple[Json, str] | None:
+        """What there is of a graph that is being made, and its mark; None where it is what `seen` marks, or nothing."""
+        return self._partial.read(request, seen)
+
     def requests(self) -> list[GraphRequest]:
         """How every graph there is was asked for."""
 
@@ -221,8 +228,10 @@ class Graphs:
     def delete(self, graph_id: str) -> None:
         """Remove a graph: what makes it complete first, its record last."""
         self.request(graph_id)
-        for key in (graph_key(graph_id), summary_key(graph_id), edges_key(graph_id), request_key(graph_id)):
+        for key in (graph_key(graph_id), summary_key(graph_id), edges_key(graph_id)):
             self._store.delete(key)
+        self._partial.delete(graph_id)
+        self._store.delete(request_key(graph_id))
 
     async def build(self, request: GraphRequest, progress: ProgressFn) -> Json:
         """
@@ -255,22 +264,18 @@ class Graphs:
         def compute() -> Json:
             with tempfile.TemporaryDirectory(prefix="weft-graph-") as folder:
                 path = Path(folder) / "edges.safetensors"
-                error = build_graph(
-                    weights,
-                    transcoder,
-                    capture,
-                    logit_ids=logit_ids,
-                    batch_size=settings.batch_size,
-                    workers=self._workers,
-                    max_features=self._max_features,
-                    memory_bytes=self._memory_bytes,
-                    path=path,
-                    stages=stages,
-                    progress=progress,
-                )
-                progress("influence", 0, 0)
+
+                def opened() -> WholeGraph:
+                    return open_graph(path, weights.num_layers, capture.tokens, logits, tuple(probabilities.tolist()))
+
                 now = time.perf_counter()
-                graph = open_graph(path, weights.num_layers, capture.tokens, logits, tuple(probabilities.tolist()))
+                progress("features", 0, 0)
+                building = Building(weights, transcoder, capture, logit_ids, probabilities, self._limits(settings))
+                now = stages.add("features", now)
+                building.build(path, progress, lambda: self._partial.write(request, self._shown(request, opened())))
+                now = stages.add("sweep", now)
+                progress("influence", 0, 0)
+                graph = opened()
                 influence, sums = compute_influence(graph.edges, graph.logit_weights)
                 scores = graph_scores(graph.edges, influence, graph.logit_weights, sums)
                 content, kept = self._pruned(
@@ -288,12 +293,13 @@ class Graphs:
                     "probabilities": probabilities.tolist(),
                     "statistics": {
                         "num_features": graph.edges.table.num_features,
+                        "num_active_features": building.num_active,
                         "num_nodes": graph.edges.table.num_nodes,
                         "num_edges": len(graph.edges.values),
                         **kept,
                         "replacement_score": scores.replacement,
                         "completeness_score": scores.completeness,
-                        "conservation_error": error,
+                        "conservation_error": building.conservation_error(),
                         "seconds": time.perf_counter() - begun,
                         "stage_seconds": dict(stages.seconds),
                     },
@@ -303,6 +309,7 @@ class Graphs:
                     create_json(self._store, graph_key(request.graph_id), document)
                 except AlreadyExistsError:
                     document = read_json(self._store, graph_key(request.graph_id))[0]
+                self._partial.delete(request.graph_id)
                 return {**document, "interventions": self._summaries.write(request, document)["interventions"]}
 
         return await _in_thread(compute)
@@ -380,6 +387,26 @@ class Graphs:
                     self._open.popitem(last=False)
             self._open.move_to_end(key)
             return request, document, *self._open[key]
+
+    def _limits(self, settings: GraphSettings) -> Limits:
+        return Limits(
+            batch_size=settings.batch_size,
+            workers=self._workers,
+            max_active=self._max_features,
+            max_features=settings.max_features,
+            memory_bytes=self._memory_bytes,
+        )
+
+    def _shown(self, request: GraphRequest, graph: WholeGraph) -> Json:
+        """What a graph shows before all of its rows are there."""
+        influence, _ = compute_influence(graph.edges, graph.logit_weights)
+        settings = request.settings
+        content, kept = self._pruned(request, graph, influence, settings.node_threshold, settings.edge_threshold)
+        return {
+            "tokens": [[token.id, token.text] for token in graph.nodes.tokens],
+            "statistics": {"num_features": graph.edges.table.num_features, **kept},
+            "json": content,
+        }
 
     def _pruned(
         self, request: GraphRequest, graph: WholeGraph, influence: Array, node_threshold: float, edge_threshold: float

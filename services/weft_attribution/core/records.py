@@ -3,7 +3,7 @@ What is kept of a graph as JSON: how it was asked for, and what came out.
 
 `graphs/{id}/request.json` is written when a graph is asked for, `graphs/{id}/edges.safetensors` when it is computed,
 then `graphs/{id}.json`: a graph is complete exactly when that one is there. `graphs/{id}/summary.json` follows it, for
-listings, and takes up the interventions that are measured.
+listings, and takes up the interventions that are measured. `graphs/{id}/partial.json` shows a graph while it is made.
 """
 
 import re
@@ -20,6 +20,7 @@ __all__ = [
     "check_threshold",
     "edges_key",
     "graph_key",
+    "partial_key",
     "request_key",
     "summary_key",
 ]
@@ -28,6 +29,7 @@ Json = dict[str, Any]
 _ID = re.compile(r"[a-z0-9-]{1,63}")
 MAX_LOGITS = 100
 MAX_BATCH = 4096
+MAX_FEATURES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class GraphSettings:
     node_threshold: float = 0.8
     edge_threshold: float = 0.98
     batch_size: int = 0
+    max_features: int = 0
 
     def check(self) -> None:
         """
@@ -61,6 +64,11 @@ class GraphSettings:
             raise InvalidArgumentError(
                 f"spec.batch_size is {self.batch_size}; give 1 to {MAX_BATCH}, or 0 to have it chosen",
                 field="spec.batch_size",
+            )
+        if not 0 <= self.max_features <= MAX_FEATURES:
+            raise InvalidArgumentError(
+                f"spec.max_features is {self.max_features}; give 1 to {MAX_FEATURES}, or 0 for all active ones",
+                field="spec.max_features",
             )
         check_threshold(self.logit_probability, "spec.logit_probability")
         check_threshold(self.node_threshold, "spec.node_threshold")
@@ -141,6 +149,11 @@ def request_key(graph_id: str) -> str:
 def edges_key(graph_id: str) -> str:
     """Where the edges of a graph lie."""
     return f"graphs/{graph_id}/edges.safetensors"
+
+
+def partial_key(graph_id: str) -> str:
+    """Where what there is of a graph lies while it is made."""
+    return f"graphs/{graph_id}/partial.json"
 
 
 def summary_key(graph_id: str) -> str:

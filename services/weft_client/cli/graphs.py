@@ -100,6 +100,7 @@ def create_graph(
     model: Annotated[str, typer.Option(help="Id of the model; default: the transcoder's.")] = "",
     target_token_id: Annotated[list[int] | None, typer.Option(help="Token to explain; may be repeated.")] = None,
     max_logits: Annotated[int, typer.Option(help="Most logits to explain; 0 means 10.")] = 0,
+    max_features: Annotated[int, typer.Option(help="Most features in the graph; 0 means all active ones.")] = 0,
     node_threshold: Annotated[float, typer.Option(help="Share of influence of kept nodes; 0 means 0.8.")] = 0.0,
     edge_threshold: Annotated[float, typer.Option(help="Share of influence of kept edges; 0 means 0.98.")] = 0.0,
     open_page: Annotated[bool, typer.Option("--open", help="Open the graph's page once it is there.")] = False,
@@ -115,6 +116,7 @@ def create_graph(
             prompt=prompt,
             max_logits=max_logits,
             target_token_ids=target_token_id or (),
+            max_features=max_features,
             node_threshold=node_threshold,
             edge_threshold=edge_threshold,
         )

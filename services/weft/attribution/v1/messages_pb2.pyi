@@ -68,6 +68,7 @@ class GraphSpec(_message.Message):
     NODE_THRESHOLD_FIELD_NUMBER: _builtins.int
     EDGE_THRESHOLD_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_FEATURES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`."""
     transcoder: _builtins.str
@@ -84,6 +85,8 @@ class GraphSpec(_message.Message):
     """Share of influence that the kept edges hold; 0 means 0.98."""
     batch_size: _builtins.int
     """Targets swept at once; the result does not depend on it; 0 means as many as memory caches hold, by the prompt's length."""
+    max_features: _builtins.int
+    """Most features that become nodes, the most influential as far as the rows so far tell; 0 means all that are active."""
     @_builtins.property
     def target_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids to explain in place of the most likely ones."""
@@ -100,10 +103,11 @@ class GraphSpec(_message.Message):
         node_threshold: _builtins.float = ...,
         edge_threshold: _builtins.float = ...,
         batch_size: _builtins.int = ...,
+        max_features: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "edge_threshold", b"edge_threshold", "logit_probability", b"logit_probability", "max_logits", b"max_logits", "model", b"model", "node_threshold", b"node_threshold", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "transcoder", b"transcoder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "edge_threshold", b"edge_threshold", "logit_probability", b"logit_probability", "max_features", b"max_features", "max_logits", b"max_logits", "model", b"model", "node_threshold", b"node_threshold", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "transcoder", b"transcoder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -130,7 +134,7 @@ class Graph(_message.Message):
     state: Global___GraphState.ValueType
     """Where it stands."""
     json: _builtins.bytes
-    """The pruned graph in the JSON that circuit-tracer's and Neuronpedia's viewers read; only GetGraph, PruneGraph and WatchGraph fill it."""
+    """The pruned graph in the JSON that circuit-tracer's and Neuronpedia's viewers read; only GetGraph, PruneGraph and WatchGraph fill it. While the graph is running it holds the features that have rows so far."""
     error_message: _builtins.str
     """Why it failed; empty otherwise."""
     operation: _builtins.str
@@ -193,8 +197,9 @@ class GraphStatistics(_message.Message):
     CONSERVATION_ERROR_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     STAGE_SECONDS_FIELD_NUMBER: _builtins.int
+    NUM_ACTIVE_FEATURES_FIELD_NUMBER: _builtins.int
     num_features: _builtins.int
-    """Active features on the prompt."""
+    """Features that are nodes of the whole graph: all that are active on the prompt, or as many as were asked for."""
     num_nodes: _builtins.int
     """Nodes of the whole graph."""
     num_edges: _builtins.int
@@ -211,6 +216,8 @@ class GraphStatistics(_message.Message):
     """Largest relative difference between a target's value and the sum of its edges and its constant."""
     seconds: _builtins.float
     """Wall time in seconds, from the request to the stored graph."""
+    num_active_features: _builtins.int
+    """Active features on the prompt."""
     @_builtins.property
     def stage_seconds(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageSeconds]:
         """Wall time by stage."""
@@ -228,10 +235,11 @@ class GraphStatistics(_message.Message):
         conservation_error: _builtins.float = ...,
         seconds: _builtins.float = ...,
         stage_seconds: _abc.Iterable[Global___StageSeconds] | None = ...,
+        num_active_features: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness_score", b"completeness_score", "conservation_error", b"conservation_error", "num_edges", b"num_edges", "num_edges_kept", b"num_edges_kept", "num_features", b"num_features", "num_nodes", b"num_nodes", "num_nodes_kept", b"num_nodes_kept", "replacement_score", b"replacement_score", "seconds", b"seconds", "stage_seconds", b"stage_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness_score", b"completeness_score", "conservation_error", b"conservation_error", "num_active_features", b"num_active_features", "num_edges", b"num_edges", "num_edges_kept", b"num_edges_kept", "num_features", b"num_features", "num_nodes", b"num_nodes", "num_nodes_kept", b"num_nodes_kept", "replacement_score", b"replacement_score", "seconds", b"seconds", "stage_seconds", b"stage_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
