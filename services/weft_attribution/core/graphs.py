@@ -24,7 +24,7 @@ from weft_attribution.core.pipeline import (
     Stages,
     WholeGraph,
     capture_hooks,
-    choose_logits,
+    choose_targets,
     open_graph,
 )
 from weft_attribution.core.ports import ModelInfo, ModelRunner, ProgressFn, Token
@@ -38,6 +38,7 @@ from weft_attribution.core.records import (
     summary_key,
 )
 from weft_attribution.core.summaries import GraphSummaries
+from weft_attribution.core.targets import Target, check_targets, name_targets, resolve_texts
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights, load_linear_weights
 from weft_common.errors import (
@@ -123,12 +124,12 @@ class Graphs:
         self._open: OrderedDict[tuple[str, str], tuple[WholeGraph, Array]] = OrderedDict()
         self._open_lock = threading.Lock()
 
-    async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...]]:
+    async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...], tuple[Target, ...]]:
         """
         Check a request against what there is.
 
         Returns:
-            The model and the prompt's tokens.
+            The model, the prompt's tokens up to the position explained, and the targets asked for.
 
         Raises:
             InvalidArgumentError, NotFoundError, FailedPreconditionError: What is wrong, and what to do.
@@ -145,12 +146,6 @@ class Graphs:
                 "use a transcoder of that very model",
                 field="spec.transcoder",
             )
-        for token_id in settings.target_token_ids:
-            if not 0 <= token_id < info.vocab_size:
-                raise InvalidArgumentError(
-                    f"spec.target_token_ids has {token_id}; {settings.model} has ids 0 to {info.vocab_size - 1}",
-                    field="spec.target_token_ids",
-                )
         tokens = await self._runner.tokenize(settings.model, settings.prompt)
         longest = min(info.max_tokens, self._max_prompt_tokens)
         if len(tokens) > longest:
@@ -158,12 +153,22 @@ class Graphs:
                 f"spec.prompt has {len(tokens)} tokens; at most {longest} are explained here, shorten it",
                 field="spec.prompt",
             )
+        if settings.position >= len(tokens):
+            raise InvalidArgumentError(
+                f"spec.position is {settings.position}; the prompt's tokens are 0 to {len(tokens) - 1}",
+                field="spec.position",
+            )
+        targets = await resolve_texts(self._runner, settings.model, settings.prompt, tokens, settings.explained)
+        if settings.position >= 0:
+            tokens = tokens[: settings.position + 1]
         if len(tokens) < 2:
             raise InvalidArgumentError(
-                "spec.prompt has one token; position 0 has no features, so give a prompt of two tokens or more",
+                "one token is explained, and position 0 has no features; give a prompt of two tokens or more, "
+                "or a later position",
                 field="spec.prompt",
             )
-        return info, tokens
+        await asyncio.to_thread(check_targets, targets, info, transcoder)
+        return info, tokens, targets
 
     def begin(self, request: GraphRequest) -> GraphRequest:
         """
@@ -246,18 +251,17 @@ class Graphs:
         stages, begun = Stages(), time.perf_counter()
         settings = request.settings
         progress("capture", 0, 0)
-        _, tokens = await self.check(settings)
+        info, tokens, asked = await self.check(settings)
         transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
         hooks = capture_hooks(transcoder.manifest.input_hook)
         capture = await self._runner.capture(settings.model, [token.id for token in tokens], hooks)
-        logit_ids, probabilities = choose_logits(
+        targets, probabilities = choose_targets(
             capture.tensors["logits"],
             max_logits=settings.max_logits,
             probability=settings.logit_probability,
-            token_ids=settings.target_token_ids,
+            targets=asked,
         )
-        texts = await self._runner.detokenize(settings.model, logit_ids.tolist())
-        logits = tuple(Token(int(i), text) for i, text in zip(logit_ids, texts, strict=True))
+        logits = await name_targets(self._runner, info, targets)
         weights = await asyncio.to_thread(self._models.weights, settings.model)
         stages.add("capture", begun)
 
@@ -270,7 +274,7 @@ class Graphs:
 
                 now = time.perf_counter()
                 progress("features", 0, 0)
-                building = Building(weights, transcoder, capture, logit_ids, probabilities, self._limits(settings))
+                building = Building(weights, transcoder, capture, targets, probabilities, self._limits(settings))
                 now = stages.add("features", now)
                 building.build(path, progress, lambda: self._partial.write(request, self._shown(request, opened())))
                 now = stages.add("sweep", now)
@@ -331,6 +335,11 @@ class Graphs:
         """
         request, _, graph, _ = await asyncio.to_thread(self._whole, graph_id)
         delta = _deltas(graph, changes)
+        if any(target.kind != "token" for target in request.settings.targets):
+            raise FailedPreconditionError(
+                f"graphs/{graph_id} explains more than logits of tokens, which is all that an intervention measures; "
+                "make a graph of tokens"
+            )
         settings, nodes, edges = request.settings, graph.nodes, graph.edges
         transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
         moved = [

@@ -22,6 +22,7 @@ from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.ports import Capture, ProgressFn, Token
 from weft_attribution.core.ranking import next_counts, partial_influence
 from weft_attribution.core.sweep import NodeTable, make_targets, sweep, target_constants
+from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import FailedPreconditionError
@@ -32,7 +33,7 @@ __all__ = [
     "Stages",
     "WholeGraph",
     "capture_hooks",
-    "choose_logits",
+    "choose_targets",
     "conservation_error",
     "default_batch_size",
     "open_graph",
@@ -96,25 +97,26 @@ def capture_hooks(input_hook: str) -> tuple[str, ...]:
     return (*(f"layers.*.{hook}" for hook in per_layer), "ln_final.scale", "logits")
 
 
-def choose_logits(
-    logits_V: Array, *, max_logits: int, probability: float, token_ids: Sequence[int]
-) -> tuple[Array, Array]:
+def choose_targets(
+    logits_V: Array, *, max_logits: int, probability: float, targets: Sequence[Target]
+) -> tuple[tuple[Target, ...], Array]:
     """
-    Which logits to explain, and how likely each is.
+    What to explain, and how much each counts.
 
     Returns:
-        Token ids: the asked ones, or the likeliest until their sum reaches `probability`; and their probabilities.
+        The asked targets, or the likeliest tokens until their sum reaches `probability`; and their weights.
     """
     logits = logits_V.astype(np.float64)
-    weights = np.exp(logits - logits.max())
-    weights /= weights.sum()
-    if token_ids:
-        chosen = np.array(token_ids, dtype=np.int64)
+    share_V = np.exp(logits - logits.max())
+    share_V /= share_V.sum()
+    if targets:
+        chosen = tuple(targets)
     else:
-        best = np.argsort(-weights, kind="stable")[:max_logits]
-        count = int(np.searchsorted(np.cumsum(weights[best]), probability)) + 1
-        chosen = best[:count].astype(np.int64)
-    return chosen, weights[chosen]
+        best = np.argsort(-share_V, kind="stable")[:max_logits]
+        count = int(np.searchsorted(np.cumsum(share_V[best]), probability)) + 1
+        chosen = tuple(Target(token_id=token_id) for token_id in best[:count].tolist())
+    weights = [each.weight or (share_V[each.token_id] if each.kind == "token" else 1.0) for each in chosen]
+    return chosen, np.array(weights, dtype=np.float64)
 
 
 class Building:
@@ -125,7 +127,7 @@ class Building:
         weights: Frozen weights of the model.
         transcoder: The transcoder.
         capture: Streams of the prompt.
-        logit_ids: Which logits to explain.
+        wanted: What to explain.
         logit_weights: How much each counts where features are ranked.
         limits: What it may take.
 
@@ -139,7 +141,7 @@ class Building:
         weights: LinearWeights,
         transcoder: TranscoderReader,
         capture: Capture,
-        logit_ids: Array,
+        wanted: Sequence[Target],
         logit_weights: Array,
         limits: Limits,
     ) -> None:
@@ -158,12 +160,11 @@ class Building:
                 max_writer_bytes=limits.memory_bytes // 2,
             )
             self._token_ids = np.array([token.id for token in capture.tokens], dtype=np.int64)
-            logits_V = torch.from_numpy(np.array(capture.tensors["logits"], dtype=np.float64))
-            demeaned = logits_V[torch.from_numpy(logit_ids)] - logits_V.mean()
-            self._targets = make_targets(self._operator, self._features, logit_ids, demeaned)
+            explained = explain(self._operator, transcoder, capture.tensors, self._token_ids, wanted)
+            self._targets = make_targets(self._operator, self._features, explained)
             constant_R = target_constants(self._operator, self._targets, self._features.constant_LPD)
         self._constant_R, self._value_R = constant_R.double().numpy(), self._targets.value_N.double().numpy()
-        self.table = NodeTable(len(self._features), weights.num_layers, positions, len(logit_ids))
+        self.table = NodeTable(len(self._features), weights.num_layers, positions, len(wanted))
         self._sum_R = np.zeros(len(self._targets.layer_N))
         self._taken_R = np.zeros(len(self._targets.layer_N), dtype=bool)
 

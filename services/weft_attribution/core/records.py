@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from weft_attribution.core.targets import Target
 from weft_common.errors import InvalidArgumentError
 
 __all__ = [
@@ -46,6 +47,13 @@ class GraphSettings:
     edge_threshold: float = 0.98
     batch_size: int = 0
     max_features: int = 0
+    targets: tuple[Target, ...] = ()
+    position: int = -1
+
+    @property
+    def explained(self) -> tuple[Target, ...]:
+        """What is asked for, however; nothing where the likeliest tokens are."""
+        return (*(Target(token_id=token_id) for token_id in self.target_token_ids), *self.targets)
 
     def check(self) -> None:
         """
@@ -73,14 +81,15 @@ class GraphSettings:
         check_threshold(self.logit_probability, "spec.logit_probability")
         check_threshold(self.node_threshold, "spec.node_threshold")
         check_threshold(self.edge_threshold, "spec.edge_threshold")
-        if len(self.target_token_ids) > MAX_LOGITS:
+        if self.position >= 0 and any(target.text or target.minus_text for target in self.targets):
             raise InvalidArgumentError(
-                f"spec.target_token_ids has {len(self.target_token_ids)} ids; give at most {MAX_LOGITS}",
-                field="spec.target_token_ids",
+                "spec.targets has texts, which follow the whole prompt, and spec.position is given; give token ids",
+                field="spec.targets",
             )
-        if len(set(self.target_token_ids)) != len(self.target_token_ids):
+        if len(self.explained) > MAX_LOGITS:
             raise InvalidArgumentError(
-                "spec.target_token_ids names a token twice; give each once", field="spec.target_token_ids"
+                f"spec.targets and spec.target_token_ids name {len(self.explained)} targets; give at most {MAX_LOGITS}",
+                field="spec.targets",
             )
 
     def to_json(self) -> Json:
@@ -90,7 +99,9 @@ class GraphSettings:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "GraphSettings":
         """Read back what `to_json` wrote."""
-        return cls(**{**document, "target_token_ids": tuple(document["target_token_ids"])})
+        targets = tuple(Target.from_json(target) for target in document.get("targets", ()))
+        token_ids = tuple(document["target_token_ids"])
+        return cls(**{**document, "target_token_ids": token_ids, "targets": targets})
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from weft_attribution.core.features import ActiveFeatures
 from weft_attribution.core.operator import FrozenOperator
+from weft_attribution.core.targets import Explained
 
 __all__ = ["NodeTable", "Targets", "make_targets", "sweep", "target_constants"]
 
@@ -73,10 +74,10 @@ class NodeTable:
 @dataclass(frozen=True)
 class Targets:
     """
-    Rows of the graph: features in their order, then logits.
+    Rows of the graph: features in their order, then what is explained.
 
     Args:
-        layer_N: Layer whose stream a target reads; the number of layers for a logit.
+        layer_N: Layer whose stream before its MLP a target reads; the number of layers for the final stream.
         position_N: Where it reads.
         reader_ND: The vectors of features that read the stream, divided by the frozen scale.
         last_reader_KD: Those of the last K rows.
@@ -101,19 +102,16 @@ class Targets:
         return found
 
 
-def make_targets(
-    operator: FrozenOperator, features: ActiveFeatures, token_ids: Array, demeaned_logits: Tensor
-) -> Targets:
-    """The features and logits of a prompt as rows."""
-    readers_ND, offset_N = operator.weights.logit_readers(torch.from_numpy(token_ids))
-    count, last = len(token_ids), operator.num_positions - 1
+def make_targets(operator: FrozenOperator, features: ActiveFeatures, explained: Explained) -> Targets:
+    """The features of a prompt, and what is explained, as rows."""
+    last = operator.num_positions - 1
     return Targets(
-        layer_N=np.concatenate([features.layer_N, np.full(count, operator.weights.num_layers)]),
-        position_N=np.concatenate([features.position_N, np.full(count, last)]),
+        layer_N=np.concatenate([features.layer_N, explained.layer_K]),
+        position_N=np.concatenate([features.position_N, np.full(len(explained.layer_K), last)]),
         reader_ND=features.reader_ND,
-        last_reader_KD=readers_ND / operator.final_scale_P[last],
-        offset_N=torch.cat([features.offset_N, offset_N]),
-        value_N=torch.cat([features.value_N, demeaned_logits.to(features.value_N.dtype)]),
+        last_reader_KD=explained.reader_KD,
+        offset_N=torch.cat([features.offset_N, explained.offset_K]),
+        value_N=torch.cat([features.value_N, explained.value_K]),
     )
 
 

@@ -14,12 +14,13 @@ from weft_attribution.core import ranking
 from weft_attribution.core.edge_file import EdgeScratch
 from weft_attribution.core.pipeline import Building, Limits, WholeGraph, capture_hooks, open_graph
 from weft_attribution.core.ranking import next_counts, partial_influence
+from weft_attribution.core.targets import Target
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import load_linear_weights
 from weft_store.opening import open_store
 
 IDS = [3, 17, 8, 29, 8, 11]
-LOGITS, WEIGHTS = np.array([5, 0, 31]), np.array([0.5, 0.3, 0.1])
+LOGITS, WEIGHTS = [5, 0, 31], np.array([0.5, 0.3, 0.1])
 
 
 @given(st.integers(0, 10**6))
@@ -62,7 +63,8 @@ def make(folder: Path, max_features: int) -> tuple[WholeGraph, Building, list[in
     capture = asyncio.run(ReferenceRunner(model).capture("tiny", IDS, capture_hooks("mlp_in")))
     weights = load_linear_weights(folder / "model")
     limits = Limits(batch_size=16, workers=2, max_active=1000, max_features=max_features, memory_bytes=1 << 24)
-    building = Building(weights, TranscoderReader(store, "t"), capture, LOGITS, WEIGHTS, limits)
+    wanted = [Target(token_id=token_id) for token_id in LOGITS]
+    building = Building(weights, TranscoderReader(store, "t"), capture, wanted, WEIGHTS, limits)
     path, shown = folder / "edges.safetensors", []
 
     def opened() -> WholeGraph:
