@@ -25,7 +25,6 @@ from weft_common.errors import DataLossError
 __all__ = ["EdgeScratch", "read_arrays", "write_arrays"]
 
 Array = npt.NDArray[Any]
-_ROWS_AT_ONCE = 16
 _NAMES = {"<i4": "I32", "<i8": "I64", "<f4": "F32"}
 
 
@@ -56,21 +55,14 @@ class EdgeScratch:
 
     def add(self, rows: Array, dense_RN: Array) -> None:
         """Keep the edges of some rows that are not zero; several threads may add at once."""
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            self._add(rows[start : start + _ROWS_AT_ONCE], dense_RN[start : start + _ROWS_AT_ONCE])
-
-    def _add(self, rows: Array, dense_RN: Array) -> None:
-        # The places of all edges take more memory than the edges.
-        place, column = np.nonzero(dense_RN)
-        counts = np.bincount(place, minlength=len(rows))
-        indices = column.astype("<i4").tobytes()
-        values = dense_RN[place, column].astype("<f4").tobytes()
-        with self._lock:
-            self._start_R[rows] = self.num_edges + np.concatenate([[0], np.cumsum(counts)[:-1]])
-            self._count_R[rows] = counts
-            self._indices.write(indices)
-            self._values.write(values)
-            self.num_edges += len(column)
+        for row, dense_N in zip(rows.tolist(), dense_RN, strict=True):
+            column = np.flatnonzero(dense_N != 0)
+            indices, values = column.astype("<i4").tobytes(), dense_N[column].astype("<f4", copy=False).tobytes()
+            with self._lock:
+                self._start_R[row], self._count_R[row] = self.num_edges, len(column)
+                self._indices.write(indices)
+                self._values.write(values)
+                self.num_edges += len(column)
 
     def row(self, row: int) -> tuple[Array, Array]:
         """Columns and values of a row that was added."""
