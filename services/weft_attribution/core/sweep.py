@@ -162,8 +162,8 @@ def sweep(
     with ThreadPoolExecutor(workers, thread_name_prefix="sweep") as pool:
         done = 0
         while done < len(order):
-            # Rows are sorted by position: what comes next reaches little further than its first row.
-            ahead = order[min(len(order), done + batch_size) - 1]
+            # Rows are sorted by position: none of a wave reaches further than the last that may be in it.
+            ahead = order[min(len(order), done + _MOST_BATCHES * batch_size) - 1]
             reach = int(targets.position_N[ahead]) + 1
             row_bytes = item * (reach * d_model + sources.num_columns)
             in_batch = max(1, min(batch_size, memory_bytes // (row_bytes * (1 + _COPIES) * workers)))
