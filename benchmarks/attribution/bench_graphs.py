@@ -31,6 +31,7 @@ from turns import Json, Side
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from machine import conditions, environment
+from regions import fill
 
 PEER = "circuit-tracer"
 _GIB = 1 << 30
@@ -142,6 +143,16 @@ def _row(name: str, ours: float, peer: float, unit: str, told: str, *, less_is_b
     return {"name": name, "ours": ours, "peer": peer or None, "ratio": ratio, "unit": unit, "conditions": told}
 
 
+def _page(rows: list[Json]) -> list[str]:
+    """Return the table of a page."""
+    lines = ["| figure | weft | circuit-tracer or floor | unit | ratio |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        figures = [f"{row[key]:.3g}" if row[key] else "–" for key in ("ours", "peer", "ratio")]
+        lines.append(f"| {row['name']} | {figures[0]} | {figures[1]} | {row['unit']} | {figures[2]} |")
+    told = [row["conditions"] for row in rows if row["unit"] == "rows/s"]
+    return [*lines, "", "Measured under:", "", *(f"- {each}." for each in told)]
+
+
 def main() -> None:
     """Measure every length and write all rows, after each of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,6 +167,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64], help="tried for circuit-tracer")
     parser.add_argument("--memory-mib", type=int, default=512, help="WEFT_ATTRIBUTION_MEMORY_BYTES, in MiB")
     parser.add_argument("--circuit-tracer", help="Python of an environment that has it")
+    parser.add_argument("--page", type=Path, help="a page whose region `graphs` takes the table")
     parser.add_argument("--output", type=Path, default=Path(".weft/bench/attribution.json"))
     options = parser.parse_args()
     if not (options.model / "config.json").is_file():
@@ -175,6 +187,8 @@ def main() -> None:
         for tokens in options.tokens:
             rows += Comparison(tokens, Path(name), model_bytes, options).run()
             options.output.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.page:
+        options.page.write_text(fill(options.page.read_text(), "graphs", _page(rows)))
     print(json.dumps(rows, indent=1))
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from weft.attribution.v1 import messages_pb2
+from weft.attribution.v1 import messages_pb2, targets_pb2
 from weft_attribution.core.graphs import Change
 from weft_attribution.core.records import GraphRequest, GraphSettings
+from weft_attribution.core.targets import Target
+from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import parse_name
 
 __all__ = [
@@ -17,6 +19,9 @@ __all__ = [
     "graph_to_proto",
     "result_to_proto",
     "settings_from_proto",
+    "show_partial",
+    "target_from_proto",
+    "target_to_proto",
     "timestamp",
 ]
 
@@ -41,7 +46,63 @@ def settings_from_proto(spec: messages_pb2.GraphSpec) -> GraphSettings:
         node_threshold=spec.node_threshold or defaults.node_threshold,
         edge_threshold=spec.edge_threshold or defaults.edge_threshold,
         batch_size=spec.batch_size or defaults.batch_size,
+        max_features=spec.max_features,
+        targets=tuple(target_from_proto(target, place) for place, target in enumerate(spec.targets)),
+        position=_position(spec),
     )
+
+
+def _position(spec: messages_pb2.GraphSpec) -> int:
+    if not spec.HasField("position"):
+        return -1
+    if spec.position < 0:
+        raise InvalidArgumentError(
+            f"spec.position is {spec.position}; give 0 for the first token and so on, or none for the last",
+            field="spec.position",
+        )
+    return spec.position
+
+
+def target_from_proto(target: targets_pb2.Target, place: int) -> Target:
+    """Read a target, whose texts are still texts."""
+    kind, named = target.WhichOneof("kind"), {"label": target.label, "weight": target.weight}
+    if kind == "token_id":
+        return Target(token_id=target.token_id, **named)
+    if kind == "text" and target.text:
+        return Target(text=target.text, **named)
+    if kind == "direction":
+        return Target(kind="direction", direction=tuple(target.direction.values), **named)
+    if kind == "feature":
+        return Target(kind="feature", layer=target.feature.layer, index=target.feature.index, **named)
+    pair = target.difference
+    sides = pair.WhichOneof("plus"), pair.WhichOneof("minus")
+    if kind == "difference" and all(side and (not side.endswith("text") or getattr(pair, side)) for side in sides):
+        return Target(
+            kind="difference", token_id=pair.token_id, text=pair.text,
+            minus_token_id=pair.minus_token_id, minus_text=pair.minus_text, **named,
+        )  # fmt: skip
+    name = f"spec.targets[{place}]"
+    raise InvalidArgumentError(
+        f"{name} is not whole; give token_id, text, difference with two tokens, direction or feature", field=name
+    )
+
+
+def target_to_proto(target: Target) -> targets_pb2.Target:
+    """Write a target as it was asked for."""
+    found = targets_pb2.Target(label=target.label, weight=target.weight)
+    if target.kind == "direction":
+        found.direction.values.extend(target.direction)
+    elif target.kind == "feature":
+        found.feature.CopyFrom(targets_pb2.FeatureOfLayer(layer=target.layer, index=target.index))
+    elif target.kind == "difference":
+        pair = {"text": target.text} if target.text else {"token_id": target.token_id}
+        minus = {"minus_text": target.minus_text} if target.minus_text else {"minus_token_id": target.minus_token_id}
+        found.difference.CopyFrom(targets_pb2.TokenDifference(**pair, **minus))
+    elif target.text:
+        found.text = target.text
+    else:
+        found.token_id = target.token_id
+    return found
 
 
 def graph_to_proto(request: GraphRequest, operation: str) -> messages_pb2.Graph:
@@ -59,6 +120,9 @@ def graph_to_proto(request: GraphRequest, operation: str) -> messages_pb2.Graph:
             node_threshold=settings.node_threshold,
             edge_threshold=settings.edge_threshold,
             batch_size=settings.batch_size,
+            max_features=settings.max_features,
+            targets=[target_to_proto(target) for target in settings.targets],
+            position=settings.position if settings.position >= 0 else None,
         ),
         state=messages_pb2.GRAPH_STATE_RUNNING,
         create_time=timestamp(request.create_s),
@@ -80,8 +144,19 @@ def finished_to_proto(
         graph.statistics.stage_seconds.add(stage=stage, seconds=seconds)
     graph.interventions.extend(result_to_proto(result) for result in document["interventions"])
     if with_json:
-        graph.json = json.dumps(document["json"], ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        graph.json = _encoded(document["json"])
     return graph
+
+
+def show_partial(graph: messages_pb2.Graph, shown: Mapping[str, Any]) -> None:
+    """Add what there is of a graph that is being made."""
+    graph.prompt_tokens.extend(text for _, text in shown["tokens"])
+    graph.statistics.CopyFrom(messages_pb2.GraphStatistics(**shown["statistics"]))
+    graph.json = _encoded(shown["json"])
+
+
+def _encoded(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def changes_from_proto(request: Any) -> list[Change]:

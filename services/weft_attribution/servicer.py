@@ -128,8 +128,9 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
         graph_id = _graph_id(request.name)
         name = self._operations.name(graph_id)
         shown: bytes | None = None
+        mark = ""
         while True:
-            graph = await self._described(graph_id)
+            graph, mark = await self._described(graph_id, mark)
             metadata = messages_pb2.GraphMetadata(graph=graph.name)
             try:
                 (await self._operations.get(name)).metadata.Unpack(metadata)
@@ -138,7 +139,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
                 metadata.graph = graph.name
             final = graph.state != messages_pb2.GRAPH_STATE_RUNNING
             now = metadata.SerializeToString(deterministic=True)
-            if final or now != shown:
+            if final or now != shown or graph.json:
                 shown = now
                 yield service_pb2.WatchGraphResponse(metadata=metadata, graph=graph)
             if final:
@@ -146,7 +147,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
             await asyncio.sleep(_WATCH_S)
 
     async def GetGraph(self, request: service_pb2.GetGraphRequest, context: Context) -> messages_pb2.Graph:
-        return await self._described(_graph_id(request.name))
+        return (await self._described(_graph_id(request.name)))[0]
 
     async def ListGraphs(
         self, request: service_pb2.ListGraphsRequest, context: Context
@@ -200,13 +201,19 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
             )
         return graph
 
-    async def _described(self, graph_id: str) -> messages_pb2.Graph:
-        """The graph with its JSON, as far as it is there."""
+    async def _described(self, graph_id: str, seen: str = "") -> tuple[messages_pb2.Graph, str]:
+        """The graph with its JSON, as far as it is there and not seen, and the mark of what is seen now."""
         record = await asyncio.to_thread(self._graphs.request, graph_id)
         document = await asyncio.to_thread(self._graphs.finished, record)
-        if document is None:
-            return await self._unfinished(record)
-        return await self._finished(record, self._operations.name(graph_id), document, with_json=True)
+        if document is not None:
+            return await self._finished(record, self._operations.name(graph_id), document, with_json=True), seen
+        graph = await self._unfinished(record)
+        if graph.state == messages_pb2.GRAPH_STATE_RUNNING:
+            partial = await asyncio.to_thread(self._graphs.partial, record, seen)
+            if partial is not None:
+                shown, seen = partial
+                await asyncio.to_thread(converting.show_partial, graph, shown)
+        return graph, seen
 
     async def _summarised(self, record: GraphRequest) -> messages_pb2.Graph:
         """The graph without its JSON."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from attribution_rig import ReferenceModel, ReferenceRunner, make_reference_fold
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc, targets_pb2
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.adapters.prometheus_stages import PrometheusStages
+from weft_attribution.core import pipeline
 from weft_attribution.wiring import registrations
 from weft_common.client import aio_channel, error_from_rpc
 from weft_common.errors import (
@@ -239,6 +241,14 @@ async def test_deleted_graph_is_gone_and_its_id_free(rig: Rig) -> None:
         ({"target_token_ids": [-1]}, InvalidArgumentError),
         ({"target_token_ids": [3, 3]}, InvalidArgumentError),
         ({"batch_size": -1}, InvalidArgumentError),
+        ({"max_features": -1}, InvalidArgumentError),
+        ({"position": -1}, InvalidArgumentError),
+        ({"position": 0}, InvalidArgumentError),
+        ({"position": 7}, InvalidArgumentError),
+        ({"position": 3, "targets": [targets_pb2.Target(text="x")]}, InvalidArgumentError),
+        ({"targets": [targets_pb2.Target()]}, InvalidArgumentError),
+        ({"targets": [targets_pb2.Target(token_id=40)]}, InvalidArgumentError),
+        ({"targets": [targets_pb2.Target(token_id=i % 40) for i in range(101)]}, InvalidArgumentError),
         ({"model": "tiny"}, InvalidArgumentError),
     ],
 )
@@ -265,6 +275,75 @@ async def test_given_targets_are_the_logits(rig: Rig) -> None:
     await rig.make(target_token_ids=[7, 2])
     content = json.loads((await rig.graphs.GetGraph(service_pb2.GetGraphRequest(name="graphs/g1"))).json)
     assert [node["feature"] for node in content["nodes"] if node["feature_type"] == "logit"] == [7, 2]
+
+
+async def test_any_target_at_any_position_is_explained(rig: Rig) -> None:
+    """Tokens, texts, differences, directions and features become nodes; a position ends the prompt."""
+    asked = [
+        targets_pb2.Target(text="s"),
+        targets_pb2.Target(difference=targets_pb2.TokenDifference(text="s", minus_token_id=3), label="s or 3"),
+        targets_pb2.Target(direction=targets_pb2.Direction(values=range(16))),
+        targets_pb2.Target(feature=targets_pb2.FeatureOfLayer(layer=2, index=3)),
+    ]
+    graph = await rig.make("all", targets=asked)
+    assert list(graph.spec.targets) == asked
+    assert graph.statistics.conservation_error < 1e-3
+    content = json.loads((await rig.graphs.GetGraph(service_pb2.GetGraphRequest(name="graphs/all"))).json)
+    jsonschema.validate(content, SCHEMA)
+    logits = [node for node in content["nodes"] if node["feature_type"] == "logit"]
+    assert [node["feature"] for node in logits] == [ord("s") % 40, 41, 42, 43]
+    assert [node["clerp"].split('"')[1] for node in logits[1:]] == ["s or 3", "direction 2", "feature 2_3"]
+    feature = next(node["node_id"] for node in content["nodes"] if node["feature_type"].startswith("cross"))
+    change = messages_pb2.FeatureIntervention(node_id=feature, factor=0.0)
+    change_of = service_pb2.InterveneRequest(name="graphs/all", interventions=[change])
+    refusal = await refused(rig.graphs.Intervene(change_of))
+    assert isinstance(refusal, FailedPreconditionError)
+    early = await rig.make("early", position=3)
+    assert len(early.prompt_tokens) == 4
+    assert early.spec.position == 3
+    assert not (await rig.make("late")).spec.HasField("position")
+
+
+async def test_budget_keeps_so_many_features(rig: Rig) -> None:
+    """A graph with a budget has as many features, knows how many are active, and conserves."""
+    whole = (await rig.make("whole")).statistics
+    graph = (await rig.make("part", max_features=7)).statistics
+    assert graph.num_features == 7
+    assert graph.num_active_features == whole.num_active_features == whole.num_features > 7
+    assert graph.num_nodes == whole.num_nodes - whole.num_features + 7
+    assert graph.conservation_error < 1e-3
+
+
+async def test_running_graph_is_shown_as_far_as_it_is_there(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While features are swept the logits' rows are shown, once each in a stream; in the end nothing of it is left."""
+    reached, going = threading.Event(), threading.Event()
+    whole_sweep = pipeline.sweep
+
+    def pausing(*args: Any, rows: np.ndarray, **options: Any) -> None:
+        if 0 in rows:
+            reached.set()
+            assert going.wait(60)
+        whole_sweep(*args, rows=rows, **options)
+
+    monkeypatch.setattr(pipeline, "sweep", pausing)
+    operation = await rig.graphs.CreateGraph(request())
+    await asyncio.to_thread(reached.wait, 60)
+    seen = await rig.graphs.GetGraph(service_pb2.GetGraphRequest(name="graphs/g1"))
+    assert seen.state == messages_pb2.GRAPH_STATE_RUNNING
+    content = json.loads(seen.json)
+    jsonschema.validate(content, SCHEMA)
+    kinds = {node["feature_type"] for node in content["nodes"]}
+    assert {"logit", "embedding"} <= kinds
+    assert "cross layer transcoder" not in kinds
+    news = []
+    async for response in rig.graphs.WatchGraph(service_pb2.WatchGraphRequest(name="graphs/g1")):
+        news.append(response.graph)
+        going.set()
+    await rig.done(operation)
+    assert news[0].json == seen.json
+    assert news[-1].state == messages_pb2.GRAPH_STATE_SUCCEEDED
+    assert sum(graph.json == seen.json for graph in news) == 1
+    assert not any(info.key.endswith("partial.json") for info in rig.store.list("graphs/"))
 
 
 async def test_cancelled_graph_says_so(rig: Rig) -> None:

@@ -9,9 +9,10 @@ Tensors of the file: `indptr` int64 [R + 1], `indices` int32 and `values` float3
 """
 
 import json
+import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -24,7 +25,6 @@ from weft_common.errors import DataLossError
 __all__ = ["EdgeScratch", "read_arrays", "write_arrays"]
 
 Array = npt.NDArray[Any]
-_ROWS_AT_ONCE = 16
 _NAMES = {"<i4": "I32", "<i8": "I64", "<f4": "F32"}
 
 
@@ -55,50 +55,63 @@ class EdgeScratch:
 
     def add(self, rows: Array, dense_RN: Array) -> None:
         """Keep the edges of some rows that are not zero; several threads may add at once."""
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            self._add(rows[start : start + _ROWS_AT_ONCE], dense_RN[start : start + _ROWS_AT_ONCE])
+        for row, dense_N in zip(rows.tolist(), dense_RN, strict=True):
+            column = np.flatnonzero(dense_N != 0)
+            indices, values = column.astype("<i4").tobytes(), dense_N[column].astype("<f4", copy=False).tobytes()
+            with self._lock:
+                self._start_R[row], self._count_R[row] = self.num_edges, len(column)
+                self._indices.write(indices)
+                self._values.write(values)
+                self.num_edges += len(column)
 
-    def _add(self, rows: Array, dense_RN: Array) -> None:
-        # The places of all edges take more memory than the edges.
-        place, column = np.nonzero(dense_RN)
-        counts = np.bincount(place, minlength=len(rows))
-        indices = column.astype("<i4").tobytes()
-        values = dense_RN[place, column].astype("<f4").tobytes()
+    def row(self, row: int) -> tuple[Array, Array]:
+        """Columns and values of a row that was added."""
         with self._lock:
-            self._start_R[rows] = self.num_edges + np.concatenate([[0], np.cumsum(counts)[:-1]])
-            self._count_R[rows] = counts
-            self._indices.write(indices)
-            self._values.write(values)
-            self.num_edges += len(column)
+            self._indices.flush()
+            self._values.flush()
+        return self._read(self._indices, row, "<i4"), self._read(self._values, row, "<f4")
 
-    def write(self, path: Path, arrays: Mapping[str, Array]) -> None:
-        """Write the file: `arrays`, and the edges in the order of rows."""
-        indptr = np.concatenate([[0], np.cumsum(self._count_R)]).astype("<i8")
+    def write(
+        self, path: Path, arrays: Mapping[str, Array], rows: Array | None = None, column_N: Array | None = None
+    ) -> None:
+        """
+        Write the file.
+
+        Args:
+            path: Where to.
+            arrays: What stands beside the edges.
+            rows: Rows to write, in their order; all by default.
+            column_N: New column of each column, ascending, -1 for those that are left out; as they are by default.
+        """
+        rows = np.arange(len(self._count_R)) if rows is None else rows
         self._indices.flush()
         self._values.flush()
-        edges = {"indices": self._ordered(self._indices, "<i4"), "values": self._ordered(self._values, "<f4")}
-        write_arrays(path, {**arrays, "indptr": indptr}, edges, self.num_edges)
+        counts = self._count_R[rows]
+        if column_N is not None:
+            counts = np.array([(column_N[self._read(self._indices, row, "<i4")] >= 0).sum() for row in rows.tolist()])
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
 
-    def _ordered(self, file: IO[bytes], dtype: str) -> "_Ordered":
-        return _Ordered(file, dtype, self._start_R, self._count_R)
+        def parts(dtype: str) -> Iterator[bytes]:
+            for row in rows.tolist():
+                found = self._read(self._indices if dtype == "<i4" else self._values, row, dtype)
+                if column_N is not None:
+                    moved = column_N[self._read(self._indices, row, "<i4")]
+                    found = (moved if dtype == "<i4" else found)[moved >= 0]
+                yield found.astype(dtype, copy=False).tobytes()
+
+        edges = {"indices": ("<i4", parts("<i4")), "values": ("<f4", parts("<f4"))}
+        write_arrays(path, {**arrays, "indptr": indptr}, edges, int(indptr[-1]))
+
+    def _read(self, file: IO[bytes], row: int, dtype: str) -> Array:
+        size = np.dtype(dtype).itemsize
+        length, offset = int(self._count_R[row]) * size, int(self._start_R[row]) * size
+        return np.frombuffer(os.pread(file.fileno(), length, offset), dtype=dtype)
 
 
-class _Ordered:
-    """One scratch file's elements in the order of rows."""
-
-    def __init__(self, file: IO[bytes], dtype: str, start_R: Array, count_R: Array) -> None:
-        self.dtype = dtype
-        self._file, self._start_R, self._count_R = file, start_R, count_R
-
-    def write_to(self, out: IO[bytes]) -> None:
-        size = np.dtype(self.dtype).itemsize
-        for start, count in zip(self._start_R.tolist(), self._count_R.tolist(), strict=True):
-            self._file.seek(start * size)
-            out.write(self._file.read(count * size))
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Array], edges: Mapping[str, _Ordered], num_edges: int) -> None:
-    """Write a safetensors file of arrays and streamed edges."""
+def write_arrays(
+    path: Path, arrays: Mapping[str, Array], edges: Mapping[str, tuple[str, Iterator[bytes]]], num_edges: int
+) -> None:
+    """Write a safetensors file of arrays and streamed edges, each of them a type and its parts."""
     header: dict[str, Any] = {}
     offset = 0
     for name, array in arrays.items():
@@ -108,9 +121,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], edges: Mapping[str, _O
             "data_offsets": [offset, offset + array.nbytes],
         }
         offset += array.nbytes
-    for name, ordered in edges.items():
-        size = num_edges * np.dtype(ordered.dtype).itemsize
-        header[name] = {"dtype": _NAMES[ordered.dtype], "shape": [num_edges], "data_offsets": [offset, offset + size]}
+    for name, (dtype, _) in edges.items():
+        size = num_edges * np.dtype(dtype).itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": [num_edges], "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -119,8 +132,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], edges: Mapping[str, _O
         out.write(text)
         for array in arrays.values():
             out.write(array.tobytes())
-        for ordered in edges.values():
-            ordered.write_to(out)
+        for _, parts in edges.values():
+            out.writelines(parts)
 
 
 def read_arrays(path: Path) -> dict[str, Array]:

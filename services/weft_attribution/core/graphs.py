@@ -17,12 +17,14 @@ import numpy.typing as npt
 from weft_attribution.core.graph_json import graph_json, node_id, scan_name
 from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
 from weft_attribution.core.interventions import feature_additions, predict
+from weft_attribution.core.partial_graphs import PartialGraphs
 from weft_attribution.core.pipeline import (
+    Building,
+    Limits,
     Stages,
     WholeGraph,
-    build_graph,
     capture_hooks,
-    choose_logits,
+    choose_targets,
     open_graph,
 )
 from weft_attribution.core.ports import ModelInfo, ModelRunner, ProgressFn, Token
@@ -36,6 +38,7 @@ from weft_attribution.core.records import (
     summary_key,
 )
 from weft_attribution.core.summaries import GraphSummaries
+from weft_attribution.core.targets import Target, check_targets, name_targets, resolve_texts
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights, load_linear_weights
 from weft_common.errors import (
@@ -111,6 +114,7 @@ class Graphs:
     ) -> None:
         self._store = store
         self._summaries = GraphSummaries(store)
+        self._partial = PartialGraphs(store)
         self._runner = runner
         self._models = models
         self._max_prompt_tokens = max_prompt_tokens
@@ -120,12 +124,12 @@ class Graphs:
         self._open: OrderedDict[tuple[str, str], tuple[WholeGraph, Array]] = OrderedDict()
         self._open_lock = threading.Lock()
 
-    async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...]]:
+    async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...], tuple[Target, ...]]:
         """
         Check a request against what there is.
 
         Returns:
-            The model and the prompt's tokens.
+            The model, the prompt's tokens up to the position explained, and the targets asked for.
 
         Raises:
             InvalidArgumentError, NotFoundError, FailedPreconditionError: What is wrong, and what to do.
@@ -142,12 +146,6 @@ class Graphs:
                 "use a transcoder of that very model",
                 field="spec.transcoder",
             )
-        for token_id in settings.target_token_ids:
-            if not 0 <= token_id < info.vocab_size:
-                raise InvalidArgumentError(
-                    f"spec.target_token_ids has {token_id}; {settings.model} has ids 0 to {info.vocab_size - 1}",
-                    field="spec.target_token_ids",
-                )
         tokens = await self._runner.tokenize(settings.model, settings.prompt)
         longest = min(info.max_tokens, self._max_prompt_tokens)
         if len(tokens) > longest:
@@ -155,12 +153,22 @@ class Graphs:
                 f"spec.prompt has {len(tokens)} tokens; at most {longest} are explained here, shorten it",
                 field="spec.prompt",
             )
+        if settings.position >= len(tokens):
+            raise InvalidArgumentError(
+                f"spec.position is {settings.position}; the prompt's tokens are 0 to {len(tokens) - 1}",
+                field="spec.position",
+            )
+        targets = await resolve_texts(self._runner, settings.model, settings.prompt, tokens, settings.explained)
+        if settings.position >= 0:
+            tokens = tokens[: settings.position + 1]
         if len(tokens) < 2:
             raise InvalidArgumentError(
-                "spec.prompt has one token; position 0 has no features, so give a prompt of two tokens or more",
+                "one token is explained, and position 0 has no features; give a prompt of two tokens or more, "
+                "or a later position",
                 field="spec.prompt",
             )
-        return info, tokens
+        await asyncio.to_thread(check_targets, targets, info, transcoder)
+        return info, tokens, targets
 
     def begin(self, request: GraphRequest) -> GraphRequest:
         """
@@ -205,6 +213,10 @@ class Graphs:
         """What `finished` gives, less the graph itself and much faster."""
         return self._summaries.get(request)
 
+    def partial(self, request: GraphRequest, seen: str = "") -> tuple[Json, str] | None:
+        """What there is of a graph that is being made, and its mark; None where it is what `seen` marks, or nothing."""
+        return self._partial.read(request, seen)
+
     def requests(self) -> list[GraphRequest]:
         """How every graph there is was asked for."""
 
@@ -221,8 +233,10 @@ class Graphs:
     def delete(self, graph_id: str) -> None:
         """Remove a graph: what makes it complete first, its record last."""
         self.request(graph_id)
-        for key in (graph_key(graph_id), summary_key(graph_id), edges_key(graph_id), request_key(graph_id)):
+        for key in (graph_key(graph_id), summary_key(graph_id), edges_key(graph_id)):
             self._store.delete(key)
+        self._partial.delete(graph_id)
+        self._store.delete(request_key(graph_id))
 
     async def build(self, request: GraphRequest, progress: ProgressFn) -> Json:
         """
@@ -237,40 +251,35 @@ class Graphs:
         stages, begun = Stages(), time.perf_counter()
         settings = request.settings
         progress("capture", 0, 0)
-        _, tokens = await self.check(settings)
+        info, tokens, asked = await self.check(settings)
         transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
         hooks = capture_hooks(transcoder.manifest.input_hook)
         capture = await self._runner.capture(settings.model, [token.id for token in tokens], hooks)
-        logit_ids, probabilities = choose_logits(
+        targets, probabilities = choose_targets(
             capture.tensors["logits"],
             max_logits=settings.max_logits,
             probability=settings.logit_probability,
-            token_ids=settings.target_token_ids,
+            targets=asked,
         )
-        texts = await self._runner.detokenize(settings.model, logit_ids.tolist())
-        logits = tuple(Token(int(i), text) for i, text in zip(logit_ids, texts, strict=True))
+        logits = await name_targets(self._runner, info, targets)
         weights = await asyncio.to_thread(self._models.weights, settings.model)
         stages.add("capture", begun)
 
         def compute() -> Json:
             with tempfile.TemporaryDirectory(prefix="weft-graph-") as folder:
                 path = Path(folder) / "edges.safetensors"
-                error = build_graph(
-                    weights,
-                    transcoder,
-                    capture,
-                    logit_ids=logit_ids,
-                    batch_size=settings.batch_size,
-                    workers=self._workers,
-                    max_features=self._max_features,
-                    memory_bytes=self._memory_bytes,
-                    path=path,
-                    stages=stages,
-                    progress=progress,
-                )
-                progress("influence", 0, 0)
+
+                def opened() -> WholeGraph:
+                    return open_graph(path, weights.num_layers, capture.tokens, logits, tuple(probabilities.tolist()))
+
                 now = time.perf_counter()
-                graph = open_graph(path, weights.num_layers, capture.tokens, logits, tuple(probabilities.tolist()))
+                progress("features", 0, 0)
+                building = Building(weights, transcoder, capture, targets, probabilities, self._limits(settings))
+                now = stages.add("features", now)
+                building.build(path, progress, lambda: self._partial.write(request, self._shown(request, opened())))
+                now = stages.add("sweep", now)
+                progress("influence", 0, 0)
+                graph = opened()
                 influence, sums = compute_influence(graph.edges, graph.logit_weights)
                 scores = graph_scores(graph.edges, influence, graph.logit_weights, sums)
                 content, kept = self._pruned(
@@ -288,12 +297,13 @@ class Graphs:
                     "probabilities": probabilities.tolist(),
                     "statistics": {
                         "num_features": graph.edges.table.num_features,
+                        "num_active_features": building.num_active,
                         "num_nodes": graph.edges.table.num_nodes,
                         "num_edges": len(graph.edges.values),
                         **kept,
                         "replacement_score": scores.replacement,
                         "completeness_score": scores.completeness,
-                        "conservation_error": error,
+                        "conservation_error": building.conservation_error(),
                         "seconds": time.perf_counter() - begun,
                         "stage_seconds": dict(stages.seconds),
                     },
@@ -303,6 +313,7 @@ class Graphs:
                     create_json(self._store, graph_key(request.graph_id), document)
                 except AlreadyExistsError:
                     document = read_json(self._store, graph_key(request.graph_id))[0]
+                self._partial.delete(request.graph_id)
                 return {**document, "interventions": self._summaries.write(request, document)["interventions"]}
 
         return await _in_thread(compute)
@@ -324,6 +335,11 @@ class Graphs:
         """
         request, _, graph, _ = await asyncio.to_thread(self._whole, graph_id)
         delta = _deltas(graph, changes)
+        if any(target.kind != "token" for target in request.settings.targets):
+            raise FailedPreconditionError(
+                f"graphs/{graph_id} explains more than logits of tokens, which is all that an intervention measures; "
+                "make a graph of tokens"
+            )
         settings, nodes, edges = request.settings, graph.nodes, graph.edges
         transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
         moved = [
@@ -380,6 +396,26 @@ class Graphs:
                     self._open.popitem(last=False)
             self._open.move_to_end(key)
             return request, document, *self._open[key]
+
+    def _limits(self, settings: GraphSettings) -> Limits:
+        return Limits(
+            batch_size=settings.batch_size,
+            workers=self._workers,
+            max_active=self._max_features,
+            max_features=settings.max_features,
+            memory_bytes=self._memory_bytes,
+        )
+
+    def _shown(self, request: GraphRequest, graph: WholeGraph) -> Json:
+        """What a graph shows before all of its rows are there."""
+        influence, _ = compute_influence(graph.edges, graph.logit_weights)
+        settings = request.settings
+        content, kept = self._pruned(request, graph, influence, settings.node_threshold, settings.edge_threshold)
+        return {
+            "tokens": [[token.id, token.text] for token in graph.nodes.tokens],
+            "statistics": {"num_features": graph.edges.table.num_features, **kept},
+            "json": content,
+        }
 
     def _pruned(
         self, request: GraphRequest, graph: WholeGraph, influence: Array, node_threshold: float, edge_threshold: float

@@ -96,31 +96,76 @@ class FrozenOperator:
             return torch.zeros(self.num_positions, self.weights.d_model, dtype=self.weights.dtype)
         return table[: self.num_positions]
 
-    def transposed_patterns(self, layer: int, num_positions: int) -> Tensor:
-        """The pattern of `layer` among the first positions, ready for `sweep_attention`: [kv heads, P, group * P]."""
+    def first_values(self, embed_D: Tensor) -> Tensor:
+        """
+        What each layer's heads read at position 0 of the token there, and of nothing else: [L, kv heads, head size].
+
+        Position 0 sees itself alone and has no other source, so that gradients need not go down there: what reaches
+        it meets these values, and adds up to the edge of its token.
+        """
+        values = []
+        resid_D = embed_D
         kv_heads = self.weights.num_kv_heads
         group = self.weights.num_heads // kv_heads
-        pattern_HPP = self.pattern_HPP[layer][:, :num_positions, :num_positions]
-        grouped = pattern_HPP.view(kv_heads, group, num_positions, num_positions).permute(0, 3, 1, 2)
-        return grouped.reshape(kv_heads, num_positions, group * num_positions)
+        for layer, weights in enumerate(self.weights.layers):
+            value_K = (resid_D / self.attention_scale_P[layer][0]) @ weights.value_KD.T
+            value_HE = value_K.view(kv_heads, -1).repeat_interleave(group, dim=0)
+            resid_D = resid_D + (self.pattern_HPP[layer][:, 0, 0, None] * value_HE).flatten() @ weights.output_ZD
+            values.append(value_K.view(kv_heads, -1) * self.attention_scale_P[layer][0])
+        return torch.stack(values)
 
-    def sweep_attention(self, layer: int, grad_PBD: Tensor, pattern: Tensor) -> None:
+    def transposed_patterns(self, layer: int, num_positions: int) -> Tensor:
         """
-        Take gradients from after the attention of `layer` to before it, in place.
+        The pattern of `layer` among the first positions, ready for `sweep_attention`, divided by the norm's scale.
+
+        Returns:
+            [kv heads, P, group * (P - 1)]: what each position hands down of the gradients after each position but 0.
+        """
+        kv_heads = self.weights.num_kv_heads
+        group = self.weights.num_heads // kv_heads
+        pattern_HPP = self.pattern_HPP[layer][:, 1:num_positions, :num_positions]
+        pattern_HPP = pattern_HPP / self.attention_scale_P[layer][:num_positions]
+        grouped = pattern_HPP.view(kv_heads, group, num_positions - 1, num_positions).permute(0, 3, 1, 2)
+        return grouped.reshape(kv_heads, num_positions, group * (num_positions - 1))
+
+    def sweep_attention(
+        self, layer: int, grad_PBD: Tensor, joining_JD: Tensor, at_J: Tensor, pattern: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Take gradients from after the attention of `layer` to before it.
 
         Args:
             layer: Which attention.
-            grad_PBD: Gradients with respect to the residual stream after it; contiguous.
-            pattern: From `transposed_patterns` for the same number of positions.
+            grad_PBD: Gradients with respect to the residual stream after it, at positions from 1; may be changed.
+            joining_JD: Gradients of rows that join, each at one position alone.
+            at_J: Their positions, less 1.
+            pattern: From `transposed_patterns` for positions one more.
+
+        Returns:
+            Gradients before it, [positions, B + J, D], and what it hands to the values at position 0,
+            [kv heads, B + J, head size].
         """
         weights = self.weights.layers[layer]
         kv_heads = self.weights.num_kv_heads
         group = self.weights.num_heads // kv_heads
-        positions, rows, d_model = grad_PBD.shape
-        flat_ND = grad_PBD.view(positions * rows, d_model)
-        heads = (flat_ND @ weights.output_ZD.T).view(positions, rows, kv_heads, group, -1)
-        size = heads.shape[-1]
-        by_head = heads.permute(2, 3, 0, 1, 4).reshape(kv_heads, group * positions, rows * size)
-        mixed = torch.bmm(pattern, by_head).view(kv_heads, positions, rows, size)
-        mixed = mixed / self.attention_scale_P[layer][:positions].view(1, positions, 1, 1)
-        flat_ND.addmm_(mixed.permute(1, 2, 0, 3).reshape(positions * rows, kv_heads * size), weights.value_KD)
+        positions, before, d_model = grad_PBD.shape
+        rows, joining = before + len(joining_JD), torch.arange(before, before + len(joining_JD))
+        by_head = grad_PBD.new_empty(kv_heads, group, positions, rows, len(weights.output_ZD) // (kv_heads * group))
+        size = by_head.shape[-1]
+        if before:
+            heads = grad_PBD.view(positions * before, d_model) @ weights.output_ZD.T
+            by_head[:, :, :, :before] = heads.view(positions, before, kv_heads, group, size).permute(2, 3, 0, 1, 4)
+        if rows > before:
+            by_head[:, :, :, before:] = 0
+            heads = (joining_JD @ weights.output_ZD.T).view(-1, kv_heads, group, size)
+            by_head[:, :, at_J, joining] = heads.permute(1, 2, 0, 3)
+            whole_PBD = grad_PBD.new_empty(positions, rows, d_model)
+            whole_PBD[:, :before] = grad_PBD
+            whole_PBD[:, before:] = 0
+            whole_PBD[at_J, joining] = joining_JD
+            grad_PBD = whole_PBD
+        mixed = torch.bmm(pattern, by_head.view(kv_heads, group * positions, rows * size))
+        mixed = mixed.view(kv_heads, positions + 1, rows, size)
+        values = mixed[:, 1:].permute(1, 2, 0, 3).reshape(positions * rows, kv_heads * size)
+        grad_PBD.view(positions * rows, d_model).addmm_(values, weights.value_KD)
+        return grad_PBD, mixed[:, 0]

@@ -5,7 +5,7 @@ Legend: R rows (features, then logits), N features, P positions, D d_model, V vo
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,28 @@ from weft_attribution.core.graph_json import GraphNodes
 from weft_attribution.core.influence import Edges
 from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.ports import Capture, ProgressFn, Token
+from weft_attribution.core.ranking import next_counts, partial_influence
 from weft_attribution.core.sweep import NodeTable, make_targets, sweep, target_constants
+from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import FailedPreconditionError
 
 __all__ = [
+    "Building",
+    "Limits",
     "Stages",
     "WholeGraph",
-    "build_graph",
     "capture_hooks",
-    "choose_logits",
+    "choose_targets",
     "conservation_error",
     "default_batch_size",
     "open_graph",
 ]
 
 Array = npt.NDArray[Any]
+_SHOWN_SHARE = 8
+"""Of all features, one in so many is taken by rank, so that a graph is shown early."""
 
 
 @dataclass
@@ -50,6 +55,26 @@ class Stages:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
         return now
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What the building of a graph may take.
+
+    Args:
+        batch_size: Rows of one sweep; 0 has it chosen.
+        workers: Sweeps at the same time.
+        max_active: Most active features accepted.
+        max_features: Most features that get rows, the most influential; 0 gives rows to all.
+        memory_bytes: For the sweep, half of it for gradients and edges; decoders beyond the other half lie in files.
+    """
+
+    batch_size: int
+    workers: int
+    max_active: int
+    max_features: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -72,112 +97,161 @@ def capture_hooks(input_hook: str) -> tuple[str, ...]:
     return (*(f"layers.*.{hook}" for hook in per_layer), "ln_final.scale", "logits")
 
 
-def choose_logits(
-    logits_V: Array, *, max_logits: int, probability: float, token_ids: Sequence[int]
-) -> tuple[Array, Array]:
+def choose_targets(
+    logits_V: Array, *, max_logits: int, probability: float, targets: Sequence[Target]
+) -> tuple[tuple[Target, ...], Array]:
     """
-    Which logits to explain, and how likely each is.
+    What to explain, and how much each counts.
 
     Returns:
-        Token ids: the asked ones, or the likeliest until their sum reaches `probability`; and their probabilities.
+        The asked targets, or the likeliest tokens until their sum reaches `probability`; and their weights.
     """
     logits = logits_V.astype(np.float64)
-    weights = np.exp(logits - logits.max())
-    weights /= weights.sum()
-    if token_ids:
-        chosen = np.array(token_ids, dtype=np.int64)
+    share_V = np.exp(logits - logits.max())
+    share_V /= share_V.sum()
+    if targets:
+        chosen = tuple(targets)
     else:
-        best = np.argsort(-weights, kind="stable")[:max_logits]
-        count = int(np.searchsorted(np.cumsum(weights[best]), probability)) + 1
-        chosen = best[:count].astype(np.int64)
-    return chosen, weights[chosen]
+        best = np.argsort(-share_V, kind="stable")[:max_logits]
+        count = int(np.searchsorted(np.cumsum(share_V[best]), probability)) + 1
+        chosen = tuple(Target(token_id=token_id) for token_id in best[:count].tolist())
+    weights = [each.weight or (share_V[each.token_id] if each.kind == "token" else 1.0) for each in chosen]
+    return chosen, np.array(weights, dtype=np.float64)
 
 
-def build_graph(
-    weights: LinearWeights,
-    transcoder: TranscoderReader,
-    capture: Capture,
-    *,
-    logit_ids: Array,
-    batch_size: int,
-    workers: int,
-    max_features: int,
-    memory_bytes: int,
-    path: Path,
-    stages: Stages,
-    progress: ProgressFn,
-) -> float:
+class Building:
     """
-    Compute every edge and write them to `path`.
+    One graph on its way from captured streams to a file.
 
     Args:
         weights: Frozen weights of the model.
         transcoder: The transcoder.
         capture: Streams of the prompt.
-        logit_ids: Which logits to explain.
-        batch_size: Rows of one sweep; 0 has it chosen.
-        workers: Sweeps at the same time.
-        max_features: Most active features accepted.
-        memory_bytes: For the sweep, half of it for gradients and edges; decoders beyond the other half lie in files.
-        path: File to write.
-        stages: Times are added to it.
-        progress: Told how many rows are done.
-
-    Returns:
-        The conservation error.
+        wanted: What to explain.
+        logit_weights: How much each counts where features are ranked.
+        limits: What it may take.
 
     Raises:
         FailedPreconditionError: Model, transcoder and streams do not fit.
+        ResourceExhaustedError: Too many features are active, or there is no room for scratch files.
     """
-    begun = time.perf_counter()
-    positions = len(capture.tokens)
-    _check_shapes(weights, transcoder, capture)
-    progress("features", 0, 0)
-    with torch.no_grad():
-        operator = FrozenOperator(weights, capture.tensors, num_positions=positions)
-        features = find_features(
-            weights,
-            transcoder,
-            capture.tensors,
-            num_positions=positions,
-            max_features=max_features,
-            max_writer_bytes=memory_bytes // 2,
-        )
-        token_ids = np.array([token.id for token in capture.tokens], dtype=np.int64)
-        logits_V = torch.from_numpy(np.array(capture.tensors["logits"], dtype=np.float64))
-        targets = make_targets(operator, features, logit_ids, logits_V[torch.from_numpy(logit_ids)] - logits_V.mean())
-        constant_R = target_constants(operator, targets, features.constant_LPD).double().numpy()
-    begun = stages.add("features", begun)
-    num_rows = len(targets.layer_N)
-    sum_R = np.zeros(num_rows)
-    with EdgeScratch(num_rows) as scratch:
 
-        def take(rows: Array, dense_RN: Array) -> None:
-            scratch.add(rows, dense_RN)
-            sum_R[rows] = dense_RN.sum(axis=1, dtype=np.float64)
+    def __init__(
+        self,
+        weights: LinearWeights,
+        transcoder: TranscoderReader,
+        capture: Capture,
+        wanted: Sequence[Target],
+        logit_weights: Array,
+        limits: Limits,
+    ) -> None:
+        _check_shapes(weights, transcoder, capture)
+        positions = len(capture.tokens)
+        self._limits, self._logit_weights = limits, logit_weights
+        self._batch_size = limits.batch_size or default_batch_size(positions, weights.d_model)
+        with torch.no_grad():
+            self._operator = FrozenOperator(weights, capture.tensors, num_positions=positions)
+            self._features = find_features(
+                weights,
+                transcoder,
+                capture.tensors,
+                num_positions=positions,
+                max_features=limits.max_active,
+                max_writer_bytes=limits.memory_bytes // 2,
+            )
+            self._token_ids = np.array([token.id for token in capture.tokens], dtype=np.int64)
+            explained = explain(self._operator, transcoder, capture.tensors, self._token_ids, wanted)
+            self._targets = make_targets(self._operator, self._features, explained)
+            constant_R = target_constants(self._operator, self._targets, self._features.constant_LPD)
+        self._constant_R, self._value_R = constant_R.double().numpy(), self._targets.value_N.double().numpy()
+        self.table = NodeTable(len(self._features), weights.num_layers, positions, len(wanted))
+        self._sum_R = np.zeros(len(self._targets.layer_N))
+        self._taken_R = np.zeros(len(self._targets.layer_N), dtype=bool)
+
+    @property
+    def num_active(self) -> int:
+        """Active features, whether they have rows or not."""
+        return self.table.num_features
+
+    def build(self, path: Path, progress: ProgressFn, publish: Callable[[], None]) -> None:
+        """
+        Compute rows and write them to `path`: logits first, then features as the rows so far rank them.
+
+        Args:
+            path: File to write.
+            progress: Told how many rows are done; may raise to stop.
+            publish: Called when `path` holds what there is so far, from ranking to ranking.
+        """
+        active, logits = self.num_active, np.arange(self.num_active, len(self._taken_R))
+        wanted = min(self._limits.max_features or active, active)
+        # With all of them wanted the order matters for what is shown on the way alone, and costs the sweep its order.
+        ranked = wanted if wanted < active else active // _SHOWN_SHARE
+        rows_in_all = wanted + len(logits)
+        with EdgeScratch(len(self._taken_R)) as scratch:
+            self._sweep(scratch, logits, rows_in_all, progress)
+            for count in next_counts(wanted, ranked):
+                self._write(scratch, path)
+                publish()
+                self._sweep(scratch, self._next(scratch, count), rows_in_all, progress)
+            self._write(scratch, path)
+
+    def conservation_error(self) -> float:
+        """`conservation_error` of the rows computed."""
+        logits = self.table.num_logits
+        rows = np.flatnonzero(self._taken_R)
+        return conservation_error(self._value_R[rows], self._sum_R[rows], self._constant_R[rows], num_logits=logits)
+
+    def _next(self, scratch: EdgeScratch, count: int) -> Array:
+        """The most influential features that have no row yet; all that are left where that is all."""
+        left = np.flatnonzero(~self._taken_R[: self.num_active])
+        if count >= len(left):
+            return left
+        influence = partial_influence(
+            scratch, self.table, np.flatnonzero(self._taken_R), self._targets.layer_N, self._logit_weights
+        )
+        return left[np.argsort(-influence[left], kind="stable")[:count]]
+
+    def _sweep(self, scratch: EdgeScratch, rows: Array, rows_in_all: int, progress: ProgressFn) -> None:
+        before = int(self._taken_R.sum())
+
+        def take(done: Array, dense_RN: Array) -> None:
+            scratch.add(done, dense_RN)
+            self._sum_R[done] = dense_RN.sum(axis=1, dtype=np.float64)
 
         sweep(
-            operator,
-            features,
-            targets,
-            token_ids,
-            batch_size=batch_size or default_batch_size(positions, weights.d_model),
+            self._operator,
+            self._features,
+            self._targets,
+            self._token_ids,
+            batch_size=self._batch_size,
             take=take,
-            workers=workers,
-            memory_bytes=memory_bytes // 2,
-            check=lambda done: progress("sweep", done, num_rows),
+            workers=self._limits.workers,
+            memory_bytes=self._limits.memory_bytes // 2,
+            rows=rows,
+            check=lambda done: progress("sweep", before + done, rows_in_all),
         )
+        self._taken_R[rows] = True
+
+    def _write(self, scratch: EdgeScratch, path: Path) -> None:
+        """Write the rows there are, as a graph of the features that have rows."""
+        features, active = self._features, self.num_active
+        rows = np.flatnonzero(self._taken_R)
+        kept = rows[rows < active]
+        column_N = np.full(self.table.logit_start, -1)
+        column_N[kept] = np.arange(len(kept))
+        column_N[active:] = np.arange(len(kept), len(kept) + self.table.logit_start - active)
         arrays = {
-            "layer": features.layer_N.astype("<i4"),
-            "position": features.position_N.astype("<i4"),
-            "index": features.index_N.astype("<i4"),
-            "activation": features.activation_N.float().numpy().astype("<f4"),
-            "constant": constant_R.astype("<f4"),
-            "value": targets.value_N.double().numpy().astype("<f4"),
+            "layer": features.layer_N[kept].astype("<i4"),
+            "position": features.position_N[kept].astype("<i4"),
+            "index": features.index_N[kept].astype("<i4"),
+            "activation": features.activation_N.float().numpy()[kept].astype("<f4"),
+            "constant": self._constant_R[rows].astype("<f4"),
+            "value": self._value_R[rows].astype("<f4"),
         }
-        scratch.write(path, arrays)
-    stages.add("sweep", begun)
-    return conservation_error(targets.value_N.double().numpy(), sum_R, constant_R, num_logits=len(logit_ids))
+        # The file before may still be mapped.
+        fresh = path.with_suffix(".new")
+        scratch.write(fresh, arrays, rows, None if len(kept) == active else column_N)
+        fresh.replace(path)
 
 
 def default_batch_size(num_positions: int, d_model: int) -> int:

@@ -3,7 +3,7 @@ What is kept of a graph as JSON: how it was asked for, and what came out.
 
 `graphs/{id}/request.json` is written when a graph is asked for, `graphs/{id}/edges.safetensors` when it is computed,
 then `graphs/{id}.json`: a graph is complete exactly when that one is there. `graphs/{id}/summary.json` follows it, for
-listings, and takes up the interventions that are measured.
+listings, and takes up the interventions that are measured. `graphs/{id}/partial.json` shows a graph while it is made.
 """
 
 import re
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from weft_attribution.core.targets import Target
 from weft_common.errors import InvalidArgumentError
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "check_threshold",
     "edges_key",
     "graph_key",
+    "partial_key",
     "request_key",
     "summary_key",
 ]
@@ -28,6 +30,7 @@ Json = dict[str, Any]
 _ID = re.compile(r"[a-z0-9-]{1,63}")
 MAX_LOGITS = 100
 MAX_BATCH = 4096
+MAX_FEATURES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ class GraphSettings:
     node_threshold: float = 0.8
     edge_threshold: float = 0.98
     batch_size: int = 0
+    max_features: int = 0
+    targets: tuple[Target, ...] = ()
+    position: int = -1
+
+    @property
+    def explained(self) -> tuple[Target, ...]:
+        """What is asked for, however; nothing where the likeliest tokens are."""
+        return (*(Target(token_id=token_id) for token_id in self.target_token_ids), *self.targets)
 
     def check(self) -> None:
         """
@@ -62,17 +73,23 @@ class GraphSettings:
                 f"spec.batch_size is {self.batch_size}; give 1 to {MAX_BATCH}, or 0 to have it chosen",
                 field="spec.batch_size",
             )
+        if not 0 <= self.max_features <= MAX_FEATURES:
+            raise InvalidArgumentError(
+                f"spec.max_features is {self.max_features}; give 1 to {MAX_FEATURES}, or 0 for all active ones",
+                field="spec.max_features",
+            )
         check_threshold(self.logit_probability, "spec.logit_probability")
         check_threshold(self.node_threshold, "spec.node_threshold")
         check_threshold(self.edge_threshold, "spec.edge_threshold")
-        if len(self.target_token_ids) > MAX_LOGITS:
+        if self.position >= 0 and any(target.text or target.minus_text for target in self.targets):
             raise InvalidArgumentError(
-                f"spec.target_token_ids has {len(self.target_token_ids)} ids; give at most {MAX_LOGITS}",
-                field="spec.target_token_ids",
+                "spec.targets has texts, which follow the whole prompt, and spec.position is given; give token ids",
+                field="spec.targets",
             )
-        if len(set(self.target_token_ids)) != len(self.target_token_ids):
+        if len(self.explained) > MAX_LOGITS:
             raise InvalidArgumentError(
-                "spec.target_token_ids names a token twice; give each once", field="spec.target_token_ids"
+                f"spec.targets and spec.target_token_ids name {len(self.explained)} targets; give at most {MAX_LOGITS}",
+                field="spec.targets",
             )
 
     def to_json(self) -> Json:
@@ -82,7 +99,9 @@ class GraphSettings:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "GraphSettings":
         """Read back what `to_json` wrote."""
-        return cls(**{**document, "target_token_ids": tuple(document["target_token_ids"])})
+        targets = tuple(Target.from_json(target) for target in document.get("targets", ()))
+        token_ids = tuple(document["target_token_ids"])
+        return cls(**{**document, "target_token_ids": token_ids, "targets": targets})
 
 
 @dataclass(frozen=True)
@@ -141,6 +160,11 @@ def request_key(graph_id: str) -> str:
 def edges_key(graph_id: str) -> str:
     """Where the edges of a graph lie."""
     return f"graphs/{graph_id}/edges.safetensors"
+
+
+def partial_key(graph_id: str) -> str:
+    """Where what there is of a graph lies while it is made."""
+    return f"graphs/{graph_id}/partial.json"
 
 
 def summary_key(graph_id: str) -> str:

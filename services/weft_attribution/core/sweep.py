@@ -13,7 +13,7 @@ Legend: B rows of a batch, P positions, D d_model, N active features, L layers. 
 (layer-major, positions from 1), tokens, logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from weft_attribution.core.features import ActiveFeatures
 from weft_attribution.core.operator import FrozenOperator
+from weft_attribution.core.targets import Explained
 
 __all__ = ["NodeTable", "Targets", "make_targets", "sweep", "target_constants"]
 
@@ -73,10 +74,10 @@ class NodeTable:
 @dataclass(frozen=True)
 class Targets:
     """
-    Rows of the graph: features in their order, then logits.
+    Rows of the graph: features in their order, then what is explained.
 
     Args:
-        layer_N: Layer whose stream a target reads; the number of layers for a logit.
+        layer_N: Layer whose stream before its MLP a target reads; the number of layers for the final stream.
         position_N: Where it reads.
         reader_ND: The vectors of features that read the stream, divided by the frozen scale.
         last_reader_KD: Those of the last K rows.
@@ -101,19 +102,16 @@ class Targets:
         return found
 
 
-def make_targets(
-    operator: FrozenOperator, features: ActiveFeatures, token_ids: Array, demeaned_logits: Tensor
-) -> Targets:
-    """The features and logits of a prompt as rows."""
-    readers_ND, offset_N = operator.weights.logit_readers(torch.from_numpy(token_ids))
-    count, last = len(token_ids), operator.num_positions - 1
+def make_targets(operator: FrozenOperator, features: ActiveFeatures, explained: Explained) -> Targets:
+    """The features of a prompt, and what is explained, as rows."""
+    last = operator.num_positions - 1
     return Targets(
-        layer_N=np.concatenate([features.layer_N, np.full(count, operator.weights.num_layers)]),
-        position_N=np.concatenate([features.position_N, np.full(count, last)]),
+        layer_N=np.concatenate([features.layer_N, explained.layer_K]),
+        position_N=np.concatenate([features.position_N, np.full(len(explained.layer_K), last)]),
         reader_ND=features.reader_ND,
-        last_reader_KD=readers_ND / operator.final_scale_P[last],
-        offset_N=torch.cat([features.offset_N, offset_N]),
-        value_N=torch.cat([features.value_N, demeaned_logits.to(features.value_N.dtype)]),
+        last_reader_KD=explained.reader_KD,
+        offset_N=torch.cat([features.offset_N, explained.offset_K]),
+        value_N=torch.cat([features.value_N, explained.value_K]),
     )
 
 
@@ -164,8 +162,8 @@ def sweep(
     with ThreadPoolExecutor(workers, thread_name_prefix="sweep") as pool:
         done = 0
         while done < len(order):
-            # Rows are sorted by position: what comes next reaches little further than its first row.
-            ahead = order[min(len(order), done + batch_size) - 1]
+            # Rows are sorted by position: none of a wave reaches further than the last that may be in it.
+            ahead = order[min(len(order), done + _MOST_BATCHES * batch_size) - 1]
             reach = int(targets.position_N[ahead]) + 1
             row_bytes = item * (reach * d_model + sources.num_columns)
             in_batch = max(1, min(batch_size, memory_bytes // (row_bytes * (1 + _COPIES) * workers)))
@@ -178,9 +176,11 @@ def sweep(
             ]
             for layer in range(sources.num_layers, -1, -1):
                 check(done + len(wave) * (sources.num_layers - layer) // (sources.num_layers + 1))
-                list(pool.map(partial(_Batch.down, layer=layer), batches))
                 if layer < sources.num_layers:
+                    moving = [batch for batch in batches if batch.moving]
+                    list(pool.map(partial(_read, sources, moving, layer), range(1, operator.num_positions)))
                     features.release(layer)
+                list(pool.map(partial(_Batch.down, layer=layer), batches))
             list(pool.map(lambda batch: take(batch.rows, batch.finish()), batches))
             done += len(wave)
 
@@ -191,6 +191,7 @@ class _Sources:
     def __init__(self, operator: FrozenOperator, features: ActiveFeatures, token_ids: Array) -> None:
         self.features = features
         self.embed_PD = operator.weights.embedding_VD[torch.from_numpy(token_ids)]
+        self.first_LKE = operator.first_values(self.embed_PD[0])
         self.num_positions = operator.num_positions
         self.num_layers = operator.weights.num_layers
         self.num_columns = NodeTable(len(features), self.num_layers, self.num_positions, 0).num_nodes
@@ -210,69 +211,72 @@ class _Sources:
         return columns, self.features.writers_UD[layer].index_select(0, self.writer_N[columns])
 
 
+def _read(sources: _Sources, batches: Sequence["_Batch"], layer: int, position: int) -> None:
+    """Add what features write to `layer` at `position` to every row of the batches that reaches there."""
+    reaching = [batch for batch in batches if batch.reach > position]
+    if reaching:
+        columns, writers_WD = sources.writers(layer, position)
+        for batch in reaching if len(writers_WD) else []:
+            batch.read_features(position, columns, writers_WD)
+
+
 class _Batch:
     """Rows on their way down, top layer first: a row joins at the layer that its target reads."""
 
     def __init__(self, operator: FrozenOperator, sources: _Sources, targets: Targets, rows: Array) -> None:
         self.rows = rows[np.argsort(-targets.layer_N[rows], kind="stable")]
-        self._operator, self._sources = operator, sources
+        self._operator, self._sources, self._targets = operator, sources, targets
         self._layer_B, self._position_B = targets.layer_N[self.rows], targets.position_N[self.rows]
-        self._targets = targets
-        self._reach = int(self._position_B.max()) + 1
-        self._swept = 0
+        self.reach = int(self._position_B.max()) + 1
         dtype = targets.reader_ND.dtype
-        self._feature_BN = torch.zeros(0, dtype=dtype)
+        self._feature_BN = torch.zeros(len(rows), len(sources.features), dtype=dtype)
         self._error_BLP = torch.zeros(len(rows), sources.num_layers, sources.num_positions, dtype=dtype)
-        self._grad_PBD = torch.zeros(self._reach, 0, operator.weights.d_model, dtype=dtype)
+        self._token_BP = torch.zeros(len(rows), sources.num_positions, dtype=dtype)
+        # Positions from 1: nothing but a token writes to position 0.
+        self._grad_PBD = torch.zeros(self.reach - 1, 0, operator.weights.d_model, dtype=dtype)
+
+    @property
+    def moving(self) -> bool:
+        """Whether a row has joined."""
+        return self._grad_PBD.shape[1] > 0
+
+    def read_features(self, position: int, columns: slice, writers_WD: Tensor) -> None:
+        """Add what features write at one position to the layer that rows have come down to."""
+        with torch.no_grad():
+            grad_BD = self._grad_PBD[position - 1]
+            self._feature_BN[: len(grad_BD), columns].addmm_(grad_BD, writers_WD.T)
 
     def down(self, layer: int) -> None:
-        """Take what `layer` writes, let its targets join, and go down through its attention."""
+        """Read the errors of `layer`, let its targets join, and go down through its attention."""
+        num_layers, swept = self._sources.num_layers, self._grad_PBD.shape[1]
+        upto = int(np.searchsorted(-self._layer_B, -layer, side="right"))
+        if not upto:
+            return
         with torch.no_grad():
-            if layer > self._layer_B[0]:
+            joining_JD = self._targets.readers(self.rows[swept:upto])
+            at_J = torch.from_numpy(self._position_B[swept:upto] - 1)
+            if layer == num_layers:
+                self._grad_PBD = self._grad_PBD.new_zeros(self.reach - 1, upto, joining_JD.shape[1])
+                self._grad_PBD[at_J, torch.arange(upto)] = joining_JD
                 return
-            if self._swept and layer < self._sources.num_layers:
-                self._read(layer)
-            upto = int(np.searchsorted(-self._layer_B, -layer, side="right"))
-            if upto > self._swept:
-                self._join(upto)
-            if layer < self._sources.num_layers:
-                pattern = self._operator.transposed_patterns(layer, self._reach)
-                self._operator.sweep_attention(layer, self._grad_PBD, pattern)
-
-    def _join(self, upto: int) -> None:
-        joining = upto - self._swept
-        fresh = self._grad_PBD.new_zeros(self._reach, joining, self._grad_PBD.shape[2])
-        at = torch.from_numpy(self._position_B[self._swept : upto])
-        fresh[at, torch.arange(joining)] = self._targets.readers(self.rows[self._swept : upto])
-        self._grad_PBD = torch.cat([self._grad_PBD, fresh], dim=1) if self._swept else fresh
-        self._swept = upto
-
-    def _read(self, layer: int) -> None:
-        """Add what the MLP output of `layer` gives to each row: gradients are those after that layer."""
-        if not len(self._feature_BN):
-            self._feature_BN = self._grad_PBD.new_zeros(len(self.rows), len(self._sources.features))
-        for position in range(1, self._reach):
-            columns, writers_WD = self._sources.writers(layer, position)
-            if len(writers_WD):
-                self._feature_BN[: self._swept, columns].addmm_(self._grad_PBD[position], writers_WD.T)
-        error_PD = self._sources.features.error_LPD[layer, : self._reach]
-        self._error_BLP[: self._swept, layer, : self._reach] = torch.bmm(self._grad_PBD, error_PD[:, :, None])[
-            :, :, 0
-        ].T
+            error_PD = self._sources.features.error_LPD[layer, 1 : self.reach]
+            errors_PB = torch.bmm(self._grad_PBD, error_PD[:, :, None])[:, :, 0]
+            self._error_BLP[:swept, layer, 1 : self.reach] = errors_PB.T
+            pattern = self._operator.transposed_patterns(layer, self.reach)
+            self._grad_PBD, first_KBE = self._operator.sweep_attention(layer, self._grad_PBD, joining_JD, at_J, pattern)
+            self._token_BP[:upto, 0] += torch.einsum("kbe,ke->b", first_KBE, self._sources.first_LKE[layer])
 
     def finish(self) -> Array:
         """The rows' edges [B, nodes up to the logits]; what they were computed from goes."""
         with torch.no_grad():
-            features, reach = len(self._sources.features), self._reach
-            edges_BN = self._error_BLP.new_zeros(len(self.rows), self._sources.num_columns)
-            tokens = edges_BN[:, self._sources.num_columns - self._sources.num_positions :]
-            tokens[:, :reach] = torch.einsum("pbd,pd->bp", self._grad_PBD, self._sources.embed_PD[:reach])
-            self._grad_PBD = self._grad_PBD.new_zeros(0)
-            if len(self._feature_BN):
-                edges_BN[:, :features] = self._feature_BN[:, self._sources.column_N]
-                edges_BN[:, :features] *= self._sources.features.activation_N
-            self._feature_BN = self._grad_PBD
-            edges_BN[:, features : self._sources.num_columns - self._sources.num_positions] = self._error_BLP[
-                :, :, 1:
-            ].flatten(1)
+            sources, count = self._sources, len(self._sources.features)
+            tokens = self._token_BP
+            tokens[:, 1 : self.reach] = torch.einsum("pbd,pd->bp", self._grad_PBD, sources.embed_PD[1 : self.reach])
+            self._grad_PBD = tokens
+            edges_BN = tokens.new_empty(len(self.rows), sources.num_columns)
+            torch.index_select(self._feature_BN, 1, sources.column_N, out=edges_BN[:, :count])
+            self._feature_BN = tokens
+            edges_BN[:, :count] *= sources.features.activation_N
+            edges_BN[:, count : -sources.num_positions] = self._error_BLP[:, :, 1:].flatten(1)
+            edges_BN[:, -sources.num_positions :] = tokens
             return edges_BN.numpy()

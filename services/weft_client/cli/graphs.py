@@ -1,13 +1,14 @@
 """`weft graphs`."""
 
 import hashlib
+import re
 import webbrowser
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from weft.attribution.v1 import messages_pb2
+from weft.attribution.v1 import messages_pb2, targets_pb2
 from weft_client.cli.output import as_dict, print_json, print_list, print_one, state, stdout, time
 from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
 from weft_client.cli.waiting import print_started, wait
@@ -92,6 +93,47 @@ def _fields(graph: messages_pb2.Graph) -> list[tuple[str, str]]:
     ]
 
 
+_TARGET = (
+    "What to explain: text that follows the prompt, such as ' Paris', 'TEXT - TEXT' for the difference of two logits, "
+    "'@LAYER_INDEX' for a feature, or 'direction:FILE' for numbers in a file; may be repeated."
+)
+_FEATURE = re.compile(r"@(\d{1,6})_(\d{1,9})")
+_MAX_DIRECTION_BYTES = 1 << 20
+
+
+def _target(text: str) -> targets_pb2.Target:
+    """
+    Read a target of the command line.
+
+    >>> _target(" Paris - Rome").difference.minus_text
+    ' Rome'
+    """
+    feature = _FEATURE.fullmatch(text)
+    if feature:
+        place = targets_pb2.FeatureOfLayer(layer=int(feature[1]), index=int(feature[2]))
+        return targets_pb2.Target(feature=place)
+    if text.startswith("direction:"):
+        return targets_pb2.Target(
+            direction=targets_pb2.Direction(values=_numbers(Path(text.removeprefix("direction:"))))
+        )
+    first, minus, second = text.partition(" -")
+    if minus and second.startswith(" "):
+        return targets_pb2.Target(difference=targets_pb2.TokenDifference(text=first, minus_text=second))
+    return targets_pb2.Target(text=text)
+
+
+def _numbers(path: Path) -> list[float]:
+    try:
+        with path.open("rb") as file:
+            words = file.read(_MAX_DIRECTION_BYTES).decode().replace(",", " ").split()
+        return [float(word) for word in words]
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"{path} holds no numbers ({error}); give a text file of numbers with spaces or commas between them",
+            field="target",
+        ) from error
+
+
 @app.command("create")
 def create_graph(
     graph: Annotated[str, typer.Argument(help="Id of the new graph; default: made from prompt and transcoder.")] = "",
@@ -99,7 +141,10 @@ def create_graph(
     transcoder: Annotated[str, typer.Option(help="Id of the transcoder.")] = ...,  # type: ignore[assignment]
     model: Annotated[str, typer.Option(help="Id of the model; default: the transcoder's.")] = "",
     target_token_id: Annotated[list[int] | None, typer.Option(help="Token to explain; may be repeated.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help=_TARGET)] = None,
+    position: Annotated[int | None, typer.Option(help="Position explained, from 0; default: the last.")] = None,
     max_logits: Annotated[int, typer.Option(help="Most logits to explain; 0 means 10.")] = 0,
+    max_features: Annotated[int, typer.Option(help="Most features in the graph; 0 means all active ones.")] = 0,
     node_threshold: Annotated[float, typer.Option(help="Share of influence of kept nodes; 0 means 0.8.")] = 0.0,
     edge_threshold: Annotated[float, typer.Option(help="Share of influence of kept edges; 0 means 0.98.")] = 0.0,
     open_page: Annotated[bool, typer.Option("--open", help="Open the graph's page once it is there.")] = False,
@@ -115,6 +160,9 @@ def create_graph(
             prompt=prompt,
             max_logits=max_logits,
             target_token_ids=target_token_id or (),
+            targets=[_target(text) for text in target or ()],
+            position=position,
+            max_features=max_features,
             node_threshold=node_threshold,
             edge_threshold=edge_threshold,
         )

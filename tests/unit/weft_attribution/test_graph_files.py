@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from weft_attribution.core.edge_file import EdgeScratch, read_arrays
 from weft_attribution.core.graph_json import GraphNodes, cantor_pair, graph_json, node_id
 from weft_attribution.core.influence import Pruned
-from weft_attribution.core.pipeline import choose_logits
+from weft_attribution.core.pipeline import choose_targets
 from weft_attribution.core.ports import Token
 from weft_attribution.core.sweep import NodeTable
+from weft_attribution.core.targets import Target
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError
 from weft_store.opening import open_store
@@ -154,9 +155,19 @@ def test_graph_json_survives_a_round_trip() -> None:
 def test_logits_are_the_likeliest_up_to_the_share() -> None:
     """The smallest set that reaches the share is taken, at most the maximum; asked ids are taken as they are."""
     logits = np.log(np.array([0.1, 0.5, 0.05, 0.3, 0.05]))
-    chosen, weights = choose_logits(logits, max_logits=10, probability=0.79, token_ids=())
-    assert chosen.tolist() == [1, 3]
+    chosen, weights = choose_targets(logits, max_logits=10, probability=0.79, targets=())
+    assert [target.token_id for target in chosen] == [1, 3]
     np.testing.assert_allclose(weights, [0.5, 0.3])
-    assert choose_logits(logits, max_logits=1, probability=0.95, token_ids=())[0].tolist() == [1]
-    assert len(choose_logits(logits, max_logits=10, probability=1.0, token_ids=())[0]) == 5
-    assert choose_logits(logits, max_logits=1, probability=0.5, token_ids=[4, 0])[0].tolist() == [4, 0]
+    assert [each.token_id for each in choose_targets(logits, max_logits=1, probability=0.95, targets=())[0]] == [1]
+    assert len(choose_targets(logits, max_logits=10, probability=1.0, targets=())[0]) == 5
+
+
+def test_asked_targets_are_taken_with_their_weights() -> None:
+    """A token counts as much as it is likely, all else as 1, and any target as much as it says."""
+    logits = np.log(np.array([0.1, 0.5, 0.05, 0.3, 0.05]))
+    asked = (
+        Target(token_id=4), Target(kind="difference", token_id=1, minus_token_id=3), Target(token_id=0, weight=0.7),
+    )  # fmt: skip
+    chosen, weights = choose_targets(logits, max_logits=1, probability=0.5, targets=asked)
+    assert chosen == asked
+    np.testing.assert_allclose(weights, [0.05, 1.0, 0.7])

@@ -21,6 +21,7 @@ from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.pipeline import capture_hooks, conservation_error
 from weft_attribution.core.ports import Capture
 from weft_attribution.core.sweep import Targets, _Batch, make_targets, sweep, target_constants
+from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import load_linear_weights
 from weft_store.opening import open_store
@@ -82,8 +83,8 @@ def build(
         max_features=10_000,
         max_writer_bytes=max_writer_bytes,
     )
-    logits = torch.from_numpy(capture.tensors["logits"])
-    targets = make_targets(operator, features, LOGITS, logits[LOGITS] - logits.mean())
+    wanted = [Target(token_id=token_id) for token_id in LOGITS.tolist()]
+    targets = make_targets(operator, features, explain(operator, reader, capture.tensors, np.array(IDS), wanted))
     tensors = load_transcoder(store, "t", model.num_layers)
     return Swept(model, capture, operator, features, targets, tensors, input_hook)
 

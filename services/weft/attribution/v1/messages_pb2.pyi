@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from weft.attribution.v1 import targets_pb2 as _targets_pb2
 from weft.common.v1 import operation_pb2 as _operation_pb2
 import builtins as _builtins
 import sys
@@ -68,6 +69,9 @@ class GraphSpec(_message.Message):
     NODE_THRESHOLD_FIELD_NUMBER: _builtins.int
     EDGE_THRESHOLD_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_FEATURES_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`."""
     transcoder: _builtins.str
@@ -84,9 +88,17 @@ class GraphSpec(_message.Message):
     """Share of influence that the kept edges hold; 0 means 0.98."""
     batch_size: _builtins.int
     """Targets swept at once; the result does not depend on it; 0 means as many as memory caches hold, by the prompt's length."""
+    max_features: _builtins.int
+    """Most features that become nodes, the most influential as far as the rows so far tell; 0 means all that are active."""
+    position: _builtins.int
+    """Position, from 0, whose next token is explained; what follows it in the prompt plays no part. Absent: the last one."""
     @_builtins.property
     def target_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids to explain in place of the most likely ones."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[_targets_pb2.Target]:
+        """What to explain in place of the most likely tokens, beside `target_token_ids`; at most 100 in all."""
 
     def __init__(
         self,
@@ -100,12 +112,17 @@ class GraphSpec(_message.Message):
         node_threshold: _builtins.float = ...,
         edge_threshold: _builtins.float = ...,
         batch_size: _builtins.int = ...,
+        max_features: _builtins.int = ...,
+        targets: _abc.Iterable[_targets_pb2.Target] | None = ...,
+        position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "edge_threshold", b"edge_threshold", "logit_probability", b"logit_probability", "max_logits", b"max_logits", "model", b"model", "node_threshold", b"node_threshold", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "transcoder", b"transcoder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "batch_size", b"batch_size", "edge_threshold", b"edge_threshold", "logit_probability", b"logit_probability", "max_features", b"max_features", "max_logits", b"max_logits", "model", b"model", "node_threshold", b"node_threshold", "position", b"position", "prompt", b"prompt", "target_token_ids", b"target_token_ids", "targets", b"targets", "transcoder", b"transcoder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
+    _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__position) -> _WhichOneofReturnType__position | None: ...
 
 Global___GraphSpec: _TypeAlias = GraphSpec  # noqa: Y015
 
@@ -130,7 +147,7 @@ class Graph(_message.Message):
     state: Global___GraphState.ValueType
     """Where it stands."""
     json: _builtins.bytes
-    """The pruned graph in the JSON that circuit-tracer's and Neuronpedia's viewers read; only GetGraph, PruneGraph and WatchGraph fill it."""
+    """The pruned graph in the JSON that circuit-tracer's and Neuronpedia's viewers read; only GetGraph, PruneGraph and WatchGraph fill it. While the graph is running it holds the features that have rows so far."""
     error_message: _builtins.str
     """Why it failed; empty otherwise."""
     operation: _builtins.str
@@ -193,8 +210,9 @@ class GraphStatistics(_message.Message):
     CONSERVATION_ERROR_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     STAGE_SECONDS_FIELD_NUMBER: _builtins.int
+    NUM_ACTIVE_FEATURES_FIELD_NUMBER: _builtins.int
     num_features: _builtins.int
-    """Active features on the prompt."""
+    """Features that are nodes of the whole graph: all that are active on the prompt, or as many as were asked for."""
     num_nodes: _builtins.int
     """Nodes of the whole graph."""
     num_edges: _builtins.int
@@ -211,6 +229,8 @@ class GraphStatistics(_message.Message):
     """Largest relative difference between a target's value and the sum of its edges and its constant."""
     seconds: _builtins.float
     """Wall time in seconds, from the request to the stored graph."""
+    num_active_features: _builtins.int
+    """Active features on the prompt."""
     @_builtins.property
     def stage_seconds(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageSeconds]:
         """Wall time by stage."""
@@ -228,10 +248,11 @@ class GraphStatistics(_message.Message):
         conservation_error: _builtins.float = ...,
         seconds: _builtins.float = ...,
         stage_seconds: _abc.Iterable[Global___StageSeconds] | None = ...,
+        num_active_features: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness_score", b"completeness_score", "conservation_error", b"conservation_error", "num_edges", b"num_edges", "num_edges_kept", b"num_edges_kept", "num_features", b"num_features", "num_nodes", b"num_nodes", "num_nodes_kept", b"num_nodes_kept", "replacement_score", b"replacement_score", "seconds", b"seconds", "stage_seconds", b"stage_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness_score", b"completeness_score", "conservation_error", b"conservation_error", "num_active_features", b"num_active_features", "num_edges", b"num_edges", "num_edges_kept", b"num_edges_kept", "num_features", b"num_features", "num_nodes", b"num_nodes", "num_nodes_kept", b"num_nodes_kept", "replacement_score", b"replacement_score", "seconds", b"seconds", "stage_seconds", b"stage_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

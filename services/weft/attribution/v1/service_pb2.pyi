@@ -91,7 +91,7 @@ class WatchGraphResponse(_message.Message):
 
     @_builtins.property
     def graph(self) -> _messages_pb2.Graph:
-        """The graph, with JSON once it is complete; the stream ends after a final state."""
+        """The graph, with JSON where that is new or complete; the stream ends after a final state."""
 
     def __init__(
         self,

@@ -86,7 +86,7 @@ class AttributionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchGraph(self, request, context):
-        """Streams a graph's progress, and the graph once it is complete.
+        """Streams a graph's progress, what there is of the graph as rows come, and the graph once it is complete.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

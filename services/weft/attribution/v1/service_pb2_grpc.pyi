@@ -38,7 +38,7 @@ class AttributionServiceStub:
     CreateGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.CreateGraphRequest, _operations_pb2.Operation]
     """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`."""
     WatchGraph: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchGraphRequest, _service_pb2.WatchGraphResponse]
-    """Streams a graph's progress, and the graph once it is complete."""
+    """Streams a graph's progress, what there is of the graph as rows come, and the graph once it is complete."""
     GetGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetGraphRequest, _messages_pb2.Graph]
     """Describes one graph, JSON included. NOT_FOUND: no such graph."""
     ListGraphs: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListGraphsRequest, _service_pb2.ListGraphsResponse]
@@ -58,7 +58,7 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     CreateGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.CreateGraphRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`."""
     WatchGraph: _aio.UnaryStreamMultiCallable[_service_pb2.WatchGraphRequest, _service_pb2.WatchGraphResponse]  # type: ignore[assignment]
-    """Streams a graph's progress, and the graph once it is complete."""
+    """Streams a graph's progress, what there is of the graph as rows come, and the graph once it is complete."""
     GetGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.GetGraphRequest, _messages_pb2.Graph]  # type: ignore[assignment]
     """Describes one graph, JSON included. NOT_FOUND: no such graph."""
     ListGraphs: _aio.UnaryUnaryMultiCallable[_service_pb2.ListGraphsRequest, _service_pb2.ListGraphsResponse]  # type: ignore[assignment]
@@ -87,7 +87,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.WatchGraphRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_service_pb2.WatchGraphResponse], _abc.AsyncIterator[_service_pb2.WatchGraphResponse]]:
-        """Streams a graph's progress, and the graph once it is complete."""
+        """Streams a graph's progress, what there is of the graph as rows come, and the graph once it is complete."""
 
     @_abc_1.abstractmethod
     def GetGraph(
