@@ -26,11 +26,11 @@ _SPREAD = 1.6
 
 
 @cache
-def _loops() -> ModuleType:
+def _compiled() -> tuple[ModuleType, ModuleType]:
     """Numba takes half a second to come, and whoever writes or reads no codes need not have it."""
-    from weft_store.shard import loops
+    from weft_store.shard import loops, models
 
-    return loops
+    return loops, models
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class CodedBlock:
         Raises:
             DataLossError: These are not bytes that an encoder wrote.
         """
-        loops, states = _loops(), self.states.copy()
+        loops, states = _compiled()[0], self.states.copy()
         table = np.empty(_SCALE, np.uint32)
         num_words = self.words.size - _PADDING
         used = loops.decode(self.words, states, self.frequencies, table, self.bounds, order_D, out_TD)
@@ -99,7 +99,7 @@ def read_block(payload: bytes | memoryview, d_model: int, key: str) -> CodedBloc
         raise fault(key, "it has more groups of channels than channels, or none")
     end = _HEAD.size + models_bytes
     bounds, frequencies = np.zeros(num_groups + 1, np.int64), np.zeros((num_groups, 256), np.uint16)
-    largest = _loops().read_models(data[:end], _HEAD.size, bounds, frequencies)
+    largest = _compiled()[1].read_models(data[:end], _HEAD.size, bounds, frequencies)
     if largest < 0 or bounds[-1] != d_model:
         raise fault(key, "its models are damaged")
     words = np.zeros(num_words + _PADDING, np.uint16)
@@ -137,26 +137,25 @@ def encode_block(codes_TD: NDArray[np.int32], order_D: NDArray[np.int64], bounds
         order_D: The channel of each place.
         bounds: [G + 1], the places at which groups begin; the last is D.
     """
-    loops = _loops()
+    loops, models = _compiled()
     num_groups = len(bounds) - 1
     symbols, counts = np.empty(codes_TD.size, np.uint8), np.zeros((num_groups, 256), np.int64)
     beside = np.zeros(_class_bytes(codes_TD), np.uint8)
     num_bits = loops.count_symbols(codes_TD, bounds, order_D, symbols, counts, beside)
     frequencies = np.empty_like(counts)
     for group in range(num_groups):
-        loops.scale_counts(counts[group], frequencies[group])
+        models.scale_counts(counts[group], frequencies[group])
     starts = np.cumsum(frequencies, axis=1) - frequencies
     words, states = np.empty(codes_TD.size, np.uint16), np.full(8, _FIRST_STATE, np.uint32)
     first = loops.encode(
         symbols, len(codes_TD), bounds, starts.astype(np.uint32), frequencies.astype(np.uint32), words, states
     )
-    models = b"".join(
-        struct.pack("<H", size) + _model_bytes(row) for size, row in zip(np.diff(bounds), frequencies, strict=True)
-    )
+    data = np.empty(520 * num_groups, np.uint8)
+    written = data[: models.write_models(bounds, frequencies, data)].tobytes()
     bits = beside[: (num_bits + 7) // 8].tobytes()
     used = words[first:].astype("<u2").tobytes()
-    head = _HEAD.pack(num_groups, len(models), words.size - first, len(bits), *(int(state) for state in states))
-    return b"".join((head, models, used, bits))
+    head = _HEAD.pack(num_groups, len(written), words.size - first, len(bits), *(int(state) for state in states))
+    return b"".join((head, written, used, bits))
 
 
 def fault(key: str, why: str) -> DataLossError:
@@ -168,17 +167,3 @@ def _class_bytes(codes_TD: NDArray[np.int32]) -> int:
     """Give more than enough bytes for the bits beside classes: 32 for each code that needs any."""
     beyond = int(np.count_nonzero((codes_TD > 111) | (codes_TD < -112)))
     return 4 * beyond + 1
-
-
-def _model_bytes(frequencies: NDArray[np.int64]) -> bytes:
-    """Write frequencies up to the last symbol that occurs, runs of zeros by their length."""
-    out, zeros = bytearray(), 0
-    for often in frequencies[: int(np.flatnonzero(frequencies)[-1]) + 1].tolist():
-        if often == 0:
-            zeros += 1
-            continue
-        if zeros:
-            out += bytes([0, zeros - 1])
-            zeros = 0
-        out += bytes([often]) if often < 128 else bytes([often & 127 | 128, often >> 7])
-    return bytes(out)

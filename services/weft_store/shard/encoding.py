@@ -121,7 +121,7 @@ def _encode_stream(
         blocks = [encode_bf16(bits[part]) for part in rows]
     else:
         coded = quantise(values_TD, moments, header.target_fvu, codes_TD, what)
-        order_D = np.argsort(moments.squared_deviation_D, kind="stable")
+        order_D = np.argsort(moments.squared_deviation_D, kind="stable").astype(np.int64)
         bounds = group_bounds(moments.squared_deviation_D[order_D], header.rows(0))
         parameters.steps_SL[place] = coded.step
         parameters.means_SLD[place] = coded.mean_D

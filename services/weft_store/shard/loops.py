@@ -9,20 +9,15 @@ Source: Duda 2013, arXiv 1311.2540; interleaving: Giesen 2014, arXiv 1402.3392. 
 Shapes: T tokens of a block, D d_model, G groups.
 """
 
-# Python's integers and NumPy's are one type to the compiler.
-# mypy: disable-error-code="assignment,return-value,no-any-return"
-
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
-__all__ = ["DIRECT", "SCALE", "count_symbols", "decode", "encode", "expand", "read_models", "scale_counts"]
+from weft_store.shard.compiling import compiled
 
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["DIRECT", "SCALE", "count_symbols", "decode", "encode", "expand"]
 
 SCALE = 4096
 """What the frequencies of a model sum to."""
@@ -32,14 +27,7 @@ _BITS, _FREQUENCY_AT, _BIAS_AT = np.uint32(12), np.uint32(20), np.uint32(8)
 _MASK, _LOW, _WORD = np.uint32(SCALE - 1), np.uint32(1 << 16), np.uint32(16)
 
 
-def _compiled(function: F) -> F:
-    try:
-        return cast(F, numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # no folder to keep it in: compiled anew in each process
-        return cast(F, numba.njit(nogil=True)(function))
-
-
-@_compiled
+@compiled()
 def _take(x: Any, p: Any, words: Any, table: Any) -> Any:
     """Take a value off a state: its entry in the table, the state after it, and the place of the next word."""
     entry = table[x & _MASK]
@@ -49,56 +37,7 @@ def _take(x: Any, p: Any, words: Any, table: Any) -> Any:
     return np.int8(entry), np.uint32((x << _WORD) | word) if low else x, p + np.int64(low)
 
 
-@_compiled
-def read_models(data: Any, rest: int, bounds: Any, frequencies: Any) -> int:
-    """
-    Read the models of a block.
-
-    Args:
-        data: uint8, all of a block.
-        rest: Where the models begin in it; they end with `data`.
-        bounds: int64 [G + 1], filled with the places at which groups begin and end.
-        frequencies: uint16 [G, 256], zero, filled.
-
-    Returns:
-        The largest symbol that occurs, or -1 where the bytes are no models.
-    """
-    at, largest = rest, 0
-    for group in range(frequencies.shape[0]):
-        if at + 2 > data.size:
-            return -1
-        places = np.int64(data[at]) | np.int64(data[at + 1]) << 8
-        if places == 0:
-            return -1
-        bounds[group + 1] = bounds[group] + places
-        at += 2
-        left, symbol = SCALE, 0
-        while left > 0:
-            if at >= data.size or symbol > 255:
-                return -1
-            often = np.int64(data[at])
-            at += 1
-            if often == 0:
-                if at >= data.size:
-                    return -1
-                symbol += 1 + np.int64(data[at])
-                at += 1
-                continue
-            if often >= 128:
-                if at >= data.size:
-                    return -1
-                often = often - 128 | np.int64(data[at]) << 7
-                at += 1
-            if often == 0 or often > left:
-                return -1
-            frequencies[group, symbol] = often
-            largest = max(largest, symbol)
-            left -= often
-            symbol += 1
-    return largest if at == data.size else -1
-
-
-@_compiled
+@compiled()
 def _fill(frequency: Any, table: Any) -> None:
     """Make a group's table: for each slot frequency (0 for 4096), distance from the value's first slot, and value."""
     slot = 0
@@ -111,7 +50,7 @@ def _fill(frequency: Any, table: Any) -> None:
             slot += 1
 
 
-@_compiled
+@compiled()
 def decode(words: Any, states: Any, frequencies: Any, table: Any, bounds: Any, order: Any, out: Any) -> int:
     """
     Decode a block.
@@ -191,7 +130,7 @@ def decode(words: Any, states: Any, frequencies: Any, table: Any, bounds: Any, o
     return p
 
 
-@_compiled
+@compiled()
 def expand(bits: Any, num_bits: int, at: int, first: int, last: int, order: Any, out: Any) -> int:
     """
     Replace the classes among a group's values by the values that the bits beside them tell.
@@ -224,7 +163,7 @@ def expand(bits: Any, num_bits: int, at: int, first: int, last: int, order: Any,
     return at
 
 
-@_compiled
+@compiled()
 def count_symbols(codes: Any, bounds: Any, order: Any, symbols: Any, counts: Any, bits: Any) -> int:
     """
     Turn a block's codes into symbols, group after group, count them, and write the bits beside classes.
@@ -259,36 +198,7 @@ def count_symbols(codes: Any, bounds: Any, order: Any, symbols: Any, counts: Any
     return used
 
 
-@_compiled
-def scale_counts(counts: Any, frequencies: Any) -> None:
-    """
-    Scale counts to frequencies that sum to 4096, each that was above 0 at least 1.
-
-    Args:
-        counts: int64 [256], not all zero.
-        frequencies: int64 [256], filled.
-    """
-    total, excess = np.int64(0), -SCALE
-    for symbol in range(256):
-        total += counts[symbol]
-    for symbol in range(256):
-        often = (counts[symbol] * SCALE + total // 2) // total
-        frequencies[symbol] = max(1, often) if counts[symbol] else 0
-        excess += frequencies[symbol]
-    while excess:
-        # Where one slot more or fewer costs the least: what it costs goes with count / frequency.
-        best, cost = 0, -1.0
-        for symbol in range(256):
-            if counts[symbol] and (excess < 0 or frequencies[symbol] > 1):
-                here = counts[symbol] / frequencies[symbol]
-                if cost < 0 or (here > cost if excess < 0 else here < cost):
-                    best, cost = symbol, here
-        step = 1 if excess < 0 else -1
-        frequencies[best] += step
-        excess += step
-
-
-@_compiled
+@compiled()
 def encode(symbols: Any, num_tokens: int, bounds: Any, starts: Any, frequencies: Any, words: Any, states: Any) -> int:
     """
     Encode a block from its last symbol to its first.

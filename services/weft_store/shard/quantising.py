@@ -7,29 +7,16 @@ Shapes: T tokens, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
+
+from weft_store.shard.compiling import compiled
 
 __all__ = ["count_codes", "deviations", "quantise_rows", "sizes", "sums"]
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _compiled(**options: Any) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        try:
-            made: F = numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # no folder to keep it in: compiled anew in each process
-            made = numba.njit(nogil=True, **options)(function)
-        return made
-
-    return decorate
-
-
-@_compiled()
+@compiled()
 def sums(values: Any, total_D: Any) -> None:
     """Add float32 [T, D] to float64 [D] over tokens."""
     for t in range(values.shape[0]):
@@ -37,7 +24,7 @@ def sums(values: Any, total_D: Any) -> None:
             total_D[d] += np.float64(values[t, d])
 
 
-@_compiled()
+@compiled()
 def deviations(values: Any, mean_D: Any, squared_D: Any) -> None:
     """Add the squared deviations of float32 [T, D] from the mean to float64 [D]."""
     for t in range(values.shape[0]):
@@ -47,7 +34,7 @@ def deviations(values: Any, mean_D: Any, squared_D: Any) -> None:
 
 
 # Only the order of sums may change here; nothing in it is read back bit for bit.
-@_compiled(fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 def sizes(values: Any, mean_D: Any, squared_T: Any, deviation_T: Any) -> None:
     """Give the squared norm of each token of float32 [T, D], and that of its deviation from the mean, float64."""
     for t in range(values.shape[0]):
@@ -59,7 +46,7 @@ def sizes(values: Any, mean_D: Any, squared_T: Any, deviation_T: Any) -> None:
         squared_T[t], deviation_T[t] = squared, deviation
 
 
-@_compiled()
+@compiled()
 def quantise_rows(values: Any, mean_D: Any, step: Any, codes: Any, error_D: Any, peak_D: Any) -> None:
     """
     Quantise, and measure the error of exactly what a reader decodes.
@@ -82,7 +69,7 @@ def quantise_rows(values: Any, mean_D: Any, step: Any, codes: Any, error_D: Any,
             error_D[d] += difference * difference
 
 
-@_compiled()
+@compiled()
 def count_codes(codes: Any, counts: Any) -> int:
     """Count int32 codes, zigzag, into int64 [N]; gives how many there are beyond it."""
     beyond = 0
