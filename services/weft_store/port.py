@@ -36,6 +36,14 @@ class ObjectInfo:
     modified_s: float
 
 
+class RangedReads(Protocol):
+    """What reads parts of objects: a bucket, or something before one."""
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Read `length` bytes from `offset`, or to the end; fewer where the object ends before. NotFoundError."""
+        ...
+
+
 @runtime_checkable
 class ObjectStore(Protocol):
     """

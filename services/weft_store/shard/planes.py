@@ -1,4 +1,4 @@
-"""Bytes planes under zstd, read with bounds: what both codecs are made of."""
+"""Planes of bytes under zstd, read with bounds: `bf16`, and `uniform` of version 1."""
 
 import struct
 
