@@ -41,6 +41,8 @@ class RankEnvironment:
             "WEFT_WORKER_KEEP_CHECKPOINTS": str(settings.keep_checkpoints),
             "WEFT_WORKER_MIXED_ROW_GROUPS": str(settings.mixed_row_groups),
             "WEFT_WORKER_READ_AHEAD_BYTES": str(settings.read_ahead_bytes),
+            "WEFT_WORKER_READ_THREADS": str(settings.read_threads),
+            "WEFT_WORKER_KEPT_READ_BYTES": str(settings.kept_read_bytes),
             "WEFT_WORKER_RETRY_S": str(settings.rank_retry_s),
             "WEFT_WORKER_HANG_S": str(settings.rank_hang_s),
             "WEFT_WORKER_MODE": "train",

@@ -54,6 +54,10 @@ class TrainerSettings(ServiceSettings, BucketSettings, PeerSettings, KubernetesS
     """Row groups that a step's tokens come from, over all ranks; a run that resumes keeps its own number."""
     read_ahead_bytes: int = Field(default=64 << 20, ge=0)
     """Bytes of a dataset that a rank reads ahead of those; at least one row group always is."""
+    read_threads: int = Field(default=2, ge=1)
+    """Row groups that a rank reads and decodes at once, in the background."""
+    kept_read_bytes: int = Field(default=0, ge=0)
+    """Bytes of shards that each rank keeps in its temporary folder for the epochs to come; 0 keeps none."""
     rank_retry_s: float = Field(default=600.0, ge=0)
     """Seconds that ranks ask a bucket or a cache again that refuses, before they give up."""
     rank_hang_s: float = Field(default=900.0, gt=0)

@@ -10,6 +10,9 @@ from weft_common.errors import FailedPreconditionError
 from weft_common.logging import configure_logging, get_logger
 from weft_common.settings import load_settings
 from weft_store import open_bucket
+from weft_store.kept import KeptReads
+from weft_store.port import RangedReads
+from weft_trainer.core.scratch import ScratchFolder
 from weft_trainer.worker.exporting import export_metrics
 from weft_trainer.worker.rendezvous import join, rank_and_world
 from weft_trainer.worker.settings import RankSettings
@@ -81,6 +84,10 @@ def main() -> int:
             watchdog.start()
             ending.callback(watchdog.stop)
         check_alike(mesh, device)
+        shards: RangedReads = store
+        if settings.kept_read_bytes:
+            folder = ending.enter_context(ScratchFolder())
+            shards = KeptReads(store, folder.path, settings.kept_read_bytes)
         own = Rank(
             store,
             cache,
@@ -100,6 +107,7 @@ def main() -> int:
             ),
             keep_checkpoints=settings.keep_checkpoints,
             retry_s=settings.retry_s,
+            shards=shards,
         )
         if settings.mode == "evaluate":
             own.evaluate(settings.checkpoint_step, settings.evaluation_tokens)

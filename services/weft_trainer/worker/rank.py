@@ -25,6 +25,7 @@ from weft_common.errors import DataLossError, FailedPreconditionError
 from weft_common.logging import get_logger
 from weft_store import ObjectStore
 from weft_store.documents import encode_json
+from weft_store.port import RangedReads
 from weft_trainer.core.retention import prune
 from weft_trainer.worker.background import Background
 from weft_trainer.worker.checkpoints import RunCheckpoints
@@ -54,6 +55,7 @@ class Rank:
         loading: How much is mixed and read ahead.
         keep_checkpoints: Newest checkpoints that stay, beside the best by evaluation; 0 keeps all.
         retry_s: How long a bucket that refuses is asked again.
+        shards: Where the dataset is read, by default the bucket.
         stop: Set by SIGTERM.
     """
 
@@ -74,7 +76,9 @@ class Rank:
         loading: LoaderOptions,
         keep_checkpoints: int,
         retry_s: float,
+        shards: RangedReads | None = None,
     ) -> None:
+        self._shards = shards or store
         self._store, self._cache, self._reporter, self._mesh = store, cache, reporter, mesh
         self._config, self._normalization, self._epochs, self._stop = config, normalization, epochs, stop
         self._run, self._attempt, self._loading = run, attempt, loading
@@ -165,7 +169,7 @@ class Rank:
     def _source(self, split: messages_pb2.Split.ValueType, *, rank: int, world_size: int) -> CacheRowGroups:
         return CacheRowGroups(
             self._cache,
-            self._store,
+            self._shards,
             self._config.batch.dataset,
             split,
             rank=rank,

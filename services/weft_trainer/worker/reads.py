@@ -17,7 +17,7 @@ from weft_clt.data import CodedRowGroup, CodedStream, RowGroup
 from weft_clt.normalization import Moments, Normalization
 from weft_common.client import error_from_rpc
 from weft_common.errors import FailedPreconditionError
-from weft_store import ObjectStore
+from weft_store.port import RangedReads
 from weft_store.shard import ShardReader
 from weft_trainer.worker.patience import patiently
 
@@ -82,6 +82,7 @@ class CacheRowGroups:
     One rank's share of a split; a `RowGroupSource`.
 
     Args:
+        store: The bucket, or what keeps its shards nearer.
         seed: Of the shuffle over the whole split.
         over: Says of an epoch what it goes over.
         retry_s: How long a bucket or a cache that refuses is asked again.
@@ -90,7 +91,7 @@ class CacheRowGroups:
     def __init__(
         self,
         stub: service_pb2_grpc.CacheServiceStub,
-        store: ObjectStore,
+        store: RangedReads,
         dataset: str,
         split: messages_pb2.Split.ValueType,
         *,

@@ -103,6 +103,8 @@ class RankSettings(WorkerSettings):
     """Bytes of codes that a rank reads ahead of those that it mixes; at least one row group always is."""
     read_threads: int = Field(default=2, ge=1)
     """Row groups that a rank reads and decodes at once, in the background."""
+    kept_read_bytes: int = Field(default=0, ge=0)
+    """Bytes of shards that a rank keeps below TMPDIR for the epochs to come; 0 keeps none."""
     keep_checkpoints: int = Field(default=0, ge=0)
     """Newest checkpoints that stay, beside the best by evaluation and those that are being read; 0 keeps all."""
     retry_s: float = Field(default=600.0, ge=0)

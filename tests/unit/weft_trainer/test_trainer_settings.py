@@ -178,7 +178,7 @@ def test_ranks_are_told_what_the_trainer_is_set_to(settings_of: Any, monkeypatch
     """How they read, keep and give up is the trainer's to set; nobody else reaches a pod's environment."""
     settings = settings_of(
         KEEP_CHECKPOINTS="3", MIXED_ROW_GROUPS="5", READ_AHEAD_BYTES="7", RANK_RETRY_S="11", RANK_HANG_S="13",
-        RANK_DEVICE="cuda",
+        RANK_DEVICE="cuda", READ_THREADS="6", KEPT_READ_BYTES="17",
     )  # fmt: skip
     for name, value in RankEnvironment(settings, lambda: "", lambda run: "")("r", 2, 4).items():
         monkeypatch.setenv(name, value)
@@ -186,3 +186,4 @@ def test_ranks_are_told_what_the_trainer_is_set_to(settings_of: Any, monkeypatch
     assert (told.run, told.attempt, told.mode) == ("r", 2, "train")
     assert (told.keep_checkpoints, told.mixed_row_groups, told.read_ahead_bytes) == (3, 5, 7)
     assert (told.retry_s, told.hang_s, told.device) == (11, 13, "cuda")
+    assert (told.read_threads, told.kept_read_bytes) == (6, 17)
