@@ -65,21 +65,23 @@ def _position(spec: messages_pb2.GraphSpec) -> int:
 
 def target_from_proto(target: targets_pb2.Target, place: int) -> Target:
     """Read a target, whose texts are still texts."""
-    kind, named = target.WhichOneof("kind"), {"label": target.label, "weight": target.weight}
+    kind, label, weight = target.WhichOneof("kind"), target.label, target.weight
     if kind == "token_id":
-        return Target(token_id=target.token_id, **named)
+        return Target(token_id=target.token_id, label=label, weight=weight)
     if kind == "text" and target.text:
-        return Target(text=target.text, **named)
+        return Target(text=target.text, label=label, weight=weight)
     if kind == "direction":
-        return Target(kind="direction", direction=tuple(target.direction.values), **named)
+        return Target(kind="direction", direction=tuple(target.direction.values), label=label, weight=weight)
     if kind == "feature":
-        return Target(kind="feature", layer=target.feature.layer, index=target.feature.index, **named)
+        return Target(
+            kind="feature", layer=target.feature.layer, index=target.feature.index, label=label, weight=weight
+        )
     pair = target.difference
     sides = pair.WhichOneof("plus"), pair.WhichOneof("minus")
     if kind == "difference" and all(side and (not side.endswith("text") or getattr(pair, side)) for side in sides):
         return Target(
             kind="difference", token_id=pair.token_id, text=pair.text,
-            minus_token_id=pair.minus_token_id, minus_text=pair.minus_text, **named,
+            minus_token_id=pair.minus_token_id, minus_text=pair.minus_text, label=label, weight=weight,
         )  # fmt: skip
     name = f"spec.targets[{place}]"
     raise InvalidArgumentError(

