@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attribution_rig import (
-    oracle_edges,
-)
+from attribution_rig import oracle_edges
 from swept_model import IDS, LOGITS, Swept, build
 
 from weft_attribution.core.pipeline import conservation_error
