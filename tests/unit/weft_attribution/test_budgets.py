@@ -8,7 +8,7 @@ import pytest
 from attribution_rig import ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_influence_and_pruning import dense_influence, random_graph
+from random_graphs import dense_influence, random_graph
 
 from weft_attribution.core import ranking
 from weft_attribution.core.edge_file import EdgeScratch

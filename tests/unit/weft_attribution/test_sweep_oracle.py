@@ -1,92 +1,15 @@
 """Edges against one autograd.grad a target, in float64, on random Llama and GPT-2 models."""
 
-import asyncio
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from attribution_rig import (
-    ReferenceModel,
-    ReferenceRunner,
-    load_transcoder,
-    make_reference_folder,
-    make_transcoder,
-    oracle_edges,
-)
+from attribution_rig import oracle_edges
+from swept_model import IDS, LOGITS, Swept, build
 
-from weft_attribution.core.features import ActiveFeatures, find_features
-from weft_attribution.core.operator import FrozenOperator
-from weft_attribution.core.pipeline import capture_hooks, conservation_error
-from weft_attribution.core.ports import Capture
-from weft_attribution.core.sweep import Targets, _Batch, make_targets, sweep, target_constants
-from weft_attribution.core.targets import Target, explain
-from weft_attribution.core.transcoder import TranscoderReader
-from weft_attribution.core.weights import load_linear_weights
-from weft_store.opening import open_store
-
-IDS = [3, 17, 8, 29, 8, 11]
-LOGITS = np.array([5, 0, 31])
-
-
-@dataclass
-class Swept:
-    model: ReferenceModel
-    capture: Capture
-    operator: FrozenOperator
-    features: ActiveFeatures
-    targets: Targets
-    tensors: dict[str, torch.Tensor]
-    input_hook: str
-
-    def edges(
-        self, batch_size: int = 7, rows: np.ndarray | None = None, *, workers: int = 1, memory_bytes: int = 1 << 20
-    ) -> np.ndarray:
-        ids = np.array([token.id for token in self.capture.tokens])
-        found: dict[int, np.ndarray] = {}
-        sweep(
-            self.operator,
-            self.features,
-            self.targets,
-            ids,
-            batch_size=batch_size,
-            take=lambda batch, dense: found.update(dict(zip(batch.tolist(), dense, strict=True))),
-            workers=workers,
-            memory_bytes=memory_bytes,
-            rows=rows,
-        )
-        return np.stack([found[row] for row in sorted(found)])
-
-
-def build(
-    folder: Path,
-    family: str,
-    *,
-    input_hook: str = "mlp_in",
-    jump: bool = False,
-    max_writer_bytes: int = 1 << 30,
-    **transcoder: float,
-) -> Swept:
-    model = ReferenceModel(make_reference_folder(folder / family, family))
-    store = open_store("memory://")
-    make_transcoder(store, "t", model, input_hook=input_hook, jump=jump, **transcoder)
-    capture = asyncio.run(ReferenceRunner(model).capture("tiny", IDS, capture_hooks(input_hook)))
-    weights = load_linear_weights(folder / family, torch.float64)
-    operator = FrozenOperator(weights, capture.tensors, num_positions=len(IDS))
-    reader = TranscoderReader(store, "t")
-    features = find_features(
-        weights,
-        reader,
-        capture.tensors,
-        num_positions=len(IDS),
-        max_features=10_000,
-        max_writer_bytes=max_writer_bytes,
-    )
-    wanted = [Target(token_id=token_id) for token_id in LOGITS.tolist()]
-    targets = make_targets(operator, features, explain(operator, reader, capture.tensors, np.array(IDS), wanted))
-    tensors = load_transcoder(store, "t", model.num_layers)
-    return Swept(model, capture, operator, features, targets, tensors, input_hook)
+from weft_attribution.core.pipeline import conservation_error
+from weft_attribution.core.sweep import _Batch, sweep, target_constants
 
 
 @pytest.fixture(params=["llama", "gpt2"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from attribution_rig import ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
-from test_sweep_oracle import IDS, Swept, build
+from swept_model import IDS, Swept, build
 
 from weft.attribution.v1 import targets_pb2
 from weft_attribution.converting import target_from_proto, target_to_proto
