@@ -29,10 +29,7 @@ HARVEST_KIND = "harvest"
 _PAGE_SIZE = 100
 # A forward pass that has begun is not cut off; who cancels hears of the end where it comes soon.
 _CANCEL_S = 10.0
-_GOING: Mapping[int, str] = {
-    messages_pb2.HARVEST_STATE_RUNNING: "running",
-    messages_pb2.HARVEST_STATE_PAUSED: "paused",
-}
+_GOING: Mapping[int, str] = {messages_pb2.HARVEST_STATE_RUNNING: "running", messages_pb2.HARVEST_STATE_PAUSED: "paused"}
 _STOPPED: Mapping[int, str] = {
     messages_pb2.HARVEST_STATE_PAUSED: "paused",
     messages_pb2.HARVEST_STATE_FAILED: "failed",

@@ -177,8 +177,13 @@ async def test_held_out_sequences_are_those_of_the_harvest(world: World) -> None
 
 async def test_filtered_tokens_are_kept_and_not_counted(world: World) -> None:
     """Separators and filtered tokens of a packed harvest reach the measurement, which leaves them as they are."""
-    packing = packing_pb2.Packing(cross_documents=True, separator_token_id=3, skipped_token_ids=range(10, 90))
-    changes = {"num_tokens": 200, "held_out_share": 0.4, "sequence_tokens": 12, "dataset": "datasets/packed"}
+    asked = service_pb2.TokenizeRequest(model="models/llama", text=DOCUMENTS["doc 0"], without_special_tokens=True)
+    tokens = (await asyncio.to_thread(world.stub.Tokenize, asked)).tokens
+    filtered_ids = {tokens[3].id, tokens[8].id}
+    packing = packing_pb2.Packing(
+        cross_documents=True, separator_token_id=3, skipped_token_ids=filtered_ids, max_document_tokens=25
+    )
+    changes = {"num_tokens": 100, "held_out_share": 0.5, "sequence_tokens": 12, "dataset": "datasets/packed"}
     spec = harvest_spec("llama", **changes)
     spec.packing.CopyFrom(packing)
     request = service_pb2.CreateHarvestRequest(harvest_id="packed", spec=spec)
@@ -188,9 +193,9 @@ async def test_filtered_tokens_are_kept_and_not_counted(world: World) -> None:
     assert not (await asyncio.to_thread(world.operations.WaitOperation, waiting)).HasField("error")
     held_out = await asyncio.to_thread(read_held_out, world.stub, "datasets/packed", 0)
     for sequence, skipped in zip(held_out.sequences, held_out.skipped, strict=True):
-        filtered = [at for at, each in enumerate(sequence) if at and (each in range(10, 90) or each == 3)]
+        filtered = [at for at, each in enumerate(sequence) if at and each in {*filtered_ids, 3}]
         assert list(skipped) == filtered
-    assert 3 in {each for sequence in held_out.sequences for each in sequence}
+    assert {*filtered_ids, 3} <= {each for sequence in held_out.sequences for each in sequence}
     transcoder, dense = transcoder_of(Activation.TOP_K)
     found = await world.measure(held_out, transcoder)
     together = await asyncio.to_thread(oracle, world.model, held_out, range(NUM_LAYERS), dense)

@@ -46,7 +46,8 @@ def read_held_out(stub: service_pb2_grpc.ActivationServiceStub, dataset: str, ma
     """Read sequences with so many kept tokens in all. NotFoundError, FailedPreconditionError."""
     request = service_pb2.ReadSequencesRequest(dataset=dataset, held_out=True, max_tokens=max_tokens)
     header = service_pb2.SequencesHeader()
-    sequences, skipped = [], []
+    sequences: list[tuple[int, ...]] = []
+    skipped: list[tuple[int, ...]] = []
     try:
         for response in stub.ReadSequences(request, timeout=_TIMEOUT_S, wait_for_ready=True):
             if response.WhichOneof("part") == "header":
