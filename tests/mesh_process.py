@@ -1,7 +1,5 @@
 """One rank of a mesh, for tests: trains a few steps of each case in float64 and writes what it holds to files."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +38,8 @@ def run_case(rank: int, feature_ranks: int, data_ranks: int, name: str, case: di
     )
 
 
-def main() -> None:
-    """Take rank, feature ranks, data ranks, cases as JSON, and a folder."""
-    rank, feature_ranks, data_ranks = (int(text) for text in sys.argv[1:4])
-    cases, folder = json.loads(sys.argv[4]), sys.argv[5]
+def train_rank(rank: int, feature_ranks: int, data_ranks: int, cases: dict[str, dict[str, Any]], folder: str) -> None:
+    """Train every case as one rank; the ranks meet in the folder."""
     torch.set_num_threads(1)
     world = feature_ranks * data_ranks
     store = dist.FileStore(f"{folder}/store", world)  # type: ignore[no-untyped-call]
@@ -52,7 +48,3 @@ def main() -> None:
         run_case(rank, feature_ranks, data_ranks, name, case, folder)
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,9 @@
 """One rank of a mesh, for tests: notes what its steps and its sockets send, and trains in three orders of arrival."""
 
-import json
 import os
 import socket
 import stat
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -180,10 +178,10 @@ def wire(case: dict[str, Any], feature_ranks: int, data_ranks: int) -> dict[str,
     }
 
 
-def main() -> None:
-    """Take rank, feature ranks, data ranks, cases as JSON, and a folder."""
-    rank, feature_ranks, data_ranks = (int(text) for text in sys.argv[1:4])
-    cases, folder = json.loads(sys.argv[4]), sys.argv[5]
+def train_rank(
+    rank: int, feature_ranks: int, data_ranks: int, cases: dict[str, dict[str, dict[str, Any]]], folder: str
+) -> None:
+    """Train every case as one rank, and write what was found into the folder, in which the ranks meet."""
     torch.set_num_threads(1)
     world = feature_ranks * data_ranks
     store = dist.FileStore(f"{folder}/store", world)  # type: ignore[no-untyped-call]
@@ -195,7 +193,3 @@ def main() -> None:
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,13 @@
 """One rank against two and four, in float64, as processes over gloo."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from clt_cases import RECIPES, config_of, own_batch, trainer_of
+from forked_ranks import run_ranks
+from mesh_process import train_rank
 
 from weft_clt.kernels import CpuKernels
 
@@ -28,31 +26,11 @@ CASES: dict[str, dict[str, Any]] = {
     )
 }
 """Every way of selecting features, and everything that can stand beside it."""
-TESTS = Path(__file__).parents[1]
 
 
 def _train_mesh(feature_ranks: int, data_ranks: int, folder: Path) -> None:
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(TESTS / "mesh_process.py"),
-                str(rank),
-                str(feature_ranks),
-                str(data_ranks),
-                json.dumps(CASES),
-                str(folder),
-            ],
-            env=environment,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(feature_ranks * data_ranks)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=280)
-        assert rank.returncode == 0, errors.decode()[-3000:]
+    ranks = range(feature_ranks * data_ranks)
+    run_ranks(train_rank, [(rank, feature_ranks, data_ranks, CASES, str(folder)) for rank in ranks], folder, 280)
 
 
 def _joined(ranks: list[dict[str, Any]], name: str) -> torch.Tensor:

@@ -1,22 +1,18 @@
 """What two ranks send each other in a step: how much, what of, and that no order of arrival changes a bit."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from clt_cases import D_MODEL, NUM_FEATURES, NUM_LAYERS, RECIPES
+from forked_ranks import run_ranks
+from wire_process import train_rank
 
 pytestmark = pytest.mark.distributed
 
-TESTS = Path(__file__).parents[1]
 ORDERS = (
     "top_k",
     "top_k_per_layer",
@@ -58,22 +54,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             for tokens in (FEW, MANY)
         },
     }
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TESTS / "wire_process.py")]
-    arguments = [str(feature_ranks), str(data_ranks), json.dumps(cases), str(folder)]
-    processes = [
-        subprocess.Popen([*command, str(rank), *arguments], env=environment, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors.decode()[-3000:]
-    finally:
-        for process in processes:
-            with process:
-                process.kill()
+    run_ranks(train_rank, [(rank, feature_ranks, data_ranks, cases, str(folder)) for rank in (0, 1)], folder, 240)
     return Ranks("feature" if feature_ranks > 1 else "data", [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)])
 
 

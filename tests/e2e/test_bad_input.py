@@ -13,7 +13,9 @@ import pytest
 from embedded_weft import WEFT, Embedded, clean_environment
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.message import Message
+from harvest_processes import Client, Service
 from tiny_models import make_gpt2, make_llama
+from typer.testing import CliRunner
 
 from weft.activations.v1 import messages_pb2 as activations
 from weft.activations.v1 import service_pb2 as activations_rpc
@@ -27,6 +29,7 @@ from weft.cache.v1.service_pb2_grpc import CacheServiceStub
 from weft.training.v1 import messages_pb2 as training
 from weft.training.v1 import service_pb2 as training_rpc
 from weft.training.v1.service_pb2_grpc import TrainingServiceStub
+from weft_client.cli import app
 
 pytestmark = pytest.mark.e2e
 
@@ -388,10 +391,14 @@ def test_bad_request_is_refused_by_rpc(run: Embedded, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.command], ids=lambda case: case.name)
-def test_bad_request_is_refused_by_command(run: Embedded, case: Case) -> None:
-    """The command fails with one clear message and no traceback."""
-    result = run.weft(*case.command)
-    assert result.returncode == (2 if case.code is INVALID else 1), result.stderr
+def test_bad_request_is_refused_by_command(run: Embedded, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, called in this process, fails with one clear message and no traceback."""
+    monkeypatch.chdir(run.folder)
+    unset = dict.fromkeys(name for name in os.environ if name.startswith("WEFT_"))
+    result = CliRunner().invoke(app, case.command, env=unset | clean_environment())
+    # Every other exception would be a traceback.
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == (2 if case.code is INVALID else 1), result.stderr
     for words in case.says:
         # The command's options are spelt with dashes where the contract's fields are not.
         assert words in result.stderr or words.replace("_", "-").removeprefix("num-") in result.stderr, result.stderr
@@ -513,26 +520,23 @@ def test_commands_without_services_say_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_full_disk_is_told(make_embedded: Callable[[Callable[[Path], None]], Embedded]) -> None:
+def test_full_disk_is_told(tmp_path: Path) -> None:
     """A bucket without room answers RESOURCE_EXHAUSTED and says so."""
-    mounted: list[Path] = []
-
-    def prepare(root: Path) -> None:
-        make_llama(root / "models" / "tiny", max_tokens=300)
-        bucket = root / "bucket"
-        bucket.mkdir(parents=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", bucket], check=True)
-        mounted.append(bucket)
-
+    models, bucket = tmp_path / "models", tmp_path / "bucket"
+    make_llama(models / "tiny", max_tokens=300)
+    bucket.mkdir()
+    # Of all services the one that takes texts is enough.
+    service = Service("activations", tmp_path, models_dir=str(models), cache_target="127.0.0.1:9", cache_token="none")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", bucket], check=True)
     try:
-        made = make_embedded(prepare)
-        # Four times what the disk holds.
-        piece = activations_rpc.UploadCorpusRequest(corpus_id="large", document="large.txt", text=TEXT * 40)
-        with made.channel("activations") as channel, pytest.raises(grpc.RpcError) as caught:
-            ActivationServiceStub(channel).UploadCorpus(iter([piece]), timeout=30)
+        service.start()
+        client = Client(service.target)
+        with pytest.raises(grpc.RpcError) as caught:
+            # Four times what the disk holds.
+            client.upload("large", {"large.txt": TEXT.decode() * 40})
+        client.close()
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "space" in caught.value.details()
-        made.weft("down")
     finally:
-        for bucket in mounted:
-            subprocess.run(["umount", "-l", bucket], check=True)
+        service.stop()
+        subprocess.run(["umount", "-l", bucket], check=True)

@@ -1,6 +1,5 @@
 """Checkpoints whose writer is killed at each write, whose bucket is full or away, or whose disk has no space."""
 
-import multiprocessing
 import resource
 import signal
 import tempfile
@@ -13,6 +12,7 @@ import torch
 from checkpoint_process import NUM_STEPS, config, load, prepare, train
 from clt_cases import own_batch
 from faulty_store import FaultyObjectStore, kill_after
+from forked_ranks import FORKS
 
 from weft_clt.checkpoint import file_name, write_tensors
 from weft_clt.trainer import Trainer
@@ -24,10 +24,6 @@ from weft_trainer.worker import patience
 from weft_trainer.worker.background import Background
 from weft_trainer.worker.checkpoints import RunCheckpoints
 from weft_trainer.worker.saving import CheckpointSaver
-
-# A server that has imported torch once, and forks.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["checkpoint_process", "numba", "weft_clt.kernels"])
 
 
 def _nothing(moment: str, op: str, key: str, count: int) -> None:
@@ -77,7 +73,7 @@ def test_writer_killed_at_any_write_loses_no_bit(alone: tuple[int, dict[str, tor
         root = tmp_path / str(write)
         root.mkdir()
         prepare(str(root))
-        child = _FORKS.Process(target=_train_and_die, args=(str(root), write))
+        child = FORKS.Process(target=_train_and_die, args=(str(root), write))
         child.start()
         child.join(300)
         assert child.exitcode == -signal.SIGKILL
@@ -91,7 +87,7 @@ def test_writer_killed_at_any_write_loses_no_bit(alone: tuple[int, dict[str, tor
 def test_copy_of_a_killed_rank_goes_when_the_next_starts(tmp_path: Path) -> None:
     """It was killed in the middle of an upload, whose copy would else fill this machine."""
     prepare(str(tmp_path))
-    child = _FORKS.Process(target=_train_and_die, args=(str(tmp_path), 1))
+    child = FORKS.Process(target=_train_and_die, args=(str(tmp_path), 1))
     child.start()
     child.join(300)
     assert len(list(tmp_path.glob("weft-scratch-*/files/*.safetensors"))) == 1
@@ -147,7 +143,7 @@ def _train_on_a_small_disk(root: str, largest: int) -> None:
 def test_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
     """No space for the copy of the state: an error that names the place, and no checkpoint that seems whole."""
     prepare(str(tmp_path))
-    child = _FORKS.Process(target=_train_on_a_small_disk, args=(str(tmp_path), 8192))
+    child = FORKS.Process(target=_train_on_a_small_disk, args=(str(tmp_path), 8192))
     child.start()
     child.join(300)
     assert child.exitcode == 7
