@@ -61,7 +61,20 @@ class FakeBackend:
         if model_id != "fake":
             raise NotFoundError(f"there is no model {model_id!r}")
         return ModelInfo(
-            model_id, "Fake", NUM_LAYERS, D_MODEL, 2, 2, 128, 64, self.revision, "float32", self.bos_token_id
+            model_id=model_id,
+            architecture="Fake",
+            num_layers=NUM_LAYERS,
+            d_model=D_MODEL,
+            num_heads=2,
+            num_kv_heads=2,
+            vocab_size=128,
+            max_tokens=64,
+            revision=self.revision,
+            data_type="float32",
+            bos_token_id=self.bos_token_id,
+            d_head=D_MODEL // 2,
+            d_mlp=D_MODEL,
+            components=("layers.*.resid_mid", "layers.*.mlp_in", "layers.*.mlp_out", "logits"),
         )
 
     def tokenize(self, model_id: str, text: str, *, special_tokens: bool = True) -> list[int]:

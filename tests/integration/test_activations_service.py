@@ -15,7 +15,7 @@ from tiny_models import make_gpt2, make_llama
 
 from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_activations.adapters.transformers_backend import TransformersBackend
-from weft_activations.core.hooks import hook_patterns
+from weft_activations.core.components import component_patterns
 from weft_activations.settings import ActivationsSettings
 from weft_activations.wiring import registrations
 from weft_common.client import aio_channel, error_from_rpc
@@ -199,7 +199,8 @@ ADD = messages_pb2.INTERVENTION_KIND_ADD
         (lambda request: request.logit_token_ids.append(-1), Code.INVALID_ARGUMENT, "outside the vocabulary"),
         (lambda request: setattr(request, "num_top_tokens", 101), Code.INVALID_ARGUMENT, "1 to 100"),
         (_change(hook="layers.3.mlp_out", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, "3 layers, 0 to 2"),
-        (_change(hook="layers.1.mlp_in", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, "mlp_out, resid_pre"),
+        (_change(hook="layers.1.mlp_inn", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, r"GPT2.*layers\.\*\.attn\.q"),
+        (_change(hook="logits", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, "before the logits"),
         (_change(hook="layers.*.mlp_out", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, "is not a hook"),
         (_change(hook="layers.1.mlp_out", value=VALUE), Code.INVALID_ARGUMENT, "not set"),
         (_change(hook="layers.1.mlp_out", kind=ADD), Code.INVALID_ARGUMENT, r"shape is none.*\[32\]"),
@@ -236,7 +237,7 @@ async def test_bad_runs_are_refused(world: World, edit: Callable[[Any], Any], co
         ([], Code.INVALID_ARGUMENT, "no hooks"),
         (["layers.0.nope"], Code.INVALID_ARGUMENT, r"no hook.*layers\.\*\.mlp_out"),
         (["layers.9.mlp_in"], Code.INVALID_ARGUMENT, "3 layers, 0 to 2"),
-        (hook_patterns(), Code.RESOURCE_EXHAUSTED, "fewer hooks"),
+        (list(component_patterns("LlamaForCausalLM")), Code.RESOURCE_EXHAUSTED, "fewer hooks"),
     ],
 )
 async def test_bad_captures_are_refused(world: World, hooks: list[str], code: Code, message: str) -> None:
