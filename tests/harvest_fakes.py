@@ -21,6 +21,7 @@ from weft_activations.core.ports import (
     CommittedShard,
     DatasetSpec,
     DatasetState,
+    Decoding,
     Freeze,
     Intervention,
     ModelInfo,
@@ -93,6 +94,9 @@ class FakeBackend:
         freeze: Freeze | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]:
         return {hook: np.zeros((len(token_ids), D_MODEL), np.float32) for hook in hooks}
+
+    def decoding(self, model_id: str, interventions: Sequence[Intervention] = ()) -> Decoding:
+        raise UnimplementedError("the fake model generates nothing")
 
     def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> Passes:
         raise UnimplementedError("the fake model has no MLPs to replace")

@@ -12,8 +12,16 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 _TEXT = (
@@ -29,7 +37,10 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "qwen2": ("qwen2", {"num_key_value_heads": 2}),
     "qwen3": ("qwen3", _GROUPED),
     "gemma2": ("gemma2", {**_GROUPED, "query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 5.0}),
-    "gemma3": ("gemma3_text", {**_GROUPED, "query_pre_attn_scalar": 8, "sliding_window": 4, "sliding_window_pattern": 2}),
+    "gemma3": (
+        "gemma3_text",
+        {**_GROUPED, "query_pre_attn_scalar": 8, "sliding_window": 4, "sliding_window_pattern": 2},
+    ),
     "neox": ("gpt_neox", {"use_parallel_residual": True}),
     "neox-serial": ("gpt_neox", {"use_parallel_residual": False}),
 }

@@ -7,10 +7,11 @@ import numpy as np
 from google.longrunning import operations_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from weft.activations.v1 import components_pb2, messages_pb2
+from weft.activations.v1 import components_pb2, generation_pb2, messages_pb2
 from weft.common.v1 import operation_pb2, tensor_pb2
 from weft_activations.core.changing import Change, ChangeKind, Prompt
 from weft_activations.core.components import component_at, lens_name
+from weft_activations.core.generating import End, Generated, Sampling
 from weft_activations.core.harvest_records import HarvestProgress, HarvestSpec
 from weft_activations.core.inference import LikelyToken, TokenText
 from weft_activations.core.ports import Floats, Freeze, ModelInfo
@@ -21,11 +22,13 @@ from weft_common.tensors import tensor_from_proto
 __all__ = [
     "changes_from_proto",
     "freeze_from_proto",
+    "generated_to_proto",
     "harvest_metadata",
     "harvest_to_proto",
     "likely_to_proto",
     "model_to_proto",
     "prompt_from_proto",
+    "sampling_from_proto",
     "spec_from_proto",
     "timestamp",
     "token_to_proto",
@@ -41,6 +44,7 @@ _KINDS = {
     messages_pb2.INTERVENTION_KIND_PATCH: ChangeKind.PATCH,
     messages_pb2.INTERVENTION_KIND_RESAMPLE: ChangeKind.RESAMPLE,
 }
+_ENDS = {End.LENGTH: generation_pb2.GENERATION_END_LENGTH, End.STOP: generation_pb2.GENERATION_END_STOP}
 _DIMS = {
     "P": components_pb2.DIM_POSITION,
     "D": components_pb2.DIM_MODEL,
@@ -83,7 +87,9 @@ def model_to_proto(info: ModelInfo) -> messages_pb2.Model:
 
 def _component_to_proto(pattern: str, info: ModelInfo) -> components_pb2.Component:
     component = component_at(pattern)
-    return components_pb2.Component(name=pattern, dims=[_DIMS[dim] for dim in component.dims], lens_name=lens_name(pattern, info.components))
+    return components_pb2.Component(
+        name=pattern, dims=[_DIMS[dim] for dim in component.dims], lens_name=lens_name(pattern, info.components)
+    )
 
 
 def token_to_proto(token: TokenText) -> messages_pb2.Token:
@@ -137,6 +143,26 @@ def changes_from_proto(interventions: Sequence[messages_pb2.Intervention]) -> li
 
 def _array(tensor: tensor_pb2.Tensor, field: str) -> Floats:
     return tensor_from_proto(tensor, max_bytes=_MAX_VALUE_BYTES, field=field).astype(np.float32)
+
+
+def sampling_from_proto(request: generation_pb2.GenerateRequest) -> Sampling:
+    """Read how tokens are chosen."""
+    return Sampling(
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        seed=request.seed,
+        stop_token_ids=tuple(request.stop_token_ids),
+    )
+
+
+def generated_to_proto(generated: Generated) -> generation_pb2.GenerateResponse:
+    """Turn a generated token into its message."""
+    return generation_pb2.GenerateResponse(
+        token=likely_to_proto(generated.likely),
+        end=generation_pb2.GENERATION_END_UNSPECIFIED if generated.end is None else _ENDS[generated.end],
+        prompt_tokens=map(token_to_proto, generated.prompt),
+    )
 
 
 def freeze_from_proto(freeze: messages_pb2.Freeze) -> Freeze:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from weft.activations.v1 import service_pb2, service_pb2_grpc
+from weft_activations.core.generating import Generation
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
@@ -47,6 +48,7 @@ async def registrations(
         )
         servicer = ActivationServicer(
             inference,
+            Generation(inference, max_bytes=settings.max_generation_bytes),
             harvests,
             operations,
             store,

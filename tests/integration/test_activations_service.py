@@ -13,7 +13,7 @@ from harvest_fakes import FakeCatalog
 from harvest_processes import harvest_spec
 from tiny_models import make_gpt2, make_llama
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import generation_pb2, messages_pb2, service_pb2, service_pb2_grpc
 from weft_activations.adapters.transformers_backend import TransformersBackend
 from weft_activations.core.components import component_patterns
 from weft_activations.settings import ActivationsSettings
@@ -268,6 +268,29 @@ async def test_bad_tokens_and_names_are_refused(world: World) -> None:
         world.stub.GetHarvest(service_pb2.GetHarvestRequest(name="harvests/none")),
     ):
         assert (await refused(call)).code == Code.NOT_FOUND
+
+
+async def test_generate_streams_tokens_that_run_predicts(world: World) -> None:
+    """Each token comes by itself and is Run's best after the text so far, with the same change."""
+    change = messages_pb2.Intervention(
+        hook="layers.1.mlp.post", kind=messages_pb2.INTERVENTION_KIND_SCALE, factor=3.0, neurons=[1, 2, 5]
+    )
+    request = generation_pb2.GenerateRequest(
+        model="models/gpt2", prompt=PROMPT, interventions=[change], max_new_tokens=3
+    )
+    found = [each async for each in world.stub.Generate(request)]
+    text = [token.id for token in found[0].prompt_tokens]
+    for each in found:
+        prompt = messages_pb2.Prompt(token_ids=messages_pb2.TokenIds(ids=text))
+        run = await world.stub.Run(service_pb2.RunRequest(model="models/gpt2", prompt=prompt, interventions=[change]))
+        assert each.token.token == run.top_tokens[0].token
+        assert each.token.probability == pytest.approx(run.top_tokens[0].probability, abs=1e-5)
+        text.append(each.token.token.id)
+    assert [each.end for each in found] == [0, 0, generation_pb2.GENERATION_END_LENGTH]
+    request.max_new_tokens = 0
+    with pytest.raises(grpc.RpcError) as caught:
+        _ = [each async for each in world.stub.Generate(request)]
+    assert error_from_rpc(caught.value).code == Code.INVALID_ARGUMENT
 
 
 async def test_corpus_is_uploaded_once(world: World) -> None:

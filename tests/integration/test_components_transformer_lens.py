@@ -68,9 +68,7 @@ def test_components_equal_transformer_lens(folder: Path) -> None:
     lens, (found, names) = lens_cache(folder, IDS, processed=False), captured(folder, IDS)
     compared = [name for name in found if names[name] in lens]
     for name in compared:
-        np.testing.assert_allclose(
-            found[name], from_lens(name, lens[names[name]]), atol=1e-5, rtol=1e-5, err_msg=name
-        )
+        np.testing.assert_allclose(found[name], from_lens(name, lens[names[name]]), atol=1e-5, rtol=1e-5, err_msg=name)
     missing = {component_at(name).name for name in found} - {component_at(name).name for name in compared}
     # TransformerLens splits results by head only on request, and has no last position by itself.
     assert missing <= {"attn.result", "logits", "embed", "ln1_post.scale", "ln2_post.scale"}, missing

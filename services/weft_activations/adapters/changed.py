@@ -34,7 +34,10 @@ def changed(value: Tensor, intervention: Intervention) -> Tensor:
 
 def _mesh(value: Tensor, picks: list[tuple[int, ...]]) -> tuple[Tensor, ...]:
     """Return indices of the chosen entries of every dim, the batch's too, that broadcast against each other."""
-    chosen = [range(value.shape[0]), *(picked or range(size) for picked, size in zip(picks, value.shape[1:], strict=True))]
+    chosen = [
+        range(value.shape[0]),
+        *(picked or range(size) for picked, size in zip(picks, value.shape[1:], strict=True)),
+    ]
     return tuple(
         torch.tensor(list(entries), device=value.device).view(-1, *[1] * (len(chosen) - 1 - dim))
         for dim, entries in enumerate(chosen)

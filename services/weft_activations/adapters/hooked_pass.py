@@ -44,6 +44,7 @@ def run_pass(
     interventions: Sequence[Intervention] = (),
     held: Mapping[str, Tensor] | None = None,
     take: Callable[[str, Tensor], None] | None = None,
+    cache: Any = None,
 ) -> dict[str, Tensor]:
     """
     Run a pass and return the wanted hooks.
@@ -55,6 +56,7 @@ def run_pass(
         interventions: Applied in order, on top of what is held.
         held: Values from a clean pass, by hook.
         take: Takes what lies at each wanted hook as soon as it is there; nothing is returned then.
+        cache: Keys and values of the tokens before these, and of these from then on.
     """
     taps = _Taps(wanted, interventions, held or {}, take)
     with ExitStack() as standing:
@@ -65,7 +67,10 @@ def run_pass(
                 for handle in _stand(name, place, taps):
                     standing.callback(handle.remove)
         logits_BPV = located.model(
-            tokens_BP, use_cache=False, logits_to_keep=0 if "logits_all" in wanted else 1
+            tokens_BP,
+            use_cache=cache is not None,
+            past_key_values=cache,
+            logits_to_keep=0 if "logits_all" in wanted else 1,
         ).logits
     taps.visit("logits", logits_BPV[:, -1])
     taps.visit("logits_all", logits_BPV)

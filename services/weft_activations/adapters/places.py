@@ -42,7 +42,7 @@ class Heads:
     num_heads: int
 
     def read(self, tensor: Tensor) -> Tensor:
-        return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return tensor.reshape(*tensor.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
     def write(self, tensor: Tensor, value: Tensor) -> Tensor:
         return value.transpose(1, 2).flatten(-2)
@@ -65,8 +65,8 @@ class FusedHeads:
     def _split(self, tensor: Tensor) -> Tensor:
         """Return a view [B, P, H, 3, E]."""
         if self.by_head:
-            return tensor.unflatten(-1, (self.num_heads, 3, -1))
-        return tensor.unflatten(-1, (3, self.num_heads, -1)).transpose(2, 3)
+            return tensor.view(*tensor.shape[:-1], self.num_heads, 3, -1)
+        return tensor.view(*tensor.shape[:-1], 3, self.num_heads, -1).transpose(2, 3)
 
     def read(self, tensor: Tensor) -> Tensor:
         return self._split(tensor)[..., self.index, :].transpose(1, 2)
@@ -142,15 +142,17 @@ class Result:
     def heads(self, mixed_BPW: Tensor) -> Tensor:
         """Return [B, H, P, D] of the projection's input, without the bias."""
         weight: Any = self.projection.weight
-        weight_WD = weight.T if isinstance(self.projection, nn.Linear) else weight
-        weight_HED = weight_WD.unflatten(0, (self.num_heads, -1))
+        weight_WD: Tensor = weight.T if isinstance(self.projection, nn.Linear) else weight
+        weight_HED = weight_WD.reshape(self.num_heads, -1, weight_WD.shape[-1])
         return Heads(self.num_heads).read(mixed_BPW) @ weight_HED
 
     def total(self, result_BHPD: Tensor) -> Tensor:
         """Return what the projection returns for these shares."""
         bias: Any = self.projection.bias
         total_BPD = result_BHPD.sum(1)
-        return total_BPD if bias is None else total_BPD + bias
+        if bias is not None:
+            total_BPD += bias
+        return total_BPD
 
 
 Place = Site | Norm | OpenAttention | Result

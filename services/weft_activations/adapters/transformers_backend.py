@@ -22,6 +22,7 @@ from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.logging import get_logger
 
 if TYPE_CHECKING:
+    from weft_activations.adapters.decoding import CachedDecoding
     from weft_activations.adapters.places import Located
     from weft_activations.adapters.replaced_pass import ReplacedPasses
     from weft_activations.adapters.torch_blocks import Parts
@@ -186,8 +187,9 @@ class TransformersBackend:
         """
         Run sequences for their inputs and outputs, in batches of equal length.
 
-        On a processor, batches of a model that is taken apart are shared out over threads of one core each: they never wait for each other, where
-        a pass that all cores share waits after every operation, the more so beside a thread that encodes.
+        On a processor, batches of a model that is taken apart are shared out over threads of one core each: they never
+        wait for each other, where a pass that all cores share waits after every operation, the more so beside a thread
+        that encodes.
         """
         import torch
 
@@ -215,9 +217,7 @@ class TransformersBackend:
                         for layer in range(num_layers)
                         for kind, hook in enumerate((input_hook, output_hook))
                     }
-                    run_pass(
-                        loaded.located, tokens_BP, places, take=lambda name, found: write(*places[name], found)
-                    )
+                    run_pass(loaded.located, tokens_BP, places, take=lambda name, found: write(*places[name], found))
 
         on_cpu = device == "cpu"
         batches = equal_lengths([len(sequence) for sequence in sequences], _CPU_TOKENS if on_cpu else _GPU_TOKENS)
@@ -228,6 +228,12 @@ class TransformersBackend:
         else:
             for batch in batches:
                 run(batch)
+
+    def decoding(self, model_id: str, interventions: Sequence[Intervention] = ()) -> "CachedDecoding":
+        """Prepare to read token after token."""
+        from weft_activations.adapters.decoding import CachedDecoding
+
+        return CachedDecoding(self._load(model_id).located, interventions, self._device())
 
     def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> "ReplacedPasses":
         """Prepare passes with somebody else in the place of MLPs."""
@@ -335,7 +341,7 @@ class TransformersBackend:
                     local_files_only=True,
                     use_safetensors=True,
                     dtype=torch.bfloat16 if info.data_type == "bfloat16" else torch.float32,
-                    attn_implementation="sdpa",
+                    attn_implementation="eager",
                 )
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise FailedPreconditionError(

@@ -121,7 +121,8 @@ def work_out(
             needed.setdefault(source, set()).add(made.hook)
     if len(needed) > _MAX_SOURCES:
         raise ResourceExhaustedError(
-            f"the interventions read {len(needed)} prompts; one call reads {_MAX_SOURCES} at most", field="interventions"
+            f"the interventions read {len(needed)} prompts; one call reads {_MAX_SOURCES} at most",
+            field="interventions",
         )
     held = sum(4 * math.prod(hook_shape(hook, info, len(ids))) for ids, hooks in needed.items() for hook in hooks)
     if held > max_held_bytes:
@@ -148,7 +149,8 @@ def _check(change: Change, field: str, info: ModelInfo, num_positions: int) -> _
     names = list(expand_hooks([change.hook], info, field=f"{field}.hook").values())
     if "*" in change.hook or names[0] in ("logits", "logits_all"):
         raise InvalidArgumentError(
-            f"{change.hook[:80]!r} is not a hook that can stand here; name one component of one layer, before the logits",
+            f"{change.hook[:80]!r} is not a hook that can stand here; name one component of one layer, "
+            "before the logits",
             field=f"{field}.hook",
         )
     hook, component = names[0], component_at(names[0])
@@ -158,10 +160,7 @@ def _check(change: Change, field: str, info: ModelInfo, num_positions: int) -> _
     _check_indices(change.heads, num_heads, "head", f"{field}.heads", hook)
     num_entries = shape[-1] if len(shape) > 1 else 0
     _check_indices(change.neurons, num_entries, "neuron", f"{field}.neurons", hook)
-    chosen = tuple(
-        len(picked) or size
-        for size, picked in zip(shape, _picks(component, change), strict=True)
-    )
+    chosen = tuple(len(picked) or size for size, picked in zip(shape, _picks(component, change), strict=True))
     value = change.value
     if change.kind in (ChangeKind.ADD, ChangeKind.SET) or (change.kind is ChangeKind.MEAN and value is not None):
         _check_value(value, chosen, change.kind, field)
@@ -255,7 +254,9 @@ def _source(change: Change, field: str, token_ids: Sequence[int], read: Read) ->
     if change.kind not in (ChangeKind.PATCH, ChangeKind.RESAMPLE):
         return None
     if change.source is None:
-        raise InvalidArgumentError(f"{change.kind.value} takes what lies in another prompt; set source", field=f"{field}.source")
+        raise InvalidArgumentError(
+            f"{change.kind.value} takes what lies in another prompt; set source", field=f"{field}.source"
+        )
     return tuple(read(change.source, f"{field}.source"))
 
 
@@ -274,7 +275,8 @@ def _check_rows(change: Change, field: str, source_size: int, num_positions: int
     count = len(change.positions) or num_positions
     if len(rows) != count:
         raise InvalidArgumentError(
-            f"there are {len(rows)} source positions for {count} positions; give one for each", field=f"{field}.source_positions"
+            f"there are {len(rows)} source positions for {count} positions; give one for each",
+            field=f"{field}.source_positions",
         )
     for row in rows:
         if not 0 <= row < source_size:

@@ -21,7 +21,7 @@ from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBacke
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from weft_common.logging import get_logger
 
-__all__ = ["Inference", "LikelyToken", "Passed", "Predicted", "TokenText"]
+__all__ = ["Checked", "Inference", "LikelyToken", "Passed", "Predicted", "TokenText"]
 
 T = TypeVar("T")
 _LOG = get_logger(__name__)
@@ -65,6 +65,16 @@ class Predicted:
     asked: list[LikelyToken]
     logits: npt.NDArray[np.float32]
     mean_logit: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A prompt and changes that fit the model."""
+
+    info: ModelInfo
+    token_ids: list[int]
+    tokens: list[TokenText]
+    interventions: list[Intervention]
 
 
 class Inference:
@@ -135,6 +145,20 @@ class Inference:
 
         return await self.on_model_thread(work)
 
+    async def check(self, model_id: str, prompt: Prompt, changes: Sequence[Change]) -> Checked:
+        """Check a prompt and changes, and run what the changes need first."""
+
+        def work(backend: ModelBackend) -> Checked:
+            info, token_ids = _read_prompt(backend, model_id, prompt)
+            tokens = _with_texts(backend, model_id, token_ids)
+            return Checked(info, token_ids, tokens, self._work_out(backend, info, token_ids, changes))
+
+        return await self.on_model_thread(work)
+
+    async def likely(self, model_id: str, logits_V: Floats, token_ids: Sequence[int]) -> list[LikelyToken]:
+        """Tell how likely tokens are."""
+        return await self.on_model_thread(lambda backend: _likely(backend, model_id, logits_V, token_ids))
+
     async def capture(
         self, model_id: str, prompt: Prompt, hooks: Sequence[str], changes: Sequence[Change], freeze: Freeze
     ) -> Passed:
@@ -175,24 +199,14 @@ class Inference:
             self._check_size(["logits"], info, len(token_ids), freeze if changes else Freeze())
             interventions = self._work_out(backend, info, token_ids, changes)
             logits_V = _forward(backend, info, token_ids, ["logits"], interventions, freeze)["logits"]
-            wide_V = logits_V.astype(np.float64)
-            weights_V = np.exp(wide_V - wide_V.max())
-            probabilities_V = weights_V / weights_V.sum()
-
-            def likely(ids: Sequence[int]) -> list[LikelyToken]:
-                return [
-                    LikelyToken(token, float(probabilities_V[token.token_id]), float(wide_V[token.token_id]))
-                    for token in _with_texts(backend, model_id, ids)
-                ]
-
             count = min(num_top_tokens or _DEFAULT_TOP_TOKENS, info.vocab_size)
-            best = np.argsort(-wide_V, kind="stable")[:count]
+            best = np.argsort(-logits_V, kind="stable")[:count]
             return Predicted(
                 tokens=_with_texts(backend, model_id, token_ids),
-                top=likely([int(token_id) for token_id in best]),
-                asked=likely(asked_token_ids),
+                top=_likely(backend, model_id, logits_V, [int(token_id) for token_id in best]),
+                asked=_likely(backend, model_id, logits_V, asked_token_ids),
                 logits=logits_V,
-                mean_logit=float(wide_V.mean()),
+                mean_logit=float(logits_V.mean(dtype=np.float64)),
             )
 
         return await self.on_model_thread(work)
@@ -237,6 +251,15 @@ class Inference:
             )
 
 
+def _likely(backend: ModelBackend, model_id: str, logits_V: Floats, token_ids: Sequence[int]) -> list[LikelyToken]:
+    wide_V = logits_V.astype(np.float64)
+    weights_V = np.exp(wide_V - wide_V.max())
+    return [
+        LikelyToken(token, float(weights_V[token.token_id] / weights_V.sum()), float(wide_V[token.token_id]))
+        for token in _with_texts(backend, model_id, token_ids)
+    ]
+
+
 def _forward(
     backend: ModelBackend,
     info: ModelInfo,
@@ -264,8 +287,8 @@ def _forward(
     bad = next((name for name in streams if _holds_nan(trace[name])), None)
     bad = bad or next(name for name, value in found.items() if _holds_nan(value))
     raise FailedPreconditionError(
-        f"the activations of {info.model_id} are NaN from {bad} on; an intervention of a smaller size, float32 in place "
-        "of bfloat16, or whole weights may mend it",
+        f"the activations of {info.model_id} are NaN from {bad} on; an intervention of a smaller size, float32 in "
+        "place of bfloat16, or whole weights may mend it",
         field="model",
     )
 

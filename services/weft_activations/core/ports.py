@@ -20,6 +20,7 @@ __all__ = [
     "DatasetCatalog",
     "DatasetSpec",
     "DatasetState",
+    "Decoding",
     "Floats",
     "Freeze",
     "Intervention",
@@ -182,6 +183,14 @@ class Passes(Protocol):
         ...
 
 
+class Decoding(Protocol):
+    """A model that reads one text in steps. Calls block and come from one thread at a time."""
+
+    def step(self, token_ids: Sequence[int]) -> Floats:
+        """Read tokens after those read so far, and return float32 logits [V] of the last."""
+        ...
+
+
 class ModelBackend(Protocol):
     """
     Base models by id. Calls block and come from one thread at a time; a model is loaded by the first that needs it.
@@ -233,6 +242,16 @@ class ModelBackend(Protocol):
             output_hook: Hook of the second.
             into: Where they are written, float32 [L, T, D] each: of each sequence all positions but the first, one
                 sequence after the other.
+        """
+        ...
+
+    def decoding(self, model_id: str, interventions: Sequence[Intervention] = ()) -> Decoding:
+        """
+        Prepare to read token after token.
+
+        Args:
+            model_id: The model.
+            interventions: Made in every step, but those with positions in the first alone, which reads the prompt.
         """
         ...
 

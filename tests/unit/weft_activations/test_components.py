@@ -5,7 +5,6 @@ Legend: P positions, H query heads, K key and value heads, E head width.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,7 +188,7 @@ def test_attention_is_recomputed(own: Any, found: Captures, family: str) -> None
 
 
 def test_rotations_keep_lengths_and_leave_the_first_position(found: Captures, family: str) -> None:
-    """Position 0 is not rotated, later ones are, and no rotation changes a vector's length (but for a norm of heads)."""
+    """Position 0 is not rotated, later ones are, and no rotation changes a vector's length."""
     if "layers.0.attn.q_rot" not in found or family in ("qwen3", "gemma3"):
         pytest.skip("no rotation, or a norm of each head before it")
     for name in ("q", "k"):

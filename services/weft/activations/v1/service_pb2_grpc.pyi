@@ -6,6 +6,7 @@ Serves the base model: looks inside one forward pass, changes it, harvests a cor
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
+from weft.activations.v1 import generation_pb2 as _generation_pb2
 from weft.activations.v1 import messages_pb2 as _messages_pb2
 from weft.activations.v1 import service_pb2 as _service_pb2
 import abc as _abc_1
@@ -64,6 +65,10 @@ class ActivationServiceStub:
     """
     UploadCorpus: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadCorpusRequest, _service_pb2.Corpus]
     """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
+    Generate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
+    """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
+    what the generations of this moment keep of their tokens would be too much.
+    """
 
 @_typing.type_check_only
 class ActivationServiceAsyncStub(ActivationServiceStub):
@@ -99,6 +104,10 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """
     UploadCorpus: _aio.StreamUnaryMultiCallable[_service_pb2.UploadCorpusRequest, _service_pb2.Corpus]  # type: ignore[assignment]
     """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
+    Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
+    """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
+    what the generations of this moment keep of their tokens would be too much.
+    """
 
 class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one service that holds the base model."""
@@ -203,5 +212,15 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.Corpus, _abc.Awaitable[_service_pb2.Corpus]]:
         """Stores a corpus in the bucket, from a stream of document pieces. ALREADY_EXISTS: other documents have that name."""
+
+    @_abc_1.abstractmethod
+    def Generate(
+        self,
+        request: _generation_pb2.GenerateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
+        """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
+        what the generations of this moment keep of their tokens would be too much.
+        """
 
 def add_ActivationServiceServicer_to_server(servicer: ActivationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -39,4 +39,4 @@ def locate_gemma(model: Any) -> Located:
     places["resid_final"] = Site(body.norm, is_input=True)
     places["ln_final.scale"] = Norm(body.norm, 1.0)
     places["ln_final.normed"] = Site(body.norm, is_input=False)
-    return Located(model, places, always_open=getattr(config, "attn_logit_softcapping", None) is not None)
+    return Located(model, places, always_open=not model._supports_sdpa)
