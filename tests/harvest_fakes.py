@@ -21,6 +21,7 @@ from weft_activations.core.ports import (
     CommittedShard,
     DatasetSpec,
     DatasetState,
+    Decoding,
     Freeze,
     Intervention,
     ModelInfo,
@@ -61,7 +62,20 @@ class FakeBackend:
         if model_id != "fake":
             raise NotFoundError(f"there is no model {model_id!r}")
         return ModelInfo(
-            model_id, "Fake", NUM_LAYERS, D_MODEL, 2, 2, 128, 64, self.revision, "float32", self.bos_token_id
+            model_id=model_id,
+            architecture="Fake",
+            num_layers=NUM_LAYERS,
+            d_model=D_MODEL,
+            num_heads=2,
+            num_kv_heads=2,
+            vocab_size=128,
+            max_tokens=64,
+            revision=self.revision,
+            data_type="float32",
+            bos_token_id=self.bos_token_id,
+            d_head=D_MODEL // 2,
+            d_mlp=D_MODEL,
+            components=("layers.*.resid_mid", "layers.*.mlp_in", "layers.*.mlp_out", "logits"),
         )
 
     def tokenize(self, model_id: str, text: str, *, special_tokens: bool = True) -> list[int]:
@@ -80,6 +94,9 @@ class FakeBackend:
         freeze: Freeze | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]:
         return {hook: np.zeros((len(token_ids), D_MODEL), np.float32) for hook in hooks}
+
+    def decoding(self, model_id: str, interventions: Sequence[Intervention] = ()) -> Decoding:
+        raise UnimplementedError("the fake model generates nothing")
 
     def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> Passes:
         raise UnimplementedError("the fake model has no MLPs to replace")

@@ -3,6 +3,7 @@ Tiny random models as real Hugging Face folders, with a real byte-level tokenize
 
     make_llama(folder)   Llama with grouped-query attention
     make_gpt2(folder)    GPT-2 with biases and learned positions
+    make_model(folder)   any architecture of FAMILIES, by its name there
 
 Weights are drawn from the seed; norm weights and biases are moved off 1 and 0, so that a part that forgets them fails.
 """
@@ -11,7 +12,16 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 _TEXT = (
@@ -19,6 +29,22 @@ _TEXT = (
     "Features of one layer write to every layer above it. "
 ) * 4
 _BOS = "<|start|>"
+_GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "gpt2": ("gpt2", {"n_inner": 48}),
+    "llama": ("llama", {"num_key_value_heads": 2}),
+    "mistral": ("mistral", {"sliding_window": 4, **_GROUPED}),
+    "qwen2": ("qwen2", {"num_key_value_heads": 2}),
+    "qwen3": ("qwen3", _GROUPED),
+    "gemma2": ("gemma2", {**_GROUPED, "query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 5.0}),
+    "gemma3": (
+        "gemma3_text",
+        {**_GROUPED, "query_pre_attn_scalar": 8, "sliding_window": 4, "sliding_window_pattern": 2},
+    ),
+    "neox": ("gpt_neox", {"use_parallel_residual": True}),
+    "neox-serial": ("gpt_neox", {"use_parallel_residual": False}),
+}
+"""By a name of ours, the model type and what its configuration has besides the sizes."""
 
 
 def make_llama(
@@ -78,6 +104,25 @@ def make_gpt2(
     return _save(GPT2LMHeadModel, config, folder, seed)
 
 
+def make_model(folder: Path, family: str, *, num_layers: int = 3, seed: int = 0) -> Path:
+    """Make a folder of one of FAMILIES and return its path: d_model 32, 4 heads, d_mlp 48."""
+    model_type, others = FAMILIES[family]
+    sizes = {"hidden_size": 32, "num_hidden_layers": num_layers, "num_attention_heads": 4, "intermediate_size": 48}
+    config = AutoConfig.for_model(
+        model_type,
+        **{
+            "vocab_size": _make_tokenizer(folder, add_bos=False),
+            "max_position_embeddings": 128,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+            **(sizes if model_type != "gpt2" else {k: v for k, v in sizes.items() if k != "intermediate_size"}),
+            **others,
+        },
+    )
+    return _save(type(AutoModelForCausalLM.from_config(config)), config, folder, seed)
+
+
 def _make_tokenizer(folder: Path, *, add_bos: bool) -> int:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -96,7 +141,7 @@ def _make_tokenizer(folder: Path, *, add_bos: bool) -> int:
     return int(tokenizer.get_vocab_size())
 
 
-def _save(model_class: type[PreTrainedModel], config: LlamaConfig | GPT2Config, folder: Path, seed: int) -> Path:
+def _save(model_class: type[PreTrainedModel], config: PreTrainedConfig, folder: Path, seed: int) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config)

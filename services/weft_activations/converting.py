@@ -7,13 +7,15 @@ import numpy as np
 from google.longrunning import operations_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from weft.activations.v1 import messages_pb2, packing_pb2
+from weft.activations.v1 import components_pb2, generation_pb2, messages_pb2, packing_pb2
 from weft.common.v1 import operation_pb2, tensor_pb2
+from weft_activations.core.changing import Change, ChangeKind, Prompt
+from weft_activations.core.components import component_at, lens_name
+from weft_activations.core.generating import End, Generated, Sampling
 from weft_activations.core.harvest_records import HarvestProgress, HarvestSpec
-from weft_activations.core.hooks import hook_patterns
-from weft_activations.core.inference import Change, LikelyToken, Prompt, TokenText
+from weft_activations.core.inference import LikelyToken, TokenText
 from weft_activations.core.packing import BY_DOCUMENT, Packing, StartRule
-from weft_activations.core.ports import Freeze, InterventionKind, ModelInfo
+from weft_activations.core.ports import Floats, Freeze, ModelInfo
 from weft_common.errors import Code, InvalidArgumentError
 from weft_common.resource_names import parse_name
 from weft_common.tensors import tensor_from_proto
@@ -21,11 +23,13 @@ from weft_common.tensors import tensor_from_proto
 __all__ = [
     "changes_from_proto",
     "freeze_from_proto",
+    "generated_to_proto",
     "harvest_metadata",
     "harvest_to_proto",
     "likely_to_proto",
     "model_to_proto",
     "prompt_from_proto",
+    "sampling_from_proto",
     "spec_from_proto",
     "timestamp",
     "token_to_proto",
@@ -33,10 +37,23 @@ __all__ = [
 
 _DATA_TYPES = {"float32": tensor_pb2.DATA_TYPE_FLOAT32, "bfloat16": tensor_pb2.DATA_TYPE_BFLOAT16}
 _KINDS = {
-    messages_pb2.INTERVENTION_KIND_ADD: InterventionKind.ADD,
-    messages_pb2.INTERVENTION_KIND_SET: InterventionKind.SET,
-    messages_pb2.INTERVENTION_KIND_SCALE: InterventionKind.SCALE,
-    messages_pb2.INTERVENTION_KIND_ABLATE: InterventionKind.ABLATE,
+    messages_pb2.INTERVENTION_KIND_ADD: ChangeKind.ADD,
+    messages_pb2.INTERVENTION_KIND_SET: ChangeKind.SET,
+    messages_pb2.INTERVENTION_KIND_SCALE: ChangeKind.SCALE,
+    messages_pb2.INTERVENTION_KIND_ABLATE: ChangeKind.ABLATE,
+    messages_pb2.INTERVENTION_KIND_MEAN: ChangeKind.MEAN,
+    messages_pb2.INTERVENTION_KIND_PATCH: ChangeKind.PATCH,
+    messages_pb2.INTERVENTION_KIND_RESAMPLE: ChangeKind.RESAMPLE,
+}
+_ENDS = {End.LENGTH: generation_pb2.GENERATION_END_LENGTH, End.STOP: generation_pb2.GENERATION_END_STOP}
+_DIMS = {
+    "P": components_pb2.DIM_POSITION,
+    "D": components_pb2.DIM_MODEL,
+    "H": components_pb2.DIM_HEAD,
+    "K": components_pb2.DIM_KV_HEAD,
+    "E": components_pb2.DIM_HEAD_WIDTH,
+    "M": components_pb2.DIM_MLP,
+    "V": components_pb2.DIM_VOCABULARY,
 }
 _START_RULES = {
     packing_pb2.START_RULE_UNSPECIFIED: StartRule.MODEL,
@@ -68,7 +85,17 @@ def model_to_proto(info: ModelInfo) -> messages_pb2.Model:
         revision=info.revision,
         data_type=_DATA_TYPES[info.data_type],
         bos_token_id=info.bos_token_id,
-        hooks=hook_patterns(),
+        hooks=info.components,
+        d_head=info.d_head,
+        d_mlp=info.d_mlp,
+        components=[_component_to_proto(pattern, info) for pattern in info.components],
+    )
+
+
+def _component_to_proto(pattern: str, info: ModelInfo) -> components_pb2.Component:
+    component = component_at(pattern)
+    return components_pb2.Component(
+        name=pattern, dims=[_DIMS[dim] for dim in component.dims], lens_name=lens_name(pattern, info.components)
     )
 
 
@@ -99,13 +126,50 @@ def changes_from_proto(interventions: Sequence[messages_pb2.Intervention]) -> li
         field = f"interventions[{index}]"
         if each.kind not in _KINDS:
             raise InvalidArgumentError(
-                f"the kind of intervention {index} is not set; give ADD, SET, SCALE or ABLATE", field=f"{field}.kind"
+                f"the kind of intervention {index} is not set; give one of "
+                f"{', '.join(kind.name for kind in ChangeKind)}",
+                field=f"{field}.kind",
             )
-        value = None
-        if each.HasField("value"):
-            value = tensor_from_proto(each.value, max_bytes=_MAX_VALUE_BYTES, field=f"{field}.value").astype(np.float32)
-        changes.append(Change(each.hook, _KINDS[each.kind], tuple(each.positions), value, each.factor))
+        changes.append(
+            Change(
+                hook=each.hook,
+                kind=_KINDS[each.kind],
+                positions=tuple(each.positions),
+                heads=tuple(each.heads),
+                neurons=tuple(each.neurons),
+                value=_array(each.value, f"{field}.value") if each.HasField("value") else None,
+                factor=each.factor,
+                direction=_array(each.direction, f"{field}.direction") if each.HasField("direction") else None,
+                source=prompt_from_proto(each.source) if each.HasField("source") else None,
+                source_positions=tuple(each.source_positions),
+                seed=each.seed,
+            )
+        )
     return changes
+
+
+def _array(tensor: tensor_pb2.Tensor, field: str) -> Floats:
+    return tensor_from_proto(tensor, max_bytes=_MAX_VALUE_BYTES, field=field).astype(np.float32)
+
+
+def sampling_from_proto(request: generation_pb2.GenerateRequest) -> Sampling:
+    """Read how tokens are chosen."""
+    return Sampling(
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        seed=request.seed,
+        stop_token_ids=tuple(request.stop_token_ids),
+    )
+
+
+def generated_to_proto(generated: Generated) -> generation_pb2.GenerateResponse:
+    """Turn a generated token into its message."""
+    return generation_pb2.GenerateResponse(
+        token=likely_to_proto(generated.likely),
+        end=generation_pb2.GENERATION_END_UNSPECIFIED if generated.end is None else _ENDS[generated.end],
+        prompt_tokens=map(token_to_proto, generated.prompt),
+    )
 
 
 def freeze_from_proto(freeze: messages_pb2.Freeze) -> Freeze:

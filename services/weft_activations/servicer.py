@@ -7,8 +7,9 @@ from contextlib import aclosing
 import grpc.aio
 from google.longrunning import operations_pb2
 
-from weft.activations.v1 import corpora_pb2, messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import corpora_pb2, generation_pb2, messages_pb2, service_pb2, service_pb2_grpc
 from weft_activations import converting
+from weft_activations.core.generating import Generation
 from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
@@ -60,6 +61,7 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
     def __init__(
         self,
         inference: Inference,
+        generation: Generation,
         harvests: Harvests,
         operations: OperationManager,
         corpora: CorpusCalls,
@@ -67,6 +69,7 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         replace_limits: CallLimits,
     ) -> None:
         self._inference = inference
+        self._generation = generation
         self._harvests = harvests
         self._operations = operations
         self._corpora = corpora
@@ -131,6 +134,19 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
             logits=tensor_to_proto(predicted.logits) if request.return_logits else None,
             mean_logit=predicted.mean_logit,
         )
+
+    async def Generate(
+        self, request: generation_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        tokens = self._generation.generate(
+            _model_id(request.model),
+            converting.prompt_from_proto(request.prompt),
+            converting.changes_from_proto(request.interventions),
+            converting.sampling_from_proto(request),
+        )
+        async with aclosing(tokens):
+            async for generated in tokens:
+                yield converting.generated_to_proto(generated)
 
     async def ReadSequences(
         self, request: service_pb2.ReadSequencesRequest, context: Context

@@ -9,6 +9,7 @@ from weft.activations.v1 import service_pb2, service_pb2_grpc
 from weft_activations.adapters.arrow_records import ArrowFiles
 from weft_activations.adapters.parquet_records import ParquetFiles
 from weft_activations.adapters.text_records import JsonLines, TextFiles
+from weft_activations.core.generating import Generation
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
 from weft_activations.core.importing import CorpusImporter, ImportLimits
@@ -81,6 +82,7 @@ async def registrations(
         )
         servicer = ActivationServicer(
             inference,
+            Generation(inference, max_bytes=settings.max_generation_bytes),
             harvests,
             operations,
             CorpusCalls(store, importer, limits, operations, max_upload_bytes=settings.max_corpus_bytes),

@@ -1,6 +1,7 @@
-"""Changes to a forward pass, ready for `models.run` and `models.capture`."""
+"""Changes to a forward pass, ready for `models.run`, `models.capture` and `models.generate`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,36 +10,90 @@ from weft.activations.v1 import messages_pb2
 from weft_common.tensors import tensor_to_proto
 
 
-def add(hook: str, value: npt.ArrayLike, *, positions: Sequence[int] = ()) -> messages_pb2.Intervention:
-    """Add [d_model] or [num_positions, d_model] to what stands at a hook; no positions means all."""
-    return _with_value(messages_pb2.INTERVENTION_KIND_ADD, hook, value, positions)
+def add(hook: str, value: npt.ArrayLike, **where: Any) -> messages_pb2.Intervention:
+    """Add to what stands at a hook: [d_model], [num_positions, d_model] and so on; `where` as in `at`."""
+    return at(hook, messages_pb2.INTERVENTION_KIND_ADD, value=value, **where)
 
 
-def replace(hook: str, value: npt.ArrayLike, *, positions: Sequence[int] = ()) -> messages_pb2.Intervention:
-    """Put [d_model] or [num_positions, d_model] in place of what stands at a hook."""
-    return _with_value(messages_pb2.INTERVENTION_KIND_SET, hook, value, positions)
+def replace(hook: str, value: npt.ArrayLike, **where: Any) -> messages_pb2.Intervention:
+    """Put a value in place of what stands at a hook; `where` as in `at`."""
+    return at(hook, messages_pb2.INTERVENTION_KIND_SET, value=value, **where)
 
 
-def scale(hook: str, factor: float, *, positions: Sequence[int] = ()) -> messages_pb2.Intervention:
+def scale(hook: str, factor: float, **where: Any) -> messages_pb2.Intervention:
     """
-    Multiply what stands at a hook.
+    Multiply what stands at a hook; `where` as in `at`.
 
-    >>> scale("layers.3.mlp_out", 0.5, positions=[1]).factor
+    >>> scale("layers.3.mlp.post", 0.5, positions=[1], neurons=[7]).factor
     0.5
     """
-    return messages_pb2.Intervention(
-        hook=hook, kind=messages_pb2.INTERVENTION_KIND_SCALE, positions=positions, factor=factor
-    )
+    made = at(hook, messages_pb2.INTERVENTION_KIND_SCALE, **where)
+    made.factor = factor
+    return made
 
 
-def ablate(hook: str, *, positions: Sequence[int] = ()) -> messages_pb2.Intervention:
-    """Set what stands at a hook to zero."""
-    return messages_pb2.Intervention(hook=hook, kind=messages_pb2.INTERVENTION_KIND_ABLATE, positions=positions)
+def ablate(hook: str, **where: Any) -> messages_pb2.Intervention:
+    """Set what stands at a hook to zero; `where` as in `at`."""
+    return at(hook, messages_pb2.INTERVENTION_KIND_ABLATE, **where)
 
 
-def _with_value(
-    kind: messages_pb2.InterventionKind.ValueType, hook: str, value: npt.ArrayLike, positions: Sequence[int]
+def mean_ablate(hook: str, mean: npt.ArrayLike | None = None, **where: Any) -> messages_pb2.Intervention:
+    """Set what stands at a hook to a given mean, or to its own over the prompt's positions; `where` as in `at`."""
+    return at(hook, messages_pb2.INTERVENTION_KIND_MEAN, value=mean, **where)
+
+
+def patch(
+    hook: str, source: str | Sequence[int], *, source_positions: Sequence[int] = (), **where: Any
 ) -> messages_pb2.Intervention:
+    """Set what stands at a hook to what stands there in another prompt, text or token ids; `where` as in `at`."""
+    made = at(hook, messages_pb2.INTERVENTION_KIND_PATCH, **where)
+    made.source.CopyFrom(_prompt(source))
+    made.source_positions.extend(source_positions)
+    return made
+
+
+def resample(hook: str, source: str | Sequence[int], *, seed: int = 0, **where: Any) -> messages_pb2.Intervention:
+    """Set each position to what stands at a drawn position of another prompt; `where` as in `at`."""
+    made = at(hook, messages_pb2.INTERVENTION_KIND_RESAMPLE, **where)
+    made.source.CopyFrom(_prompt(source))
+    made.seed = seed
+    return made
+
+
+def at(
+    hook: str,
+    kind: messages_pb2.InterventionKind.ValueType,
+    *,
+    value: npt.ArrayLike | None = None,
+    positions: Sequence[int] = (),
+    heads: Sequence[int] = (),
+    neurons: Sequence[int] = (),
+    direction: npt.ArrayLike | None = None,
+) -> messages_pb2.Intervention:
+    """
+    Make an intervention.
+
+    Args:
+        hook: A component with its layer, `layers.3.attn.z`.
+        kind: What is done.
+        value: For ADD, SET and MEAN.
+        positions: Token positions, none for all.
+        heads: Heads, none for all.
+        neurons: Entries of the last dim, none for all.
+        direction: Along the last dim: only the change's part along it is made.
+    """
     return messages_pb2.Intervention(
-        hook=hook, kind=kind, positions=positions, value=tensor_to_proto(np.asarray(value, dtype=np.float32))
+        hook=hook,
+        kind=kind,
+        positions=positions,
+        heads=heads,
+        neurons=neurons,
+        value=None if value is None else tensor_to_proto(np.asarray(value, dtype=np.float32)),
+        direction=None if direction is None else tensor_to_proto(np.asarray(direction, dtype=np.float32)),
     )
+
+
+def _prompt(prompt: str | Sequence[int]) -> messages_pb2.Prompt:
+    if isinstance(prompt, str):
+        return messages_pb2.Prompt(text=prompt)
+    return messages_pb2.Prompt(token_ids=messages_pb2.TokenIds(ids=prompt))

@@ -15,9 +15,9 @@ from harvest_fakes import FakeCatalog
 from harvest_processes import harvest_spec
 from tiny_models import make_gpt2, make_llama
 
-from weft.activations.v1 import corpora_pb2, messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import corpora_pb2, generation_pb2, messages_pb2, service_pb2, service_pb2_grpc
 from weft_activations.adapters.transformers_backend import TransformersBackend
-from weft_activations.core.hooks import hook_patterns
+from weft_activations.core.components import component_patterns
 from weft_activations.settings import ActivationsSettings
 from weft_activations.wiring import registrations
 from weft_common.client import aio_channel, error_from_rpc
@@ -201,7 +201,8 @@ ADD = messages_pb2.INTERVENTION_KIND_ADD
         (lambda request: request.logit_token_ids.append(-1), Code.INVALID_ARGUMENT, "outside the vocabulary"),
         (lambda request: setattr(request, "num_top_tokens", 101), Code.INVALID_ARGUMENT, "1 to 100"),
         (_change(hook="layers.3.mlp_out", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, "3 layers, 0 to 2"),
-        (_change(hook="layers.1.mlp_in", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, "mlp_out, resid_pre"),
+        (_change(hook="layers.1.mlp_inn", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, r"GPT2.*layers\.\*\.attn\.q"),
+        (_change(hook="logits", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, "before the logits"),
         (_change(hook="layers.*.mlp_out", kind=ADD, value=VALUE), Code.INVALID_ARGUMENT, "is not a hook"),
         (_change(hook="layers.1.mlp_out", value=VALUE), Code.INVALID_ARGUMENT, "not set"),
         (_change(hook="layers.1.mlp_out", kind=ADD), Code.INVALID_ARGUMENT, r"shape is none.*\[32\]"),
@@ -238,7 +239,7 @@ async def test_bad_runs_are_refused(world: World, edit: Callable[[Any], Any], co
         ([], Code.INVALID_ARGUMENT, "no hooks"),
         (["layers.0.nope"], Code.INVALID_ARGUMENT, r"no hook.*layers\.\*\.mlp_out"),
         (["layers.9.mlp_in"], Code.INVALID_ARGUMENT, "3 layers, 0 to 2"),
-        (hook_patterns(), Code.RESOURCE_EXHAUSTED, "fewer hooks"),
+        (list(component_patterns("LlamaForCausalLM")), Code.RESOURCE_EXHAUSTED, "fewer hooks"),
     ],
 )
 async def test_bad_captures_are_refused(world: World, hooks: list[str], code: Code, message: str) -> None:
@@ -269,6 +270,29 @@ async def test_bad_tokens_and_names_are_refused(world: World) -> None:
         world.stub.GetHarvest(service_pb2.GetHarvestRequest(name="harvests/none")),
     ):
         assert (await refused(call)).code == Code.NOT_FOUND
+
+
+async def test_generate_streams_tokens_that_run_predicts(world: World) -> None:
+    """Each token comes by itself and is Run's best after the text so far, with the same change."""
+    change = messages_pb2.Intervention(
+        hook="layers.1.mlp.post", kind=messages_pb2.INTERVENTION_KIND_SCALE, factor=3.0, neurons=[1, 2, 5]
+    )
+    request = generation_pb2.GenerateRequest(
+        model="models/gpt2", prompt=PROMPT, interventions=[change], max_new_tokens=3
+    )
+    found = [each async for each in world.stub.Generate(request)]
+    text = [token.id for token in found[0].prompt_tokens]
+    for each in found:
+        prompt = messages_pb2.Prompt(token_ids=messages_pb2.TokenIds(ids=text))
+        run = await world.stub.Run(service_pb2.RunRequest(model="models/gpt2", prompt=prompt, interventions=[change]))
+        assert each.token.token == run.top_tokens[0].token
+        assert each.token.probability == pytest.approx(run.top_tokens[0].probability, abs=1e-5)
+        text.append(each.token.token.id)
+    assert [each.end for each in found] == [0, 0, generation_pb2.GENERATION_END_LENGTH]
+    request.max_new_tokens = 0
+    with pytest.raises(grpc.RpcError) as caught:
+        _ = [each async for each in world.stub.Generate(request)]
+    assert error_from_rpc(caught.value).code == Code.INVALID_ARGUMENT
 
 
 async def test_corpus_is_uploaded_once(world: World) -> None:

@@ -67,7 +67,7 @@ class ReplacedPasses:
     def _attended(self, layer: int, x_BPD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the stream after a layer's attention, and what its MLP reads."""
         block = self._parts.blocks[layer]
-        attn_out_BPD, _ = block.attend(block.ln1(x_BPD), block.mask(x_BPD.shape[1], eager=False))
+        attn_out_BPD = block.attend(block.ln1(x_BPD), block.mask(x_BPD.shape[1]))
         x_BPD = x_BPD + attn_out_BPD
         return x_BPD, block.ln2(x_BPD)
 

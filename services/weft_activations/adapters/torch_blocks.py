@@ -1,8 +1,8 @@
 """
-The parts of a transformer that one forward pass is put together from, taken out of transformers' own modules.
+The parts of a transformer that a pass of several stops is put together from, taken out of transformers' own modules.
 
 Llama-shaped models (Llama, Mistral, Qwen 2 and 3) and GPT-2 share one form: norm, attention, add, norm, MLP, add. What
-differs is said here once; `forward_pass` knows none of it.
+differs is said here once; harvests and replaced MLPs go over the parts, captures over `hooked_pass`.
 
 Legend: B sequences, P positions, D d_model, H query heads, E head width.
 """
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ARCHITECTURES", "Block", "Parts", "norm_scale", "normalize", "take_apart"]
+__all__ = ["TAKEN_APART", "Block", "Parts", "norm_scale", "normalize", "take_apart"]
 
-ARCHITECTURES = (
+TAKEN_APART = (
     "GPT2LMHeadModel",
     "LlamaForCausalLM",
     "MistralForCausalLM",
@@ -32,15 +32,11 @@ class Block(Protocol):
     ln2: nn.Module
     mlp: nn.Module
 
-    def attend(self, normed_BPD: Tensor, mask_PP: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return what attention adds to the stream and, where the model runs eagerly, its pattern [B, H, P, P]."""
+    def attend(self, normed_BPD: Tensor, mask_PP: Tensor | None) -> Tensor:
+        """Return what attention adds to the stream."""
         ...
 
-    def attend_with(self, normed_BPD: Tensor, pattern_BHPP: Tensor) -> Tensor:
-        """Return what attention adds to the stream under a given pattern: values and output projection alone."""
-        ...
-
-    def mask(self, positions: int, *, eager: bool) -> Tensor | None:
+    def mask(self, positions: int) -> Tensor | None:
         """Return what is added to attention scores; None where the kernel's own causal mask does."""
         ...
 
@@ -60,7 +56,7 @@ class Parts:
 
 
 def take_apart(model: Any) -> Parts:
-    """Find the parts of a model of one of `ARCHITECTURES`."""
+    """Find the parts of a model of one of `TAKEN_APART`."""
     if type(model).__name__ == "GPT2LMHeadModel":
         body = model.transformer
         return Parts([Gpt2Block(layer) for layer in body.h], body.ln_f, model.lm_head, Gpt2Embedding(body))
@@ -107,23 +103,14 @@ class LlamaBlock:
         self._embedding = embedding
         self._window = window
 
-    def attend(self, normed_BPD: Tensor, mask_PP: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        out_BPD, pattern_BHPP = self._attention(
+    def attend(self, normed_BPD: Tensor, mask_PP: Tensor | None) -> Tensor:
+        out_BPD: Tensor = self._attention(
             hidden_states=normed_BPD, position_embeddings=self._embedding.rotations, attention_mask=mask_PP
-        )
-        return out_BPD, pattern_BHPP
-
-    def attend_with(self, normed_BPD: Tensor, pattern_BHPP: Tensor) -> Tensor:
-        attention = self._attention
-        num_sequences, positions, _ = normed_BPD.shape
-        values = attention.v_proj(normed_BPD).view(num_sequences, positions, -1, attention.head_dim).transpose(1, 2)
-        values_BHPE = values.repeat_interleave(attention.num_key_value_groups, dim=1)
-        mixed = (pattern_BHPP @ values_BHPE).transpose(1, 2).reshape(num_sequences, positions, -1)
-        out_BPD: Tensor = attention.o_proj(mixed)
+        )[0]
         return out_BPD
 
-    def mask(self, positions: int, *, eager: bool) -> Tensor | None:
-        return _causal_mask(self._attention.o_proj.weight, positions, self._window, eager=eager)
+    def mask(self, positions: int) -> Tensor | None:
+        return _causal_mask(self._attention.o_proj.weight, positions, self._window)
 
 
 class Gpt2Embedding:
@@ -147,54 +134,40 @@ class Gpt2Block:
         self.mlp: nn.Module = layer.mlp
         self._attention = layer.attn
 
-    def attend(self, normed_BPD: Tensor, mask_PP: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        out_BPD, pattern_BHPP = self._attention(normed_BPD, attention_mask=mask_PP)
-        return out_BPD, pattern_BHPP
-
-    def attend_with(self, normed_BPD: Tensor, pattern_BHPP: Tensor) -> Tensor:
-        attention = self._attention
-        num_sequences, positions, width = normed_BPD.shape
-        values_BPD = attention.c_attn(normed_BPD).split(attention.split_size, dim=2)[2]
-        values_BHPE = values_BPD.view(num_sequences, positions, -1, attention.head_dim).transpose(1, 2)
-        mixed_BPD = (pattern_BHPP @ values_BHPE).transpose(1, 2).reshape(num_sequences, positions, width)
-        out_BPD: Tensor = attention.c_proj(mixed_BPD)
+    def attend(self, normed_BPD: Tensor, mask_PP: Tensor | None) -> Tensor:
+        out_BPD: Tensor = self._attention(normed_BPD, attention_mask=mask_PP)[0]
         return out_BPD
 
-    def mask(self, positions: int, *, eager: bool) -> Tensor | None:
-        return _causal_mask(self._attention.c_proj.weight, positions, None, eager=eager)
+    def mask(self, positions: int) -> Tensor | None:
+        return _causal_mask(self._attention.c_proj.weight, positions, None)
 
 
-def _causal_mask(like: Tensor, positions: int, window: int | None, *, eager: bool) -> Tensor | None:
+def _causal_mask(like: Tensor, positions: int, window: int | None) -> Tensor | None:
     """Mask what lies ahead, and what lies `window` positions back or more."""
-    windowed = window is not None and positions > window
-    if not eager and not windowed:
+    if window is None or positions <= window:
         return None
     index_P = torch.arange(positions, device=like.device)
     distance_PP = index_P[:, None] - index_P[None, :]
-    seen_PP = distance_PP >= 0
-    if window is not None:
-        seen_PP &= distance_PP < window
+    seen_PP = (distance_PP >= 0) & (distance_PP < window)
     mask_PP = torch.zeros(positions, positions, dtype=like.dtype, device=like.device)
     return mask_PP.masked_fill_(~seen_PP, torch.finfo(like.dtype).min)[None, None]
 
 
 def norm_scale(norm: Any, x_BPD: Tensor) -> Tensor:
-    """Return what a norm divides by: RMSNorm sqrt(mean(x^2) + eps), LayerNorm sqrt(var + eps)."""
+    """Return what a norm divides by, in float32 at least: RMSNorm sqrt(mean(x^2) + eps), LayerNorm sqrt(var + eps)."""
     wide_BPD = x_BPD.to(torch.promote_types(x_BPD.dtype, torch.float32))
     if isinstance(norm, nn.LayerNorm):
         variance_BP = wide_BPD.var(-1, correction=0)
         return (variance_BP + float(norm.eps)).sqrt()
-    return (wide_BPD.square().mean(-1) + float(norm.variance_epsilon)).sqrt()
+    epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    return (wide_BPD.square().mean(-1) + float(epsilon)).sqrt()
 
 
-def normalize(norm: Any, x_BPD: Tensor, scale_BP: Tensor | None) -> Tensor:
-    """Apply a norm, with its own scale or with one that is held."""
-    if scale_BP is None:
-        own_BPD: Tensor = norm(x_BPD)
-        return own_BPD
+def normalize(norm: Any, x_BPD: Tensor, scale_BP: Tensor, *, weight_offset: float = 0.0) -> Tensor:
+    """Apply a norm with another scale than its own; `weight_offset` is added to its weight."""
     wide_BPD = x_BPD.to(scale_BP.dtype)
     if isinstance(norm, nn.LayerNorm):
         wide_BPD = wide_BPD - wide_BPD.mean(-1, keepdim=True)
-    out_BPD: Tensor = wide_BPD / scale_BP[..., None] * norm.weight
+    out_BPD: Tensor = wide_BPD / scale_BP[..., None] * (norm.weight + weight_offset)
     bias = getattr(norm, "bias", None)
     return (out_BPD if bias is None else out_BPD + bias).to(x_BPD.dtype)

@@ -1,7 +1,7 @@
 """
 Base models by Hugging Face transformers: folders on disk, nothing ever fetched, loaded when first used.
 
-Eager attention runs where a pattern is read or held, the fused kernel everywhere else.
+Attention is open where something inside it is read, changed or held; the fused kernel runs everywhere else.
 """
 
 import hashlib
@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from weft_activations.core.components import ARCHITECTURES, component_patterns
 from weft_activations.core.ports import Freeze, Intervention, ModelInfo
 from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.logging import get_logger
 
 if TYPE_CHECKING:
+    from weft_activations.adapters.decoding import CachedDecoding
+    from weft_activations.adapters.places import Located
     from weft_activations.adapters.replaced_pass import ReplacedPasses
     from weft_activations.adapters.torch_blocks import Parts
 
 __all__ = ["TransformersBackend", "equal_lengths", "model_revision"]
 
 _LOG = get_logger(__name__)
-_ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3 and GPT-2"
+_ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, GPT-2 and GPT-NeoX"
 _TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -82,7 +85,9 @@ def equal_lengths(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
 @dataclass
 class _Loaded:
     model: Any
-    parts: "Parts"
+    located: "Located"
+    parts: "Parts | None"
+    """None where the model has another form than `torch_blocks` knows."""
 
 
 class TransformersBackend:
@@ -161,17 +166,14 @@ class TransformersBackend:
         """Run one prompt; a clean pass comes first where something is held."""
         import torch
 
-        from weft_activations.adapters.forward_pass import held_hooks, run_pass
+        from weft_activations.adapters.hooked_pass import held_hooks, run_pass
 
-        loaded = self._load(model_id)
-        wanted = set(hooks)
-        frozen = held_hooks(freeze, len(loaded.parts.blocks)) if freeze and interventions else []
-        eager = any(name.endswith("attn.pattern") for name in (*wanted, *frozen))
-        self._set_attention(loaded, eager=eager)
+        located = self._load(model_id).located
+        frozen = held_hooks(freeze, located.places, self.describe(model_id).num_layers) if freeze else []
         with torch.inference_mode():
             tokens_BP = torch.tensor([list(token_ids)], device=self._device())
-            held = run_pass(loaded.parts, tokens_BP, set(frozen), eager=eager) if frozen else None
-            kept = run_pass(loaded.parts, tokens_BP, wanted, eager=eager, interventions=interventions, held=held)
+            held = run_pass(located, tokens_BP, frozen) if frozen and interventions else None
+            kept = run_pass(located, tokens_BP, hooks, interventions=interventions, held=held)
             return {hook: np.asarray(kept[hook][0].float().cpu().numpy()) for hook in hooks}
 
     def streams(
@@ -185,47 +187,69 @@ class TransformersBackend:
         """
         Run sequences for their inputs and outputs, in batches of equal length.
 
-        On a processor the batches are shared out over threads of one core each: they never wait for each other, where
-        a pass that all cores share waits after every operation, the more so beside a thread that encodes.
+        On a processor, batches of a model that is taken apart are shared out over threads of one core each: they never
+        wait for each other, where a pass that all cores share waits after every operation, the more so beside a thread
+        that encodes.
         """
         import torch
 
-        from weft_activations.adapters.forward_pass import run_streams
+        from weft_activations.adapters.hooked_pass import run_pass
+        from weft_activations.adapters.streams import run_streams
 
         loaded = self._load(model_id)
-        self._set_attention(loaded, eager=False)
+        num_layers = self.describe(model_id).num_layers
         device = self._device()
-        inputs_LTD, outputs_LTD = (torch.from_numpy(array) for array in into)
+        into_torch = [torch.from_numpy(array) for array in into]
         starts = np.cumsum([0, *(len(sequence) - 1 for sequence in sequences)]).tolist()
 
         def run(members: Sequence[int]) -> None:
-            def write(layer: int, inputs_BPD: torch.Tensor, outputs_BPD: torch.Tensor) -> None:
+            def write(kind: int, layer: int, found_BPD: torch.Tensor) -> None:
                 for row, member in enumerate(members):
-                    rows = slice(starts[member], starts[member + 1])
-                    inputs_LTD[layer, rows] = inputs_BPD[row, 1:]
-                    outputs_LTD[layer, rows] = outputs_BPD[row, 1:]
+                    into_torch[kind][layer, starts[member] : starts[member + 1]] = found_BPD[row, 1:]
 
             with torch.inference_mode():
                 tokens_BP = torch.from_numpy(np.stack([sequences[member] for member in members])).to(device)
-                run_streams(loaded.parts, tokens_BP, input_hook, output_hook, write)
+                if loaded.parts is not None:
+                    run_streams(loaded.parts, tokens_BP, input_hook, output_hook, write)
+                else:
+                    places = {
+                        f"layers.{layer}.{hook}": (kind, layer)
+                        for layer in range(num_layers)
+                        for kind, hook in enumerate((input_hook, output_hook))
+                    }
+                    run_pass(loaded.located, tokens_BP, places, take=lambda name, found: write(*places[name], found))
 
         on_cpu = device == "cpu"
         batches = equal_lengths([len(sequence) for sequence in sequences], _CPU_TOKENS if on_cpu else _GPU_TOKENS)
-        if on_cpu and len(batches) > 1:
+        if loaded.parts is not None:
+            self._set_attention(loaded)
+        if on_cpu and len(batches) > 1 and loaded.parts is not None:
             list(self._one_core_threads().map(run, batches))
         else:
             for batch in batches:
                 run(batch)
+
+    def decoding(self, model_id: str, interventions: Sequence[Intervention] = ()) -> "CachedDecoding":
+        """Prepare to read token after token."""
+        from weft_activations.adapters.decoding import CachedDecoding
+
+        return CachedDecoding(self._load(model_id).located, interventions, self._device())
 
     def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> "ReplacedPasses":
         """Prepare passes with somebody else in the place of MLPs."""
         import torch
 
         from weft_activations.adapters.replaced_pass import ReplacedPasses
+        from weft_activations.adapters.torch_blocks import TAKEN_APART
 
         loaded = self._load(model_id)
+        if loaded.parts is None:
+            raise FailedPreconditionError(
+                f"MLPs of {self.describe(model_id).architecture} cannot be replaced from outside; that takes one of "
+                f"{', '.join(TAKEN_APART)}"
+            )
         tokens_BP = torch.tensor([list(sequence) for sequence in sequences], device=self._device())
-        return ReplacedPasses(loaded.parts, tokens_BP, input_hook, lambda: self._set_attention(loaded, eager=False))
+        return ReplacedPasses(loaded.parts, tokens_BP, input_hook, lambda: self._set_attention(loaded))
 
     def _one_core_threads(self) -> ThreadPoolExecutor:
         if self._one_core is None:
@@ -255,8 +279,6 @@ class TransformersBackend:
                 f"config.json of the model {model_id!r} cannot be read ({error}); put a complete Hugging Face "
                 "folder there"
             ) from error
-        from weft_activations.adapters.torch_blocks import ARCHITECTURES
-
         if architecture not in ARCHITECTURES:
             raise FailedPreconditionError(
                 f"the model {model_id!r} has the architecture {architecture}, which is not supported; expected one of "
@@ -265,20 +287,24 @@ class TransformersBackend:
         from transformers import AutoConfig
 
         full = AutoConfig.from_pretrained(folder, local_files_only=True)
+        d_model, num_heads = int(full.hidden_size), int(full.num_attention_heads)
         tokenizer = self._tokenizer(model_id)
         added = tokenizer.encode("", add_special_tokens=True)
         return ModelInfo(
             model_id=model_id,
             architecture=architecture,
             num_layers=int(full.num_hidden_layers),
-            d_model=int(full.hidden_size),
-            num_heads=int(full.num_attention_heads),
-            num_kv_heads=int(getattr(full, "num_key_value_heads", None) or full.num_attention_heads),
+            d_model=d_model,
+            num_heads=num_heads,
+            num_kv_heads=int(getattr(full, "num_key_value_heads", None) or num_heads),
             vocab_size=int(full.vocab_size),
             max_tokens=min(int(full.max_position_embeddings), self._max_prompt_tokens),
             revision=model_revision(folder),
             data_type=self._data_type(),
             bos_token_id=int(added[0]) if added and added[0] == tokenizer.bos_token_id else None,
+            d_head=int(getattr(full, "head_dim", None) or d_model // num_heads),
+            d_mlp=int(getattr(full, "intermediate_size", None) or getattr(full, "n_inner", None) or 4 * d_model),
+            components=component_patterns(architecture, parallel=getattr(full, "use_parallel_residual", False)),
         )
 
     def _tokenizer(self, model_id: str) -> Any:
@@ -303,7 +329,8 @@ class TransformersBackend:
             from transformers import AutoModelForCausalLM
             from transformers.utils import logging as transformers_logging
 
-            from weft_activations.adapters.torch_blocks import take_apart
+            from weft_activations.adapters.architectures import locate
+            from weft_activations.adapters.torch_blocks import TAKEN_APART, take_apart
 
             transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
             if self._threads:
@@ -314,7 +341,7 @@ class TransformersBackend:
                     local_files_only=True,
                     use_safetensors=True,
                     dtype=torch.bfloat16 if info.data_type == "bfloat16" else torch.float32,
-                    attn_implementation="sdpa",
+                    attn_implementation="eager",
                 )
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise FailedPreconditionError(
@@ -322,14 +349,15 @@ class TransformersBackend:
                     "Hugging Face folder with safetensors there"
                 ) from error
             model = model.to(self._device()).eval().requires_grad_(False)
-            self._models[model_id] = _Loaded(model, take_apart(model))
+            parts = take_apart(model) if info.architecture in TAKEN_APART else None
+            self._models[model_id] = _Loaded(model, locate(model), parts)
             _LOG.info("model loaded", model=model_id, architecture=info.architecture, data_type=info.data_type)
         return self._models[model_id]
 
-    def _set_attention(self, loaded: _Loaded, *, eager: bool) -> None:
-        wanted = "eager" if eager else "sdpa"
-        if loaded.model.config._attn_implementation != wanted:
-            loaded.model.set_attn_implementation(wanted)
+    def _set_attention(self, loaded: _Loaded) -> None:
+        """Go back to the fused kernel, which what is taken apart runs on."""
+        if loaded.model.config._attn_implementation != "sdpa":
+            loaded.model.set_attn_implementation("sdpa")
 
     def _device(self) -> str:
         import torch

@@ -178,6 +178,11 @@ def _check_spec(spec: HarvestSpec, info: ModelInfo, max_lease_bytes: int) -> Non
     ):
         if hook not in among:
             raise InvalidArgumentError(f"there is no hook {hook!r} here; expected {' or '.join(among)}", field=field)
+        if f"layers.*.{hook}" not in info.components:
+            raise InvalidArgumentError(
+                f"{info.model_id} has no {hook}: its attention and MLP read the same stream; take another hook",
+                field=field,
+            )
     if spec.num_tokens < 1:
         raise InvalidArgumentError(
             f"num_tokens is {spec.num_tokens}; a harvest reads 1 token at least", field="spec.num_tokens"

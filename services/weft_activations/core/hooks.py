@@ -1,114 +1,100 @@
 """
-Names of the places in a forward pass, and what lies there.
+Names of the places in a forward pass as callers write them, and the shapes of what lies there.
 
-Legend: P positions, D d_model, H query heads, V vocabulary.
-A hook is `embed`, `ln_final.scale`, `resid_final`, `logits`, or `layers.{l}.X` with X of `LAYER_HOOKS`.
+A hook is the name of a component: `embed`, `layers.3.mlp_out`; or its name in TransformerLens: `blocks.3.hook_mlp_out`.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from weft_activations.core.components import LAYER_COMPONENTS, MODEL_COMPONENTS, component_at
+from weft_activations.core.ports import ModelInfo
 from weft_common.errors import InvalidArgumentError
 
 __all__ = [
     "INPUT_HOOKS",
-    "INTERVENTION_HOOKS",
-    "LAYER_HOOKS",
-    "MODEL_HOOKS",
     "OUTPUT_HOOKS",
     "expand_hooks",
-    "hook_patterns",
     "hook_shape",
-    "parse_hook",
 ]
 
-MODEL_HOOKS = ("embed", "ln_final.scale", "resid_final", "logits")
-LAYER_HOOKS = (
-    "resid_pre",
-    "ln1.scale",
-    "attn.pattern",
-    "attn_out",
-    "resid_mid",
-    "ln2.scale",
-    "mlp_in",
-    "mlp_out",
-    "resid_post",
-)
-INTERVENTION_HOOKS = ("mlp_out", "resid_pre", "resid_mid", "resid_post")
 INPUT_HOOKS = ("mlp_in", "resid_mid")
 OUTPUT_HOOKS = ("mlp_out",)
-_LAYER = re.compile(r"layers\.(\*|0|[1-9][0-9]{0,5})\.(.+)")
+_LAYER = re.compile(r"(layers|blocks)\.(\*|0|[1-9][0-9]{0,5})\.(.+)")
+_LENS_LAYER = {component.lens: component.name for component in LAYER_COMPONENTS.values()}
 
 
-def hook_patterns() -> list[str]:
-    """List what a capture takes, with `*` for the layer."""
-    return [*MODEL_HOOKS, *(f"layers.*.{name}" for name in LAYER_HOOKS)]
-
-
-def parse_hook(hook: str, num_layers: int, *, field: str, among: Sequence[str] = LAYER_HOOKS) -> tuple[int, str]:
-    """
-    Take a layer's hook apart.
-
-    Raises:
-        InvalidArgumentError: There is no such hook or no such layer.
-
-    >>> parse_hook("layers.3.mlp_out", 12, field="hook")
-    (3, 'mlp_out')
-    """
-    match = _LAYER.fullmatch(hook)
-    if match is None or match[2] not in among or match[1] == "*":
-        raise InvalidArgumentError(
-            f"{hook[:80]!r} is not a hook that can stand here; expected layers.{{l}}.X with X one of "
-            f"{', '.join(among)}",
-            field=field,
-        )
-    layer = int(match[1])
-    _check_layer(layer, num_layers, field)
-    return layer, match[2]
-
-
-def expand_hooks(hooks: Iterable[str], num_layers: int) -> list[str]:
+def expand_hooks(hooks: Iterable[str], info: ModelInfo, *, field: str = "") -> dict[str, str]:
     """
     Replace `*` by every layer, in the order asked, each hook once.
 
+    Args:
+        hooks: Names as callers write them.
+        info: The model.
+        field: Where they stand in the request; `hooks[{index}]` where it is empty.
+
+    Returns:
+        The component's own name by the name that the caller gave, with the layer.
+
     Raises:
         InvalidArgumentError: There is no such hook or no such layer.
-
-    >>> expand_hooks(["embed", "layers.*.mlp_in", "layers.0.mlp_in"], 2)
-    ['embed', 'layers.0.mlp_in', 'layers.1.mlp_in']
     """
-    expanded: dict[str, None] = {}
+    expanded: dict[str, str] = {}
     for index, hook in enumerate(hooks):
-        field = f"hooks[{index}]"
-        if hook in MODEL_HOOKS:
-            expanded[hook] = None
-            continue
+        place = field or f"hooks[{index}]"
         match = _LAYER.fullmatch(hook)
-        if match is None or match[2] not in LAYER_HOOKS:
-            raise InvalidArgumentError(
-                f"there is no hook {hook[:80]!r}; this model has {', '.join(hook_patterns())}", field=field
-            )
-        if match[1] == "*":
-            expanded.update((f"layers.{layer}.{match[2]}", None) for layer in range(num_layers))
-        else:
-            _check_layer(int(match[1]), num_layers, field)
-            expanded[hook] = None
+        if match is None:
+            name = _model_name(hook, info)
+            if name not in info.components:
+                raise _unknown(hook, info, place)
+            expanded[hook] = name
+            continue
+        name = _layer_name(match)
+        if f"layers.*.{name}" not in info.components:
+            raise _unknown(hook, info, place)
+        if match[2] != "*":
+            _check_layer(int(match[2]), info.num_layers, place)
+        for layer in range(info.num_layers) if match[2] == "*" else (int(match[2]),):
+            expanded[f"{match[1]}.{layer}.{match[3]}"] = f"layers.{layer}.{name}"
     if not expanded:
         raise InvalidArgumentError(
-            f"no hooks were asked for; name at least one of {', '.join(hook_patterns())}", field="hooks"
+            f"no hooks were asked for; name at least one of {', '.join(info.components)}", field="hooks"
         )
-    return list(expanded)
+    return expanded
 
 
-def hook_shape(hook: str, *, positions: int, d_model: int, num_heads: int, vocab_size: int) -> tuple[int, ...]:
-    """Tell the shape of a capture: [P, D], scales [P], patterns [H, P, P], logits [V] of the last position."""
-    if hook == "logits":
-        return (vocab_size,)
-    if hook.endswith(".scale"):
-        return (positions,)
-    if hook.endswith("attn.pattern"):
-        return (num_heads, positions, positions)
-    return (positions, d_model)
+def hook_shape(hook: str, info: ModelInfo, positions: int) -> tuple[int, ...]:
+    """Tell the shape of a capture, in the order of its component's dims; `logits` are of the last position."""
+    sizes = {
+        "P": positions,
+        "D": info.d_model,
+        "H": info.num_heads,
+        "K": info.num_kv_heads,
+        "E": info.d_head,
+        "M": info.d_mlp,
+        "V": info.vocab_size,
+    }
+    return tuple(sizes[dim] for dim in component_at(hook).dims)
+
+
+def _layer_name(match: re.Match[str]) -> str:
+    return match[3] if match[1] == "layers" else _LENS_LAYER.get(match[3], "")
+
+
+def _model_name(hook: str, info: ModelInfo) -> str:
+    if hook in MODEL_COMPONENTS:
+        return hook
+    for component in MODEL_COMPONENTS.values():
+        if component.lens == hook and component.name in info.components:
+            return component.name
+    return ""
+
+
+def _unknown(hook: str, info: ModelInfo, field: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"there is no hook {hook[:80]!r} in {info.architecture}; this model has {', '.join(info.components)}",
+        field=field,
+    )
 
 
 def _check_layer(layer: int, num_layers: int, field: str) -> None:

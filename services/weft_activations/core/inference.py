@@ -5,47 +5,29 @@ Legend: P positions, D d_model, V vocabulary.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import isfinite
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from weft_activations.core.hooks import INTERVENTION_HOOKS, expand_hooks, hook_shape, parse_hook
+from weft_activations.core.changing import Change, Prompt, work_out
+from weft_activations.core.hooks import expand_hooks, hook_shape
 from weft_activations.core.metrics import QUEUE_DEPTH
-from weft_activations.core.ports import Freeze, Intervention, InterventionKind, ModelBackend, ModelInfo
+from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBackend, ModelInfo
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from weft_common.logging import get_logger
 
-__all__ = ["Change", "Inference", "LikelyToken", "Passed", "Predicted", "Prompt", "TokenText"]
+__all__ = ["Checked", "Inference", "LikelyToken", "Passed", "Predicted", "TokenText"]
 
 T = TypeVar("T")
 _LOG = get_logger(__name__)
 _MAX_TOP_TOKENS = 100
 _DEFAULT_TOP_TOKENS = 10
 _MAX_DETOKENIZE = 10_000
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a model reads: text, or token ids as they are."""
-
-    text: str | None = None
-    token_ids: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Change:
-    """An intervention as it was asked for, not yet checked against a model."""
-
-    hook: str
-    kind: InterventionKind
-    positions: tuple[int, ...]
-    value: npt.NDArray[np.float32] | None
-    factor: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,7 @@ class LikelyToken:
 
 @dataclass(frozen=True)
 class Passed:
-    """A captured forward pass; `captures` in the order of the hooks asked for."""
+    """A captured forward pass; `captures` by the names and in the order asked for."""
 
     info: ModelInfo
     tokens: list[TokenText]
@@ -83,6 +65,16 @@ class Predicted:
     asked: list[LikelyToken]
     logits: npt.NDArray[np.float32]
     mean_logit: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A prompt and changes that fit the model."""
+
+    info: ModelInfo
+    token_ids: list[int]
+    tokens: list[TokenText]
+    interventions: list[Intervention]
 
 
 class Inference:
@@ -153,6 +145,20 @@ class Inference:
 
         return await self.on_model_thread(work)
 
+    async def check(self, model_id: str, prompt: Prompt, changes: Sequence[Change]) -> Checked:
+        """Check a prompt and changes, and run what the changes need first."""
+
+        def work(backend: ModelBackend) -> Checked:
+            info, token_ids = _read_prompt(backend, model_id, prompt)
+            tokens = _with_texts(backend, model_id, token_ids)
+            return Checked(info, token_ids, tokens, self._work_out(backend, info, token_ids, changes))
+
+        return await self.on_model_thread(work)
+
+    async def likely(self, model_id: str, logits_V: Floats, token_ids: Sequence[int]) -> list[LikelyToken]:
+        """Tell how likely tokens are."""
+        return await self.on_model_thread(lambda backend: _likely(backend, model_id, logits_V, token_ids))
+
     async def capture(
         self, model_id: str, prompt: Prompt, hooks: Sequence[str], changes: Sequence[Change], freeze: Freeze
     ) -> Passed:
@@ -160,10 +166,12 @@ class Inference:
 
         def work(backend: ModelBackend) -> Passed:
             info, token_ids = _read_prompt(backend, model_id, prompt)
-            names = expand_hooks(hooks, info.num_layers)
-            interventions = _check_changes(changes, info, len(token_ids))
-            self._check_size(names, info, len(token_ids), freeze if interventions else Freeze())
-            captures = backend.forward(model_id, token_ids, names, interventions, freeze)
+            names = expand_hooks(hooks, info)
+            own_names = list(dict.fromkeys(names.values()))
+            self._check_size(own_names, info, len(token_ids), freeze if changes else Freeze())
+            interventions = self._work_out(backend, info, token_ids, changes)
+            found = _forward(backend, info, token_ids, own_names, interventions, freeze)
+            captures = {asked: found[name] for asked, name in names.items()}
             return Passed(info, _with_texts(backend, model_id, token_ids), captures)
 
         return await self.on_model_thread(work)
@@ -188,27 +196,17 @@ class Inference:
         def work(backend: ModelBackend) -> Predicted:
             info, token_ids = _read_prompt(backend, model_id, prompt)
             _check_ids(asked_token_ids, info, "logit_token_ids")
-            interventions = _check_changes(changes, info, len(token_ids))
-            self._check_size(["logits"], info, len(token_ids), freeze if interventions else Freeze())
-            logits_V = backend.forward(model_id, token_ids, ["logits"], interventions, freeze)["logits"]
-            wide_V = logits_V.astype(np.float64)
-            weights_V = np.exp(wide_V - wide_V.max())
-            probabilities_V = weights_V / weights_V.sum()
-
-            def likely(ids: Sequence[int]) -> list[LikelyToken]:
-                return [
-                    LikelyToken(token, float(probabilities_V[token.token_id]), float(wide_V[token.token_id]))
-                    for token in _with_texts(backend, model_id, ids)
-                ]
-
+            self._check_size(["logits"], info, len(token_ids), freeze if changes else Freeze())
+            interventions = self._work_out(backend, info, token_ids, changes)
+            logits_V = _forward(backend, info, token_ids, ["logits"], interventions, freeze)["logits"]
             count = min(num_top_tokens or _DEFAULT_TOP_TOKENS, info.vocab_size)
-            best = np.argsort(-wide_V, kind="stable")[:count]
+            best = np.argsort(-logits_V, kind="stable")[:count]
             return Predicted(
                 tokens=_with_texts(backend, model_id, token_ids),
-                top=likely([int(token_id) for token_id in best]),
-                asked=likely(asked_token_ids),
+                top=_likely(backend, model_id, logits_V, [int(token_id) for token_id in best]),
+                asked=_likely(backend, model_id, logits_V, asked_token_ids),
                 logits=logits_V,
-                mean_logit=float(wide_V.mean()),
+                mean_logit=float(logits_V.mean(dtype=np.float64)),
             )
 
         return await self.on_model_thread(work)
@@ -224,16 +222,21 @@ class Inference:
         """Run some sequences of a harvest; see `ModelBackend.streams`."""
         await self.on_model_thread(lambda backend: backend.streams(model_id, sequences, input_hook, output_hook, into))
 
+    def _work_out(
+        self, backend: ModelBackend, info: ModelInfo, token_ids: Sequence[int], changes: Sequence[Change]
+    ) -> list[Intervention]:
+        return work_out(
+            changes,
+            info,
+            token_ids,
+            read=lambda prompt, field: _read_prompt(backend, info.model_id, prompt, field)[1],
+            clean=lambda ids, hooks: _forward(backend, info, ids, hooks, (), None),
+            max_held_bytes=self._max_capture_bytes,
+        )
+
     def _check_size(self, names: Sequence[str], info: ModelInfo, positions: int, freeze: Freeze) -> None:
         def size(hook: str) -> int:
-            shape = hook_shape(
-                hook,
-                positions=positions,
-                d_model=info.d_model,
-                num_heads=info.num_heads,
-                vocab_size=info.vocab_size,
-            )
-            return 4 * int(np.prod(shape, dtype=np.int64))
+            return 4 * math.prod(hook_shape(hook, info, positions))
 
         total = sum(map(size, names))
         if freeze.attention_patterns:
@@ -248,25 +251,75 @@ class Inference:
             )
 
 
-def _read_prompt(backend: ModelBackend, model_id: str, prompt: Prompt) -> tuple[ModelInfo, list[int]]:
+def _likely(backend: ModelBackend, model_id: str, logits_V: Floats, token_ids: Sequence[int]) -> list[LikelyToken]:
+    wide_V = logits_V.astype(np.float64)
+    weights_V = np.exp(wide_V - wide_V.max())
+    return [
+        LikelyToken(token, float(weights_V[token.token_id] / weights_V.sum()), float(wide_V[token.token_id]))
+        for token in _with_texts(backend, model_id, token_ids)
+    ]
+
+
+def _forward(
+    backend: ModelBackend,
+    info: ModelInfo,
+    token_ids: Sequence[int],
+    hooks: Sequence[str],
+    interventions: Sequence[Intervention],
+    freeze: Freeze | None,
+) -> dict[str, Floats]:
+    """
+    Run a pass.
+
+    Raises:
+        FailedPreconditionError: Something in it is no number; the message names the first place.
+    """
+    found = backend.forward(info.model_id, token_ids, hooks, interventions, freeze)
+    if not any(_holds_nan(value) for value in found.values()):
+        return found
+    streams = [
+        f"layers.{layer}.{name}"
+        for layer in range(info.num_layers)
+        for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        if f"layers.*.{name}" in info.components
+    ]
+    trace = backend.forward(info.model_id, token_ids, streams, interventions, freeze)
+    bad = next((name for name in streams if _holds_nan(trace[name])), None)
+    bad = bad or next(name for name, value in found.items() if _holds_nan(value))
+    raise FailedPreconditionError(
+        f"the activations of {info.model_id} are NaN from {bad} on; an intervention of a smaller size, float32 in "
+        "place of bfloat16, or whole weights may mend it",
+        field="model",
+    )
+
+
+def _holds_nan(value: Floats) -> bool:
+    # A sum is NaN where an entry is, and is many times faster to take than to look at every entry.
+    with np.errstate(all="ignore"):
+        return bool(np.isnan(value.sum()) and np.isnan(value).any())
+
+
+def _read_prompt(
+    backend: ModelBackend, model_id: str, prompt: Prompt, field: str = "prompt"
+) -> tuple[ModelInfo, list[int]]:
     info = backend.describe(model_id)
     if prompt.token_ids is not None:
         token_ids = list(prompt.token_ids)
-        field = "prompt.token_ids"
+        place = f"{field}.token_ids"
     elif prompt.text is not None:
-        _check_text(prompt.text, "prompt.text")
+        _check_text(prompt.text, f"{field}.text")
         token_ids = backend.tokenize(model_id, prompt.text)
-        field = "prompt.text"
+        place = f"{field}.text"
     else:
-        raise InvalidArgumentError("there is no prompt; set prompt.text or prompt.token_ids", field="prompt")
+        raise InvalidArgumentError(f"there is no prompt; set {field}.text or {field}.token_ids", field=field)
     if not token_ids:
-        raise InvalidArgumentError("the prompt has no tokens; give at least one", field=field)
+        raise InvalidArgumentError("the prompt has no tokens; give at least one", field=place)
     if len(token_ids) > info.max_tokens:
         raise InvalidArgumentError(
             f"the prompt has {len(token_ids)} tokens; {model_id} takes {info.max_tokens} at most, so shorten it",
-            field=field,
+            field=place,
         )
-    _check_ids(token_ids, info, field)
+    _check_ids(token_ids, info, place)
     return info, token_ids
 
 
@@ -288,35 +341,3 @@ def _check_ids(token_ids: Sequence[int], info: ModelInfo, field: str) -> None:
 def _with_texts(backend: ModelBackend, model_id: str, token_ids: Sequence[int]) -> list[TokenText]:
     texts = backend.token_texts(model_id, token_ids)
     return [TokenText(token_id, text) for token_id, text in zip(token_ids, texts, strict=True)]
-
-
-def _check_changes(changes: Sequence[Change], info: ModelInfo, num_positions: int) -> list[Intervention]:
-    return [_check_change(change, index, info, num_positions) for index, change in enumerate(changes)]
-
-
-def _check_change(change: Change, index: int, info: ModelInfo, num_positions: int) -> Intervention:
-    field = f"interventions[{index}]"
-    layer, hook = parse_hook(change.hook, info.num_layers, field=f"{field}.hook", among=INTERVENTION_HOOKS)
-    for position in change.positions:
-        if not 0 <= position < num_positions:
-            raise InvalidArgumentError(
-                f"there is no position {position}; the prompt has {num_positions} tokens, 0 to {num_positions - 1}",
-                field=f"{field}.positions",
-            )
-    if len(set(change.positions)) != len(change.positions):
-        raise InvalidArgumentError("a position is named twice; name each once", field=f"{field}.positions")
-    if change.kind in (InterventionKind.ADD, InterventionKind.SET):
-        rows = len(change.positions) or num_positions
-        shapes = ((info.d_model,), (rows, info.d_model))
-        if change.value is None or change.value.shape not in shapes:
-            found = "none" if change.value is None else str(list(change.value.shape))
-            raise InvalidArgumentError(
-                f"the value's shape is {found}; {change.kind.value} takes float32 [{info.d_model}] or "
-                f"[{rows}, {info.d_model}]",
-                field=f"{field}.value",
-            )
-        if not np.isfinite(change.value).all():
-            raise InvalidArgumentError("the value holds NaN or infinity; send finite numbers", field=f"{field}.value")
-    elif not isfinite(change.factor):
-        raise InvalidArgumentError(f"the factor is {change.factor}; send a finite number", field=f"{field}.factor")
-    return Intervention(layer, hook, change.kind, change.positions, change.value, change.factor)

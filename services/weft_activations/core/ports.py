@@ -22,6 +22,7 @@ __all__ = [
     "DatasetCatalog",
     "DatasetSpec",
     "DatasetState",
+    "Decoding",
     "Floats",
     "Freeze",
     "Intervention",
@@ -43,7 +44,15 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is; `revision` is the hex SHA-256 of its configuration, weights and tokenizer."""
+    """
+    What a model is.
+
+    Attributes:
+        revision: Hex SHA-256 of its configuration, weights and tokenizer.
+        d_head: Width of a head.
+        d_mlp: Width of an MLP's hidden layer.
+        components: What can be captured, `*` for the layer; see `components.component_patterns`.
+    """
 
     model_id: str
     architecture: str
@@ -56,6 +65,9 @@ class ModelInfo:
     revision: str
     data_type: str
     bos_token_id: int | None
+    d_head: int
+    d_mlp: int
+    components: tuple[str, ...]
 
 
 class InterventionKind(Enum):
@@ -73,20 +85,31 @@ class Intervention:
     One change to a forward pass.
 
     Attributes:
-        layer: From 0.
-        hook: One of `hooks.INTERVENTION_HOOKS`.
+        layer: From 0; None for a component of the whole model.
+        hook: A component, without the layer.
         kind: What is done.
-        positions: Where, each once; empty means everywhere.
-        value: For ADD and SET, float32 [D] or [num_positions, D].
+        positions: Which entries of the first dim P, each once; empty means all.
+        value: For ADD and SET, float32 of a shape that broadcasts to what was chosen, in the component's order of dims.
         factor: For SCALE.
+        heads: Which entries of the first dim of a component of heads, each once; empty means all.
+        neurons: Which entries of the last dim, each once; empty means all.
+        direction: Float32 of length 1, along the last dim: of the change, only its part along it is made.
     """
 
-    layer: int
+    layer: int | None
     hook: str
     kind: InterventionKind
     positions: tuple[int, ...] = ()
     value: npt.NDArray[np.float32] | None = None
     factor: float = 1.0
+    heads: tuple[int, ...] = ()
+    neurons: tuple[int, ...] = ()
+    direction: npt.NDArray[np.float32] | None = None
+
+    @property
+    def name(self) -> str:
+        """The component with its layer."""
+        return self.hook if self.layer is None else f"layers.{self.layer}.{self.hook}"
 
 
 @dataclass(frozen=True)
@@ -163,6 +186,14 @@ class Passes(Protocol):
         ...
 
 
+class Decoding(Protocol):
+    """A model that reads one text in steps. Calls block and come from one thread at a time."""
+
+    def step(self, token_ids: Sequence[int]) -> Floats:
+        """Read tokens after those read so far, and return float32 logits [V] of the last."""
+        ...
+
+
 class ModelBackend(Protocol):
     """
     Base models by id. Calls block and come from one thread at a time; a model is loaded by the first that needs it.
@@ -214,6 +245,16 @@ class ModelBackend(Protocol):
             output_hook: Hook of the second.
             into: Where they are written, float32 [L, T, D] each: of each sequence all positions but the first, one
                 sequence after the other.
+        """
+        ...
+
+    def decoding(self, model_id: str, interventions: Sequence[Intervention] = ()) -> Decoding:
+        """
+        Prepare to read token after token.
+
+        Args:
+            model_id: The model.
+            interventions: Made in every step, but those with positions in the first alone, which reads the prompt.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.activations.v1 import generation_pb2, messages_pb2, service_pb2, service_pb2_grpc
 from weft_client.aio.calls import pages, stream, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.capture import Capture
@@ -84,6 +84,44 @@ class AsyncModels:
                 arrays[done[0]] = done[1]
         assembler.finish()
         return Capture(header.model, header.tokens, arrays)
+
+    async def generate(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        interventions: Sequence[messages_pb2.Intervention] = (),
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop_token_ids: Sequence[int] = (),
+    ) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        """
+        Generate tokens after a prompt; leaving the loop early frees what the service keeps of them.
+
+        Args:
+            model: `models/{model}` or its id.
+            prompt: Text or token ids.
+            max_new_tokens: Most tokens.
+            interventions: Changes; those without positions are made at every generated token too.
+            temperature: Divides logits before a token is drawn; 0 takes the most likely one.
+            top_k: Draws among so many; 0 means all.
+            seed: Decides what is drawn.
+            stop_token_ids: Ends after one of these.
+        """
+        request = generation_pb2.GenerateRequest(
+            model=full_name("models", model),
+            prompt=_prompt(prompt),
+            interventions=interventions,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            stop_token_ids=stop_token_ids,
+        )
+        async for generated in stream(self._stub.Generate, request, generation_pb2.GenerateResponse):
+            yield generated
 
     async def run(
         self,

@@ -11,7 +11,7 @@ from tiny_models import make_gpt2, make_llama
 from transformers import AutoModelForCausalLM
 
 from weft_activations.adapters.transformers_backend import TransformersBackend
-from weft_activations.core.hooks import expand_hooks, hook_patterns
+from weft_activations.core.hooks import expand_hooks
 from weft_activations.core.ports import Freeze, Intervention, InterventionKind
 
 IDS = [280, 283, 264, 273, 302, 290, 276]
@@ -42,6 +42,11 @@ def own(models_dir: Path, model_id: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(models_dir / model_id, attn_implementation="eager").eval()
 
 
+def every_hook(backend: TransformersBackend, model_id: str) -> list[str]:
+    info = backend.describe(model_id)
+    return list(expand_hooks(info.components, info))
+
+
 def _layers(own: Any) -> Any:
     return own.transformer.h if hasattr(own, "transformer") else own.model.layers
 
@@ -59,7 +64,7 @@ def _close(found: Any, expected: Any, atol: float = 2e-6) -> None:
 @torch.no_grad()
 def test_capture_equals_what_transformers_returns(backend: TransformersBackend, own: Any, model_id: str) -> None:
     """Residuals, patterns and logits are those of output_hidden_states and output_attentions."""
-    found = backend.forward(model_id, IDS, expand_hooks(hook_patterns(), NUM_LAYERS))
+    found = backend.forward(model_id, IDS, every_hook(backend, model_id))
     expected = own(torch.tensor([IDS]), output_hidden_states=True, output_attentions=True)
     _close(found["logits"], expected.logits[0, -1])
     _close(found["embed"], expected.hidden_states[0][0])
@@ -88,7 +93,7 @@ def test_capture_equals_what_module_hooks_see(backend: TransformersBackend, own:
         for number, norm in enumerate(_norms(own, layer), start=1):
             norm.register_forward_hook(hook(f"{layer}.ln{number}"))
     own(torch.tensor([IDS]))
-    found = backend.forward(model_id, IDS, expand_hooks(hook_patterns(), NUM_LAYERS))
+    found = backend.forward(model_id, IDS, every_hook(backend, model_id))
     for layer in range(NUM_LAYERS):
         _close(found[f"layers.{layer}.mlp_in"], seen[f"{layer}.mlp"][0])
         _close(found[f"layers.{layer}.mlp_out"], seen[f"{layer}.mlp"][1])
@@ -116,7 +121,7 @@ def test_streams_of_sequences_equal_single_captures(backend: TransformersBackend
         for ids in sequences:
             rows = slice(start, start + len(ids) - 1)
             start = rows.stop
-            single = backend.forward(model_id, ids.tolist(), expand_hooks(hook_patterns(), NUM_LAYERS))
+            single = backend.forward(model_id, ids.tolist(), every_hook(backend, model_id))
             for layer in range(NUM_LAYERS):
                 _close(inputs[layer, rows], single[f"layers.{layer}.{input_hook}"][1:])
                 _close(outputs[layer, rows], single[f"layers.{layer}.mlp_out"][1:])

@@ -16,7 +16,7 @@ from weft_common.errors import DeadlineExceededError, ResourceExhaustedError
 from weft_common.tensors import chunk_tensor
 
 _ROWS, _D_MODEL = 2, 4
-_INFO = ModelInfo("m", "Tiny", 1, _D_MODEL, 1, 1, 16, 8, "0" * 64, "float32", None)
+_INFO = ModelInfo("m", "Tiny", 1, _D_MODEL, 1, 1, 16, 8, "0" * 64, "float32", None, 8, 8, ())
 _SCORE = PassScore(1, 1.0, 1.0, 0.0, 1)
 
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from weft.activations.v1 import components_pb2 as _components_pb2
 from weft.activations.v1 import packing_pb2 as _packing_pb2
 from weft.common.v1 import operation_pb2 as _operation_pb2
 from weft.common.v1 import tensor_pb2 as _tensor_pb2
@@ -39,6 +40,12 @@ class _InterventionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inte
     """Multiplies by `factor`."""
     INTERVENTION_KIND_ABLATE: _InterventionKind.ValueType  # 4
     """Sets to zero."""
+    INTERVENTION_KIND_MEAN: _InterventionKind.ValueType  # 5
+    """Sets to a mean: the given `value`, or the mean over all positions of the prompt in a pass without changes."""
+    INTERVENTION_KIND_PATCH: _InterventionKind.ValueType  # 6
+    """Sets to what lies in `source`."""
+    INTERVENTION_KIND_RESAMPLE: _InterventionKind.ValueType  # 7
+    """Sets each position to what lies at a position of `source` that `seed` draws."""
 
 class InterventionKind(_InterventionKind, metaclass=_InterventionKindEnumTypeWrapper):
     """What an intervention does with the value at its hook."""
@@ -53,6 +60,12 @@ INTERVENTION_KIND_SCALE: InterventionKind.ValueType  # 3
 """Multiplies by `factor`."""
 INTERVENTION_KIND_ABLATE: InterventionKind.ValueType  # 4
 """Sets to zero."""
+INTERVENTION_KIND_MEAN: InterventionKind.ValueType  # 5
+"""Sets to a mean: the given `value`, or the mean over all positions of the prompt in a pass without changes."""
+INTERVENTION_KIND_PATCH: InterventionKind.ValueType  # 6
+"""Sets to what lies in `source`."""
+INTERVENTION_KIND_RESAMPLE: InterventionKind.ValueType  # 7
+"""Sets each position to what lies at a position of `source` that `seed` draws."""
 Global___InterventionKind: _TypeAlias = InterventionKind  # noqa: Y015
 
 class _HarvestState:
@@ -109,6 +122,9 @@ class Model(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
+    D_HEAD_FIELD_NUMBER: _builtins.int
+    D_MLP_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `models/{model}`."""
     architecture: _builtins.str
@@ -131,9 +147,17 @@ class Model(_message.Message):
     """Element type the model runs in."""
     bos_token_id: _builtins.int
     """Token id that starts every prompt; unset where the tokenizer adds none."""
+    d_head: _builtins.int
+    """Width of a head."""
+    d_mlp: _builtins.int
+    """Width of an MLP's hidden layer."""
     @_builtins.property
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Hooks that Capture accepts, with `*` where a layer index goes: `layers.*.mlp_out`."""
+
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[_components_pb2.Component]:
+        """What the hooks are: one component a hook, in the same order."""
 
     def __init__(
         self,
@@ -150,10 +174,13 @@ class Model(_message.Message):
         data_type: _tensor_pb2.DataType.ValueType = ...,
         bos_token_id: _builtins.int | None = ...,
         hooks: _abc.Iterable[_builtins.str] | None = ...,
+        d_head: _builtins.int = ...,
+        d_mlp: _builtins.int = ...,
+        components: _abc.Iterable[_components_pb2.Component] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "architecture", b"architecture", "bos_token_id", b"bos_token_id", "d_model", b"d_model", "data_type", b"data_type", "hooks", b"hooks", "max_tokens", b"max_tokens", "name", b"name", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "revision", b"revision", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "architecture", b"architecture", "bos_token_id", b"bos_token_id", "components", b"components", "d_head", b"d_head", "d_mlp", b"d_mlp", "d_model", b"d_model", "data_type", b"data_type", "hooks", b"hooks", "max_tokens", b"max_tokens", "name", b"name", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "revision", b"revision", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015
@@ -252,19 +279,51 @@ class Intervention(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     FACTOR_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    NEURONS_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     hook: _builtins.str
-    """Where: `layers.{l}.mlp_out`, `layers.{l}.resid_pre`, `layers.{l}.resid_mid` or `layers.{l}.resid_post`."""
+    """Where: a component of one layer or of the whole model, `layers.{l}.attn.z`, `embed`; any but the logits."""
     kind: Global___InterventionKind.ValueType
     """What is done with the value found there."""
     factor: _builtins.float
     """For SCALE: the factor, dimensionless."""
+    seed: _builtins.int
+    """For RESAMPLE: decides which positions of the source are drawn."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token positions it touches, from 0; empty means all."""
 
     @_builtins.property
     def value(self) -> _tensor_pb2.Tensor:
-        """For ADD and SET: float32, [d_model], or [num_positions, d_model] in the order of `positions`."""
+        """For ADD and SET, and for MEAN where the mean is given: float32 in the order of the component's dims, as many of the last
+        dims as wanted, each of the number chosen or 1: [d_model], or [num_positions, d_model] in the order of `positions`.
+        """
+
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Heads it touches, from 0; empty means all. Only where the component's first dim counts heads."""
+
+    @_builtins.property
+    def neurons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Entries of the component's last dim that it touches, from 0: an MLP's neurons, the dims of a stream or head, the positions
+        that a pattern looks at; empty means all.
+        """
+
+    @_builtins.property
+    def direction(self) -> _tensor_pb2.Tensor:
+        """A direction along the last dim, of any length: of the change, only its part along the direction is made."""
+
+    @_builtins.property
+    def source(self) -> Global___Prompt:
+        """For PATCH and RESAMPLE: the prompt whose values are taken, from a pass without changes."""
+
+    @_builtins.property
+    def source_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For PATCH: the position of the source for each position; empty means the same positions."""
 
     def __init__(
         self,
@@ -274,10 +333,16 @@ class Intervention(_message.Message):
         positions: _abc.Iterable[_builtins.int] | None = ...,
         value: _tensor_pb2.Tensor | None = ...,
         factor: _builtins.float = ...,
+        heads: _abc.Iterable[_builtins.int] | None = ...,
+        neurons: _abc.Iterable[_builtins.int] | None = ...,
+        direction: _tensor_pb2.Tensor | None = ...,
+        source: Global___Prompt | None = ...,
+        source_positions: _abc.Iterable[_builtins.int] | None = ...,
+        seed: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "source", b"source", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "hook", b"hook", "kind", b"kind", "positions", b"positions", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "factor", b"factor", "heads", b"heads", "hook", b"hook", "kind", b"kind", "neurons", b"neurons", "positions", b"positions", "seed", b"seed", "source", b"source", "source_positions", b"source_positions", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

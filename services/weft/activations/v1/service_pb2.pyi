@@ -222,9 +222,8 @@ class CaptureRequest(_message.Message):
 
     @_builtins.property
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Hooks to return. Of the whole model: `embed`, `ln_final.scale`, `resid_final`, `logits`. By layer, as `layers.{l}.X` or
-        `layers.*.X`: `resid_pre`, `ln1.scale`, `attn.pattern`, `attn_out`, `resid_mid`, `ln2.scale`, `mlp_in`, `mlp_out`, `resid_post`.
-        Shapes, with P positions: [P, d_model]; scales [P]; patterns [num_heads, P, P]; `logits` [vocab_size] of the last position.
+        """Hooks to return: components that GetModel lists, `embed`, `layers.{l}.mlp_out` or `layers.*.mlp_out`, each also by its name in
+        TransformerLens, `blocks.{l}.hook_mlp_out`. Shapes are those of the component; `logits` are of the last position.
         """
 
     @_builtins.property

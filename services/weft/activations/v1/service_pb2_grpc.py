@@ -5,6 +5,7 @@ import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from weft.activations.v1 import corpora_pb2 as weft_dot_activations_dot_v1_dot_corpora__pb2
+from weft.activations.v1 import generation_pb2 as weft_dot_activations_dot_v1_dot_generation__pb2
 from weft.activations.v1 import messages_pb2 as weft_dot_activations_dot_v1_dot_messages__pb2
 from weft.activations.v1 import service_pb2 as weft_dot_activations_dot_v1_dot_service__pb2
 
@@ -132,6 +133,11 @@ class ActivationServiceStub:
                 '/weft.activations.v1.ActivationService/CancelHarvest',
                 request_serializer=weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.SerializeToString,
                 response_deserializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+                _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/weft.activations.v1.ActivationService/Generate',
+                request_serializer=weft_dot_activations_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
 
 
@@ -277,6 +283,14 @@ class ActivationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Generate(self, request, context):
+        """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
+        what the generations of this moment keep of their tokens would be too much.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ActivationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -374,6 +388,11 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.CancelHarvest,
                     request_deserializer=weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.FromString,
                     response_serializer=weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -890,6 +909,33 @@ class ActivationService:
             '/weft.activations.v1.ActivationService/CancelHarvest',
             weft_dot_activations_dot_v1_dot_service__pb2.CancelHarvestRequest.SerializeToString,
             weft_dot_activations_dot_v1_dot_messages__pb2.Harvest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/Generate',
+            weft_dot_activations_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,

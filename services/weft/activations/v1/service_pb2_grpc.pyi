@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from weft.activations.v1 import corpora_pb2 as _corpora_pb2
+from weft.activations.v1 import generation_pb2 as _generation_pb2
 from weft.activations.v1 import messages_pb2 as _messages_pb2
 from weft.activations.v1 import service_pb2 as _service_pb2
 import abc as _abc_1
@@ -83,6 +84,10 @@ class ActivationServiceStub:
     """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled."""
     CancelHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.CancelHarvestRequest, _messages_pb2.Harvest]
     """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
+    Generate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
+    """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
+    what the generations of this moment keep of their tokens would be too much.
+    """
 
 @_typing.type_check_only
 class ActivationServiceAsyncStub(ActivationServiceStub):
@@ -136,6 +141,10 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """Goes on with a harvest from what is committed. FAILED_PRECONDITION: neither paused, nor failed, nor cancelled."""
     CancelHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.CancelHarvestRequest, _messages_pb2.Harvest]  # type: ignore[assignment]
     """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
+    Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
+    """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
+    what the generations of this moment keep of their tokens would be too much.
+    """
 
 class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one service that holds the base model."""
@@ -300,5 +309,15 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messages_pb2.Harvest, _abc.Awaitable[_messages_pb2.Harvest]]:
         """Stops a harvest; what is committed stays in its open dataset. FAILED_PRECONDITION: it has ended."""
+
+    @_abc_1.abstractmethod
+    def Generate(
+        self,
+        request: _generation_pb2.GenerateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
+        """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
+        what the generations of this moment keep of their tokens would be too much.
+        """
 
 def add_ActivationServiceServicer_to_server(servicer: ActivationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
