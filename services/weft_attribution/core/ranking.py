@@ -30,7 +30,7 @@ def next_counts(wanted: int, ranked: int) -> Iterator[int]:
         ranked: Of them, as many are ranked; what is left is one last step.
 
     >>> list(next_counts(1000, 600)), list(next_counts(100, 100))
-    ([256, 128, 192, 424], [100])
+    ([256, 256, 488], [100])
     """
     done = 0
     while done < wanted:
