@@ -43,6 +43,7 @@ def test_partial_influence_is_that_of_the_rows_so_far(seed: int) -> None:
 
 
 @given(st.integers(0, 20_000), st.floats(0, 1))
+@settings(deadline=None)
 def test_steps_take_all_rows_and_rank_as_many_as_asked(wanted: int, share: float) -> None:
     """Steps add up; what is ranked is taken in steps of at most half of what there was, the rest in one."""
     ranked = int(share * wanted)
