@@ -40,7 +40,6 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield rig
     finally:
         for group in rig.groups:
-            if group.poll() is None:
-                rig.kill(group)
+            group.kill()
         cache.terminate()
         cache.wait(20)

@@ -238,8 +238,16 @@ def _weights(services: Services, run: str, step: int) -> dict[str, Any]:
     return weights
 
 
-async def test_run_is_paused_resumed_exported_and_taken_over(services: Services, client: Client) -> None:
-    """The whole way of a transcoder through the trainer."""
+async def test_run_that_is_paused_and_loses_its_controller_goes_its_whole_way(
+    services: Services, client: Client
+) -> None:
+    """
+    A run whose ranks are paused once, and whose controller is killed later, ends with the weights of one left alone. It
+    is evaluated, exported and taken over.
+    """
+    await client.create("alone")
+    _, alone = await client.watch("alone")
+    assert alone.state == messages_pb2.RUN_STATE_SUCCEEDED, services.logs()
     await client.create("whole")
     watching = asyncio.create_task(client.watch("whole"))
     await client.until("whole", 20)
@@ -247,12 +255,23 @@ async def test_run_is_paused_resumed_exported_and_taken_over(services: Services,
     assert paused.state == messages_pb2.RUN_STATE_PAUSED, services.logs()
     assert services.ranks() == set()
     await client.stub.ResumeRun(service_pb2.ResumeRunRequest(name="runs/whole"), timeout=WAIT_S)
+    await client.until("whole", paused.step + 1)
+    before = services.ranks()
+    services.kill("trainer")
+    await asyncio.sleep(0.5)
+    assert services.ranks() <= before
+    services.start("trainer")
     steps, run = await watching
     assert run.state == messages_pb2.RUN_STATE_SUCCEEDED, services.logs()
     assert steps == list(range(1, SPEC.num_steps + 1))
+    # The pause begins another attempt, the controller's death none.
     assert run.attempt == 2
     assert run.peak_memory_bytes > 100 << 20
     assert run.evaluation.explained_variance > 0.3
+    expected, found = (_weights(services, name, SPEC.num_steps) for name in ("alone", "whole"))
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
     evaluated = messages_pb2.Evaluation()
     request = service_pb2.EvaluateCheckpointRequest(checkpoint="runs/whole")
@@ -274,28 +293,6 @@ async def test_run_is_paused_resumed_exported_and_taken_over(services: Services,
     assert imported.size_bytes == exported.size_bytes
     listed = await client.stub.ListTranscoders(service_pb2.ListTranscodersRequest(), timeout=WAIT_S)
     assert [entry.name for entry in listed.transcoders] == ["transcoders/mine", "transcoders/t"]
-
-
-async def test_trainer_killed_in_the_middle_changes_no_bit_of_the_outcome(services: Services, client: Client) -> None:
-    """A run whose controller is killed and whose ranks are paused once ends with the weights of one left alone."""
-    await client.create("alone")
-    _, alone = await client.watch("alone")
-    assert alone.state == messages_pb2.RUN_STATE_SUCCEEDED, services.logs()
-    await client.create("killed")
-    watching = asyncio.create_task(client.watch("killed"))
-    await client.until("killed", 20)
-    before = services.ranks()
-    services.kill("trainer")
-    await asyncio.sleep(0.5)
-    assert services.ranks() <= before
-    services.start("trainer")
-    steps, run = await watching
-    assert (run.state, run.attempt) == (messages_pb2.RUN_STATE_SUCCEEDED, 1), services.logs()
-    assert steps == list(range(1, SPEC.num_steps + 1))
-    expected, found = (_weights(services, name, SPEC.num_steps) for name in ("alone", "killed"))
-    assert expected.keys() == found.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 async def test_run_begins_while_its_dataset_is_harvested(services: Services, client: Client) -> None:
