@@ -65,8 +65,8 @@ format: setup-dev  ## Format the code
 
 bench: bench-store bench-training bench-attribution  ## Measure, into .weft/bench/
 
-bench-store: setup-dev model  ## Codec: bits, error and speed (STORE_FLAGS="--clt-forge FOLDER")
-	$(BIN)/python benchmarks/store/bench_codec.py $(STORE_FLAGS)
+bench-store: setup-dev model  ## Codec: bits, error and speed
+	$(BIN)/python benchmarks/store/bench_codec.py
 
 bench-training: setup-dev  ## Training: step, scaling, kernels (BENCH_FLAGS="--clt-forge FOLDER --clt-forge-python PYTHON")
 	$(BIN)/python benchmarks/training/bench_all.py $(BENCH_FLAGS)

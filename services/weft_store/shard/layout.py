@@ -23,8 +23,7 @@ Stream = Literal["input", "output"]
 STREAMS: tuple[Stream, Stream] = ("input", "output")
 
 MAGIC = b"WEFTSHRD"
-VERSION = 2
-"""What is written; version 1, whose `uniform` is coded by zstd, is read as well."""
+VERSION = 1
 # Magic, version, bytes of the JSON header, bytes of the index (header, parameters, table), bytes of the object.
 _PRELUDE = struct.Struct("<8sIIQQ")
 PRELUDE_BYTES = _PRELUDE.size + 32
@@ -75,7 +74,7 @@ class ShardHeader:
         row_group_tokens: Tokens of a block; the last row group may be shorter.
         codec: `bf16` or `uniform`.
         target_fvu: What was asked of `uniform`; 0 for `bf16`.
-        group_channels: For `uniform` of version 1: channels that share one entropy code; else 0.
+        group_channels: For `uniform`: channels that share one entropy code; 0 for `bf16`.
         attributes: The writer's own words: model, dataset, what the tokens are.
     """
 
@@ -103,7 +102,7 @@ class ShardHeader:
             "num_tokens": (0, 1 << 40),
             "d_model": (1, MAX_D_MODEL),
             "row_group_tokens": (1, MAX_BLOCK_VALUES),
-            "group_channels": (0, MAX_D_MODEL if self.codec == "uniform" else 0),
+            "group_channels": (1 if self.codec == "uniform" else 0, MAX_D_MODEL if self.codec == "uniform" else 0),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -136,7 +135,6 @@ class UniformParameters:
 class ShardIndex:
     """All that stands before the blocks, checked."""
 
-    version: int
     header: ShardHeader
     parameters: UniformParameters | None
     table_GSL: NDArray[Any]
@@ -177,8 +175,8 @@ def read_prelude(data: bytes, key: str) -> tuple[int, int, int]:
     magic, version, header_bytes, index_bytes, object_bytes = _PRELUDE.unpack_from(data)
     if magic != MAGIC:
         _refuse(key, "it does not start as a shard does")
-    if not 1 <= version <= VERSION:
-        _refuse(key, f"its version is {version}, this reader knows 1 to {VERSION}")
+    if version != VERSION:
+        _refuse(key, f"its version is {version}, this reader knows {VERSION}")
     if header_bytes > MAX_HEADER_BYTES or not header_bytes <= index_bytes <= MAX_INDEX_BYTES:
         _refuse(key, "its header is larger than any shard's")
     if object_bytes < PRELUDE_BYTES + index_bytes:
@@ -194,10 +192,7 @@ def read_index(data: bytes, key: str) -> ShardIndex:
     index = data[PRELUDE_BYTES : PRELUDE_BYTES + index_bytes]
     if hashlib.sha256(data[: _PRELUDE.size] + index).digest() != data[_PRELUDE.size : PRELUDE_BYTES]:
         _refuse(key, "its header does not have the digest that was written with it")
-    version = _PRELUDE.unpack_from(data)[1]
     header = _read_header(index[:header_bytes], key)
-    if (header.group_channels > 0) != (version == 1 and header.codec == "uniform"):
-        _refuse(key, f"group_channels is {header.group_channels}, which version {version} does not have")
     if index_bytes != header.index_bytes(header_bytes):
         _refuse(key, "its header contradicts its sizes")
     at = header_bytes
@@ -222,7 +217,7 @@ def read_index(data: bytes, key: str) -> ShardIndex:
         _refuse(key, "its blocks do not fill it")
     if not (table["offset"] == PRELUDE_BYTES + index_bytes + np.cumsum(lengths) - lengths).all():
         _refuse(key, "its blocks are not in order")
-    return ShardIndex(version, header, parameters, table.reshape(header.num_row_groups, *shape[:2]), object_bytes)
+    return ShardIndex(header, parameters, table.reshape(header.num_row_groups, *shape[:2]), object_bytes)
 
 
 def _read_header(encoded: bytes, key: str) -> ShardHeader:

@@ -1,4 +1,4 @@
-"""Planes of bytes under zstd, read with bounds: `bf16`, and `uniform` of version 1."""
+"""Bytes planes under zstd, read with bounds: what both codecs are made of."""
 
 import struct
 

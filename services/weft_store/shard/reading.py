@@ -5,8 +5,6 @@ Shapes: L layers, T tokens of a row group, D d_model.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from weft_common.errors import DataLossError, InvalidArgumentError
 from weft_store.port import RangedReads
 from weft_store.shard.bf16 import decode_bf16_bits, widen_bf16
-from weft_store.shard.coding import read_block
 from weft_store.shard.layout import (
     PRELUDE_BYTES,
     STREAMS,
@@ -90,8 +87,8 @@ class ShardReader:
         row = self._index.table_GSL[row_group, at, layer]
         payload = memoryview(self._fetch(int(row["offset"]), int(row["length"])))
         self._check_block(payload, row_group, at, layer)
-        values_TD: NDArray[np.float32] = self._coded([payload], row_group, at, slice(layer, layer + 1)).values()[0]
-        return values_TD
+        coded = self._coded(at, [self._decode(payload, row_group, at, layer)], slice(layer, layer + 1))
+        return coded.values().reshape(-1, self.header.d_model)
 
     def read_row_group(self, row_group: int) -> dict[Stream, NDArray[np.float32]]:
         """Read all blocks of a row group with one request: `input` and `output`, [L, T, D] each."""
@@ -110,7 +107,7 @@ class ShardReader:
             self._check_block(blocks[place], row_group, *place)
         layers = range(self.header.num_layers)
         return {
-            stream: self._coded([blocks[at, layer] for layer in layers], row_group, at)
+            stream: self._coded(at, [self._decode(blocks[at, layer], row_group, at, layer) for layer in layers])
             for at, stream in enumerate(STREAMS)
         }
 
@@ -136,48 +133,27 @@ class ShardReader:
                 f"{row_group} does not have its digest. Restore it from a backup or harvest it again."
             )
 
-    def _coded(self, payloads: list[memoryview], row_group: int, at: int, layers: slice = slice(None)) -> CodedStream:
-        """Decode blocks of one stream, whose layers `layers` selects."""
-        numbers = range(self.header.num_layers)[layers]
-        shape = (len(payloads), self.header.rows(row_group), self.header.d_model)
+    def _decode(self, payload: memoryview, row_group: int, at: int, layer: int) -> NDArray[Any]:
+        rows = self.header.rows(row_group)
         parameters = self._index.parameters
-        if parameters is not None and self._index.version > 1:
-            blocks = []
-            for layer, payload in zip(numbers, payloads, strict=True):
-                with _naming(row_group, at, layer):
-                    blocks.append(read_block(payload, shape[2], self._key))
-            codes_LTD = np.empty(shape, max((block.dtype for block in blocks), key=lambda kind: kind.itemsize))
-            for layer, block, codes_TD in zip(numbers, blocks, codes_LTD, strict=True):
-                with _naming(row_group, at, layer):
-                    block.decode(parameters.orders_SLD[at, layer].astype(np.int64), codes_TD)
-        else:
-            arrays = []
-            for layer, payload in zip(numbers, payloads, strict=True):
-                with _naming(row_group, at, layer):
-                    arrays.append(self._planes(payload, shape[1], at, layer))
-            codes_LTD = np.empty(shape, max((codes.dtype for codes in arrays), key=lambda kind: kind.itemsize))
-            for codes_TD, codes in zip(codes_LTD, arrays, strict=True):
-                codes_TD[:] = codes
+        try:
+            if parameters is None:
+                return decode_bf16_bits(payload, rows, self.header.d_model, self._key)
+            order_D = parameters.orders_SLD[at, layer]
+            return decode_uniform_codes(payload, rows, order_D, self.header.group_channels, self._key)
+        except DataLossError as error:
+            where = f"stream {STREAMS[at]!r}, layer {layer}, row group {row_group}"
+            raise DataLossError(f"{error.message} It is the block of {where}.") from error
+
+    def _coded(self, at: int, codes_L: list[NDArray[Any]], layers: slice = slice(None)) -> CodedStream:
+        widest = max((codes.dtype for codes in codes_L), key=lambda kind: kind.itemsize)
+        codes_LTD = np.empty((len(codes_L), *codes_L[0].shape), widest)
+        for layer, codes in enumerate(codes_L):
+            codes_LTD[layer] = codes
+        parameters = self._index.parameters
         if parameters is None:
             return CodedStream(codes_LTD, None, None)
         return CodedStream(codes_LTD, parameters.steps_SL[at, layers], parameters.means_SLD[at, layers])
-
-    def _planes(self, payload: memoryview, rows: int, at: int, layer: int) -> NDArray[Any]:
-        parameters = self._index.parameters
-        if parameters is None:
-            return decode_bf16_bits(payload, rows, self.header.d_model, self._key)
-        order_D = parameters.orders_SLD[at, layer]
-        return decode_uniform_codes(payload, rows, order_D, self.header.group_channels, self._key)
-
-
-@contextmanager
-def _naming(row_group: int, at: int, layer: int) -> Iterator[None]:
-    """Within it an error says which block it was."""
-    try:
-        yield
-    except DataLossError as error:
-        where = f"stream {STREAMS[at]!r}, layer {layer}, row group {row_group}"
-        raise DataLossError(f"{error.message} It is the block of {where}.") from error
 
 
 def verify(store: RangedReads, key: str, sha256: str) -> ShardHeader:
