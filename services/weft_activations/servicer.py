@@ -19,6 +19,7 @@ from weft_activations.core.inference import Inference
 from weft_activations.core.ports import Split
 from weft_activations.core.replacing_limits import CallBudget, CallLimits
 from weft_activations.replacing_dialogue import replace_mlps
+from weft_activations.servicer_analyses import AnalysisMethods
 from weft_common.errors import InvalidArgumentError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
@@ -49,7 +50,7 @@ def harvest_kind(worker: HarvestWorker, service: str) -> OperationKind:
     return OperationKind(work, shared=True)
 
 
-class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
+class ActivationServicer(AnalysisMethods, service_pb2_grpc.ActivationServiceServicer):
     """Answers the RPCs."""
 
     def __init__(
@@ -63,7 +64,7 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         max_corpus_bytes: int,
         replace_limits: CallLimits,
     ) -> None:
-        self._inference = inference
+        super().__init__(inference)
         self._generation = generation
         self._harvests = harvests
         self._operations = operations

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from weft_client.cli import contexts, datasets, graphs, harvests, health, models, runs, tracking, transcoders
+from weft_client.cli import analyses, contexts, datasets, graphs, harvests, health, models, runs, tracking, transcoders
 from weft_client.cli.failures import FailingWell
 from weft_client.cli.planning import plan
 from weft_client.cli.recipes import recipes
@@ -53,6 +53,7 @@ app.command()(recipes)
 app.command("health")(health.show_health)
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")
+app.add_typer(analyses.app, name="analyses")
 app.add_typer(harvests.app, name="harvests")
 app.add_typer(datasets.app, name="datasets")
 runs.app.command("log")(tracking.log_run)
