@@ -163,7 +163,7 @@ async def test_each_patched_cell_is_one_pass_with_one_hook(
         assert grid[index] == pytest.approx(of(metric, logits), rel=1e-4, abs=atol)
     assert start.clean_metric == pytest.approx(of(metric, own.run(CLEAN, {})), rel=1e-4, abs=atol)
     assert start.corrupted_metric == pytest.approx(of(metric, own.run(CORRUPTED, {})), rel=1e-4, abs=atol)
-    assert abs(start.clean_metric - start.corrupted_metric) > 100 * atol
+    assert abs(start.clean_metric - start.corrupted_metric) > 20 * atol
 
 
 async def test_patching_what_is_the_same_changes_nothing(inference: Inference, model_id: str) -> None:
