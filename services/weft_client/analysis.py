@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weft.activations.v1 import messages_pb2
+from weft_common.errors import FailedPreconditionError
 
 Dims = tuple[str, ...]
 Array = npt.NDArray[Any]
@@ -57,8 +58,16 @@ class Analysis(Mapping[str, Array]):
         return self._arrays[name][0]
 
     def xarray(self) -> Any:
-        """The same as an `xarray.Dataset`; needs the extra `arrays`, xarray is imported now."""
-        dataset = importlib.import_module("xarray").Dataset
+        """
+        The same as an `xarray.Dataset`; xarray is imported now.
+
+        Raises:
+            FailedPreconditionError: The extra `arrays` is not installed.
+        """
+        try:
+            dataset = importlib.import_module("xarray").Dataset
+        except ModuleNotFoundError as error:
+            raise FailedPreconditionError(f"datasets need the package {error.name}: install weft[arrays]") from error
         attrs = {"model": self.model.name, "model_revision": self.model.revision, **self.attrs}
         return dataset(self._arrays, coords=self.coords, attrs=attrs)
 

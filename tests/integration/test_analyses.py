@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from weft_activations.wiring import registrations
 from weft_client import AsyncClient, Endpoint
 from weft_client.cli import app
 from weft_client.metrics import logit_difference, probability
-from weft_common.errors import InvalidArgumentError
+from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_common.server import serving
 from weft_store.adapters.memory import MemoryObjectStore
 
@@ -116,13 +117,20 @@ async def test_patterns_have_dims_and_coordinates(served: Served) -> None:
 
 async def test_an_analysis_becomes_an_xarray_dataset(served: Served) -> None:
     """Every dim can be chosen by its coordinate, and the tokens come along."""
-    pytest.importorskip("xarray", reason="xarray comes with the extra `arrays`, which `dev` has")
     found = await served.client.analyses.attention_patterns("llama", TEXT)
     dataset = found.xarray()
     np.testing.assert_allclose(dataset["pattern"].sum("source"), 1, rtol=1e-5)
     np.testing.assert_array_equal(dataset["pattern"].sel(layer=2, head=3, position=1), found["pattern"][2, 3, 1])
     assert dataset["token"].dims == ("position",)
     assert dataset.attrs["model"] == "models/llama"
+
+
+async def test_a_dataset_without_xarray_says_what_to_install(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is named, and the arrays are there all the same."""
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    found = await served.client.analyses.attention_patterns("llama", TEXT)
+    with pytest.raises(FailedPreconditionError, match=r"install weft\[arrays\]"):
+        found.xarray()
 
 
 async def test_head_scores_come_by_layer_and_head(served: Served) -> None:

@@ -50,7 +50,7 @@ def neuron_directions(down: Place, directions_ND: Tensor) -> Tensor:
     """Return directions [N, M] seen through the projection that takes an MLP's hidden layer, float64."""
     assert isinstance(down, Site)
     weight: Any = down.module.weight
-    weight_MD = (weight.T if isinstance(down.module, nn.Linear) else weight).double()
+    weight_MD: Tensor = (weight.T if isinstance(down.module, nn.Linear) else weight).double()
     return directions_ND.to(weight_MD.device) @ weight_MD.T
 
 

@@ -74,9 +74,10 @@ class AsyncAnalyses:
             ids, words = token_array(part.block.top_tokens, shape)
             blocks.setdefault("top_token_id", []).append(ids)
             blocks.setdefault("top_token", []).append(words)
+            block: Any = part.block
             for name, field in _LENS_FIELDS.items():
-                if part.block.HasField(field):
-                    tensor = tensor_from_proto(getattr(part.block, field), max_bytes=MAX_BLOCK_BYTES)
+                if block.HasField(field):
+                    tensor = tensor_from_proto(getattr(block, field), max_bytes=MAX_BLOCK_BYTES)
                     blocks.setdefault(name, []).append(tensor)
         whole = {name: np.concatenate(pieces, axis=1) for name, pieces in blocks.items()}
         if not whole or whole["kl"].shape[1] != len(header.positions):

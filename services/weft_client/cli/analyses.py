@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 from rich.table import Table
 
@@ -198,7 +199,9 @@ def document(found: Analysis) -> dict[str, Any]:
 def _plain(array: Any) -> Any:
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return array.tolist()
-    return np.where(np.isfinite(array), array.astype(object), None).tolist()
+    plain: npt.NDArray[Any] = array.astype(object)
+    plain[~np.isfinite(array)] = None
+    return plain.tolist()
 
 
 def _token_id(client: Client, model: str, text: str, field: str) -> int:
