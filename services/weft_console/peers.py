@@ -21,7 +21,7 @@ from weft_console.settings import ConsoleSettings
 
 if TYPE_CHECKING:
     # The generated stubs speak both flavours of gRPC; only the type checker sees this one by name.
-    from weft.activations.v1.service_pb2_grpc import ActivationServiceAsyncStub as ActivationsStub
+    from weft.activations.v1.service_pb2_grpc import ActivationServiceAsyncStub
     from weft.attribution.v1.service_pb2_grpc import AttributionServiceAsyncStub
     from weft.cache.v1.service_pb2_grpc import CacheServiceAsyncStub
     from weft.features.v1.service_pb2_grpc import FeatureServiceAsyncStub
@@ -44,7 +44,7 @@ class Peers:
     attribution: AttributionServiceAsyncStub
     attribution_operations: OperationsStub
     features: FeatureServiceAsyncStub
-    activations: ActivationsStub | None
+    activations: ActivationServiceAsyncStub | None
     slow_s: float
 
 

@@ -18,7 +18,7 @@ from weft_console.messages import to_json
 from weft_console.peers import Peers
 
 if TYPE_CHECKING:
-    from weft_console.peers import ActivationsStub
+    from weft.activations.v1.service_pb2_grpc import ActivationServiceAsyncStub
 
 __all__ = ["ROUTES", "floats"]
 
@@ -154,7 +154,7 @@ async def _collected(call: Any, size: Callable[[Any], tuple[Sequence[Any], int]]
     return messages
 
 
-def _activations(request: Request) -> ActivationsStub:
+def _activations(request: Request) -> ActivationServiceAsyncStub:
     peers: Peers = request.app.state.peers
     if peers.activations is None:
         raise FailedPreconditionError(

@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 import { post, type ApiError } from "../api";
 import { figure, percent } from "../format";
 import { idOf, type Lens, type Model, type Pattern, type Sweep } from "../types";
-import { HeatTable } from "../ui/heat-table";
+import { HeatTable, visible } from "../ui/heat-table";
 import { toApiError, useLoad } from "../ui/load";
 import { Empty, Loading, PageHead, Problem } from "../ui/parts";
 
@@ -14,6 +14,7 @@ export function InsidePage() {
   const { data, problem, reload } = useLoad<{ models: Model[] }>("/api/models");
   const [kind, setKind] = useState<Kind>("lens");
   const [chosen, setChosen] = useState("");
+  const [prompt, setPrompt] = useState("");
   const models = data?.models ?? [];
   const model = models.find((one) => one.name === chosen) ?? models[0];
   return (
@@ -38,11 +39,20 @@ export function InsidePage() {
               </select>
             </label>
           </div>
-          {kind === "lens" ? <LensPart key={model.name} model={model} /> : kind === "patterns" ? <PatternPart key={model.name} model={model} /> : <PatchPart key={model.name} model={model} />}
+          {kind === "lens" ? <LensPart key={model.name} model={model} prompt={prompt} setPrompt={setPrompt} /> : null}
+          {kind === "patterns" ? <PatternPart key={model.name} model={model} prompt={prompt} setPrompt={setPrompt} /> : null}
+          {kind === "patches" ? <PatchPart key={model.name} model={model} prompt={prompt} setPrompt={setPrompt} /> : null}
         </>
       ) : null}
     </div>
   );
+}
+
+/** The prompt stays where another analysis is chosen. */
+interface PartProps {
+  model: Model;
+  prompt: string;
+  setPrompt: (value: string) => void;
 }
 
 /** Asks once at a time; what was found stays until the next answer. */
@@ -82,9 +92,8 @@ function Index(props: { name: string; count: number; value: number; onInput: (va
   );
 }
 
-function LensPart({ model }: { model: Model }) {
+function LensPart({ model, prompt, setPrompt }: PartProps) {
   const { found, problem, isBusy, ask } = useAsk<Lens>(model, "lens");
-  const [prompt, setPrompt] = useState("");
   return (
     <>
       <form class="card create" aria-label="Logit lens" onSubmit={(event) => void ask(event, { prompt })}>
@@ -97,7 +106,7 @@ function LensPart({ model }: { model: Model }) {
           rows={found.depths.map((depth, row) => ({
             name: `${depth}`,
             cells: found.top[row]!.map((tops, at) => ({
-              text: tops[0]!.text,
+              text: visible(tops[0]!.text),
               heat: tops[0]!.probability,
               title: `${tops.map((one) => `${one.text} ${percent(one.probability)}`).join(", ")}; KL ${figure(found.kl[row]![at]!)}`,
             })),
@@ -107,9 +116,8 @@ function LensPart({ model }: { model: Model }) {
   );
 }
 
-function PatternPart({ model }: { model: Model }) {
+function PatternPart({ model, prompt, setPrompt }: PartProps) {
   const { found, problem, isBusy, ask } = useAsk<Pattern>(model, "patterns");
-  const [prompt, setPrompt] = useState("");
   const [layer, setLayer] = useState(0);
   const [head, setHead] = useState(0);
   return (
@@ -124,25 +132,24 @@ function PatternPart({ model }: { model: Model }) {
       {found ? (
         <HeatTable caption="Where each token looks" corner="from" columns={found.tokens} note="A row adds up to one."
           rows={found.pattern.map((weights, from) => ({
-            name: `${from} ${found.tokens[from]}`,
-            cells: weights.map((weight, to) => ({ text: to > from ? " " : weight.toFixed(2), heat: weight, title: `${found.tokens[from]} to ${found.tokens[to]}: ${figure(weight)}` })),
+            name: `${from} ${visible(found.tokens[from]!)}`,
+            cells: weights.map((weight, to) => ({ text: to > from ? "" : weight.toFixed(2), heat: weight, title: `${found.tokens[from]} to ${found.tokens[to]}: ${figure(weight)}` })),
           }))} />
       ) : null}
     </>
   );
 }
 
-function PatchPart({ model }: { model: Model }) {
+function PatchPart({ model, prompt, setPrompt }: PartProps) {
   const { found, problem, isBusy, ask } = useAsk<Sweep>(model, "patches");
-  const [clean, setClean] = useState("");
   const [corrupted, setCorrupted] = useState("");
   const [token, setToken] = useState("");
   const [other, setOther] = useState("");
   const [component, setComponent] = useState("resid_pre");
   return (
     <>
-      <form class="card create" aria-label="Patching" onSubmit={(event) => void ask(event, { clean, corrupted, token, other, component })}>
-        <Text name="Clean prompt" value={clean} placeholder="The capital of France is" onInput={setClean} />
+      <form class="card create" aria-label="Patching" onSubmit={(event) => void ask(event, { clean: prompt, corrupted, token, other, component })}>
+        <Text name="Clean prompt" value={prompt} placeholder="The capital of France is" onInput={setPrompt} />
         <Text name="Corrupted prompt" value={corrupted} placeholder="The capital of Italy is" onInput={setCorrupted} />
         <Text name="Token" value={token} placeholder=" Paris" onInput={setToken} />
         <Text name="Against" value={other} placeholder=" Rome" isRequired={false} onInput={setOther} />
@@ -157,7 +164,7 @@ function PatchPart({ model }: { model: Model }) {
       {problem ? <Problem problem={problem} /> : null}
       {found ? (
         <HeatTable caption="What brings the clean prediction back" corner="layer"
-          columns={found.corrupted_tokens.map((text, at) => (text === found.clean_tokens[at] ? text : `${found.clean_tokens[at]}→${text}`))}
+          columns={found.corrupted_tokens.map((text, at) => (text === found.clean_tokens[at] ? text : `${visible(found.clean_tokens[at]!)}→${visible(text)}`))}
           note={`1 is the clean prompt's metric, ${figure(found.clean_metric)}; 0 the corrupted one's, ${figure(found.corrupted_metric)}.`}
           rows={found.restored.map((shares, row) => ({
             name: `${found.layers[row]}`,

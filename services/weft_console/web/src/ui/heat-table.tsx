@@ -22,7 +22,7 @@ export function HeatTable(props: { caption: string; corner: string; columns: str
               <tr key={row.name}>
                 <th scope="row"><code>{visible(row.name)}</code></th>
                 {row.cells.map((cell, at) => (
-                  <td key={at} class={cell.heat < 0 ? "is-negative" : ""} title={cell.title} style={{ "--heat": Math.round(100 * Math.min(1, Math.abs(cell.heat))) }}>{visible(cell.text)}</td>
+                  <td key={at} class={cell.heat < 0 ? "is-negative" : ""} title={cell.title} style={{ "--heat": Math.round(100 * Math.min(1, Math.abs(cell.heat))) }}>{cell.text}</td>
                 ))}
               </tr>
             ))}
@@ -33,7 +33,7 @@ export function HeatTable(props: { caption: string; corner: string; columns: str
   );
 }
 
-/** Spaces and line breaks that would not be seen. */
+/** A token's text with spaces at its ends and line breaks as signs, which would not be seen. */
 export function visible(text: string): string {
-  return text.replace(/^ | $/g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
+  return text.replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)).replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
 }
