@@ -18,6 +18,7 @@ from weft_activations.core.ports import Split
 from weft_activations.core.replacing_limits import CallBudget, CallLimits
 from weft_activations.corpus_calls import CorpusCalls
 from weft_activations.replacing_dialogue import replace_mlps
+from weft_activations.servicer_analyses import AnalysisMethods
 from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
@@ -55,7 +56,7 @@ def harvest_kind(worker: HarvestWorker, service: str) -> OperationKind:
     return OperationKind(work, shared=True)
 
 
-class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
+class ActivationServicer(AnalysisMethods, service_pb2_grpc.ActivationServiceServicer):
     """Answers the RPCs."""
 
     def __init__(
@@ -68,7 +69,7 @@ class ActivationServicer(service_pb2_grpc.ActivationServiceServicer):
         *,
         replace_limits: CallLimits,
     ) -> None:
-        self._inference = inference
+        super().__init__(inference)
         self._generation = generation
         self._harvests = harvests
         self._operations = operations

@@ -11,6 +11,7 @@ import grpc
 from google.longrunning.operations_pb2_grpc import OperationsStub
 from pydantic import SecretStr
 
+from weft.activations.v1.service_pb2_grpc import ActivationServiceStub
 from weft.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from weft.cache.v1.service_pb2_grpc import CacheServiceStub
 from weft.features.v1.service_pb2_grpc import FeatureServiceStub
@@ -20,6 +21,7 @@ from weft_console.settings import ConsoleSettings
 
 if TYPE_CHECKING:
     # The generated stubs speak both flavours of gRPC; only the type checker sees this one by name.
+    from weft.activations.v1.service_pb2_grpc import ActivationServiceAsyncStub
     from weft.attribution.v1.service_pb2_grpc import AttributionServiceAsyncStub
     from weft.cache.v1.service_pb2_grpc import CacheServiceAsyncStub
     from weft.features.v1.service_pb2_grpc import FeatureServiceAsyncStub
@@ -35,13 +37,14 @@ STREAM_S = 86_400.0
 
 @dataclass(frozen=True)
 class Peers:
-    """Stubs of the other services; `slow_s` is the deadline of calls that compute."""
+    """Stubs of the other services, None where one is not known; `slow_s` is the deadline of calls that compute."""
 
     cache: CacheServiceAsyncStub
     training: TrainingServiceAsyncStub
     attribution: AttributionServiceAsyncStub
     attribution_operations: OperationsStub
     features: FeatureServiceAsyncStub
+    activations: ActivationServiceAsyncStub | None
     slow_s: float
 
 
@@ -66,11 +69,17 @@ async def open_peers(settings: ConsoleSettings) -> AsyncIterator[Peers]:
         attribution = await open_channel(
             settings.attribution_target, settings.attribution_token, settings.max_graph_bytes
         )
+        activations = None
+        if settings.activations_target:
+            activations = ActivationServiceStub(
+                await open_channel(settings.activations_target, settings.activations_token, usual)
+            )
         yield Peers(
             cache=CacheServiceStub(cache),
             training=TrainingServiceStub(trainer),
             attribution=AttributionServiceStub(attribution),
             attribution_operations=OperationsStub(attribution),
             features=FeatureServiceStub(attribution),
+            activations=activations,
             slow_s=_SLOW * settings.call_timeout_s,
         )

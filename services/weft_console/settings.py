@@ -25,6 +25,10 @@ class ConsoleSettings(ServiceSettings, PeerSettings):
     """Address of the trainer service, host:port."""
     trainer_token: SecretStr | None = None
     """Bearer token of the trainer service."""
+    activations_target: str = ""
+    """Address of the activations service, host:port; empty where there is none, and then nothing is taken apart."""
+    activations_token: SecretStr | None = None
+    """Bearer token of the activations service."""
     attribution_target: str
     """Address of the attribution service, host:port."""
     attribution_token: SecretStr | None = None

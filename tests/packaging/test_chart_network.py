@@ -101,6 +101,7 @@ def test_components_reach_whom_they_call_and_nobody_else() -> None:
         ("console", "cache", GRPC),
         ("console", "trainer", GRPC),
         ("console", "attribution", GRPC),
+        ("console", "activations", GRPC),
         ("rank", "cache", GRPC),
         ("rank", "activations", GRPC),
         ("rank", "trainer", REPORTS),

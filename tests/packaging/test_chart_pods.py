@@ -137,7 +137,13 @@ def test_tokens_reach_who_asks_and_who_calls() -> None:
         "cache": {"TOKEN": "c", **bucket},
         "trainer": {"TOKEN": "t", "CACHE_TOKEN": "c", "REPORT_TOKEN": "r", **bucket},
         "attribution": {"TOKEN": "g", "ACTIVATIONS_TOKEN": "a", **bucket},
-        "console": {"TOKEN": "page", "CACHE_TOKEN": "c", "TRAINER_TOKEN": "t", "ATTRIBUTION_TOKEN": "g"},
+        "console": {
+            "TOKEN": "page",
+            "ACTIVATIONS_TOKEN": "a",
+            "CACHE_TOKEN": "c",
+            "TRAINER_TOKEN": "t",
+            "ATTRIBUTION_TOKEN": "g",
+        },
     }
 
 

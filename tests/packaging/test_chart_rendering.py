@@ -96,7 +96,8 @@ def test_names_begin_with_the_release(release: str, override: str, prefix: str) 
     documents = render(merged({"fullnameOverride": override}), release=release)
     assert set(kinds(documents, "Deployment")) == {f"{prefix}-{component}" for component in COMPONENTS}
     settings = find(documents, "ConfigMap", f"{prefix}-console")["data"]
-    assert settings["WEFT_CONSOLE_CACHE_TARGET"] == f"{prefix}-cache.interpretability.svc:50051"
+    for peer in ("activations", "cache"):
+        assert settings[f"WEFT_CONSOLE_{peer.upper()}_TARGET"] == f"{prefix}-{peer}.interpretability.svc:50051"
 
 
 def test_long_release_names_fit() -> None:

@@ -143,7 +143,8 @@ def test_settings_of_the_values_are_the_services_own(component: str) -> None:
     allowed = SCHEMA["$defs"][f"{component}Settings"]["properties"]
     fields = settings_of(component).model_fields
     assert set(allowed) == {name for name in fields if not MANAGED.fullmatch(name)}
-    types = {int: {"type": "integer"}, float: {"type": "number"}}
+    types: dict[Any, Document] = {int: {"type": "integer"}, float: {"type": "number"}}
+    types[tuple[str, ...]] = {"type": "array", "items": {"type": "string"}}
     for name, schema in allowed.items():
         annotation = fields[name].annotation
         expected = types.get(annotation) or {"enum": list(annotation.__args__)}
@@ -190,6 +191,7 @@ def test_numbers_reach_services_as_numbers() -> None:
     environment = main_environment(documents, "circuits-activations")
     assert environment["WEFT_ACTIVATIONS_MAX_INFLIGHT_BYTES"] == "268435456"
     assert environment["WEFT_ACTIVATIONS_LEASE_S"] == "30.5"
+    assert json.loads(environment["WEFT_ACTIVATIONS_CORPUS_PREFIXES"]) == ["corpora/", "texts/"]
 
 
 def test_launcher_is_told_all_about_ranks() -> None:

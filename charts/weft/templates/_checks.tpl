@@ -57,7 +57,7 @@ What the schema cannot say, or not in a sentence a person would want to read. Th
 
 {{- define "weft.checks.components" -}}
 {{- $needs := dict "activations" (list "cache") "trainer" (list "cache") "attribution" (list "activations") }}
-{{- $_ := set $needs "console" (list "cache" "trainer" "attribution") }}
+{{- $_ := set $needs "console" (list "activations" "cache" "trainer" "attribution") }}
 {{- range $component, $peers := $needs }}
 {{- range $peer := $peers }}
 {{- if and (index $.Values $component).enabled (not (index $.Values $peer).enabled) }}

@@ -7,6 +7,8 @@ adds what all have in common.
 {{- define "weft.text" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) }}
 {{- int64 . }}
+{{- else if kindIs "slice" . }}
+{{- toJson . }}
 {{- else }}
 {{- . }}
 {{- end }}
@@ -137,7 +139,7 @@ WEFT_ATTRIBUTION_ACTIVATIONS_TARGET: {{ include "weft.target" (dict "root" . "co
 {{- $hosts = concat $hosts .Values.console.ingress.hosts }}
 {{- end }}
 WEFT_CONSOLE_ALLOWED_HOSTS: {{ concat $hosts .Values.console.allowedHosts | uniq | toJson | quote }}
-{{- range $peer := list "cache" "trainer" "attribution" }}
+{{- range $peer := list "activations" "cache" "trainer" "attribution" }}
 WEFT_CONSOLE_{{ upper $peer }}_TARGET: {{ include "weft.target" (dict "root" $ "component" $peer) }}
 {{- end }}
 {{- end }}
@@ -147,7 +149,7 @@ WEFT_CONSOLE_{{ upper $peer }}_TARGET: {{ include "weft.target" (dict "root" $ "
 {{- $prefix := printf "WEFT_%s" (upper .component) }}
 {{- $auth := .root.Values.auth }}
 {{- $peers := dict "activations" (list "cache") "trainer" (list "cache") "attribution" (list "activations") }}
-{{- $_ := set $peers "console" (list "cache" "trainer" "attribution") }}
+{{- $_ := set $peers "console" (list "activations" "cache" "trainer" "attribution") }}
 {{- /* Ranks in pods get the token from the Secret themselves. */}}
 {{- if and .root.Values.activations.enabled (eq .root.Values.trainer.launcher "local") }}
 {{- $_ := set $peers "trainer" (list "cache" "activations") }}

@@ -1,5 +1,7 @@
 """What an intervention makes of a component's value."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,18 +26,18 @@ def changed(value: Tensor, intervention: Intervention) -> Tensor:
     if len(dims) > 1:
         picks[-1] = intervention.neurons
     picks[dims.index("P")] = intervention.positions
-    if not any(picks):
+    if not any(picks) and intervention.row is None:
         return _new(value, intervention)
-    index = _mesh(value, picks)
+    index = _mesh(value, picks, range(value.shape[0]) if intervention.row is None else [intervention.row])
     whole = value.clone()
     whole[index] = _new(value[index], intervention)
     return whole
 
 
-def _mesh(value: Tensor, picks: list[tuple[int, ...]]) -> tuple[Tensor, ...]:
+def _mesh(value: Tensor, picks: list[tuple[int, ...]], rows: Sequence[int]) -> tuple[Tensor, ...]:
     """Return indices of the chosen entries of every dim, the batch's too, that broadcast against each other."""
     chosen = [
-        range(value.shape[0]),
+        rows,
         *(picked or range(size) for picked, size in zip(picks, value.shape[1:], strict=True)),
     ]
     return tuple(

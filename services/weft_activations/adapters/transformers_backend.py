@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -250,6 +250,55 @@ class TransformersBackend:
             )
         tokens_BP = torch.tensor([list(sequence) for sequence in sequences], device=self._device())
         return ReplacedPasses(loaded.parts, tokens_BP, input_hook, lambda: self._set_attention(loaded))
+
+    def forward_rows(
+        self, model_id: str, token_ids: Sequence[int], rows: Sequence[Sequence[Intervention]], hooks: Sequence[str]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Run one prompt many times in one batch."""
+        import torch
+
+        from weft_activations.adapters.hooked_pass import run_pass
+
+        located = self._load(model_id).located
+        interventions = [replace(change, row=row) for row, changes in enumerate(rows) for change in changes]
+        with torch.inference_mode():
+            tokens_BP = torch.tensor([list(token_ids)] * len(rows), device=self._device())
+            kept = run_pass(located, tokens_BP, hooks, interventions=interventions)
+            return {hook: np.asarray(kept[hook].float().cpu().numpy()) for hook in hooks}
+
+    def unembed(self, model_id: str, resid_ND: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Take residual streams through the final norm and the unembedding."""
+        import torch
+
+        from weft_activations.adapters.unembedding import unembed
+
+        with torch.inference_mode():
+            logits_NV = unembed(self._load(model_id).model, torch.from_numpy(np.ascontiguousarray(resid_ND)))
+            return np.asarray(logits_NV.float().cpu().numpy())
+
+    def logit_directions(
+        self, model_id: str, token_ids: Sequence[int]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the directions of logits in the residual stream."""
+        import torch
+
+        from weft_activations.adapters.unembedding import logit_directions
+
+        with torch.inference_mode():
+            directions_ND, biases_N = logit_directions(self._load(model_id).model, token_ids)
+            return directions_ND.cpu().numpy(), biases_N.cpu().numpy()
+
+    def neuron_directions(
+        self, model_id: str, layer: int, directions_ND: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """Return what a unit of each neuron writes along directions."""
+        import torch
+
+        from weft_activations.adapters.unembedding import neuron_directions
+
+        down = self._load(model_id).located.places[f"layers.{layer}.mlp.post"]
+        with torch.inference_mode():
+            return np.asarray(neuron_directions(down, torch.from_numpy(directions_ND)).cpu().numpy())
 
     def _one_core_threads(self) -> ThreadPoolExecutor:
         if self._one_core is None:

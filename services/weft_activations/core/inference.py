@@ -21,13 +21,24 @@ from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBacke
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from weft_common.logging import get_logger
 
-__all__ = ["Checked", "Inference", "LikelyToken", "Passed", "Predicted", "TokenText"]
+__all__ = [
+    "Checked",
+    "Inference",
+    "LikelyToken",
+    "Passed",
+    "Predicted",
+    "TokenText",
+    "check_ids",
+    "read_prompt",
+    "with_texts",
+]
 
 T = TypeVar("T")
 _LOG = get_logger(__name__)
 _MAX_TOP_TOKENS = 100
 _DEFAULT_TOP_TOKENS = 10
 _MAX_DETOKENIZE = 10_000
+_NOTHING = Freeze()
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ class Inference:
         _check_text(text, "text")
 
         def work(backend: ModelBackend) -> list[TokenText]:
-            return _with_texts(backend, model_id, backend.tokenize(model_id, text, special_tokens=special_tokens))
+            return with_texts(backend, model_id, backend.tokenize(model_id, text, special_tokens=special_tokens))
 
         return await self.on_model_thread(work)
 
@@ -140,8 +151,8 @@ class Inference:
             )
 
         def work(backend: ModelBackend) -> list[TokenText]:
-            _check_ids(token_ids, backend.describe(model_id), "token_ids")
-            return _with_texts(backend, model_id, token_ids)
+            check_ids(token_ids, backend.describe(model_id), "token_ids")
+            return with_texts(backend, model_id, token_ids)
 
         return await self.on_model_thread(work)
 
@@ -149,8 +160,8 @@ class Inference:
         """Check a prompt and changes, and run what the changes need first."""
 
         def work(backend: ModelBackend) -> Checked:
-            info, token_ids = _read_prompt(backend, model_id, prompt)
-            tokens = _with_texts(backend, model_id, token_ids)
+            info, token_ids = read_prompt(backend, model_id, prompt)
+            tokens = with_texts(backend, model_id, token_ids)
             return Checked(info, token_ids, tokens, self._work_out(backend, info, token_ids, changes))
 
         return await self.on_model_thread(work)
@@ -165,14 +176,14 @@ class Inference:
         """Run a prompt once and keep what lies at the hooks."""
 
         def work(backend: ModelBackend) -> Passed:
-            info, token_ids = _read_prompt(backend, model_id, prompt)
+            info, token_ids = read_prompt(backend, model_id, prompt)
             names = expand_hooks(hooks, info)
             own_names = list(dict.fromkeys(names.values()))
-            self._check_size(own_names, info, len(token_ids), freeze if changes else Freeze())
+            self.check_size(own_names, info, len(token_ids), freeze if changes else Freeze())
             interventions = self._work_out(backend, info, token_ids, changes)
             found = _forward(backend, info, token_ids, own_names, interventions, freeze)
             captures = {asked: found[name] for asked, name in names.items()}
-            return Passed(info, _with_texts(backend, model_id, token_ids), captures)
+            return Passed(info, with_texts(backend, model_id, token_ids), captures)
 
         return await self.on_model_thread(work)
 
@@ -194,15 +205,15 @@ class Inference:
             )
 
         def work(backend: ModelBackend) -> Predicted:
-            info, token_ids = _read_prompt(backend, model_id, prompt)
-            _check_ids(asked_token_ids, info, "logit_token_ids")
-            self._check_size(["logits"], info, len(token_ids), freeze if changes else Freeze())
+            info, token_ids = read_prompt(backend, model_id, prompt)
+            check_ids(asked_token_ids, info, "logit_token_ids")
+            self.check_size(["logits"], info, len(token_ids), freeze if changes else Freeze())
             interventions = self._work_out(backend, info, token_ids, changes)
             logits_V = _forward(backend, info, token_ids, ["logits"], interventions, freeze)["logits"]
             count = min(num_top_tokens or _DEFAULT_TOP_TOKENS, info.vocab_size)
             best = np.argsort(-logits_V, kind="stable")[:count]
             return Predicted(
-                tokens=_with_texts(backend, model_id, token_ids),
+                tokens=with_texts(backend, model_id, token_ids),
                 top=_likely(backend, model_id, logits_V, [int(token_id) for token_id in best]),
                 asked=_likely(backend, model_id, logits_V, asked_token_ids),
                 logits=logits_V,
@@ -229,12 +240,19 @@ class Inference:
             changes,
             info,
             token_ids,
-            read=lambda prompt, field: _read_prompt(backend, info.model_id, prompt, field)[1],
+            read=lambda prompt, field: read_prompt(backend, info.model_id, prompt, field)[1],
             clean=lambda ids, hooks: _forward(backend, info, ids, hooks, (), None),
             max_held_bytes=self._max_capture_bytes,
         )
 
-    def _check_size(self, names: Sequence[str], info: ModelInfo, positions: int, freeze: Freeze) -> None:
+    @property
+    def max_capture_bytes(self) -> int:
+        """Most that one pass may hold."""
+        return self._max_capture_bytes
+
+    def check_size(self, names: Sequence[str], info: ModelInfo, positions: int, freeze: Freeze = _NOTHING) -> None:
+        """Raise ResourceExhaustedError where what one pass would hold at these hooks is too much."""
+
         def size(hook: str) -> int:
             return 4 * math.prod(hook_shape(hook, info, positions))
 
@@ -256,7 +274,7 @@ def _likely(backend: ModelBackend, model_id: str, logits_V: Floats, token_ids: S
     weights_V = np.exp(wide_V - wide_V.max())
     return [
         LikelyToken(token, float(weights_V[token.token_id] / weights_V.sum()), float(wide_V[token.token_id]))
-        for token in _with_texts(backend, model_id, token_ids)
+        for token in with_texts(backend, model_id, token_ids)
     ]
 
 
@@ -299,9 +317,15 @@ def _holds_nan(value: Floats) -> bool:
         return bool(np.isnan(value.sum()) and np.isnan(value).any())
 
 
-def _read_prompt(
+def read_prompt(
     backend: ModelBackend, model_id: str, prompt: Prompt, field: str = "prompt"
 ) -> tuple[ModelInfo, list[int]]:
+    """
+    Describe a model and turn a prompt into its tokens.
+
+    Raises:
+        InvalidArgumentError: The prompt is empty, too long, or has an id outside the vocabulary.
+    """
     info = backend.describe(model_id)
     if prompt.token_ids is not None:
         token_ids = list(prompt.token_ids)
@@ -319,7 +343,7 @@ def _read_prompt(
             f"the prompt has {len(token_ids)} tokens; {model_id} takes {info.max_tokens} at most, so shorten it",
             field=place,
         )
-    _check_ids(token_ids, info, place)
+    check_ids(token_ids, info, place)
     return info, token_ids
 
 
@@ -328,7 +352,8 @@ def _check_text(text: str, field: str) -> None:
         raise InvalidArgumentError("the text is empty; give at least one character", field=field)
 
 
-def _check_ids(token_ids: Sequence[int], info: ModelInfo, field: str) -> None:
+def check_ids(token_ids: Sequence[int], info: ModelInfo, field: str) -> None:
+    """Raise InvalidArgumentError unless every id is in the vocabulary."""
     for index, token_id in enumerate(token_ids):
         if not 0 <= token_id < info.vocab_size:
             raise InvalidArgumentError(
@@ -338,6 +363,7 @@ def _check_ids(token_ids: Sequence[int], info: ModelInfo, field: str) -> None:
             )
 
 
-def _with_texts(backend: ModelBackend, model_id: str, token_ids: Sequence[int]) -> list[TokenText]:
+def with_texts(backend: ModelBackend, model_id: str, token_ids: Sequence[int]) -> list[TokenText]:
+    """Put each token id's text beside it."""
     texts = backend.token_texts(model_id, token_ids)
     return [TokenText(token_id, text) for token_id, text in zip(token_ids, texts, strict=True)]

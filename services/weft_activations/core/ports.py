@@ -23,6 +23,7 @@ __all__ = [
     "DatasetSpec",
     "DatasetState",
     "Decoding",
+    "Doubles",
     "Floats",
     "Freeze",
     "Intervention",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 
@@ -94,6 +96,7 @@ class Intervention:
         heads: Which entries of the first dim of a component of heads, each once; empty means all.
         neurons: Which entries of the last dim, each once; empty means all.
         direction: Float32 of length 1, along the last dim: of the change, only its part along it is made.
+        row: Of a batch, the one sequence that it touches; None means all.
     """
 
     layer: int | None
@@ -105,6 +108,7 @@ class Intervention:
     heads: tuple[int, ...] = ()
     neurons: tuple[int, ...] = ()
     direction: npt.NDArray[np.float32] | None = None
+    row: int | None = None
 
     @property
     def name(self) -> str:
@@ -260,6 +264,47 @@ class ModelBackend(Protocol):
 
     def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> Passes:
         """Prepare passes over sequences of one length; `input_hook` names what an MLP reads, without the layer."""
+        ...
+
+    def forward_rows(
+        self, model_id: str, token_ids: Sequence[int], rows: Sequence[Sequence[Intervention]], hooks: Sequence[str]
+    ) -> dict[str, Floats]:
+        """
+        Run one prompt many times in one batch, each row with interventions of its own.
+
+        Returns:
+            float32 captures by hook, the row first, then as `forward` returns them.
+
+        Raises:
+            UnimplementedError: This backend changes nothing inside a pass.
+        """
+        ...
+
+    def unembed(self, model_id: str, resid_ND: Floats) -> Floats:
+        """
+        Take residual streams through the final norm and the unembedding: float32 [N, V], after any soft cap.
+
+        Raises:
+            UnimplementedError: This backend has no such step by itself.
+        """
+        ...
+
+    def neuron_directions(self, model_id: str, layer: int, directions_ND: Doubles) -> Doubles:
+        """
+        Return what one unit of each of an MLP's M neurons writes along directions: [N, M].
+
+        Raises:
+            UnimplementedError: This backend does not show its weights.
+        """
+        ...
+
+    def logit_directions(self, model_id: str, token_ids: Sequence[int]) -> tuple[Doubles, Doubles]:
+        """
+        Return directions [N, D] and biases [N] with which a logit is stream / scale @ direction + bias, before a cap.
+
+        Raises:
+            UnimplementedError: This backend does not show its weights.
+        """
         ...
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from weft_client.aio.analyses import AsyncAnalyses
 from weft_client.aio.connection import AsyncConnection
 from weft_client.aio.corpora import AsyncCorpora
 from weft_client.aio.datasets import AsyncDatasets
@@ -30,6 +31,7 @@ class AsyncClient:
         self.endpoints = endpoints
         self._connection = AsyncConnection(endpoints)
         self.models = AsyncModels(self._connection)
+        self.analyses = AsyncAnalyses(self._connection)
         self.corpora = AsyncCorpora(self._connection)
         self.harvests = AsyncHarvests(self._connection)
         self.datasets = AsyncDatasets(self._connection)

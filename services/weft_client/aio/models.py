@@ -69,7 +69,7 @@ class AsyncModels:
         """
         request = service_pb2.CaptureRequest(
             model=full_name("models", model),
-            prompt=_prompt(prompt),
+            prompt=to_prompt(prompt),
             hooks=hooks,
             interventions=interventions,
             freeze=freeze,
@@ -112,7 +112,7 @@ class AsyncModels:
         """
         request = generation_pb2.GenerateRequest(
             model=full_name("models", model),
-            prompt=_prompt(prompt),
+            prompt=to_prompt(prompt),
             interventions=interventions,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -137,7 +137,7 @@ class AsyncModels:
         """Run a prompt with interventions; the next token's probabilities come back."""
         request = service_pb2.RunRequest(
             model=full_name("models", model),
-            prompt=_prompt(prompt),
+            prompt=to_prompt(prompt),
             interventions=interventions,
             freeze=freeze,
             num_top_tokens=num_top_tokens,
@@ -147,7 +147,8 @@ class AsyncModels:
         return await unary(self._stub.Run, request)
 
 
-def _prompt(prompt: Prompt) -> messages_pb2.Prompt:
+def to_prompt(prompt: Prompt) -> messages_pb2.Prompt:
+    """What a model reads, as its message."""
     if isinstance(prompt, str):
         return messages_pb2.Prompt(text=prompt)
     return messages_pb2.Prompt(token_ids=messages_pb2.TokenIds(ids=prompt))

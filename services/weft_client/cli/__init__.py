@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from weft_client.cli import (
+    analyses,
     contexts,
     corpora,
     dataset_care,
@@ -66,6 +67,7 @@ app.command()(recipes)
 app.command("health")(health.show_health)
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(models.app, name="models")
+app.add_typer(analyses.app, name="analyses")
 app.add_typer(corpora.app, name="corpora")
 app.add_typer(harvests.app, name="harvests")
 for _name, _command in (

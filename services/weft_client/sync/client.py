@@ -7,6 +7,7 @@ from typing import Self
 
 from weft_client.connecting import choose_endpoints
 from weft_client.endpoints import Endpoint, Endpoints
+from weft_client.sync.analyses import Analyses
 from weft_client.sync.connection import Connection
 from weft_client.sync.corpora import Corpora
 from weft_client.sync.datasets import Datasets
@@ -31,6 +32,7 @@ class Client:
         self.endpoints = endpoints
         self._connection = Connection(endpoints)
         self.models = Models(self._connection)
+        self.analyses = Analyses(self._connection)
         self.corpora = Corpora(self._connection)
         self.harvests = Harvests(self._connection)
         self.datasets = Datasets(self._connection)

@@ -23,83 +23,84 @@ _sym_db = _symbol_database.Default()
 
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from weft.activations.v1 import analyses_pb2 as weft_dot_activations_dot_v1_dot_analyses__pb2
 from weft.activations.v1 import corpora_pb2 as weft_dot_activations_dot_v1_dot_corpora__pb2
 from weft.activations.v1 import generation_pb2 as weft_dot_activations_dot_v1_dot_generation__pb2
 from weft.activations.v1 import messages_pb2 as weft_dot_activations_dot_v1_dot_messages__pb2
 from weft.common.v1 import tensor_pb2 as weft_dot_common_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weft/activations/v1/service.proto\x12\x13weft.activations.v1\x1a#google/longrunning/operations.proto\x1a!weft/activations/v1/corpora.proto\x1a$weft/activations/v1/generation.proto\x1a\"weft/activations/v1/messages.proto\x1a\x1bweft/common/v1/tensor.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.weft.activations.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1e\n\x16without_special_tokens\x18\x03 \x01(\x08\">\n\x10TokenizeResponse\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.weft.activations.v1.Token\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\"@\n\x12\x44\x65tokenizeResponse\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.weft.activations.v1.Token\"\xc2\x01\n\x0e\x43\x61ptureRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x06prompt\x18\x02 \x01(\x0b\x32\x1b.weft.activations.v1.Prompt\x12\r\n\x05hooks\x18\x03 \x03(\t\x12\x38\n\rinterventions\x18\x04 \x03(\x0b\x32!.weft.activations.v1.Intervention\x12+\n\x06\x66reeze\x18\x05 \x01(\x0b\x32\x1b.weft.activations.v1.Freeze\"}\n\x0f\x43\x61ptureResponse\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".weft.activations.v1.CaptureHeaderH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunkH\x00\x42\x06\n\x04part\"|\n\rCaptureHeader\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.weft.activations.v1.Model\x12*\n\x06tokens\x18\x02 \x03(\x0b\x32\x1a.weft.activations.v1.Token\x12\x14\n\x0ctensor_names\x18\x03 \x03(\t\"\xf7\x01\n\nRunRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x06prompt\x18\x02 \x01(\x0b\x32\x1b.weft.activations.v1.Prompt\x12\x38\n\rinterventions\x18\x03 \x03(\x0b\x32!.weft.activations.v1.Intervention\x12+\n\x06\x66reeze\x18\x04 \x01(\x0b\x32\x1b.weft.activations.v1.Freeze\x12\x16\n\x0enum_top_tokens\x18\x05 \x01(\x05\x12\x17\n\x0flogit_token_ids\x18\x06 \x03(\x05\x12\x15\n\rreturn_logits\x18\x07 \x01(\x08\"\xed\x01\n\x0bRunResponse\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.weft.activations.v1.Token\x12\x39\n\ntop_tokens\x18\x02 \x03(\x0b\x32%.weft.activations.v1.TokenProbability\x12;\n\x0c\x61sked_tokens\x18\x03 \x03(\x0b\x32%.weft.activations.v1.TokenProbability\x12&\n\x06logits\x18\x04 \x01(\x0b\x32\x16.weft.common.v1.Tensor\x12\x12\n\nmean_logit\x18\x05 \x01(\x01\"\x85\x01\n\x14\x43reateHarvestRequest\x12\x12\n\nharvest_id\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .weft.activations.v1.HarvestSpec\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x11GetHarvestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListHarvestsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListHarvestsResponse\x12.\n\x08harvests\x18\x01 \x03(\x0b\x32\x1c.weft.activations.v1.Harvest\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x14ReadSequencesRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x10\n\x08held_out\x18\x02 \x01(\x08\x12\x12\n\nmax_tokens\x18\x03 \x01(\x03\"\xa5\x01\n\x15ReadSequencesResponse\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32$.weft.activations.v1.SequencesHeaderH\x00\x12\x31\n\x08sequence\x18\x02 \x01(\x0b\x32\x1d.weft.activations.v1.TokenIdsH\x00\x12\x19\n\x11skipped_positions\x18\x03 \x03(\x05\x42\x06\n\x04part\"h\n\x0fSequencesHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\x12\x12\n\ninput_hook\x18\x03 \x01(\t\x12\x1a\n\x12output_norm_limits\x18\x04 \x03(\x01\"\xb1\x01\n\x12ReplaceMlpsRequest\x12\x32\n\x05start\x18\x01 \x01(\x0b\x32!.weft.activations.v1.ReplaceStartH\x00\x12\x30\n\x04plan\x18\x02 \x01(\x0b\x32 .weft.activations.v1.ReplacePassH\x00\x12-\n\x06output\x18\x03 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunkH\x00\x42\x06\n\x04part\"c\n\x0cReplaceStart\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\tsequences\x18\x02 \x03(\x0b\x32\x1d.weft.activations.v1.TokenIds\x12\x12\n\ninput_hook\x18\x03 \x01(\t\"\x81\x01\n\x0bReplacePass\x12\x13\n\x0bread_layers\x18\x01 \x03(\x05\x12\x19\n\x11read_output_norms\x18\x02 \x01(\x08\x12\x17\n\x0freplaced_layers\x18\x03 \x03(\x05\x12\x16\n\x0e\x61\x62lated_layers\x18\x04 \x03(\x05\x12\x11\n\tkept_rows\x18\x05 \x03(\x05\"\x7f\n\x13ReplaceMlpsResponse\x12,\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunkH\x00\x12\x32\n\x05score\x18\x02 \x01(\x0b\x32!.weft.activations.v1.ReplaceScoreH\x00\x42\x06\n\x04part\"z\n\x0cReplaceScore\x12\x0e\n\x06tokens\x18\x01 \x01(\x03\x12\x1f\n\x17model_cross_entropy_sum\x18\x02 \x01(\x01\x12\x19\n\x11\x63ross_entropy_sum\x18\x03 \x01(\x01\x12\x0e\n\x06kl_sum\x18\x04 \x01(\x01\x12\x0e\n\x06\x61greed\x18\x05 \x01(\x03\"H\n\x13UploadCorpusRequest\x12\x11\n\tcorpus_id\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\x0c\"\x84\x01\n\x06\x43orpus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rnum_documents\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x31\n\x06origin\x18\x05 \x01(\x0b\x32!.weft.activations.v1.CorpusImport\" \n\x10GetCorpusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12ListCorporaRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListCorporaResponse\x12,\n\x07\x63orpora\x18\x01 \x03(\x0b\x32\x1b.weft.activations.v1.Corpus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13PauseHarvestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x14ResumeHarvestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x14\x43\x61ncelHarvestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xbd\x0e\n\x11\x41\x63tivationService\x12L\n\x08GetModel\x12$.weft.activations.v1.GetModelRequest\x1a\x1a.weft.activations.v1.Model\x12]\n\nListModels\x12&.weft.activations.v1.ListModelsRequest\x1a\'.weft.activations.v1.ListModelsResponse\x12W\n\x08Tokenize\x12$.weft.activations.v1.TokenizeRequest\x1a%.weft.activations.v1.TokenizeResponse\x12]\n\nDetokenize\x12&.weft.activations.v1.DetokenizeRequest\x1a\'.weft.activations.v1.DetokenizeResponse\x12V\n\x07\x43\x61pture\x12#.weft.activations.v1.CaptureRequest\x1a$.weft.activations.v1.CaptureResponse0\x01\x12H\n\x03Run\x12\x1f.weft.activations.v1.RunRequest\x1a .weft.activations.v1.RunResponse\x12Y\n\rCreateHarvest\x12).weft.activations.v1.CreateHarvestRequest\x1a\x1d.google.longrunning.Operation\x12R\n\nGetHarvest\x12&.weft.activations.v1.GetHarvestRequest\x1a\x1c.weft.activations.v1.Harvest\x12\x63\n\x0cListHarvests\x12(.weft.activations.v1.ListHarvestsRequest\x1a).weft.activations.v1.ListHarvestsResponse\x12h\n\rReadSequences\x12).weft.activations.v1.ReadSequencesRequest\x1a*.weft.activations.v1.ReadSequencesResponse0\x01\x12\x64\n\x0bReplaceMlps\x12\'.weft.activations.v1.ReplaceMlpsRequest\x1a(.weft.activations.v1.ReplaceMlpsResponse(\x01\x30\x01\x12W\n\x0cUploadCorpus\x12(.weft.activations.v1.UploadCorpusRequest\x1a\x1b.weft.activations.v1.Corpus(\x01\x12q\n\x10UploadCorpusFile\x12,.weft.activations.v1.UploadCorpusFileRequest\x1a-.weft.activations.v1.UploadCorpusFileResponse(\x01\x12W\n\x0cImportCorpus\x12(.weft.activations.v1.ImportCorpusRequest\x1a\x1d.google.longrunning.Operation\x12O\n\tGetCorpus\x12%.weft.activations.v1.GetCorpusRequest\x1a\x1b.weft.activations.v1.Corpus\x12`\n\x0bListCorpora\x12\'.weft.activations.v1.ListCorporaRequest\x1a(.weft.activations.v1.ListCorporaResponse\x12V\n\x0cPauseHarvest\x12(.weft.activations.v1.PauseHarvestRequest\x1a\x1c.weft.activations.v1.Harvest\x12X\n\rResumeHarvest\x12).weft.activations.v1.ResumeHarvestRequest\x1a\x1c.weft.activations.v1.Harvest\x12X\n\rCancelHarvest\x12).weft.activations.v1.CancelHarvestRequest\x1a\x1c.weft.activations.v1.Harvest\x12Y\n\x08Generate\x12$.weft.activations.v1.GenerateRequest\x1a%.weft.activations.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weft/activations/v1/service.proto\x12\x13weft.activations.v1\x1a#google/longrunning/operations.proto\x1a\"weft/activations/v1/analyses.proto\x1a!weft/activations/v1/corpora.proto\x1a$weft/activations/v1/generation.proto\x1a\"weft/activations/v1/messages.proto\x1a\x1bweft/common/v1/tensor.proto\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.weft.activations.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1e\n\x16without_special_tokens\x18\x03 \x01(\x08\">\n\x10TokenizeResponse\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.weft.activations.v1.Token\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\"@\n\x12\x44\x65tokenizeResponse\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.weft.activations.v1.Token\"\xc2\x01\n\x0e\x43\x61ptureRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x06prompt\x18\x02 \x01(\x0b\x32\x1b.weft.activations.v1.Prompt\x12\r\n\x05hooks\x18\x03 \x03(\t\x12\x38\n\rinterventions\x18\x04 \x03(\x0b\x32!.weft.activations.v1.Intervention\x12+\n\x06\x66reeze\x18\x05 \x01(\x0b\x32\x1b.weft.activations.v1.Freeze\"}\n\x0f\x43\x61ptureResponse\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".weft.activations.v1.CaptureHeaderH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunkH\x00\x42\x06\n\x04part\"|\n\rCaptureHeader\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.weft.activations.v1.Model\x12*\n\x06tokens\x18\x02 \x03(\x0b\x32\x1a.weft.activations.v1.Token\x12\x14\n\x0ctensor_names\x18\x03 \x03(\t\"\xf7\x01\n\nRunRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x06prompt\x18\x02 \x01(\x0b\x32\x1b.weft.activations.v1.Prompt\x12\x38\n\rinterventions\x18\x03 \x03(\x0b\x32!.weft.activations.v1.Intervention\x12+\n\x06\x66reeze\x18\x04 \x01(\x0b\x32\x1b.weft.activations.v1.Freeze\x12\x16\n\x0enum_top_tokens\x18\x05 \x01(\x05\x12\x17\n\x0flogit_token_ids\x18\x06 \x03(\x05\x12\x15\n\rreturn_logits\x18\x07 \x01(\x08\"\xed\x01\n\x0bRunResponse\x12*\n\x06tokens\x18\x01 \x03(\x0b\x32\x1a.weft.activations.v1.Token\x12\x39\n\ntop_tokens\x18\x02 \x03(\x0b\x32%.weft.activations.v1.TokenProbability\x12;\n\x0c\x61sked_tokens\x18\x03 \x03(\x0b\x32%.weft.activations.v1.TokenProbability\x12&\n\x06logits\x18\x04 \x01(\x0b\x32\x16.weft.common.v1.Tensor\x12\x12\n\nmean_logit\x18\x05 \x01(\x01\"\x85\x01\n\x14\x43reateHarvestRequest\x12\x12\n\nharvest_id\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .weft.activations.v1.HarvestSpec\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x11GetHarvestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13ListHarvestsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListHarvestsResponse\x12.\n\x08harvests\x18\x01 \x03(\x0b\x32\x1c.weft.activations.v1.Harvest\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x14ReadSequencesRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x10\n\x08held_out\x18\x02 \x01(\x08\x12\x12\n\nmax_tokens\x18\x03 \x01(\x03\"\xa5\x01\n\x15ReadSequencesResponse\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32$.weft.activations.v1.SequencesHeaderH\x00\x12\x31\n\x08sequence\x18\x02 \x01(\x0b\x32\x1d.weft.activations.v1.TokenIdsH\x00\x12\x19\n\x11skipped_positions\x18\x03 \x03(\x05\x42\x06\n\x04part\"h\n\x0fSequencesHeader\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\x12\x12\n\ninput_hook\x18\x03 \x01(\t\x12\x1a\n\x12output_norm_limits\x18\x04 \x03(\x01\"\xb1\x01\n\x12ReplaceMlpsRequest\x12\x32\n\x05start\x18\x01 \x01(\x0b\x32!.weft.activations.v1.ReplaceStartH\x00\x12\x30\n\x04plan\x18\x02 \x01(\x0b\x32 .weft.activations.v1.ReplacePassH\x00\x12-\n\x06output\x18\x03 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunkH\x00\x42\x06\n\x04part\"c\n\x0cReplaceStart\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\tsequences\x18\x02 \x03(\x0b\x32\x1d.weft.activations.v1.TokenIds\x12\x12\n\ninput_hook\x18\x03 \x01(\t\"\x81\x01\n\x0bReplacePass\x12\x13\n\x0bread_layers\x18\x01 \x03(\x05\x12\x19\n\x11read_output_norms\x18\x02 \x01(\x08\x12\x17\n\x0freplaced_layers\x18\x03 \x03(\x05\x12\x16\n\x0e\x61\x62lated_layers\x18\x04 \x03(\x05\x12\x11\n\tkept_rows\x18\x05 \x03(\x05\"\x7f\n\x13ReplaceMlpsResponse\x12,\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1b.weft.common.v1.TensorChunkH\x00\x12\x32\n\x05score\x18\x02 \x01(\x0b\x32!.weft.activations.v1.ReplaceScoreH\x00\x42\x06\n\x04part\"z\n\x0cReplaceScore\x12\x0e\n\x06tokens\x18\x01 \x01(\x03\x12\x1f\n\x17model_cross_entropy_sum\x18\x02 \x01(\x01\x12\x19\n\x11\x63ross_entropy_sum\x18\x03 \x01(\x01\x12\x0e\n\x06kl_sum\x18\x04 \x01(\x01\x12\x0e\n\x06\x61greed\x18\x05 \x01(\x03\"H\n\x13UploadCorpusRequest\x12\x11\n\tcorpus_id\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\x0c\"\x84\x01\n\x06\x43orpus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rnum_documents\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x31\n\x06origin\x18\x05 \x01(\x0b\x32!.weft.activations.v1.CorpusImport\" \n\x10GetCorpusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12ListCorporaRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x13ListCorporaResponse\x12,\n\x07\x63orpora\x18\x01 \x03(\x0b\x32\x1b.weft.activations.v1.Corpus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x13PauseHarvestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x14ResumeHarvestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x14\x43\x61ncelHarvestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xa3\x13\n\x11\x41\x63tivationService\x12L\n\x08GetModel\x12$.weft.activations.v1.GetModelRequest\x1a\x1a.weft.activations.v1.Model\x12]\n\nListModels\x12&.weft.activations.v1.ListModelsRequest\x1a\'.weft.activations.v1.ListModelsResponse\x12W\n\x08Tokenize\x12$.weft.activations.v1.TokenizeRequest\x1a%.weft.activations.v1.TokenizeResponse\x12]\n\nDetokenize\x12&.weft.activations.v1.DetokenizeRequest\x1a\'.weft.activations.v1.DetokenizeResponse\x12V\n\x07\x43\x61pture\x12#.weft.activations.v1.CaptureRequest\x1a$.weft.activations.v1.CaptureResponse0\x01\x12H\n\x03Run\x12\x1f.weft.activations.v1.RunRequest\x1a .weft.activations.v1.RunResponse\x12Y\n\rCreateHarvest\x12).weft.activations.v1.CreateHarvestRequest\x1a\x1d.google.longrunning.Operation\x12R\n\nGetHarvest\x12&.weft.activations.v1.GetHarvestRequest\x1a\x1c.weft.activations.v1.Harvest\x12\x63\n\x0cListHarvests\x12(.weft.activations.v1.ListHarvestsRequest\x1a).weft.activations.v1.ListHarvestsResponse\x12h\n\rReadSequences\x12).weft.activations.v1.ReadSequencesRequest\x1a*.weft.activations.v1.ReadSequencesResponse0\x01\x12\x64\n\x0bReplaceMlps\x12\'.weft.activations.v1.ReplaceMlpsRequest\x1a(.weft.activations.v1.ReplaceMlpsResponse(\x01\x30\x01\x12W\n\x0cUploadCorpus\x12(.weft.activations.v1.UploadCorpusRequest\x1a\x1b.weft.activations.v1.Corpus(\x01\x12q\n\x10UploadCorpusFile\x12,.weft.activations.v1.UploadCorpusFileRequest\x1a-.weft.activations.v1.UploadCorpusFileResponse(\x01\x12W\n\x0cImportCorpus\x12(.weft.activations.v1.ImportCorpusRequest\x1a\x1d.google.longrunning.Operation\x12O\n\tGetCorpus\x12%.weft.activations.v1.GetCorpusRequest\x1a\x1b.weft.activations.v1.Corpus\x12`\n\x0bListCorpora\x12\'.weft.activations.v1.ListCorporaRequest\x1a(.weft.activations.v1.ListCorporaResponse\x12V\n\x0cPauseHarvest\x12(.weft.activations.v1.PauseHarvestRequest\x1a\x1c.weft.activations.v1.Harvest\x12X\n\rResumeHarvest\x12).weft.activations.v1.ResumeHarvestRequest\x1a\x1c.weft.activations.v1.Harvest\x12X\n\rCancelHarvest\x12).weft.activations.v1.CancelHarvestRequest\x1a\x1c.weft.activations.v1.Harvest\x12Y\n\x08Generate\x12$.weft.activations.v1.GenerateRequest\x1a%.weft.activations.v1.GenerateResponse0\x01\x12\\\n\tLogitLens\x12%.weft.activations.v1.LogitLensRequest\x1a&.weft.activations.v1.LogitLensResponse0\x01\x12l\n\x0f\x41ttributeLogits\x12+.weft.activations.v1.AttributeLogitsRequest\x1a,.weft.activations.v1.AttributeLogitsResponse\x12}\n\x14GetAttentionPatterns\x12\x30.weft.activations.v1.GetAttentionPatternsRequest\x1a\x31.weft.activations.v1.GetAttentionPatternsResponse0\x01\x12]\n\nScoreHeads\x12&.weft.activations.v1.ScoreHeadsRequest\x1a\'.weft.activations.v1.ScoreHeadsResponse\x12^\n\x0cSweepPatches\x12(.weft.activations.v1.SweepPatchesRequest\x1a\".weft.activations.v1.SweepResponse0\x01\x12Z\n\nSweepPaths\x12&.weft.activations.v1.SweepPathsRequest\x1a\".weft.activations.v1.SweepResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.activations.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETMODELREQUEST']._serialized_start=233
-  _globals['_GETMODELREQUEST']._serialized_end=264
-  _globals['_LISTMODELSREQUEST']._serialized_start=266
-  _globals['_LISTMODELSREQUEST']._serialized_end=324
-  _globals['_LISTMODELSRESPONSE']._serialized_start=326
-  _globals['_LISTMODELSRESPONSE']._serialized_end=415
-  _globals['_TOKENIZEREQUEST']._serialized_start=417
-  _globals['_TOKENIZEREQUEST']._serialized_end=495
-  _globals['_TOKENIZERESPONSE']._serialized_start=497
-  _globals['_TOKENIZERESPONSE']._serialized_end=559
-  _globals['_DETOKENIZEREQUEST']._serialized_start=561
-  _globals['_DETOKENIZEREQUEST']._serialized_end=614
-  _globals['_DETOKENIZERESPONSE']._serialized_start=616
-  _globals['_DETOKENIZERESPONSE']._serialized_end=680
-  _globals['_CAPTUREREQUEST']._serialized_start=683
-  _globals['_CAPTUREREQUEST']._serialized_end=877
-  _globals['_CAPTURERESPONSE']._serialized_start=879
-  _globals['_CAPTURERESPONSE']._serialized_end=1004
-  _globals['_CAPTUREHEADER']._serialized_start=1006
-  _globals['_CAPTUREHEADER']._serialized_end=1130
-  _globals['_RUNREQUEST']._serialized_start=1133
-  _globals['_RUNREQUEST']._serialized_end=1380
-  _globals['_RUNRESPONSE']._serialized_start=1383
-  _globals['_RUNRESPONSE']._serialized_end=1620
-  _globals['_CREATEHARVESTREQUEST']._serialized_start=1623
-  _globals['_CREATEHARVESTREQUEST']._serialized_end=1756
-  _globals['_GETHARVESTREQUEST']._serialized_start=1758
-  _globals['_GETHARVESTREQUEST']._serialized_end=1791
-  _globals['_LISTHARVESTSREQUEST']._serialized_start=1793
-  _globals['_LISTHARVESTSREQUEST']._serialized_end=1853
-  _globals['_LISTHARVESTSRESPONSE']._serialized_start=1855
-  _globals['_LISTHARVESTSRESPONSE']._serialized_end=1950
-  _globals['_READSEQUENCESREQUEST']._serialized_start=1952
-  _globals['_READSEQUENCESREQUEST']._serialized_end=2029
-  _globals['_READSEQUENCESRESPONSE']._serialized_start=2032
-  _globals['_READSEQUENCESRESPONSE']._serialized_end=2197
-  _globals['_SEQUENCESHEADER']._serialized_start=2199
-  _globals['_SEQUENCESHEADER']._serialized_end=2303
-  _globals['_REPLACEMLPSREQUEST']._serialized_start=2306
-  _globals['_REPLACEMLPSREQUEST']._serialized_end=2483
-  _globals['_REPLACESTART']._serialized_start=2485
-  _globals['_REPLACESTART']._serialized_end=2584
-  _globals['_REPLACEPASS']._serialized_start=2587
-  _globals['_REPLACEPASS']._serialized_end=2716
-  _globals['_REPLACEMLPSRESPONSE']._serialized_start=2718
-  _globals['_REPLACEMLPSRESPONSE']._serialized_end=2845
-  _globals['_REPLACESCORE']._serialized_start=2847
-  _globals['_REPLACESCORE']._serialized_end=2969
-  _globals['_UPLOADCORPUSREQUEST']._serialized_start=2971
-  _globals['_UPLOADCORPUSREQUEST']._serialized_end=3043
-  _globals['_CORPUS']._serialized_start=3046
-  _globals['_CORPUS']._serialized_end=3178
-  _globals['_GETCORPUSREQUEST']._serialized_start=3180
-  _globals['_GETCORPUSREQUEST']._serialized_end=3212
-  _globals['_LISTCORPORAREQUEST']._serialized_start=3214
-  _globals['_LISTCORPORAREQUEST']._serialized_end=3273
-  _globals['_LISTCORPORARESPONSE']._serialized_start=3275
-  _globals['_LISTCORPORARESPONSE']._serialized_end=3367
-  _globals['_PAUSEHARVESTREQUEST']._serialized_start=3369
-  _globals['_PAUSEHARVESTREQUEST']._serialized_end=3404
-  _globals['_RESUMEHARVESTREQUEST']._serialized_start=3406
-  _globals['_RESUMEHARVESTREQUEST']._serialized_end=3442
-  _globals['_CANCELHARVESTREQUEST']._serialized_start=3444
-  _globals['_CANCELHARVESTREQUEST']._serialized_end=3480
-  _globals['_ACTIVATIONSERVICE']._serialized_start=3483
-  _globals['_ACTIVATIONSERVICE']._serialized_end=5336
+  _globals['_GETMODELREQUEST']._serialized_start=269
+  _globals['_GETMODELREQUEST']._serialized_end=300
+  _globals['_LISTMODELSREQUEST']._serialized_start=302
+  _globals['_LISTMODELSREQUEST']._serialized_end=360
+  _globals['_LISTMODELSRESPONSE']._serialized_start=362
+  _globals['_LISTMODELSRESPONSE']._serialized_end=451
+  _globals['_TOKENIZEREQUEST']._serialized_start=453
+  _globals['_TOKENIZEREQUEST']._serialized_end=531
+  _globals['_TOKENIZERESPONSE']._serialized_start=533
+  _globals['_TOKENIZERESPONSE']._serialized_end=595
+  _globals['_DETOKENIZEREQUEST']._serialized_start=597
+  _globals['_DETOKENIZEREQUEST']._serialized_end=650
+  _globals['_DETOKENIZERESPONSE']._serialized_start=652
+  _globals['_DETOKENIZERESPONSE']._serialized_end=716
+  _globals['_CAPTUREREQUEST']._serialized_start=719
+  _globals['_CAPTUREREQUEST']._serialized_end=913
+  _globals['_CAPTURERESPONSE']._serialized_start=915
+  _globals['_CAPTURERESPONSE']._serialized_end=1040
+  _globals['_CAPTUREHEADER']._serialized_start=1042
+  _globals['_CAPTUREHEADER']._serialized_end=1166
+  _globals['_RUNREQUEST']._serialized_start=1169
+  _globals['_RUNREQUEST']._serialized_end=1416
+  _globals['_RUNRESPONSE']._serialized_start=1419
+  _globals['_RUNRESPONSE']._serialized_end=1656
+  _globals['_CREATEHARVESTREQUEST']._serialized_start=1659
+  _globals['_CREATEHARVESTREQUEST']._serialized_end=1792
+  _globals['_GETHARVESTREQUEST']._serialized_start=1794
+  _globals['_GETHARVESTREQUEST']._serialized_end=1827
+  _globals['_LISTHARVESTSREQUEST']._serialized_start=1829
+  _globals['_LISTHARVESTSREQUEST']._serialized_end=1889
+  _globals['_LISTHARVESTSRESPONSE']._serialized_start=1891
+  _globals['_LISTHARVESTSRESPONSE']._serialized_end=1986
+  _globals['_READSEQUENCESREQUEST']._serialized_start=1988
+  _globals['_READSEQUENCESREQUEST']._serialized_end=2065
+  _globals['_READSEQUENCESRESPONSE']._serialized_start=2068
+  _globals['_READSEQUENCESRESPONSE']._serialized_end=2233
+  _globals['_SEQUENCESHEADER']._serialized_start=2235
+  _globals['_SEQUENCESHEADER']._serialized_end=2339
+  _globals['_REPLACEMLPSREQUEST']._serialized_start=2342
+  _globals['_REPLACEMLPSREQUEST']._serialized_end=2519
+  _globals['_REPLACESTART']._serialized_start=2521
+  _globals['_REPLACESTART']._serialized_end=2620
+  _globals['_REPLACEPASS']._serialized_start=2623
+  _globals['_REPLACEPASS']._serialized_end=2752
+  _globals['_REPLACEMLPSRESPONSE']._serialized_start=2754
+  _globals['_REPLACEMLPSRESPONSE']._serialized_end=2881
+  _globals['_REPLACESCORE']._serialized_start=2883
+  _globals['_REPLACESCORE']._serialized_end=3005
+  _globals['_UPLOADCORPUSREQUEST']._serialized_start=3007
+  _globals['_UPLOADCORPUSREQUEST']._serialized_end=3079
+  _globals['_CORPUS']._serialized_start=3082
+  _globals['_CORPUS']._serialized_end=3214
+  _globals['_GETCORPUSREQUEST']._serialized_start=3216
+  _globals['_GETCORPUSREQUEST']._serialized_end=3248
+  _globals['_LISTCORPORAREQUEST']._serialized_start=3250
+  _globals['_LISTCORPORAREQUEST']._serialized_end=3309
+  _globals['_LISTCORPORARESPONSE']._serialized_start=3311
+  _globals['_LISTCORPORARESPONSE']._serialized_end=3403
+  _globals['_PAUSEHARVESTREQUEST']._serialized_start=3405
+  _globals['_PAUSEHARVESTREQUEST']._serialized_end=3440
+  _globals['_RESUMEHARVESTREQUEST']._serialized_start=3442
+  _globals['_RESUMEHARVESTREQUEST']._serialized_end=3478
+  _globals['_CANCELHARVESTREQUEST']._serialized_start=3480
+  _globals['_CANCELHARVESTREQUEST']._serialized_end=3516
+  _globals['_ACTIVATIONSERVICE']._serialized_start=3519
+  _globals['_ACTIVATIONSERVICE']._serialized_end=5986
 # @@protoc_insertion_point(module_scope)

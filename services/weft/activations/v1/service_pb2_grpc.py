@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from weft.activations.v1 import analyses_pb2 as weft_dot_activations_dot_v1_dot_analyses__pb2
 from weft.activations.v1 import corpora_pb2 as weft_dot_activations_dot_v1_dot_corpora__pb2
 from weft.activations.v1 import generation_pb2 as weft_dot_activations_dot_v1_dot_generation__pb2
 from weft.activations.v1 import messages_pb2 as weft_dot_activations_dot_v1_dot_messages__pb2
@@ -138,6 +139,36 @@ class ActivationServiceStub:
                 '/weft.activations.v1.ActivationService/Generate',
                 request_serializer=weft_dot_activations_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=weft_dot_activations_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.LogitLens = channel.unary_stream(
+                '/weft.activations.v1.ActivationService/LogitLens',
+                request_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.LogitLensRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.LogitLensResponse.FromString,
+                _registered_method=True)
+        self.AttributeLogits = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/AttributeLogits',
+                request_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.AttributeLogitsRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.AttributeLogitsResponse.FromString,
+                _registered_method=True)
+        self.GetAttentionPatterns = channel.unary_stream(
+                '/weft.activations.v1.ActivationService/GetAttentionPatterns',
+                request_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.GetAttentionPatternsRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.GetAttentionPatternsResponse.FromString,
+                _registered_method=True)
+        self.ScoreHeads = channel.unary_unary(
+                '/weft.activations.v1.ActivationService/ScoreHeads',
+                request_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.ScoreHeadsRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.ScoreHeadsResponse.FromString,
+                _registered_method=True)
+        self.SweepPatches = channel.unary_stream(
+                '/weft.activations.v1.ActivationService/SweepPatches',
+                request_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.SweepPatchesRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.SweepResponse.FromString,
+                _registered_method=True)
+        self.SweepPaths = channel.unary_stream(
+                '/weft.activations.v1.ActivationService/SweepPaths',
+                request_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.SweepPathsRequest.SerializeToString,
+                response_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.SweepResponse.FromString,
                 _registered_method=True)
 
 
@@ -291,6 +322,48 @@ class ActivationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LogitLens(self, request, context):
+        """Reads the residual stream through the final norm and the unembedding at every depth: first a header, then blocks of positions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttributeLogits(self, request, context):
+        """Takes logits apart into what each part of the model wrote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAttentionPatterns(self, request, context):
+        """Streams attention patterns: first a header, then tensors in chunks, layer by layer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreHeads(self, request, context):
+        """Scores every head on random tokens that repeat: induction, previous token, duplicate token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SweepPatches(self, request, context):
+        """Activation patching over a grid of components, layers and positions: first the grid, then cells as they are done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SweepPaths(self, request, context):
+        """Path patching from a grid of senders to one receiver: first the grid, then cells as they are done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ActivationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -393,6 +466,36 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=weft_dot_activations_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=weft_dot_activations_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
+            ),
+            'LogitLens': grpc.unary_stream_rpc_method_handler(
+                    servicer.LogitLens,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.LogitLensRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.LogitLensResponse.SerializeToString,
+            ),
+            'AttributeLogits': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttributeLogits,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.AttributeLogitsRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.AttributeLogitsResponse.SerializeToString,
+            ),
+            'GetAttentionPatterns': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetAttentionPatterns,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.GetAttentionPatternsRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.GetAttentionPatternsResponse.SerializeToString,
+            ),
+            'ScoreHeads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreHeads,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.ScoreHeadsRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.ScoreHeadsResponse.SerializeToString,
+            ),
+            'SweepPatches': grpc.unary_stream_rpc_method_handler(
+                    servicer.SweepPatches,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.SweepPatchesRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.SweepResponse.SerializeToString,
+            ),
+            'SweepPaths': grpc.unary_stream_rpc_method_handler(
+                    servicer.SweepPaths,
+                    request_deserializer=weft_dot_activations_dot_v1_dot_analyses__pb2.SweepPathsRequest.FromString,
+                    response_serializer=weft_dot_activations_dot_v1_dot_analyses__pb2.SweepResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -936,6 +1039,168 @@ class ActivationService:
             '/weft.activations.v1.ActivationService/Generate',
             weft_dot_activations_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             weft_dot_activations_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogitLens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/LogitLens',
+            weft_dot_activations_dot_v1_dot_analyses__pb2.LogitLensRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_analyses__pb2.LogitLensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttributeLogits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/AttributeLogits',
+            weft_dot_activations_dot_v1_dot_analyses__pb2.AttributeLogitsRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_analyses__pb2.AttributeLogitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAttentionPatterns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/GetAttentionPatterns',
+            weft_dot_activations_dot_v1_dot_analyses__pb2.GetAttentionPatternsRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_analyses__pb2.GetAttentionPatternsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreHeads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/ScoreHeads',
+            weft_dot_activations_dot_v1_dot_analyses__pb2.ScoreHeadsRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_analyses__pb2.ScoreHeadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SweepPatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/SweepPatches',
+            weft_dot_activations_dot_v1_dot_analyses__pb2.SweepPatchesRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_analyses__pb2.SweepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SweepPaths(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.activations.v1.ActivationService/SweepPaths',
+            weft_dot_activations_dot_v1_dot_analyses__pb2.SweepPathsRequest.SerializeToString,
+            weft_dot_activations_dot_v1_dot_analyses__pb2.SweepResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Serves the base model: looks inside one forward pass, changes it, harvests a cor
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
+from weft.activations.v1 import analyses_pb2 as _analyses_pb2
 from weft.activations.v1 import corpora_pb2 as _corpora_pb2
 from weft.activations.v1 import generation_pb2 as _generation_pb2
 from weft.activations.v1 import messages_pb2 as _messages_pb2
@@ -88,6 +89,18 @@ class ActivationServiceStub:
     """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
     what the generations of this moment keep of their tokens would be too much.
     """
+    LogitLens: _grpc.UnaryStreamMultiCallable[_analyses_pb2.LogitLensRequest, _analyses_pb2.LogitLensResponse]
+    """Reads the residual stream through the final norm and the unembedding at every depth: first a header, then blocks of positions."""
+    AttributeLogits: _grpc.UnaryUnaryMultiCallable[_analyses_pb2.AttributeLogitsRequest, _analyses_pb2.AttributeLogitsResponse]
+    """Takes logits apart into what each part of the model wrote."""
+    GetAttentionPatterns: _grpc.UnaryStreamMultiCallable[_analyses_pb2.GetAttentionPatternsRequest, _analyses_pb2.GetAttentionPatternsResponse]
+    """Streams attention patterns: first a header, then tensors in chunks, layer by layer."""
+    ScoreHeads: _grpc.UnaryUnaryMultiCallable[_analyses_pb2.ScoreHeadsRequest, _analyses_pb2.ScoreHeadsResponse]
+    """Scores every head on random tokens that repeat: induction, previous token, duplicate token."""
+    SweepPatches: _grpc.UnaryStreamMultiCallable[_analyses_pb2.SweepPatchesRequest, _analyses_pb2.SweepResponse]
+    """Activation patching over a grid of components, layers and positions: first the grid, then cells as they are done."""
+    SweepPaths: _grpc.UnaryStreamMultiCallable[_analyses_pb2.SweepPathsRequest, _analyses_pb2.SweepResponse]
+    """Path patching from a grid of senders to one receiver: first the grid, then cells as they are done."""
 
 @_typing.type_check_only
 class ActivationServiceAsyncStub(ActivationServiceStub):
@@ -145,6 +158,18 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
     what the generations of this moment keep of their tokens would be too much.
     """
+    LogitLens: _aio.UnaryStreamMultiCallable[_analyses_pb2.LogitLensRequest, _analyses_pb2.LogitLensResponse]  # type: ignore[assignment]
+    """Reads the residual stream through the final norm and the unembedding at every depth: first a header, then blocks of positions."""
+    AttributeLogits: _aio.UnaryUnaryMultiCallable[_analyses_pb2.AttributeLogitsRequest, _analyses_pb2.AttributeLogitsResponse]  # type: ignore[assignment]
+    """Takes logits apart into what each part of the model wrote."""
+    GetAttentionPatterns: _aio.UnaryStreamMultiCallable[_analyses_pb2.GetAttentionPatternsRequest, _analyses_pb2.GetAttentionPatternsResponse]  # type: ignore[assignment]
+    """Streams attention patterns: first a header, then tensors in chunks, layer by layer."""
+    ScoreHeads: _aio.UnaryUnaryMultiCallable[_analyses_pb2.ScoreHeadsRequest, _analyses_pb2.ScoreHeadsResponse]  # type: ignore[assignment]
+    """Scores every head on random tokens that repeat: induction, previous token, duplicate token."""
+    SweepPatches: _aio.UnaryStreamMultiCallable[_analyses_pb2.SweepPatchesRequest, _analyses_pb2.SweepResponse]  # type: ignore[assignment]
+    """Activation patching over a grid of components, layers and positions: first the grid, then cells as they are done."""
+    SweepPaths: _aio.UnaryStreamMultiCallable[_analyses_pb2.SweepPathsRequest, _analyses_pb2.SweepResponse]  # type: ignore[assignment]
+    """Path patching from a grid of senders to one receiver: first the grid, then cells as they are done."""
 
 class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one service that holds the base model."""
@@ -319,5 +344,53 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Generates tokens after a prompt, one message each as soon as it is there, with changes made in every pass. RESOURCE_EXHAUSTED:
         what the generations of this moment keep of their tokens would be too much.
         """
+
+    @_abc_1.abstractmethod
+    def LogitLens(
+        self,
+        request: _analyses_pb2.LogitLensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_analyses_pb2.LogitLensResponse], _abc.AsyncIterator[_analyses_pb2.LogitLensResponse]]:
+        """Reads the residual stream through the final norm and the unembedding at every depth: first a header, then blocks of positions."""
+
+    @_abc_1.abstractmethod
+    def AttributeLogits(
+        self,
+        request: _analyses_pb2.AttributeLogitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_analyses_pb2.AttributeLogitsResponse, _abc.Awaitable[_analyses_pb2.AttributeLogitsResponse]]:
+        """Takes logits apart into what each part of the model wrote."""
+
+    @_abc_1.abstractmethod
+    def GetAttentionPatterns(
+        self,
+        request: _analyses_pb2.GetAttentionPatternsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_analyses_pb2.GetAttentionPatternsResponse], _abc.AsyncIterator[_analyses_pb2.GetAttentionPatternsResponse]]:
+        """Streams attention patterns: first a header, then tensors in chunks, layer by layer."""
+
+    @_abc_1.abstractmethod
+    def ScoreHeads(
+        self,
+        request: _analyses_pb2.ScoreHeadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_analyses_pb2.ScoreHeadsResponse, _abc.Awaitable[_analyses_pb2.ScoreHeadsResponse]]:
+        """Scores every head on random tokens that repeat: induction, previous token, duplicate token."""
+
+    @_abc_1.abstractmethod
+    def SweepPatches(
+        self,
+        request: _analyses_pb2.SweepPatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_analyses_pb2.SweepResponse], _abc.AsyncIterator[_analyses_pb2.SweepResponse]]:
+        """Activation patching over a grid of components, layers and positions: first the grid, then cells as they are done."""
+
+    @_abc_1.abstractmethod
+    def SweepPaths(
+        self,
+        request: _analyses_pb2.SweepPathsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_analyses_pb2.SweepResponse], _abc.AsyncIterator[_analyses_pb2.SweepResponse]]:
+        """Path patching from a grid of senders to one receiver: first the grid, then cells as they are done."""
 
 def add_ActivationServiceServicer_to_server(servicer: ActivationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

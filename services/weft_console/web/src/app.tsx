@@ -5,6 +5,7 @@ import { DatasetPage } from "./pages/dataset";
 import { DatasetsPage } from "./pages/datasets";
 import { GraphPage } from "./graph/page";
 import { GraphsPage } from "./pages/graphs";
+import { InsidePage } from "./pages/inside";
 import { RunPage } from "./pages/run";
 import { RunsPage } from "./pages/runs";
 import { SignIn } from "./pages/sign-in";
@@ -12,7 +13,7 @@ import { useRoute, type Route } from "./routes";
 import { currentTheme, nextTheme } from "./theme";
 import { Empty } from "./ui/parts";
 
-const SECTIONS = [["graphs", "Graphs"], ["runs", "Runs"], ["datasets", "Datasets"]] as const;
+const SECTIONS = [["graphs", "Graphs"], ["runs", "Runs"], ["datasets", "Datasets"], ["inside", "Inside"]] as const;
 
 export function App() {
   const route = useRoute();
@@ -53,7 +54,8 @@ function Page({ route }: { route: Route }) {
   if (section === "graphs") return id ? <GraphPage key={id} id={id} /> : <GraphsPage />;
   if (section === "runs") return id ? <RunPage key={id} id={id} /> : <RunsPage />;
   if (section === "datasets") return id ? <DatasetPage key={id} id={id} /> : <DatasetsPage />;
-  return <Empty title="There is no such page">Graphs, runs and datasets stand in the navigation above.</Empty>;
+  if (section === "inside") return <InsidePage />;
+  return <Empty title="There is no such page">Graphs, runs, datasets and the inside of the model stand in the navigation above.</Empty>;
 }
 
 const THEME_ICONS = { system: "◐", light: "☀", dark: "☾" };

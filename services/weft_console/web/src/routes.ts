@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 
 export interface Route {
-  section: "graphs" | "runs" | "datasets" | "unknown";
+  section: "graphs" | "runs" | "datasets" | "inside" | "unknown";
   id: string | null;
 }
 
@@ -10,6 +10,7 @@ export function parseRoute(path: string): Route {
   const [section = "", id = "", ...rest] = path.split("/").filter(Boolean);
   if (rest.length > 0) return { section: "unknown", id: null };
   if (section === "") return { section: "graphs", id: null };
+  if (section === "inside" && !id) return { section, id: null };
   if (section === "graphs" || section === "runs" || section === "datasets") return { section, id: id ? decodeURIComponent(id) : null };
   return { section: "unknown", id: null };
 }

@@ -214,6 +214,35 @@ export interface Feature {
   bottom_logits: FeatureLogit[];
 }
 
+export interface Model {
+  name: string;
+  num_layers: number;
+  num_heads: number;
+}
+
+/** By depth and position: the most likely tokens, and how far the prediction is from the model's own, in nats. */
+export interface Lens {
+  tokens: string[];
+  depths: number[];
+  top: { text: string; probability: number }[][][];
+  kl: number[][];
+}
+
+export interface Pattern {
+  tokens: string[];
+  pattern: number[][];
+}
+
+/** By layer and position: the share of the metric that comes back. */
+export interface Sweep {
+  clean_tokens: string[];
+  corrupted_tokens: string[];
+  layers: number[];
+  clean_metric: number;
+  corrupted_metric: number;
+  restored: (number | null)[][];
+}
+
 /** The last part of a resource name: `graphs/x` gives `x`. */
 export function idOf(name: string): string {
   return name.slice(name.lastIndexOf("/") + 1);

@@ -3,6 +3,7 @@ import { binName, densityCounts } from "../src/pages/evaluation";
 import type { Evaluation } from "../src/types";
 import { bytes, count, figure, seconds, signedPercent } from "../src/format";
 import { parseRoute } from "../src/routes";
+import { visible } from "../src/ui/heat-table";
 import { logTicks, thin, ticks } from "../src/ui/scale";
 
 describe("scale", () => {
@@ -67,5 +68,11 @@ describe("evaluation", () => {
     expect(binName(edges, 0, false)).toBe("1% to 3.2% of tokens");
     expect(binName(edges, 0, true)).toBe("1e-2");
     expect(binName(edges, 1, true)).toBe("");
+  });
+});
+
+describe("visible", () => {
+  it("marks spaces at the ends, line breaks and nothing at all", () => {
+    expect(["", " a b", "  ", "a\n", "\t "].map(visible)).toEqual(["∅", "␣a b", "␣␣", "a⏎", "⇥␣"]);
   });
 });
