@@ -1,8 +1,4 @@
-"""
-A small dataset in a folder bucket, and ranks over it: processes that are told who they are, and no torchrun.
-
-A torchrun loads torch once more for each start. What it does for ranks is shown where the trainer starts them by one.
-"""
+"""A small dataset in a folder bucket, and ranks over it as torchrun starts them."""
 
 import hashlib
 import json
@@ -10,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,45 +47,12 @@ def spec_of(**changes: Any) -> dict[str, Any]:
 
 
 @dataclass
-class Ranks:
-    """The processes of a run, by rank."""
-
-    processes: list["subprocess.Popen[bytes]"]
-
-    def poll(self) -> int | None:
-        """The code of a rank that failed; 0 once all have ended well; None until then."""
-        codes = [process.poll() for process in self.processes]
-        failed = [code for code in codes if code]
-        return failed[0] if failed else None if None in codes else 0
-
-    def wait(self, timeout_s: float) -> int:
-        """Wait for the end, and return its code; ranks whose partner has failed are killed."""
-        deadline = time.monotonic() + timeout_s
-        while (code := self.poll()) is None:
-            assert time.monotonic() < deadline, f"ranks still run after {timeout_s:g} s"
-            time.sleep(0.02)
-        self.kill()
-        return code
-
-    def send(self, number: int) -> None:
-        """Send a signal to all."""
-        for process in self.processes:
-            process.send_signal(number)
-
-    def kill(self) -> None:
-        """End all by SIGKILL, which one that is stopped obeys too."""
-        self.send(signal.SIGKILL)
-        for process in self.processes:
-            process.wait()
-
-
-@dataclass
 class Rig:
     """A bucket with a dataset in it, and the cache service over it."""
 
     folder: Path
     cache_target: str
-    groups: list[Ranks] = field(default_factory=list)
+    groups: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
     def bucket_url(self) -> str:
@@ -111,22 +73,28 @@ class Rig:
             **more,
         }
 
-    def start(self, run: str, num_ranks: int, **more: str) -> Ranks:
-        """Start the ranks of a run."""
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        world = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(num_ranks))
-        group = Ranks([])
-        self.groups.append(group)
+    def start(self, run: str, num_ranks: int, **more: str) -> "subprocess.Popen[bytes]":
+        """Start the ranks of a run as the launcher does, in a process group of their own."""
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(num_ranks),
+            "--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--max-restarts", "0",
+            "-m", "weft_trainer.worker",
+        ]  # fmt: skip
         with (self.folder / f"{run}.log").open("ab") as log:
-            for rank in range(num_ranks):
-                environment = self.environment(run, **meeting, **world, RANK=str(rank), LOCAL_RANK=str(rank), **more)
-                command = [sys.executable, "-m", "weft_trainer.worker"]
-                group.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            group = subprocess.Popen(
+                command, env=self.environment(run, **more), stdout=log, stderr=log, start_new_session=True
+            )
+        self.groups.append(group)
         return group
 
     def train(self, run: str, num_ranks: int, **more: str) -> None:
         code = self.start(run, num_ranks, **more).wait(240)
         assert code == 0, (self.folder / f"{run}.log").read_text()[-6000:]
+
+    def kill(self, group: "subprocess.Popen[bytes]") -> None:
+        """End every process of a group by SIGKILL."""
+        os.killpg(group.pid, signal.SIGKILL)
+        group.wait()
 
     def metrics(self, run: str) -> list[dict[str, Any]]:
         store = open_store(self.bucket_url)

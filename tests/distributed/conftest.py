@@ -40,6 +40,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield rig
     finally:
         for group in rig.groups:
-            group.kill()
+            if group.poll() is None:
+                rig.kill(group)
         cache.terminate()
         cache.wait(20)

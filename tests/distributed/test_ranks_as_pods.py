@@ -19,8 +19,6 @@ from weft_trainer.worker.signals import TERMINATED
 
 pytestmark = pytest.mark.distributed
 
-STOPPABLE = spec_of(checkpoint_steps=0, num_steps=100)
-
 
 @contextmanager
 def _pods(rig: Rig, run: str) -> Iterator[list["subprocess.Popen[bytes]"]]:
@@ -58,31 +56,22 @@ def _codes(ranks: list["subprocess.Popen[bytes]"]) -> list[int]:
     return [rank.wait(300) for rank in ranks]
 
 
-@pytest.fixture(scope="module")
-def whole(rig: Rig) -> dict[str, str]:
-    """The last checkpoint of a run that nobody stopped."""
-    rig.create_run("whole-pods", STOPPABLE)
+@pytest.mark.timeout(1200)
+def test_one_rank_that_is_told_to_stop_has_all_save(rig: Rig) -> None:
+    """The SIGTERM of a drain reaches one pod; both end well, and the next start comes to the bytes of a whole run."""
+    for run in ("whole-pods", "drained"):
+        rig.create_run(run, spec_of(checkpoint_steps=0, num_steps=100))
     with _pods(rig, "whole-pods") as ranks:
         assert _codes(ranks) == [0, 0]
-    return rig.digests("whole-pods", 100)
-
-
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("told", [[1], [0, 1]], ids=["one", "all"])
-def test_ranks_that_are_told_to_stop_save(rig: Rig, whole: dict[str, str], told: list[int]) -> None:
-    """The SIGTERM of a drain reaches one pod, or each; both end well, and the next start comes to the same bytes."""
-    run = f"drained-{len(told)}"
-    rig.create_run(run, STOPPABLE)
-    with _pods(rig, run) as ranks:
-        _until_begun(rig, run)
-        for rank in told:
-            ranks[rank].send_signal(signal.SIGTERM)
+    with _pods(rig, "drained") as ranks:
+        _until_begun(rig, "drained")
+        ranks[1].send_signal(signal.SIGTERM)
         assert _codes(ranks) == [0, 0]
-    saved = list(list_ids(open_store(rig.bucket_url), f"runs/{run}/checkpoints/", "/manifest.json"))
+    saved = list(list_ids(open_store(rig.bucket_url), "runs/drained/checkpoints/", "/manifest.json"))
     assert len(saved) == 1
-    with _pods(rig, run) as ranks:
+    with _pods(rig, "drained") as ranks:
         assert _codes(ranks) == [0, 0]
-    assert rig.digests(run, 100) == whole
+    assert rig.digests("drained", 100) == rig.digests("whole-pods", 100)
 
 
 def test_ranks_whose_partner_was_killed_end_soon(rig: Rig) -> None:

@@ -1,6 +1,7 @@
-"""Ranks as processes: training, a SIGKILL, other ranks, an evaluation and an export."""
+"""Ranks as processes: training, a SIGKILL, a SIGTERM, an evaluation and an export."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -11,11 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import worker_rig
 from numpy.typing import NDArray
 from safetensors.numpy import load
-from worker_rig import D_MODEL, NUM_LAYERS, Ranks, Rig, harvest, spec_of
+from worker_rig import D_MODEL, NUM_LAYERS, Rig, harvest, spec_of
 
 from weft_clt.checkpoint import sharded_dim
 from weft_store import open_store
@@ -56,12 +58,31 @@ def test_worker_killed_at_a_random_moment_resumes_bit_for_bit(alone: Rig) -> Non
         assert group.poll() is None, (alone.folder / "killed.log").read_text()[-4000:]
         time.sleep(0.005)
     time.sleep(random.uniform(0, 0.3))
-    group.kill()
+    alone.kill(group)
     alone.train("killed", 2)
     assert alone.digests("killed", 12) == alone.digests("alone", 12)
 
 
-def _wait_for(rig: Rig, run: str, event: str, group: Ranks) -> None:
+def test_worker_saves_and_stops_when_terminated(alone: Rig) -> None:
+    """SIGTERM ends with a checkpoint of the step reached; the next start goes on from it to the same bytes."""
+    spec = spec_of(checkpoint_steps=0, num_steps=100)
+    alone.create_run("stopped", spec)
+    group = alone.start("stopped", 2)
+    deadline = time.monotonic() + 120
+    while '"first_step"' not in (alone.folder / "stopped.log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(group.pid, signal.SIGTERM)
+    group.wait(180)
+    assert len(_steps_saved(alone, "stopped")) == 1, (alone.folder / "stopped.log").read_text()[-6000:]
+    alone.train("stopped", 2)
+    reference = "alone-uncheckpointed"
+    alone.create_run(reference, spec)
+    alone.train(reference, 2)
+    assert alone.digests("stopped", 100) == alone.digests(reference, 100)
+
+
+def _wait_for(rig: Rig, run: str, event: str, group: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 120
     while f'"{event}"' not in (log := (rig.folder / f"{run}.log").read_text()):
         assert time.monotonic() < deadline, log[-4000:]
@@ -116,7 +137,12 @@ def test_rank_that_hangs_is_named(rig: Rig) -> None:
     rig.create_run("hanging", spec_of(num_steps=100_000, checkpoint_steps=0))
     group = rig.start("hanging", 2, WEFT_WORKER_HANG_S="20")
     _wait_for(rig, "hanging", "first_step", group)
-    group.processes[1].send_signal(signal.SIGSTOP)
+    ranks = [
+        process
+        for process in psutil.Process(group.pid).children(recursive=True)
+        if process.environ().get("RANK") == "1" and "weft_trainer.worker" in process.cmdline()
+    ]
+    ranks[0].suspend()
     assert group.wait(240) == 1
     assert "rank 1 has not come to what rank 0 has been waiting in" in (rig.folder / "hanging.log").read_text()
 
