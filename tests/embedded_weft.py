@@ -65,7 +65,7 @@ def clean_environment() -> dict[str, str]:
     return dict(kept) | {"COLUMNS": "200", "NO_COLOR": "1", "XDG_CONFIG_HOME": "/nonexistent"}
 
 
-SMALL = ("--tokens", "4500", "--features", "256", "--steps", "8", "--prompt", "The capital of France is")
+SMALL = ("--tokens", "4500", "--features", "256", "--steps", "14", "--prompt", "The capital of France is")
 """Options of a demo that is whole and takes a minute."""
 
 

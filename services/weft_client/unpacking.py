@@ -3,7 +3,9 @@
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 
+from weft.activations.v1 import corpora_pb2
 from weft.activations.v1 import messages_pb2 as activations
+from weft.activations.v1 import service_pb2 as activations_service
 from weft.attribution.v1 import messages_pb2 as attribution
 from weft.cache.v1 import retention_pb2, service_pb2
 from weft.training.v1 import messages_pb2 as training
@@ -14,8 +16,10 @@ KINDS: dict[str, type[Message]] = {
     for kind in (
         activations.Harvest,
         activations.HarvestMetadata,
+        activations_service.Corpus,
         attribution.Graph,
         attribution.GraphMetadata,
+        corpora_pb2.CorpusImportMetadata,
         retention_pb2.CatalogWorkMetadata,
         retention_pb2.CollectGarbageResponse,
         service_pb2.VerifyDatasetResponse,
