@@ -19,6 +19,7 @@ from free_ports import free_port
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from weft.cache.v1 import messages_pb2 as cache_messages
+from weft.cache.v1 import retention_pb2
 from weft.cache.v1 import service_pb2 as cache_service
 from weft.cache.v1 import service_pb2_grpc as cache_grpc
 from weft.training.v1 import messages_pb2, service_pb2, service_pb2_grpc
@@ -49,6 +50,11 @@ class OneDataset(cache_grpc.CacheServiceServicer):
             num_train_tokens=1000,
             num_held_out_tokens=100,
         )
+
+    async def HoldDataset(  # noqa: N802  gRPC names it
+        self, request: retention_pb2.HoldDatasetRequest, context: Any
+    ) -> retention_pb2.Hold:
+        return retention_pb2.Hold(holder=request.holder)
 
 
 def _spec(**changes: Any) -> messages_pb2.TrainingSpec:
