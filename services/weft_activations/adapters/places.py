@@ -10,7 +10,19 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["FusedHeads", "Heads", "Located", "Norm", "OpenAttention", "Place", "Result", "Site", "View", "layer_places"]
+__all__ = [
+    "FusedHeads",
+    "Heads",
+    "Located",
+    "Norm",
+    "OpenAttention",
+    "Place",
+    "Result",
+    "Site",
+    "View",
+    "final_places",
+    "layer_places",
+]
 
 
 class View(Protocol):
@@ -181,6 +193,15 @@ class Located:
             if isinstance(place, OpenAttention):
                 found.setdefault(place.module, {})[place.inner] = name
         object.__setattr__(self, "open_modules", found)
+
+
+def final_places(norm: Norm) -> dict[str, Place]:
+    """Return what lies at a model's last norm."""
+    return {
+        "resid_final": Site(norm.module, is_input=True),
+        "ln_final.scale": norm,
+        "ln_final.normed": Site(norm.module, is_input=False),
+    }
 
 
 def layer_places(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from weft_activations.adapters.places import Heads, Located, Norm, Place, Site, layer_places
+from weft_activations.adapters.places import Heads, Located, Norm, Place, Site, final_places, layer_places
 
 __all__ = ["locate_gemma"]
 
@@ -36,7 +36,5 @@ def locate_gemma(model: Any) -> Located:
             ln2_post=Norm(block.post_feedforward_layernorm, 1.0),
             mlp_out=block.post_feedforward_layernorm,
         )
-    places["resid_final"] = Site(body.norm, is_input=True)
-    places["ln_final.scale"] = Norm(body.norm, 1.0)
-    places["ln_final.normed"] = Site(body.norm, is_input=False)
+    places |= final_places(Norm(body.norm, 1.0))
     return Located(model, places, always_open=not model._supports_sdpa)

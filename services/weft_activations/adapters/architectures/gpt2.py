@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from weft_activations.adapters.places import FusedHeads, Located, Norm, Place, Site, layer_places
+from weft_activations.adapters.places import FusedHeads, Located, Norm, Place, Site, final_places, layer_places
 
 __all__ = ["locate_gpt2"]
 
@@ -35,7 +35,5 @@ def locate_gpt2(model: Any) -> Located:
             down=block.mlp.c_proj,
             mlp_out=block.mlp,
         )
-    places["resid_final"] = Site(body.ln_f, is_input=True)
-    places["ln_final.scale"] = Norm(body.ln_f)
-    places["ln_final.normed"] = Site(body.ln_f, is_input=False)
+    places |= final_places(Norm(body.ln_f))
     return Located(model, places)

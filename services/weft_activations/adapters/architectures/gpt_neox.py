@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from weft_activations.adapters.places import FusedHeads, Located, Norm, Place, Site, layer_places
+from weft_activations.adapters.places import FusedHeads, Located, Norm, Place, Site, final_places, layer_places
 
 __all__ = ["locate_gpt_neox"]
 
@@ -33,7 +33,5 @@ def locate_gpt_neox(model: Any) -> Located:
             mlp_out=mlp,
             parallel=model.config.use_parallel_residual,
         )
-    places["resid_final"] = Site(body.final_layer_norm, is_input=True)
-    places["ln_final.scale"] = Norm(body.final_layer_norm)
-    places["ln_final.normed"] = Site(body.final_layer_norm, is_input=False)
+    places |= final_places(Norm(body.final_layer_norm))
     return Located(model, places)

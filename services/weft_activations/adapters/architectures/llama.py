@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from weft_activations.adapters.places import Heads, Located, Norm, Place, Site, layer_places
+from weft_activations.adapters.places import Heads, Located, Norm, Place, Site, final_places, layer_places
 
 __all__ = ["locate_llama"]
 
@@ -34,7 +34,5 @@ def locate_llama(model: Any) -> Located:
             down=mlp.down_proj,
             mlp_out=mlp,
         )
-    places["resid_final"] = Site(body.norm, is_input=True)
-    places["ln_final.scale"] = Norm(body.norm)
-    places["ln_final.normed"] = Site(body.norm, is_input=False)
+    places |= final_places(Norm(body.norm))
     return Located(model, places)
