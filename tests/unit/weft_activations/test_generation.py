@@ -1,7 +1,6 @@
 """Generated tokens against transformers' own generation and passes over the whole text."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, make_model
+from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from weft_activations.adapters.transformers_backend import TransformersBackend
@@ -23,26 +22,6 @@ IDS = [280, 283, 264, 273, 302, 290, 276]
 PROMPT = Prompt(token_ids=tuple(IDS))
 # Keys and values of a token of the llama made here, float32: 2 layers, 2 heads of 8.
 TOKEN_BYTES = 2 * 2 * 2 * 8 * 4
-
-
-@pytest.fixture(scope="module")
-def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for family in FAMILIES:
-        make_model(folder / family, family, num_layers=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def backend(models_dir: Path) -> TransformersBackend:
-    return TransformersBackend(models_dir)
-
-
-@pytest.fixture
-async def inference(backend: TransformersBackend) -> AsyncIterator[Inference]:
-    made = Inference(backend)
-    yield made
-    made.close()
 
 
 async def generated(

@@ -1,6 +1,5 @@
 """Changes at any component: against hooks on transformers' own modules, and what they must leave alone."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,6 @@ from weft_common.errors import FailedPreconditionError, InvalidArgumentError, Re
 IDS = [280, 283, 264, 273, 302, 290, 276]
 OTHER = [302, 276, 280, 281, 270, 283, 264]
 ADD, SET, SCALE = InterventionKind.ADD, InterventionKind.SET, InterventionKind.SCALE
-
-
-@pytest.fixture(scope="module")
-def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for family in FAMILIES:
-        make_model(folder / family, family, num_layers=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def backend(models_dir: Path) -> TransformersBackend:
-    return TransformersBackend(models_dir)
-
-
-@pytest.fixture
-async def inference(backend: TransformersBackend) -> AsyncIterator[Inference]:
-    made = Inference(backend)
-    yield made
-    made.close()
 
 
 def own(models_dir: Path, family: str) -> Any:
