@@ -5,8 +5,9 @@ Write stand-ins for the CUDA libraries that PyPI's torch for Linux is linked to,
 
 That torch loads only where cuBLAS, NCCL and a dozen more are, 2 GB of them, although nothing calls them without a GPU.
 A stand-in has the library's name, its version names and the functions that torch asks it for. Each of these answers
-100, CUDA's "no device": torch then finds no GPU and computes on the processor. torch itself is left as it was
-published. Needs pyelftools and ziglang, which are in tools.txt.
+100, CUDA's "no device", or where it tells what an error is called, in words: torch then finds no GPU, says so where it
+is asked to use one, and computes on the processor. torch itself is left as it was published. Needs pyelftools and
+ziglang, which are in tools.txt.
 """
 
 import os
@@ -25,7 +26,10 @@ LIBRARY = re.compile(r"lib(cu|nv|nccl)")
 DRIVER = "libcuda.so.1"
 # What asks for a function without naming its library's version may get it from any library that is loaded.
 UNVERSIONED = re.compile(r"(nccl|curand|cusparseLt|cuFile)[A-Z_]")
+# They return text, which torch puts into its own errors.
+TEXT = re.compile(r"Get\w*(String|Name)$")
 NO_DEVICE = 100
+NO_LIBRARY = "no device: this image computes on the processor and has no CUDA libraries"
 
 
 @dataclass
@@ -57,13 +61,20 @@ class Linkage:
                     self.unversioned.add(symbol.name)
 
 
+def define(function: str) -> str:
+    """Return a function in C that says there is no device: in words where its name says that it returns text."""
+    if TEXT.search(function):
+        return f'const char *{function}(void) {{ return "{NO_LIBRARY}"; }}'
+    return f"long {function}(void) {{ return {NO_DEVICE}; }}"
+
+
 def compile_library(target: Path, versions: dict[str, set[str]], plain: set[str]) -> None:
-    """Compile one library whose functions all answer NO_DEVICE."""
+    """Compile one library whose functions all answer NO_DEVICE, as a number or in words."""
     functions = sorted({*plain, *(name for names in versions.values() for name in names)})
     script = "".join(f"{version} {{ global: {'; '.join(sorted(names))}; }};\n" for version, names in versions.items())
     with tempfile.TemporaryDirectory() as scratch:
         source, map_file = Path(scratch, "standin.c"), Path(scratch, "versions.map")
-        source.write_text("".join(f"long {name}(void) {{ return {NO_DEVICE}; }}\n" for name in functions))
+        source.write_text("".join(f"{define(name)}\n" for name in functions))
         map_file.write_text(script)
         command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-nostdlib", "-s", "-O1", "-o", str(target)]
         command += [

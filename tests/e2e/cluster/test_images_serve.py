@@ -33,6 +33,11 @@ weights = torch.randn(64, 64, requires_grad=True)
 (weights @ weights).square().mean().backward()
 assert bool(torch.isfinite(weights.grad).all()) and torch.distributed.is_gloo_available()
 torch.linalg.svd(weights.detach())
+try:
+    # transformers asks this of every pass over packed sequences, and takes an error for a no.
+    torch.cuda.is_current_stream_capturing()
+except RuntimeError as error:
+    assert "no device" in str(error), error
 print("computed on the processor")
 """
 COMPILES = """
