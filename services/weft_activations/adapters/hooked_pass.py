@@ -70,7 +70,7 @@ def run_pass(
             tokens_BP,
             use_cache=cache is not None,
             past_key_values=cache,
-            logits_to_keep=0 if "logits_all" in wanted else 1,
+            logits_to_keep=0 if "logits_all" in wanted or taps.touches("logits_uncapped") else 1,
         ).logits
     taps.visit("logits", logits_BPV[:, -1])
     taps.visit("logits_all", logits_BPV)

@@ -353,7 +353,11 @@ class TransformersBackend:
             bos_token_id=int(added[0]) if added and added[0] == tokenizer.bos_token_id else None,
             d_head=int(getattr(full, "head_dim", None) or d_model // num_heads),
             d_mlp=int(getattr(full, "intermediate_size", None) or getattr(full, "n_inner", None) or 4 * d_model),
-            components=component_patterns(architecture, parallel=getattr(full, "use_parallel_residual", False)),
+            components=component_patterns(
+                architecture,
+                parallel=getattr(full, "use_parallel_residual", False),
+                capped=getattr(full, "final_logit_softcapping", None) is not None,
+            ),
         )
 
     def _tokenizer(self, model_id: str) -> Any:

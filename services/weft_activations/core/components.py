@@ -49,6 +49,7 @@ MODEL_COMPONENTS = _by_name(
     Component("resid_final", "PD", "ln_final.hook_in"),
     Component("ln_final.scale", "P", "ln_final.hook_scale"),
     Component("ln_final.normed", "PD", "ln_final.hook_out"),
+    Component("logits_uncapped", "PV", "unembed.hook_out"),
     Component("logits", "V"),
     Component("logits_all", "PV", "unembed.hook_out"),
 )
@@ -84,7 +85,11 @@ _ROTATED = frozenset({"attn.q_rot", "attn.k_rot"})
 _GATED = frozenset({"mlp.pre_linear"})
 _POST_NORMS = frozenset({"ln1_post.scale", "ln2_post.scale"})
 _BETWEEN = frozenset({"resid_mid"})
-_SOME_HAVE = _EMBEDDED_POSITIONS | _ROTATED | _GATED | _POST_NORMS | _BETWEEN
+_CAPPED = frozenset({"logits_uncapped"})
+_SOME_HAVE = _EMBEDDED_POSITIONS | _ROTATED | _GATED | _POST_NORMS | _BETWEEN | _CAPPED
+
+_EARLIER = (("tok_embed", "embed"), ("logits_uncapped", "logits_all"))
+"""Two components of one name in TransformerLens, which is the first one's where a model has both."""
 
 ARCHITECTURES = {
     "GPT2LMHeadModel": _EMBEDDED_POSITIONS | _BETWEEN,
@@ -92,20 +97,21 @@ ARCHITECTURES = {
     "MistralForCausalLM": _ROTATED | _GATED | _BETWEEN,
     "Qwen2ForCausalLM": _ROTATED | _GATED | _BETWEEN,
     "Qwen3ForCausalLM": _ROTATED | _GATED | _BETWEEN,
-    "Gemma2ForCausalLM": _ROTATED | _GATED | _POST_NORMS | _BETWEEN,
-    "Gemma3ForCausalLM": _ROTATED | _GATED | _POST_NORMS | _BETWEEN,
+    "Gemma2ForCausalLM": _ROTATED | _GATED | _POST_NORMS | _BETWEEN | _CAPPED,
+    "Gemma3ForCausalLM": _ROTATED | _GATED | _POST_NORMS | _BETWEEN | _CAPPED,
     "GPTNeoXForCausalLM": _ROTATED | _BETWEEN,
 }
 """What an architecture has besides the components that all have."""
 
 
-def component_patterns(architecture: str, *, parallel: bool = False) -> tuple[str, ...]:
+def component_patterns(architecture: str, *, parallel: bool = False, capped: bool = False) -> tuple[str, ...]:
     """
     List an architecture's components, with `*` for the layer.
 
     Args:
         architecture: A key of ARCHITECTURES.
         parallel: Attention and MLP read the same stream, so that nothing lies between them.
+        capped: Logits go through a soft cap.
 
     >>> "layers.*.resid_mid" in component_patterns("GPTNeoXForCausalLM", parallel=True)
     False
@@ -113,6 +119,8 @@ def component_patterns(architecture: str, *, parallel: bool = False) -> tuple[st
     left_out = _SOME_HAVE - ARCHITECTURES[architecture]
     if parallel:
         left_out |= _BETWEEN
+    if not capped:
+        left_out |= _CAPPED
     return (
         *(name for name in MODEL_COMPONENTS if name not in left_out),
         *(f"layers.*.{name}" for name in LAYER_COMPONENTS if name not in left_out),
@@ -143,6 +151,6 @@ def lens_name(hook: str, components: Collection[str] = ()) -> str:
     'blocks.3.attn.hook_pattern'
     """
     lens = component_at(hook).lens
-    if hook == "embed" and "tok_embed" in components:
+    if any(hook == later and earlier in components for earlier, later in _EARLIER):
         return ""
     return lens if hook in MODEL_COMPONENTS or not lens else f"blocks.{hook.split('.')[1]}.{lens}"

@@ -136,6 +136,8 @@ def test_norms_are_recomputed(own: Any, found: Captures, family: str) -> None:
     logits = found["ln_final.normed"] @ weight(own.get_output_embeddings())
     cap = getattr(own.config, "final_logit_softcapping", None)
     close(found["logits_all"], logits if cap is None else np.tanh(logits / cap) * cap)
+    assert ("logits_uncapped" in found) == (cap is not None)
+    close(found.get("logits_uncapped", logits), logits)
 
 
 def projected(block: Any, x: Any, family: str) -> dict[str, Any]:

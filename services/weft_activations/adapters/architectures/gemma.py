@@ -37,4 +37,6 @@ def locate_gemma(model: Any) -> Located:
             mlp_out=block.post_feedforward_layernorm,
         )
     places |= final_places(Norm(body.norm, 1.0))
+    if config.final_logit_softcapping is not None:
+        places["logits_uncapped"] = Site(model.lm_head, is_input=False)
     return Located(model, places, always_open=not model._supports_sdpa)
