@@ -10,7 +10,7 @@ SLOW_TESTS := tests/contract tests/distributed tests/e2e tests/integration
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
-	bench-page bench-attribution setup setup-dev model page minio helm chromium prometheus locks clean
+	bench-page bench-attribution setup setup-dev model page minio toxiproxy helm chromium prometheus locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ help:  ## Show this list
 demo: setup model page  ## Harvest, train, explain and show, on a real model
 	$(BIN)/weft demo $(DEMO_FLAGS)
 
-test: setup-dev model page minio helm chromium prometheus  ## Run every check and every test
+test: setup-dev model page minio toxiproxy helm chromium prometheus  ## Run every check and every test
 	$(MAKE) lint unit packaging slow docs
 
 lint: setup-dev  ## Style, types, import rules, contracts, shell
@@ -35,7 +35,7 @@ unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/pytest -q -n auto --dist worksteal
 	$(BIN)/python scripts/page.py --test
 
-slow: setup-dev model page minio chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
+slow: setup-dev model page minio toxiproxy chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40 -m 's3 or real or distributed or browser or e2e' \
 	  $(SLOW_TESTS)
 
@@ -98,6 +98,9 @@ page: setup  ## Build the console's page
 
 minio: setup-dev  ## Build MinIO, for the tests, into the user's cache
 	@$(BIN)/python scripts/minio.py
+
+toxiproxy: setup-dev  ## Build Toxiproxy, for the tests, into the user's cache
+	@$(BIN)/python scripts/toxiproxy.py
 
 helm: setup-dev  ## Put helm, for the chart's tests, into the user's cache
 	@$(BIN)/python scripts/helm.py

@@ -27,7 +27,7 @@ class GoTool:
     One program.
 
     Args:
-        name: Of the program and of its folder in the cache.
+        name: Of the program, as it lies in a folder of the same name in the cache.
         package: Go package that holds its main function.
         version: Of the module.
         min_go: Oldest Go that builds it.
@@ -77,7 +77,8 @@ class GoTool:
             environment.pop("GOROOT", None)
             command = [go, "install", f"-ldflags=-s -w {self.ldflags}".rstrip(), f"{self.package}@{self.version}"]
             subprocess.run(command, check=True, env=environment, cwd=scratch)
-            os.replace(f"{scratch}/{self.name}", target)
+            # Go names a program after its package's folder.
+            os.replace(f"{scratch}/{self.package.rsplit('/', 1)[-1]}", target)
 
 
 def _go_version(go: str) -> tuple[int, ...]:

@@ -1,9 +1,11 @@
-"""The catalog over a real MinIO behind a proxy that fails: nothing is lost, and nothing is there twice."""
+"""The catalog over a real MinIO behind proxies that fail: nothing is lost, and nothing is there twice."""
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import minio.time
@@ -12,6 +14,7 @@ import pytest
 from cache_house import SPEC, House
 from fault_proxy import FAULTS, fault_proxy
 from minio_server import MinioServer
+from toxiproxy_server import HARMFUL, TOXICS, toxiproxy
 
 from weft_cache.core.records import Split, State
 from weft_cache.core.retention import Retention
@@ -29,7 +32,7 @@ from weft_store.shard import STREAMS
 pytestmark = pytest.mark.s3
 
 T = TypeVar("T")
-_TRIES = 12
+_TRIES, _PAUSE_S = 40, 0.005
 _DAYS_S = 10 * 86_400.0
 
 
@@ -41,6 +44,7 @@ def _patiently(call: Callable[[], T]) -> T:
         except WeftError as error:
             if not error.retryable or attempt == _TRIES - 1:
                 raise
+            time.sleep(_PAUSE_S)
     raise AssertionError
 
 
@@ -57,64 +61,93 @@ def _age_uploads(store: ObjectStore) -> None:
     )
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_dataset_lives_through_faults_whole_and_once(minio_server: MinioServer, fault: str) -> None:
+def _live(house: House, direct: ObjectStore) -> None:
     """
-    Created, filled, sealed, held, read, collected and deleted while every sixth request or so fails.
+    Create, fill, seal, hold, read, collect and delete a dataset.
 
     Every shard is there once, byte for byte; what is garbage goes, what is held stays.
+
+    Args:
+        house: Over a store that fails now and then.
+        direct: The same bucket, which does not.
     """
+    house.now = datetime(2001, 1, 1, tzinfo=UTC)
+    _patiently(lambda: house.catalog.create("a", SPEC))
+    rows = {}
+    for index in range(3):
+        split = Split.HELD_OUT if index == 2 else Split.TRAIN
+        record, encoded, rows[index] = _patiently(lambda i=index, s=split: house.upload("a", i, 20, s))
+        kept = _patiently(lambda r=record, e=encoded: house.commits.commit("a", r, e.statistics))
+        assert kept.sha256 == record.sha256
+        if index == 1:
+            assert _patiently(lambda: house.snapshots.take("a")).snapshot == 1
+    sealed = _patiently(lambda: house.sealing.seal("a", 3))
+    assert [shard.index for shard in sealed.shards] == [0, 1, 2]
+    _patiently(lambda: house.catalog.update("a", {"team": "x"}, [], Retention(keep_days=1)))
+    for shard in sealed.shards:
+        for stream in STREAMS:
+            read = _patiently(lambda k=shard.key, s=stream: house.reading._shards.read(k, s, 1, 0))
+            wanted = rows[shard.index][stream][1, :16]
+            np.testing.assert_allclose(read, wanted, rtol=2**-8)
+    assert _patiently(lambda: house.reading.verify("a")).problems == ()
+
+    direct.put("runs/r/run.json", encode_json({"state": "RUNNING"}))
+    direct.put("datasets/a/shards/9-ff.weft", b"lost")
+    _age_uploads(house.store)
+    _patiently(lambda: house.holds.hold("a", "runs/r"))
+    with pytest.raises(FailedPreconditionError, match="held by runs/r"):
+        _patiently(lambda: house.deletion.delete("a"))
+    house.now = datetime.now(UTC)
+    found = _patiently(lambda: house.garbage.collect(delete=True))
+    assert (found.expired, found.held) == ([], {"a": ["runs/r"]})
+    whole = House(direct).catalog.get("a")
+    assert (whole.state, whole.tags, whole.shards) == (State.SEALED, {"team": "x"}, sealed.shards)
+    assert House(direct).reading.verify("a").problems == ()
+    assert whole.num_tokens(Split.TRAIN) == 40
+
+    _patiently(lambda: house.catalog.update("a", {}, [], Retention()))
+    _patiently(lambda: house.garbage.collect(delete=True))
+    there = [item.key for item in direct.list("datasets/a/shards/")]
+    assert there == sorted(shard.key for shard in sealed.shards)
+
+    direct.put("runs/r/run.json", encode_json({"state": "CANCELLED"}))
+    # An answer that was lost is asked for again, and then there is nothing left to delete.
+    with suppress(NotFoundError):
+        _patiently(lambda: house.deletion.delete("a"))
+    assert [item.key for item in direct.list("datasets/")] == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_dataset_lives_through_failed_requests_whole_and_once(minio_server: MinioServer, fault: str) -> None:
+    """Every sixth request or so fails."""
     url = minio_server.make_bucket(f"faults-{fault.replace('_', '-')}")
     direct = open_store(url, minio_server.access_key, minio_server.secret_key)
     with fault_proxy(minio_server.endpoint, fault) as (endpoint, proxy):
-        house = House(_through(url, endpoint, minio_server))
-        house.now = datetime(2001, 1, 1, tzinfo=UTC)
         proxy.fault = fault
-        _patiently(lambda: house.catalog.create("a", SPEC))
-        rows = {}
-        for index in range(3):
-            split = Split.HELD_OUT if index == 2 else Split.TRAIN
-            record, encoded, rows[index] = _patiently(lambda i=index, s=split: house.upload("a", i, 20, s))
-            kept = _patiently(lambda r=record, e=encoded: house.commits.commit("a", r, e.statistics))
-            assert kept.sha256 == record.sha256
-            if index == 1:
-                assert _patiently(lambda: house.snapshots.take("a")).snapshot == 1
-        sealed = _patiently(lambda: house.sealing.seal("a", 3))
-        assert [shard.index for shard in sealed.shards] == [0, 1, 2]
-        _patiently(lambda: house.catalog.update("a", {"team": "x"}, [], Retention(keep_days=1)))
-        for shard in sealed.shards:
-            for stream in STREAMS:
-                read = _patiently(lambda k=shard.key, s=stream: house.reading._shards.read(k, s, 1, 0))
-                wanted = rows[shard.index][stream][1, :16]
-                np.testing.assert_allclose(read, wanted, rtol=2**-8)
-        assert _patiently(lambda: house.reading.verify("a")).problems == ()
-
-        direct.put("runs/r/run.json", encode_json({"state": "RUNNING"}))
-        direct.put("datasets/a/shards/9-ff.weft", b"lost")
-        _age_uploads(house.store)
-        _patiently(lambda: house.holds.hold("a", "runs/r"))
-        with pytest.raises(FailedPreconditionError, match="held by runs/r"):
-            _patiently(lambda: house.deletion.delete("a"))
-        house.now = datetime.now(UTC)
-        found = _patiently(lambda: house.garbage.collect(delete=True))
-        assert (found.expired, found.held) == ([], {"a": ["runs/r"]})
+        _live(House(_through(url, endpoint, minio_server)), direct)
         assert proxy.met.total() > 5, "too few faults were met to say anything"
 
-        whole = House(direct).catalog.get("a")
-        assert (whole.state, whole.tags, whole.shards) == (State.SEALED, {"team": "x"}, sealed.shards)
-        assert House(direct).reading.verify("a").problems == ()
-        assert whole.num_tokens(Split.TRAIN) == 40
 
-        _patiently(lambda: house.catalog.update("a", {}, [], Retention()))
-        _patiently(lambda: house.garbage.collect(delete=True))
-        there = [item.key for item in direct.list("datasets/a/shards/")]
-        assert there == sorted(shard.key for shard in sealed.shards)
-
-        direct.put("runs/r/run.json", encode_json({"state": "CANCELLED"}))
-        # An answer that was lost is asked for again, and then there is nothing left to delete.
-        with suppress(NotFoundError):
-            _patiently(lambda: house.deletion.delete("a"))
-        assert [item.key for item in direct.list("datasets/")] == []
+@pytest.mark.parametrize("toxic", TOXICS)
+def test_dataset_lives_through_a_bad_network_whole_and_once(
+    minio_server: MinioServer, tmp_path: Path, toxic: str
+) -> None:
+    """Toxiproxy strikes at any byte of any answer; while it strikes for good, harmful toxics let nothing through."""
+    url = minio_server.make_bucket(f"toxic-{toxic.replace('_', '-')}")
+    direct = open_store(url, minio_server.access_key, minio_server.secret_key)
+    with toxiproxy(minio_server.endpoint, tmp_path) as proxy:
+        house = House(_through(url, proxy.endpoint, minio_server))
+        if toxic in HARMFUL:
+            direct.put("large", bytes(5000))
+            proxy.poison(toxic)
+            with pytest.raises(WeftError) as caught:
+                house.store.get("large")
+            assert caught.value.retryable
+            proxy.heal(toxic)
+            direct.delete("large")
+        with proxy.now_and_then(toxic):
+            _live(house, direct)
+        assert proxy.num_poisoned > 5, "it struck too seldom to say anything"
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
