@@ -99,25 +99,27 @@ class ActivationServicer(AnalysisMethods, service_pb2_grpc.ActivationServiceServ
         tokens = await self._inference.detokenize(_model_id(request.model), request.token_ids)
         return service_pb2.DetokenizeResponse(tokens=map(converting.token_to_proto, tokens))
 
-    async def Capture(
+    async def Capture(  # type: ignore[override]  # it writes by itself, which gRPC takes as well
         self, request: service_pb2.CaptureRequest, context: Context
-    ) -> AsyncIterator[service_pb2.CaptureResponse]:
-        passed = await self._inference.capture(
+    ) -> None:
+        capturing = self._inference.capturing(
             _model_id(request.model),
             converting.prompt_from_proto(request.prompt),
             request.hooks,
             converting.changes_from_proto(request.interventions),
             converting.freeze_from_proto(request.freeze),
         )
-        header = service_pb2.CaptureHeader(
-            model=converting.model_to_proto(passed.info),
-            tokens=map(converting.token_to_proto, passed.tokens),
-            tensor_names=passed.captures,
-        )
-        yield service_pb2.CaptureResponse(header=header)
-        for name, array in passed.captures.items():
-            for chunk in chunk_tensor(name, array):
-                yield service_pb2.CaptureResponse(chunk=chunk)
+        # Written here and not yielded: a caller that goes away ends this, and what it holds, at once.
+        async with capturing as passed:
+            header = service_pb2.CaptureHeader(
+                model=converting.model_to_proto(passed.info),
+                tokens=map(converting.token_to_proto, passed.tokens),
+                tensor_names=passed.captures,
+            )
+            await context.write(service_pb2.CaptureResponse(header=header))
+            for name, array in passed.captures.items():
+                for chunk in chunk_tensor(name, array):
+                    await context.write(service_pb2.CaptureResponse(chunk=chunk))
 
     async def Run(self, request: service_pb2.RunRequest, context: Context) -> service_pb2.RunResponse:
         predicted = await self._inference.run(

@@ -34,6 +34,8 @@ class ActivationsSettings(ServiceSettings, BucketSettings, PeerSettings):
     """Longest prompt and sequence, where the model itself would take a longer one."""
     max_capture_bytes: int = Field(default=1 << 30, ge=1 << 20)
     """Most bytes that one capture, or one batch whose MLPs are replaced, may hold."""
+    max_captured_bytes: int = Field(default=2 << 30, ge=1 << 20)
+    """Most bytes that all captures hold together, until they are sent; more wait."""
     max_generation_bytes: int = Field(default=1 << 30, ge=1 << 20)
     """Most bytes of keys and values that all generations of one moment keep together."""
     max_replace_bytes: int = Field(default=64 << 30, ge=1 << 20)

@@ -55,7 +55,11 @@ async def registrations(
     settings: ActivationsSettings, backend: ModelBackend, store: ObjectStore, catalog: DatasetCatalog
 ) -> AsyncIterator[Sequence[Registration]]:
     """Run the service's background work for as long as the context lasts."""
-    inference = Inference(backend, max_capture_bytes=settings.max_capture_bytes)
+    inference = Inference(
+        backend,
+        max_capture_bytes=settings.max_capture_bytes,
+        max_captured_bytes=settings.max_captured_bytes,
+    )
     try:
         planner = HarvestPlanner(store, inference)
         worker = HarvestWorker(

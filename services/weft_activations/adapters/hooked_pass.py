@@ -17,6 +17,7 @@ from weft_activations.adapters.changed import changed
 from weft_activations.adapters.open_attention import OPEN, visited
 from weft_activations.adapters.places import Located, Norm, OpenAttention, Place, Result, Site
 from weft_activations.adapters.torch_blocks import norm_scale, normalize
+from weft_activations.core.calls import current_call
 from weft_activations.core.ports import Freeze, Intervention
 
 __all__ = ["held_hooks", "run_pass"]
@@ -57,6 +58,9 @@ def run_pass(
         held: Values from a clean pass, by hook.
         take: Takes what lies at each wanted hook as soon as it is there; nothing is returned then.
         cache: Keys and values of the tokens before these, and of these from then on.
+
+    Raises:
+        CancelledError: Nobody waits for the pass any more; told at the next component that it touches.
     """
     taps = _Taps(wanted, interventions, held or {}, take)
     with ExitStack() as standing:
@@ -100,6 +104,7 @@ class _Taps:
 
     def visit(self, name: str, value: Tensor) -> Tensor:
         """Hold, change and keep what lies at a component; returns what goes on, the same tensor where nothing is."""
+        current_call().check()
         value = self._held.get(name, value)
         for intervention in self._changes.get(name, ()):
             value = changed(value, intervention)

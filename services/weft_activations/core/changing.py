@@ -75,6 +75,13 @@ class Change:
     source_positions: tuple[int, ...] = ()
     seed: int = 0
 
+    @property
+    def reads_a_pass(self) -> bool:
+        """Whether what is changed is read in another pass first."""
+        if self.kind is ChangeKind.MEAN:
+            return self.value is None
+        return self.kind in (ChangeKind.PATCH, ChangeKind.RESAMPLE)
+
 
 Read = Callable[[Prompt, str], Sequence[int]]
 """Checks a prompt, named by its field, and returns its token ids."""

@@ -4,19 +4,20 @@ The base models as RPCs use them: checks what is asked, and runs it on the one t
 Legend: P positions, D d_model, V vocabulary.
 """
 
-import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from weft_activations.core.calls import ByteBudget, run_call
 from weft_activations.core.changing import Change, Prompt, work_out
 from weft_activations.core.hooks import expand_hooks, hook_shape
-from weft_activations.core.metrics import QUEUE_DEPTH
+from weft_activations.core.metrics import CAPTURED_BYTES, QUEUE_DEPTH
 from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBackend, ModelInfo
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from weft_common.logging import get_logger
@@ -95,11 +96,19 @@ class Inference:
     Args:
         backend: The models.
         max_capture_bytes: Most that one capture may hold, what it freezes included.
+        max_captured_bytes: Most that all captures hold together; one may always run.
     """
 
-    def __init__(self, backend: ModelBackend, *, max_capture_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        backend: ModelBackend,
+        *,
+        max_capture_bytes: int = 1 << 30,
+        max_captured_bytes: int = 2 << 30,
+    ) -> None:
         self._backend = backend
         self._max_capture_bytes = max_capture_bytes
+        self._captured = ByteBudget(max_captured_bytes)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def close(self) -> None:
@@ -110,7 +119,7 @@ class Inference:
         """Run blocking work on the models' thread, after what waits there already."""
         QUEUE_DEPTH.inc()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._backend)
+            return await run_call(self._thread, lambda: work(self._backend))
         finally:
             QUEUE_DEPTH.dec()
 
@@ -170,22 +179,37 @@ class Inference:
         """Tell how likely tokens are."""
         return await self.on_model_thread(lambda backend: _likely(backend, model_id, logits_V, token_ids))
 
-    async def capture(
+    @asynccontextmanager
+    async def capturing(
         self, model_id: str, prompt: Prompt, hooks: Sequence[str], changes: Sequence[Change], freeze: Freeze
-    ) -> Passed:
-        """Run a prompt once and keep what lies at the hooks."""
+    ) -> AsyncIterator[Passed]:
+        """Run a prompt once and keep what lies at the hooks, for as long as the context lasts."""
 
-        def work(backend: ModelBackend) -> Passed:
+        def check(backend: ModelBackend) -> tuple[ModelInfo, list[int], dict[str, str], int]:
             info, token_ids = read_prompt(backend, model_id, prompt)
             names = expand_hooks(hooks, info)
-            own_names = list(dict.fromkeys(names.values()))
-            self.check_size(own_names, info, len(token_ids), freeze if changes else Freeze())
+            size = self.check_size(
+                list(dict.fromkeys(names.values())), info, len(token_ids), freeze if changes else Freeze()
+            )
+            return info, token_ids, names, size
+
+        info, token_ids, names, size = await self.on_model_thread(check)
+        if any(change.reads_a_pass for change in changes):
+            size += self._max_capture_bytes
+
+        def work(backend: ModelBackend) -> Passed:
             interventions = self._work_out(backend, info, token_ids, changes)
+            own_names = list(dict.fromkeys(names.values()))
             found = _forward(backend, info, token_ids, own_names, interventions, freeze)
             captures = {asked: found[name] for asked, name in names.items()}
             return Passed(info, with_texts(backend, model_id, token_ids), captures)
 
-        return await self.on_model_thread(work)
+        async with self._captured.taking(size):
+            CAPTURED_BYTES.inc(size)
+            try:
+                yield await self.on_model_thread(work)
+            finally:
+                CAPTURED_BYTES.dec(size)
 
     async def run(
         self,
@@ -250,8 +274,8 @@ class Inference:
         """Most that one pass may hold."""
         return self._max_capture_bytes
 
-    def check_size(self, names: Sequence[str], info: ModelInfo, positions: int, freeze: Freeze = _NOTHING) -> None:
-        """Raise ResourceExhaustedError where what one pass would hold at these hooks is too much."""
+    def check_size(self, names: Sequence[str], info: ModelInfo, positions: int, freeze: Freeze = _NOTHING) -> int:
+        """Return the bytes that one pass would hold at these hooks, or raise ResourceExhaustedError: too many."""
 
         def size(hook: str) -> int:
             return 4 * math.prod(hook_shape(hook, info, positions))
@@ -267,6 +291,7 @@ class Inference:
                 "that one pass may; ask for fewer hooks (attention patterns are the largest) or a shorter prompt",
                 field="hooks",
             )
+        return total
 
 
 def _likely(backend: ModelBackend, model_id: str, logits_V: Floats, token_ids: Sequence[int]) -> list[LikelyToken]:

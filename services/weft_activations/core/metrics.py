@@ -7,7 +7,14 @@ from prometheus_client import Counter, Gauge
 from weft_common.errors import Code, WeftError
 from weft_common.metrics import REGISTRY
 
-__all__ = ["ANOTHER_WAS_FIRST", "EXTRACT_INCOMPLETE", "EXTRACT_TOKENS", "QUEUE_DEPTH", "incomplete_reason"]
+__all__ = [
+    "ANOTHER_WAS_FIRST",
+    "CAPTURED_BYTES",
+    "EXTRACT_INCOMPLETE",
+    "EXTRACT_TOKENS",
+    "QUEUE_DEPTH",
+    "incomplete_reason",
+]
 
 ANOTHER_WAS_FIRST = "another_was_first"
 _INTERRUPTED = "interrupted"
@@ -22,6 +29,7 @@ EXTRACT_INCOMPLETE = Counter(
     ("reason",),
     registry=REGISTRY,
 )
+CAPTURED_BYTES = Gauge("weft_captured_bytes", "Bytes of captures that run or are being sent.", registry=REGISTRY)
 QUEUE_DEPTH = Gauge("weft_queue_depth", "Forward passes that run or wait for the model.", registry=REGISTRY)
 
 

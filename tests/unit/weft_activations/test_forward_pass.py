@@ -1,6 +1,7 @@
 """Captures, interventions and freezing against transformers' own forward pass and hooks of its modules."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from tiny_models import make_gpt2, make_llama
 from transformers import AutoModelForCausalLM
 
 from weft_activations.adapters.transformers_backend import TransformersBackend
+from weft_activations.core.calls import current_call, run_call
 from weft_activations.core.hooks import expand_hooks
 from weft_activations.core.ports import Freeze, Intervention, InterventionKind
+from weft_common.errors import CancelledError
 
 IDS = [280, 283, 264, 273, 302, 290, 276]
 D_MODEL, NUM_LAYERS = 32, 3
@@ -208,3 +211,17 @@ def test_captures_do_not_depend_on_the_kernel(backend: TransformersBackend, mode
     fused = backend.forward(model_id, IDS, ["logits"])["logits"]
     eager = backend.forward(model_id, IDS, ["logits", "layers.0.attn.pattern"])["logits"]
     _close(eager, fused)
+
+
+async def test_cancelled_pass_ends_at_the_next_component_it_touches(backend: TransformersBackend) -> None:
+    """Nobody waits for the rest, so nothing more is kept, and the model is as it was."""
+
+    def work() -> None:
+        current_call().cancel()
+        backend.forward("llama", IDS, ["layers.1.mlp_out"])
+
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(CancelledError, match="cancelled before it was through"):
+            await run_call(threads, work)
+        found = await run_call(threads, lambda: backend.forward("llama", IDS, ["layers.1.mlp_out"]))
+    assert found["layers.1.mlp_out"].shape == (len(IDS), D_MODEL)

@@ -162,8 +162,8 @@ async def test_means_and_samples_are_of_clean_passes(inference: Inference, backe
 
     async def drawn(seed: int) -> list[int]:
         change = Change(hook, ChangeKind.RESAMPLE, source=source, seed=seed)
-        passed = await inference.capture("llama", prompt, [hook], [change], Freeze())
-        distances = np.abs(passed.captures[hook][:, None] - rows[None]).max(-1)
+        async with inference.capturing("llama", prompt, [hook], [change], Freeze()) as passed:
+            distances = np.abs(passed.captures[hook][:, None] - rows[None]).max(-1)
         assert distances.min(1).max() < 1e-6
         return [int(row) for row in distances.argmin(1)]
 
