@@ -24,9 +24,10 @@ from weft_store.shard import CodecSpec, encode_shard
 
 pytestmark = pytest.mark.distributed
 
-WITHIN = 0.15
-# Entries near their threshold are counted for the worst case; a processor with AVX-512 was seen to take 14 % less.
-WITHIN_GROWTH = {"features": WITHIN, "jump": 0.2, "tokens": WITHIN}
+WITHIN = 0.1
+# A difference of two peaks, each of which the allocator moves by some MiB; and the JumpReLU run's lists grow from step
+# to step, so that what is kept of the shorter ones counts too, for which the plan takes half of all features as active.
+WITHIN_GROWTH = {"features": 0.15, "jump": 0.2, "tokens": 0.15}
 SHAPES = {"small": (3, 16, ROW_GROUP_TOKENS), "wide": (8, 256, 1024)}
 """Layers, width and tokens of a row group."""
 TRAIN_TOKENS = 350
@@ -123,7 +124,7 @@ def test_memory_of_a_rank_grows_as_planned(bench: Bench, what: str) -> None:
     assert planned == pytest.approx(grown, rel=WITHIN_GROWTH[what])
 
 
-@pytest.mark.parametrize("name", ["features-large", "narrow-large", "tokens-large", "tokens-in-passes"])
+@pytest.mark.parametrize("name", RUNS)
 def test_memory_of_a_rank_is_as_planned(bench: Bench, name: str) -> None:
     """With the interpreter and its libraries, the peak itself is what the plan says."""
     assert workload(name).memory().total + PROCESS_BYTES == pytest.approx(bench.peak(name), rel=WITHIN)

@@ -13,7 +13,7 @@ from weft_client.plan.devices import Device, StepTime, step_time
 from weft_client.plan.models import ModelShape
 from weft_clt.sizing import Workload
 
-PROCESS_BYTES = 640 << 20
+PROCESS_BYTES = 688 << 20
 """Interpreter, torch and libraries of a rank on a CPU, measured at its start."""
 USABLE_SHARE = 0.9
 """Of a device's memory; the rest is for allocators and libraries."""
