@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from frozen_transformer import FrozenTransformer
 from torch import Tensor
 
 from weft_attribution.core.ports import Addition, Capture, ModelInfo, SteeredLogits, Token
@@ -197,7 +198,8 @@ class ReferenceModel:
             x = x + out[f"{key}mlp_out"]
         out["ln_final.scale"] = self.scale(x) if held is None else held["ln_final.scale"]
         unembedding = self.w["lm_head.weight" if self.llama else "transformer.wte.weight"]
-        out["logits"] = self.norm(x, out["ln_final.scale"], final)[-1] @ unembedding.T
+        out["ln_final.normed"] = self.norm(x, out["ln_final.scale"], final)
+        out["logits"] = out["ln_final.normed"][-1] @ unembedding.T
         return out
 
     def streams(self, ids: Sequence[int]) -> dict[str, Tensor]:
@@ -209,7 +211,7 @@ class ReferenceModel:
 class ReferenceRunner:
     """The port ModelRunner in this process; a prompt's characters are its tokens."""
 
-    def __init__(self, model: ReferenceModel, *, name: str = "tiny", revision: str = "r1") -> None:
+    def __init__(self, model: ReferenceModel | FrozenTransformer, *, name: str = "tiny", revision: str = "r1") -> None:
         self.reference = model
         self.info = ModelInfo(name, "Reference", model.num_layers, model.d_model, VOCAB, 64, revision)
         self.captures = 0
@@ -261,7 +263,7 @@ class ReferenceRunner:
 def make_transcoder(
     store: ObjectStore,
     transcoder: str,
-    model: ReferenceModel,
+    model: ReferenceModel | FrozenTransformer,
     *,
     features: int = 12,
     input_hook: str = "mlp_in",
@@ -305,15 +307,18 @@ def load_transcoder(store: ObjectStore, transcoder: str, num_layers: int) -> dic
 
 
 def oracle_edges(
-    model: ReferenceModel,
+    model: ReferenceModel | FrozenTransformer,
     tensors: Mapping[str, Tensor],
     ids: Sequence[int],
     logit_ids: Sequence[int],
     *,
     input_hook: str = "mlp_in",
+    first: int = 1,
 ) -> tuple[list[tuple[int, int, int]], np.ndarray, np.ndarray]:
     """
     Every edge by autograd: sources are multiplied by leaves of value 1, and each target is differentiated once.
+
+    Positions before `first` have neither features nor errors.
 
     Returns:
         Active features (layer, position, index), edges [features + logits, features + errors + tokens], target values.
@@ -326,7 +331,7 @@ def oracle_edges(
         pre = clean[f"layers.{layer}.{input_hook}"] @ tensors[f"W_enc_{layer}"].T + tensors[f"b_enc_{layer}"]
         threshold = tensors.get(f"threshold_{layer}", torch.zeros(1, dtype=torch.float64))
         act = torch.where(pre > threshold, pre, 0.0)
-        act[0] = 0
+        act[:first] = 0
         acts.append(act)
     active = [(i, int(p), int(f)) for i in range(layers) for p, f in acts[i].nonzero()]
     feature_leaf = torch.stack([torch.ones_like(act) for act in acts]).requires_grad_()
@@ -341,7 +346,7 @@ def oracle_edges(
         bias = tensors[f"b_dec_{layer}"].expand(positions, -1)
         error = (clean[f"layers.{layer}.mlp_out"] - written - bias).detach()
         whole = written + bias + error * error_leaf[layer][:, None]
-        outputs.append(torch.cat([clean[f"layers.{layer}.mlp_out"][:1], whole[1:]]))
+        outputs.append(torch.cat([clean[f"layers.{layer}.mlp_out"][:first], whole[first:]]))
     tokens, added = model.embed(ids)
     held = {name: value.detach() for name, value in clean.items()}
     out = model.run(tokens * token_leaf[:, None] + added, held=held, mlp_out=outputs)
@@ -350,7 +355,8 @@ def oracle_edges(
         + tensors[f"b_enc_{layer}"][index]
         for layer, position, index in active
     ]
-    targets += [out["logits"][i] - out["logits"].mean() for i in logit_ids]
+    logits = out.get("logits_before_cap", out["logits"])
+    targets += [logits[i] - logits.mean() for i in logit_ids]
     rows = []
     for target in targets:
         features, errors, token = torch.autograd.grad(

@@ -1,8 +1,10 @@
 """A small model in float64, its features and targets, ready to be swept."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,9 @@ from attribution_rig import (
     make_reference_folder,
     make_transcoder,
 )
+from frozen_transformer import FrozenTransformer
 
+from weft_attribution.core.checkpoints import load_linear_weights
 from weft_attribution.core.features import ActiveFeatures, find_features
 from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.pipeline import capture_hooks
@@ -21,7 +25,6 @@ from weft_attribution.core.ports import Capture
 from weft_attribution.core.sweep import Targets, make_targets, sweep
 from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
-from weft_attribution.core.weights import load_linear_weights
 from weft_store.opening import open_store
 
 IDS = [3, 17, 8, 29, 8, 11]
@@ -30,7 +33,7 @@ LOGITS = np.array([5, 0, 31])
 
 @dataclass
 class Swept:
-    model: ReferenceModel
+    model: ReferenceModel | FrozenTransformer
     capture: Capture
     operator: FrozenOperator
     features: ActiveFeatures
@@ -57,20 +60,29 @@ class Swept:
         return np.stack([found[row] for row in sorted(found)])
 
 
-def build(
+def build(folder: Path, family: str, **options: Any) -> Swept:
+    """A model written from the papers, and what `build_from` takes."""
+    return build_from(ReferenceModel(make_reference_folder(folder / family, family)), folder / family, **options)
+
+
+def build_from(
+    model: ReferenceModel | FrozenTransformer,
     folder: Path,
-    family: str,
     *,
     input_hook: str = "mlp_in",
     jump: bool = False,
     max_writer_bytes: int = 1 << 30,
+    streams: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
     **transcoder: float,
 ) -> Swept:
-    model = ReferenceModel(make_reference_folder(folder / family, family))
+    """A model whose folder is there, with a random transcoder; `streams` captures hooks by other means."""
     store = open_store("memory://")
     make_transcoder(store, "t", model, input_hook=input_hook, jump=jump, **transcoder)
-    capture = asyncio.run(ReferenceRunner(model).capture("tiny", IDS, capture_hooks(input_hook)))
-    weights = load_linear_weights(folder / family, torch.float64)
+    weights = load_linear_weights(folder, torch.float64)
+    hooks = capture_hooks(input_hook, has_post_norms=weights.has_post_norms)
+    capture = asyncio.run(ReferenceRunner(model).capture("tiny", IDS, hooks))
+    if streams is not None:
+        capture = replace(capture, tensors=streams(hooks))
     operator = FrozenOperator(weights, capture.tensors, num_positions=len(IDS))
     reader = TranscoderReader(store, "t")
     features = find_features(
@@ -82,6 +94,6 @@ def build(
         max_writer_bytes=max_writer_bytes,
     )
     wanted = [Target(token_id=token_id) for token_id in LOGITS.tolist()]
-    targets = make_targets(operator, features, explain(operator, reader, capture.tensors, np.array(IDS), wanted))
+    targets = make_targets(operator, features, explain(operator, reader, capture.tensors, wanted))
     tensors = load_transcoder(store, "t", model.num_layers)
     return Swept(model, capture, operator, features, targets, tensors, input_hook)

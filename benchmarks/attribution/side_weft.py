@@ -17,6 +17,7 @@ import torch
 from problem import CLT
 from turns import serve
 
+from weft_attribution.core.checkpoints import load_linear_weights
 from weft_attribution.core.edge_file import EdgeScratch
 from weft_attribution.core.features import find_features
 from weft_attribution.core.operator import FrozenOperator
@@ -24,7 +25,6 @@ from weft_attribution.core.pipeline import default_batch_size
 from weft_attribution.core.sweep import make_targets, sweep
 from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
-from weft_attribution.core.weights import load_linear_weights
 from weft_store.opening import open_store
 
 Json = dict[str, Any]
@@ -47,7 +47,7 @@ def make(given: Json) -> Callable[[Json], Json]:
             weights, reader, tensors, num_positions=tokens, max_features=1 << 20, max_writer_bytes=given["memory"] // 2
         )
         best = [Target(token_id=int(token_id)) for token_id in np.argsort(-tensors["logits"])[:10]]
-        targets = make_targets(operator, features, explain(operator, reader, tensors, token_ids, best))
+        targets = make_targets(operator, features, explain(operator, reader, tensors, best))
     setup_s = time.perf_counter() - start_s
     batch_size = default_batch_size(tokens, weights.d_model)
 

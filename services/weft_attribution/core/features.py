@@ -2,7 +2,8 @@
 Which features are active on a prompt, what they write, and what they leave unexplained.
 
 Source: Ameisen et al. 2025, methods; circuit-tracer for the order of nodes. Deviations: none.
-Features and errors at position 0 do not exist: its MLP outputs are constants of the graph.
+Features and errors at the first position do not exist, nor at any before `LinearWeights.first_position`: the MLP
+outputs there are constants of the graph.
 
 Legend: P positions, D d_model, L layers, N active (layer, position, feature) triples, U distinct features that write
 to one layer.
@@ -42,8 +43,8 @@ class ActiveFeatures:
         offset_N: What the encoder row sees whatever the stream is: its bias, and the norm's.
         writers_UD: For each target layer the decoders of the distinct features at or below it.
         writer_N: Row of each triple in `writers_UD`, the same for every target layer.
-        error_LPD: MLP output less reconstruction; zero at position 0.
-        constant_LPD: What is nobody's: decoder biases, and the whole MLP output at position 0.
+        error_LPD: MLP output less reconstruction; zero where there are no features.
+        constant_LPD: What is nobody's: decoder biases, and the whole MLP output where there are no features.
         mapped: What `writers_UD` are views of, by layer, where they lie in scratch files.
     """
 
@@ -115,7 +116,7 @@ def find_features(
         zero_F = np.zeros(1, np.float32) if encoder.threshold_F is None else encoder.threshold_F
         threshold_F = torch.tensor(zero_F, dtype=dtype)
         active_PF = pre_PF > threshold_F
-        active_PF[0] = False
+        active_PF[: weights.first_position] = False
         position, index = active_PF.nonzero(as_tuple=True)
         found += len(position)
         if found > max_features:
@@ -137,7 +138,8 @@ def find_features(
     writers_UD, writer_N, mapped = _gather_writers(transcoder, layers, indices, d_model, dtype, max_writer_bytes)
     error_LPD = torch.stack([torch.tensor(tensors[f"layers.{i}.mlp_out"], dtype=dtype) for i in range(num_layers)])
     constant_LPD = torch.stack(biases)[:, None, :].repeat(1, num_positions, 1)
-    constant_LPD[:, 0] = error_LPD[:, 0]
+    first = slice(weights.first_position)
+    constant_LPD[:, first] = error_LPD[:, first]
     features = ActiveFeatures(
         layer_N=np.concatenate(layers),
         position_N=np.concatenate(positions),
@@ -155,7 +157,7 @@ def find_features(
     for layer in range(num_layers):
         error_LPD[layer] -= features.reconstruction(layer, features.activation_N) + constant_LPD[layer]
         features.release(layer)
-    error_LPD[:, 0] = 0
+    error_LPD[:, first] = 0
     return features
 
 

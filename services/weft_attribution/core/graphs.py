@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weft_attribution.core.checkpoints import load_linear_weights
 from weft_attribution.core.graph_json import graph_json, node_id, scan_name
 from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
 from weft_attribution.core.interventions import feature_additions, predict
@@ -40,7 +41,7 @@ from weft_attribution.core.records import (
 from weft_attribution.core.summaries import GraphSummaries
 from weft_attribution.core.targets import Target, check_targets, name_targets, resolve_texts
 from weft_attribution.core.transcoder import TranscoderReader
-from weft_attribution.core.weights import LinearWeights, load_linear_weights
+from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -243,7 +244,8 @@ class Graphs:
         progress("capture", 0, 0)
         info, tokens, asked = await self.check(settings)
         transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
-        hooks = capture_hooks(transcoder.manifest.input_hook)
+        weights = await asyncio.to_thread(self._models.weights, settings.model)
+        hooks = capture_hooks(transcoder.manifest.input_hook, has_post_norms=weights.has_post_norms)
         capture = await self._runner.capture(settings.model, [token.id for token in tokens], hooks)
         targets, probabilities = choose_targets(
             capture.tensors["logits"],
@@ -252,7 +254,6 @@ class Graphs:
             targets=asked,
         )
         logits = await name_targets(self._runner, info, targets)
-        weights = await asyncio.to_thread(self._models.weights, settings.model)
         stages.add("capture", begun)
 
         def compute() -> Json:

@@ -27,7 +27,8 @@ class FrozenOperator:
 
     Args:
         weights: The model's frozen weights.
-        tensors: Captured `layers.{l}.ln1.scale`, `layers.{l}.ln2.scale`, `layers.{l}.attn.pattern`, `ln_final.scale`.
+        tensors: Captured `layers.{l}.ln1.scale`, `layers.{l}.ln2.scale`, `layers.{l}.attn.pattern`, `ln_final.scale`,
+            and `layers.{l}.ln1_post.scale` where what attention returns is normed.
         num_positions: P.
 
     Raises:
@@ -52,6 +53,10 @@ class FrozenOperator:
 
         layers = range(weights.num_layers)
         self.pattern_HPP = [stream(f"layers.{i}.attn.pattern", (heads, positions, positions)) for i in layers]
+        self.output_scale_P = [torch.ones(positions, dtype=dtype) for _ in layers]
+        """What the norm after attention divides by."""
+        if weights.has_post_norms:
+            self.output_scale_P = [stream(f"layers.{i}.ln1_post.scale", (positions,)) for i in layers]
         self.attention_scale_P = [stream(f"layers.{i}.ln1.scale", (positions,)) for i in layers]
         self.mlp_scale_P = [stream(f"layers.{i}.ln2.scale", (positions,)) for i in layers]
         self.final_scale_P = stream("ln_final.scale", (positions,))
@@ -67,7 +72,7 @@ class FrozenOperator:
         value_HPE = value_HPE.repeat_interleave(heads // kv_heads, dim=0)
         mixed_PZ = (self.pattern_HPP[layer] @ value_HPE).transpose(0, 1).reshape(self.num_positions, -1)
         out_PD = mixed_PZ @ weights.output_ZD
-        return out_PD + weights.output_bias_D if biases else out_PD
+        return (out_PD + weights.output_bias_D if biases else out_PD) / self.output_scale_P[layer][:, None]
 
     def forward(self, embed_PD: Tensor, mlp_out_LPD: Tensor, *, biases: bool) -> tuple[list[Tensor], Tensor]:
         """
@@ -79,13 +84,14 @@ class FrozenOperator:
             biases: Whether the model's own biases take part; without them the map is strictly linear.
 
         Returns:
-            The residual stream before every MLP, and before the final norm.
+            The residual stream that every MLP reads, and that the final norm does.
         """
         resid_PD = embed_PD
         mids = []
         for layer in range(self.weights.num_layers):
+            before_PD = resid_PD
             resid_PD = resid_PD + self.attention(layer, resid_PD, biases=biases)
-            mids.append(resid_PD)
+            mids.append(before_PD if self.weights.is_parallel else resid_PD)
             resid_PD = resid_PD + mlp_out_LPD[layer]
         return mids, resid_PD
 
@@ -110,13 +116,14 @@ class FrozenOperator:
         for layer, weights in enumerate(self.weights.layers):
             value_K = (resid_D / self.attention_scale_P[layer][0]) @ weights.value_KD.T
             value_HE = value_K.view(kv_heads, -1).repeat_interleave(group, dim=0)
-            resid_D = resid_D + (self.pattern_HPP[layer][:, 0, 0, None] * value_HE).flatten() @ weights.output_ZD
+            mixed_HE = self.pattern_HPP[layer][:, 0, 0, None] * value_HE / self.output_scale_P[layer][0]
+            resid_D = resid_D + mixed_HE.flatten() @ weights.output_ZD
             values.append(value_K.view(kv_heads, -1) * self.attention_scale_P[layer][0])
         return torch.stack(values)
 
     def transposed_patterns(self, layer: int, num_positions: int) -> Tensor:
         """
-        The pattern of `layer` among the first positions, ready for `sweep_attention`, divided by the norm's scale.
+        The pattern of `layer` among the first positions, ready for `sweep_attention`, divided by the norms' scales.
 
         Returns:
             [kv heads, P, group * (P - 1)]: what each position hands down of the gradients after each position but 0.
@@ -125,6 +132,7 @@ class FrozenOperator:
         group = self.weights.num_heads // kv_heads
         pattern_HPP = self.pattern_HPP[layer][:, 1:num_positions, :num_positions]
         pattern_HPP = pattern_HPP / self.attention_scale_P[layer][:num_positions]
+        pattern_HPP = pattern_HPP / self.output_scale_P[layer][1:num_positions, None]
         grouped = pattern_HPP.view(kv_heads, group, num_positions - 1, num_positions).permute(0, 3, 1, 2)
         return grouped.reshape(kv_heads, num_positions, group * (num_positions - 1))
 
@@ -137,7 +145,8 @@ class FrozenOperator:
         Args:
             layer: Which attention.
             grad_PBD: Gradients with respect to the residual stream after it, at positions from 1; may be changed.
-            joining_JD: Gradients of rows that join, each at one position alone.
+            joining_JD: Gradients of rows that join, each at one position alone, with respect to what the MLP reads:
+                the stream after attention, or the one before it in a model whose MLPs stand beside it.
             at_J: Their positions, less 1.
             pattern: From `transposed_patterns` for positions one more.
 
@@ -157,8 +166,9 @@ class FrozenOperator:
             by_head[:, :, :, :before] = heads.view(positions, before, kv_heads, group, size).permute(2, 3, 0, 1, 4)
         if rows > before:
             by_head[:, :, :, before:] = 0
-            heads = (joining_JD @ weights.output_ZD.T).view(-1, kv_heads, group, size)
-            by_head[:, :, at_J, joining] = heads.permute(1, 2, 0, 3)
+            if not self.weights.is_parallel:
+                heads = (joining_JD @ weights.output_ZD.T).view(-1, kv_heads, group, size)
+                by_head[:, :, at_J, joining] = heads.permute(1, 2, 0, 3)
             whole_PBD = grad_PBD.new_empty(positions, rows, d_model)
             whole_PBD[:, :before] = grad_PBD
             whole_PBD[:, before:] = 0

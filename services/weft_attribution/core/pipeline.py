@@ -91,10 +91,11 @@ class WholeGraph:
         return np.array(self.nodes.probabilities)
 
 
-def capture_hooks(input_hook: str) -> tuple[str, ...]:
+def capture_hooks(input_hook: str, *, has_post_norms: bool = False) -> tuple[str, ...]:
     """Streams that a graph needs."""
-    per_layer = ("ln1.scale", "attn.pattern", "ln2.scale", input_hook, "mlp_out")
-    return (*(f"layers.*.{hook}" for hook in per_layer), "ln_final.scale", "logits")
+    after = ("ln1_post.scale",) if has_post_norms else ()
+    per_layer = ("ln1.scale", "attn.pattern", *after, "ln2.scale", input_hook, "mlp_out")
+    return (*(f"layers.*.{hook}" for hook in per_layer), "ln_final.scale", "ln_final.normed", "logits")
 
 
 def choose_targets(
@@ -160,7 +161,7 @@ class Building:
                 max_writer_bytes=limits.memory_bytes // 2,
             )
             self._token_ids = np.array([token.id for token in capture.tokens], dtype=np.int64)
-            explained = explain(self._operator, transcoder, capture.tensors, self._token_ids, wanted)
+            explained = explain(self._operator, transcoder, capture.tensors, wanted)
             self._targets = make_targets(self._operator, self._features, explained)
             constant_R = target_constants(self._operator, self._targets, self._features.constant_LPD)
         self._constant_R, self._value_R = constant_R.double().numpy(), self._targets.value_N.double().numpy()

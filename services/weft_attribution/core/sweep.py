@@ -77,7 +77,7 @@ class Targets:
     Rows of the graph: features in their order, then what is explained.
 
     Args:
-        layer_N: Layer whose stream before its MLP a target reads; the number of layers for the final stream.
+        layer_N: Layer whose MLP's input a target reads; the number of layers for the final stream.
         position_N: Where it reads.
         reader_ND: The vectors of features that read the stream, divided by the frozen scale.
         last_reader_KD: Those of the last K rows.
@@ -190,7 +190,7 @@ class _Sources:
 
     def __init__(self, operator: FrozenOperator, features: ActiveFeatures, token_ids: Array) -> None:
         self.features = features
-        self.embed_PD = operator.weights.embedding_VD[torch.from_numpy(token_ids)]
+        self.embed_PD = operator.weights.embed(torch.from_numpy(token_ids))
         self.first_LKE = operator.first_values(self.embed_PD[0])
         self.num_positions = operator.num_positions
         self.num_layers = operator.weights.num_layers

@@ -32,8 +32,9 @@ class Target:
     One thing to explain.
 
     Args:
-        kind: `token`: a logit less the mean logit. `difference`: a logit less another. `direction`: the inner product
-            of a vector with the normed stream that the unembedding reads. `feature`: a pre-activation.
+        kind: `token`: a logit less the mean logit. `difference`: a logit less another. Both are logits before any cap.
+            `direction`: the inner product of a vector with the normed stream that the unembedding reads. `feature`: a
+            pre-activation.
         token_id: The token; for a difference the one that counts.
         text: The token as text that follows the prompt, in place of its id.
         minus_token_id: The token whose logit is taken off.
@@ -170,7 +171,6 @@ def explain(
     operator: FrozenOperator,
     transcoder: TranscoderReader | None,
     tensors: Mapping[str, npt.NDArray[np.float32]],
-    token_ids: npt.NDArray[np.int64],
     targets: Sequence[Target],
 ) -> Explained:
     """
@@ -180,11 +180,14 @@ def explain(
         operator: The frozen model on the prompt.
         transcoder: Needed where a feature is among the targets.
         tensors: Captured streams.
-        token_ids: The prompt's tokens.
         targets: Checked.
     """
     weights = operator.weights
+    normed_D = torch.tensor(tensors["ln_final.normed"][-1], dtype=weights.dtype)
     logits_V = torch.from_numpy(np.array(tensors["logits"], dtype=np.float64))
+    if weights.logit_cap:
+        # Rows explain what the cap is put on.
+        logits_V = weights.logits(normed_D).double()
     layers, readers, offsets, values = [], [], [], []
     for target in targets:
         layer, scale = weights.num_layers, operator.final_scale_P[-1]
@@ -195,7 +198,7 @@ def explain(
         elif target.kind == "direction":
             vector_D = torch.tensor(target.direction, dtype=weights.dtype)
             reader_D, offset = weights.final_norm.fold(vector_D), weights.final_norm.offset(vector_D)
-            value = (_final_stream(operator, tensors, token_ids) @ reader_D / scale + offset).double()
+            value = (vector_D @ normed_D).double()
         else:
             (reader_D,), (offset,) = weights.logit_readers(torch.tensor([target.token_id]))
             value = logits_V[target.token_id] - logits_V.mean()
@@ -226,12 +229,3 @@ def _feature(
         return row_D, offset, torch.ones((), dtype=dtype), value
     norm = operator.weights.layers[target.layer].mlp_norm
     return norm.fold(row_D), offset + norm.offset(row_D), operator.mlp_scale_P[target.layer][-1], value
-
-
-def _final_stream(
-    operator: FrozenOperator, tensors: Mapping[str, npt.NDArray[np.float32]], token_ids: npt.NDArray[np.int64]
-) -> Tensor:
-    weights = operator.weights
-    embed_PD = weights.embedding_VD[torch.from_numpy(token_ids)] + operator.position_embedding()
-    outputs = [torch.tensor(tensors[f"layers.{i}.mlp_out"], dtype=weights.dtype) for i in range(weights.num_layers)]
-    return operator.forward(embed_PD, torch.stack(outputs), biases=True)[1][-1]

@@ -40,7 +40,7 @@ def reader(swept: Swept, input_hook: str = "mlp_in") -> TranscoderReader:
 def test_rows_of_targets_are_what_autograd_gives(tmp_path: Path, family: str, input_hook: str) -> None:
     """Each source's edge is its inner product with the gradient of the target in the frozen model, written anew."""
     swept = build(tmp_path, family, input_hook=input_hook)
-    explained = explain(swept.operator, reader(swept, input_hook), swept.capture.tensors, np.array(IDS), ASKED)
+    explained = explain(swept.operator, reader(swept, input_hook), swept.capture.tensors, ASKED)
     swept.targets = make_targets(swept.operator, swept.features, explained)
     edges = swept.edges()[len(swept.features) :]
     model, clean = swept.model, swept.model.streams(IDS)
