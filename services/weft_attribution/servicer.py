@@ -10,15 +10,17 @@ from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2
 
-from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.attribution.v1 import messages_pb2, service_pb2
 from weft.common.v1 import operation_pb2
 from weft_attribution import converting
 from weft_attribution.core.graphs import Graphs
+from weft_attribution.core.reading import GraphReading
 from weft_attribution.core.records import GraphRequest, check_graph_id
+from weft_attribution.naming import graph_id_of
+from weft_attribution.servicer_reading import ReadingRpcs
 from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
-from weft_common.resource_names import parse_name
 
 __all__ = ["AttributionServicer", "GraphWork"]
 
@@ -26,10 +28,6 @@ Context = grpc.aio.ServicerContext[object, object]
 KIND = "graph"
 _WATCH_S = 0.3
 _DEFAULT_PAGE = 100
-
-
-def _graph_id(name: str) -> str:
-    return check_graph_id(parse_name(name, "graphs"), "name")
 
 
 def _metadata(graph_id: str, create_s: float, stage: str, done: int, total: int) -> messages_pb2.GraphMetadata:
@@ -92,17 +90,21 @@ class GraphWork:
         return converting.finished_to_proto(request, context.name, document, with_json=False)
 
 
-class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
+class AttributionServicer(ReadingRpcs):
     """
     Answers the RPCs on graphs.
 
     Args:
         graphs: The domain.
+        reading: What finished graphs tell.
         operations: Where the long work is kept.
         max_message_bytes: Largest answer that may be sent.
     """
 
-    def __init__(self, graphs: Graphs, operations: OperationManager, *, max_message_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self, graphs: Graphs, reading: GraphReading, operations: OperationManager, *, max_message_bytes: int = 64 << 20
+    ) -> None:
+        super().__init__(reading)
         self._graphs = graphs
         self._operations = operations
         self._max_message_bytes = max_message_bytes
@@ -125,7 +127,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
     async def WatchGraph(
         self, request: service_pb2.WatchGraphRequest, context: Context
     ) -> AsyncIterator[service_pb2.WatchGraphResponse]:
-        graph_id = _graph_id(request.name)
+        graph_id = graph_id_of(request.name)
         name = self._operations.name(graph_id)
         shown: bytes | None = None
         mark = ""
@@ -147,7 +149,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
             await asyncio.sleep(_WATCH_S)
 
     async def GetGraph(self, request: service_pb2.GetGraphRequest, context: Context) -> messages_pb2.Graph:
-        return (await self._described(_graph_id(request.name)))[0]
+        return (await self._described(graph_id_of(request.name)))[0]
 
     async def ListGraphs(
         self, request: service_pb2.ListGraphsRequest, context: Context
@@ -165,7 +167,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
     async def DeleteGraph(
         self, request: service_pb2.DeleteGraphRequest, context: Context
     ) -> service_pb2.DeleteGraphResponse:
-        graph_id = _graph_id(request.name)
+        graph_id = graph_id_of(request.name)
         graph = await self._summarised(await asyncio.to_thread(self._graphs.request, graph_id))
         if graph.state == messages_pb2.GRAPH_STATE_RUNNING:
             raise FailedPreconditionError(f"{graph.name} is being computed; cancel {graph.operation} first")
@@ -177,7 +179,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
         return service_pb2.DeleteGraphResponse()
 
     async def PruneGraph(self, request: service_pb2.PruneGraphRequest, context: Context) -> messages_pb2.Graph:
-        graph_id = _graph_id(request.name)
+        graph_id = graph_id_of(request.name)
         record, document = await asyncio.to_thread(
             self._graphs.pruned, graph_id, request.node_threshold, request.edge_threshold
         )
@@ -187,7 +189,7 @@ class AttributionServicer(service_pb2_grpc.AttributionServiceServicer):
         self, request: service_pb2.InterveneRequest, context: Context
     ) -> messages_pb2.InterventionResult:
         changes = converting.changes_from_proto(request)
-        return converting.result_to_proto(await self._graphs.intervene(_graph_id(request.name), changes))
+        return converting.result_to_proto(await self._graphs.intervene(graph_id_of(request.name), changes))
 
     async def _finished(
         self, record: GraphRequest, name: str, document: Mapping[str, Any], *, with_json: bool

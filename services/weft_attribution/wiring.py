@@ -8,7 +8,9 @@ from weft.attribution.v1 import service_pb2, service_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.graphs import Graphs, ModelFolder
+from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
+from weft_attribution.core.reading import GraphReading
 from weft_attribution.features_servicer import FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_common.operations import OperationManager
@@ -36,7 +38,7 @@ async def registrations(
     observe: Callable[[Mapping[str, float]], None],
 ) -> AsyncIterator[Sequence[Registration]]:
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
-    models = ModelFolder(models_dir)
+    models, opened = ModelFolder(models_dir), OpenGraphs(store)
     graphs = Graphs(
         store,
         runner,
@@ -45,9 +47,12 @@ async def registrations(
         max_features=max_features,
         memory_bytes=memory_bytes,
         workers=workers,
+        opened=opened,
     )
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), {KIND: GraphWork(graphs, observe).kind()})
-    attribution = AttributionServicer(graphs, manager, max_message_bytes=max_message_bytes)
+    attribution = AttributionServicer(
+        graphs, GraphReading(store, runner, models, opened), manager, max_message_bytes=max_message_bytes
+    )
     features = FeatureServicer(store, runner, models)
     async with manager.run():
         yield [

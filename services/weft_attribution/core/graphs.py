@@ -4,7 +4,6 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from weft_attribution.core.checkpoints import load_linear_weights
 from weft_attribution.core.graph_json import graph_json, node_id, scan_name
 from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
 from weft_attribution.core.interventions import feature_additions, predict
+from weft_attribution.core.open_graphs import OpenGraphs, read_request
 from weft_attribution.core.partial_graphs import PartialGraphs
 from weft_attribution.core.pipeline import (
     Building,
@@ -44,7 +44,6 @@ from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import (
     AlreadyExistsError,
-    DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -58,7 +57,6 @@ __all__ = ["Change", "Graphs", "ModelFolder"]
 Json = dict[str, Any]
 Array = npt.NDArray[Any]
 _GENERATOR = {"name": "weft", "version": "0.1.0", "url": "", "email": ""}
-_OPEN_GRAPHS = 2
 _READS_AT_ONCE = 16
 
 
@@ -100,6 +98,7 @@ class Graphs:
         workers: Threads of one graph's sweep.
         max_features: Most active features accepted.
         memory_bytes: For the sweep of a graph.
+        opened: Finished graphs that are read; others may read them too.
     """
 
     def __init__(
@@ -112,8 +111,10 @@ class Graphs:
         max_features: int,
         memory_bytes: int = 1 << 30,
         workers: int = 1,
+        opened: OpenGraphs | None = None,
     ) -> None:
         self._store = store
+        self._opened = opened or OpenGraphs(store)
         self._summaries = GraphSummaries(store)
         self._partial = PartialGraphs(store)
         self._runner = runner
@@ -122,8 +123,6 @@ class Graphs:
         self._max_features = max_features
         self._memory_bytes = memory_bytes
         self._workers = workers
-        self._open: OrderedDict[tuple[str, str], tuple[WholeGraph, Array]] = OrderedDict()
-        self._open_lock = threading.Lock()
 
     async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...], tuple[Target, ...]]:
         """
@@ -191,16 +190,7 @@ class Graphs:
 
     def request(self, graph_id: str) -> GraphRequest:
         """How a graph was asked for."""
-        try:
-            document, _ = read_json(self._store, request_key(graph_id))
-        except NotFoundError:
-            raise NotFoundError(f"no graph graphs/{graph_id}; list the graphs to see those that there are") from None
-        try:
-            return GraphRequest.from_json(document)
-        except (KeyError, TypeError) as error:
-            raise DataLossError(
-                f"the record of graphs/{graph_id} is damaged; delete the graph and make it again"
-            ) from error
+        return read_request(self._store, graph_id)
 
     def finished(self, request: GraphRequest) -> Json | None:
         """The finished graph's document with the interventions on it, if it is finished."""
@@ -323,8 +313,12 @@ class Graphs:
         """The finished graph's document with other thresholds; nothing stored changes."""
         check_threshold(node_threshold, "node_threshold")
         check_threshold(edge_threshold, "edge_threshold")
-        request, document, graph, influence = self._whole(graph_id)
-        content, kept = self._pruned(request, graph, influence, node_threshold, edge_threshold)
+        opened = self._opened.open(graph_id)
+        request, graph = opened.request, opened.graph
+        document = self.finished(request)
+        if document is None:
+            raise NotFoundError(f"graphs/{graph_id} was deleted meanwhile")
+        content, kept = self._pruned(request, graph, opened.influence, node_threshold, edge_threshold)
         return request, {**document, "json": content, "statistics": {**document["statistics"], **kept}}
 
     async def intervene(self, graph_id: str, changes: Sequence[Change]) -> Json:
@@ -334,7 +328,8 @@ class Graphs:
         Returns:
             `interventions`, `effects` and `create_s`, as stored.
         """
-        request, _, graph, _ = await asyncio.to_thread(self._whole, graph_id)
+        opened = await asyncio.to_thread(self._opened.open, graph_id)
+        request, graph = opened.request, opened.graph
         delta = _deltas(graph, changes)
         if any(target.kind != "token" for target in request.settings.targets):
             raise FailedPreconditionError(
@@ -376,27 +371,6 @@ class Graphs:
         }
         await asyncio.to_thread(self._summaries.add_intervention, request, result)
         return result
-
-    def _whole(self, graph_id: str) -> tuple[GraphRequest, Json, WholeGraph, Array]:
-        request = self.request(graph_id)
-        document = self.finished(request)
-        if document is None:
-            raise FailedPreconditionError(f"graphs/{graph_id} is not complete; wait for its operation to succeed")
-        key = (graph_id, self._store.info(edges_key(graph_id)).etag)
-        with self._open_lock:
-            if key not in self._open:
-                tokens = tuple(Token(i, text) for i, text in document["tokens"])
-                logits = tuple(Token(i, text) for i, text in document["logits"])
-                # The file may go as soon as it is mapped.
-                with tempfile.TemporaryDirectory(prefix="weft-open-") as folder:
-                    path = Path(folder) / "edges.safetensors"
-                    self._store.get_to_file(edges_key(graph_id), path)
-                    graph = open_graph(path, document["num_layers"], tokens, logits, tuple(document["probabilities"]))
-                self._open[key] = (graph, compute_influence(graph.edges, graph.logit_weights)[0])
-                while len(self._open) > _OPEN_GRAPHS:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(key)
-            return request, document, *self._open[key]
 
     def _limits(self, settings: GraphSettings) -> Limits:
         return Limits(

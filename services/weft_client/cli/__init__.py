@@ -16,6 +16,7 @@ from weft_client.cli import (
     dataset_care,
     dataset_files,
     datasets,
+    graph_reading,
     graphs,
     harvests,
     health,
@@ -85,6 +86,10 @@ app.add_typer(datasets.app, name="datasets")
 runs.app.command("log")(tracking.log_run)
 app.add_typer(runs.app, name="runs")
 app.add_typer(transcoders.app, name="transcoders")
+graphs.app.command("score")(graph_reading.score_part)
+graphs.app.command("paths")(graph_reading.find_paths)
+graphs.app.command("summary")(graph_reading.summarize)
+graphs.app.command("compare")(graph_reading.compare)
 app.add_typer(graphs.app, name="graphs")
 
 __all__ = ["app"]

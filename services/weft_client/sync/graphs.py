@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from google.longrunning import operations_pb2
 
-from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc
+from weft.attribution.v1 import messages_pb2, reading_pb2, service_pb2, service_pb2_grpc
 from weft_client.names import full_name
 from weft_client.sync.calls import Patience, pages, stream, unary
 from weft_client.sync.connection import Connection
 from weft_common.errors import WeftError
 
 INTERVENE_S = 600.0
+READ_S = 300.0
+"""Deadline of what goes over all edges of a graph, in seconds."""
 
 
 class Graphs:
@@ -80,6 +82,55 @@ class Graphs:
         """Change features of a graph in the model and compare the logits with what the graph says."""
         request = service_pb2.InterveneRequest(name=full_name("graphs", name), interventions=interventions)
         return unary(self._stub.Intervene, request, timeout_s=timeout_s)
+
+    def score(self, name: str, *, node_ids: Sequence[str]) -> reading_pb2.ScoreSubgraphResponse:
+        """Scores of the whole graph, and of the part that these nodes make up: other features count as errors."""
+        request = reading_pb2.ScoreSubgraphRequest(name=full_name("graphs", name), node_ids=node_ids)
+        return unary(self._stub.ScoreSubgraph, request, timeout_s=READ_S)
+
+    def paths(self, name: str, *, source: str, target: str, num_paths: int = 10) -> reading_pb2.FindPathsResponse:
+        """The strongest paths from one node to another, over all edges of the whole graph."""
+        request = reading_pb2.FindPathsRequest(
+            name=full_name("graphs", name), source_node_id=source, target_node_id=target, num_paths=num_paths
+        )
+        return unary(self._stub.FindPaths, request, timeout_s=READ_S)
+
+    def summarize(
+        self,
+        name: str,
+        *,
+        max_supernodes: int = 12,
+        likeness: "reading_pb2.Likeness.ValueType" = reading_pb2.LIKENESS_BOTH,
+        node_threshold: float = 0.8,
+    ) -> reading_pb2.SummarizeGraphResponse:
+        """
+        The graph in a few groups, with what flows between them.
+
+        Args:
+            name: The graph.
+            max_supernodes: Most groups of features, 1 to 12.
+            likeness: What makes features alike: what they write, where they stand in the graph, or both.
+            node_threshold: Share of the features' influence that is grouped; the rest is one group.
+        """
+        request = reading_pb2.SummarizeGraphRequest(
+            name=full_name("graphs", name),
+            max_supernodes=max_supernodes,
+            likeness=likeness,
+            node_threshold=node_threshold,
+        )
+        return unary(self._stub.SummarizeGraph, request, timeout_s=READ_S)
+
+    def compare(
+        self, name: str, other: str, *, max_nodes: int = 200, max_edges: int = 1000
+    ) -> reading_pb2.CompareGraphsResponse:
+        """Two graphs of one model and transcoder side by side; what differs most comes first."""
+        request = reading_pb2.CompareGraphsRequest(
+            name=full_name("graphs", name),
+            other=full_name("graphs", other),
+            max_nodes=max_nodes,
+            max_edges=max_edges,
+        )
+        return unary(self._stub.CompareGraphs, request, timeout_s=READ_S)
 
     def delete(self, name: str) -> None:
         """Delete a graph."""

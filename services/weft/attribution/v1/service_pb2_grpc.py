@@ -5,6 +5,7 @@ import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from weft.attribution.v1 import messages_pb2 as weft_dot_attribution_dot_v1_dot_messages__pb2
+from weft.attribution.v1 import reading_pb2 as weft_dot_attribution_dot_v1_dot_reading__pb2
 from weft.attribution.v1 import service_pb2 as weft_dot_attribution_dot_v1_dot_service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -72,6 +73,26 @@ class AttributionServiceStub:
                 request_serializer=weft_dot_attribution_dot_v1_dot_service__pb2.InterveneRequest.SerializeToString,
                 response_deserializer=weft_dot_attribution_dot_v1_dot_messages__pb2.InterventionResult.FromString,
                 _registered_method=True)
+        self.ScoreSubgraph = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/ScoreSubgraph',
+                request_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.ScoreSubgraphRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.ScoreSubgraphResponse.FromString,
+                _registered_method=True)
+        self.FindPaths = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/FindPaths',
+                request_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.FindPathsRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.FindPathsResponse.FromString,
+                _registered_method=True)
+        self.SummarizeGraph = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/SummarizeGraph',
+                request_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.SummarizeGraphRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.SummarizeGraphResponse.FromString,
+                _registered_method=True)
+        self.CompareGraphs = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/CompareGraphs',
+                request_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.FromString,
+                _registered_method=True)
 
 
 class AttributionServiceServicer:
@@ -127,6 +148,34 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreSubgraph(self, request, context):
+        """Scores any part of a graph: features outside it count as errors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindPaths(self, request, context):
+        """Finds the strongest paths between two nodes, over all edges of the whole graph.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SummarizeGraph(self, request, context):
+        """Groups a graph's features into a few supernodes and tells what flows between them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareGraphs(self, request, context):
+        """Holds two graphs of one model and transcoder side by side.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +213,26 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.Intervene,
                     request_deserializer=weft_dot_attribution_dot_v1_dot_service__pb2.InterveneRequest.FromString,
                     response_serializer=weft_dot_attribution_dot_v1_dot_messages__pb2.InterventionResult.SerializeToString,
+            ),
+            'ScoreSubgraph': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreSubgraph,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.ScoreSubgraphRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.ScoreSubgraphResponse.SerializeToString,
+            ),
+            'FindPaths': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindPaths,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.FindPathsRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.FindPathsResponse.SerializeToString,
+            ),
+            'SummarizeGraph': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummarizeGraph,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.SummarizeGraphRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.SummarizeGraphResponse.SerializeToString,
+            ),
+            'CompareGraphs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareGraphs,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -356,6 +425,114 @@ class AttributionService:
             '/weft.attribution.v1.AttributionService/Intervene',
             weft_dot_attribution_dot_v1_dot_service__pb2.InterveneRequest.SerializeToString,
             weft_dot_attribution_dot_v1_dot_messages__pb2.InterventionResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreSubgraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/ScoreSubgraph',
+            weft_dot_attribution_dot_v1_dot_reading__pb2.ScoreSubgraphRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_reading__pb2.ScoreSubgraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindPaths(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/FindPaths',
+            weft_dot_attribution_dot_v1_dot_reading__pb2.FindPathsRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_reading__pb2.FindPathsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummarizeGraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/SummarizeGraph',
+            weft_dot_attribution_dot_v1_dot_reading__pb2.SummarizeGraphRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_reading__pb2.SummarizeGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareGraphs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/CompareGraphs',
+            weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.FromString,
             options,
             channel_credentials,
             insecure,

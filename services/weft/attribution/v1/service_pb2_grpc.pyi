@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from weft.attribution.v1 import messages_pb2 as _messages_pb2
+from weft.attribution.v1 import reading_pb2 as _reading_pb2
 from weft.attribution.v1 import service_pb2 as _service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -49,6 +50,14 @@ class AttributionServiceStub:
     """Prunes the stored whole graph to other thresholds, without computing it again; changes nothing that is stored."""
     Intervene: _grpc.UnaryUnaryMultiCallable[_service_pb2.InterveneRequest, _messages_pb2.InterventionResult]
     """Changes features of a graph in the model and compares the logits with what the graph says. The result is kept with the graph."""
+    ScoreSubgraph: _grpc.UnaryUnaryMultiCallable[_reading_pb2.ScoreSubgraphRequest, _reading_pb2.ScoreSubgraphResponse]
+    """Scores any part of a graph: features outside it count as errors."""
+    FindPaths: _grpc.UnaryUnaryMultiCallable[_reading_pb2.FindPathsRequest, _reading_pb2.FindPathsResponse]
+    """Finds the strongest paths between two nodes, over all edges of the whole graph."""
+    SummarizeGraph: _grpc.UnaryUnaryMultiCallable[_reading_pb2.SummarizeGraphRequest, _reading_pb2.SummarizeGraphResponse]
+    """Groups a graph's features into a few supernodes and tells what flows between them."""
+    CompareGraphs: _grpc.UnaryUnaryMultiCallable[_reading_pb2.CompareGraphsRequest, _reading_pb2.CompareGraphsResponse]
+    """Holds two graphs of one model and transcoder side by side."""
 
 @_typing.type_check_only
 class AttributionServiceAsyncStub(AttributionServiceStub):
@@ -69,6 +78,14 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     """Prunes the stored whole graph to other thresholds, without computing it again; changes nothing that is stored."""
     Intervene: _aio.UnaryUnaryMultiCallable[_service_pb2.InterveneRequest, _messages_pb2.InterventionResult]  # type: ignore[assignment]
     """Changes features of a graph in the model and compares the logits with what the graph says. The result is kept with the graph."""
+    ScoreSubgraph: _aio.UnaryUnaryMultiCallable[_reading_pb2.ScoreSubgraphRequest, _reading_pb2.ScoreSubgraphResponse]  # type: ignore[assignment]
+    """Scores any part of a graph: features outside it count as errors."""
+    FindPaths: _aio.UnaryUnaryMultiCallable[_reading_pb2.FindPathsRequest, _reading_pb2.FindPathsResponse]  # type: ignore[assignment]
+    """Finds the strongest paths between two nodes, over all edges of the whole graph."""
+    SummarizeGraph: _aio.UnaryUnaryMultiCallable[_reading_pb2.SummarizeGraphRequest, _reading_pb2.SummarizeGraphResponse]  # type: ignore[assignment]
+    """Groups a graph's features into a few supernodes and tells what flows between them."""
+    CompareGraphs: _aio.UnaryUnaryMultiCallable[_reading_pb2.CompareGraphsRequest, _reading_pb2.CompareGraphsResponse]  # type: ignore[assignment]
+    """Holds two graphs of one model and transcoder side by side."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes, prunes, keeps and checks attribution graphs."""
@@ -128,5 +145,37 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_messages_pb2.InterventionResult, _abc.Awaitable[_messages_pb2.InterventionResult]]:
         """Changes features of a graph in the model and compares the logits with what the graph says. The result is kept with the graph."""
+
+    @_abc_1.abstractmethod
+    def ScoreSubgraph(
+        self,
+        request: _reading_pb2.ScoreSubgraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reading_pb2.ScoreSubgraphResponse, _abc.Awaitable[_reading_pb2.ScoreSubgraphResponse]]:
+        """Scores any part of a graph: features outside it count as errors."""
+
+    @_abc_1.abstractmethod
+    def FindPaths(
+        self,
+        request: _reading_pb2.FindPathsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reading_pb2.FindPathsResponse, _abc.Awaitable[_reading_pb2.FindPathsResponse]]:
+        """Finds the strongest paths between two nodes, over all edges of the whole graph."""
+
+    @_abc_1.abstractmethod
+    def SummarizeGraph(
+        self,
+        request: _reading_pb2.SummarizeGraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reading_pb2.SummarizeGraphResponse, _abc.Awaitable[_reading_pb2.SummarizeGraphResponse]]:
+        """Groups a graph's features into a few supernodes and tells what flows between them."""
+
+    @_abc_1.abstractmethod
+    def CompareGraphs(
+        self,
+        request: _reading_pb2.CompareGraphsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reading_pb2.CompareGraphsResponse, _abc.Awaitable[_reading_pb2.CompareGraphsResponse]]:
+        """Holds two graphs of one model and transcoder side by side."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
