@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -105,15 +105,16 @@ class FakeBackend:
         self,
         model_id: str,
         sequences: Sequence[npt.NDArray[np.int64]],
-        input_hook: str,
-        output_hook: str,
-        into: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        into: Mapping[str, npt.NDArray[np.float32]],
     ) -> None:
         at = 0
         for sequence in sequences:
             self.tokens_run += len(sequence)
             for position, token_id in enumerate(sequence.tolist()[1:], start=1):
-                into[0][:, at], into[1][:, at] = expected_row(token_id, position)
+                inputs, outputs = map(np.array, expected_row(token_id, position))
+                for hook, rows in into.items():
+                    # What one hook gives is seen not to be the other's.
+                    rows[:, at] = outputs if hook == "mlp_out" else inputs + (hook == "resid_mid")
                 at += 1
 
 

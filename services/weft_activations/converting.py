@@ -12,7 +12,7 @@ from weft.common.v1 import operation_pb2, tensor_pb2
 from weft_activations.core.changing import Change, ChangeKind, Prompt
 from weft_activations.core.components import component_at, lens_name
 from weft_activations.core.generating import End, Generated, Sampling
-from weft_activations.core.harvest_records import HarvestProgress, HarvestSpec
+from weft_activations.core.harvest_records import HarvestProgress, HarvestSpec, StreamPair
 from weft_activations.core.inference import LikelyToken, TokenText
 from weft_activations.core.packing import BY_DOCUMENT, Packing, StartRule
 from weft_activations.core.ports import Floats, Freeze, ModelInfo
@@ -193,6 +193,14 @@ def spec_from_proto(spec: messages_pb2.HarvestSpec) -> HarvestSpec:
         max_norm_ratio=spec.max_norm_ratio,
         lease_sequences=spec.lease_sequences,
         packing=_packing_from_proto(spec.packing),
+        also=tuple(
+            StreamPair(
+                parse_name(pair.dataset, "datasets", field=f"spec.also[{index}].dataset"),
+                pair.streams.input_hook,
+                pair.streams.output_hook,
+            )
+            for index, pair in enumerate(spec.also)
+        ),
     )
 
 
@@ -260,6 +268,13 @@ def harvest_to_proto(
             max_norm_ratio=spec.max_norm_ratio,
             lease_sequences=spec.lease_sequences,
             packing=_packing_to_proto(spec.packing),
+            also=[
+                messages_pb2.AlsoKept(
+                    dataset=f"datasets/{pair.dataset}",
+                    streams=messages_pb2.Streams(input_hook=pair.input_hook, output_hook=pair.output_hook),
+                )
+                for pair in spec.also
+            ],
         ),
         state=state,
         tokens_committed=progress.tokens_committed,

@@ -154,15 +154,16 @@ class ActivationServicer(AnalysisMethods, service_pb2_grpc.ActivationServiceServ
     async def ReadSequences(
         self, request: service_pb2.ReadSequencesRequest, context: Context
     ) -> AsyncIterator[service_pb2.ReadSequencesResponse]:
+        dataset = parse_name(request.dataset, "datasets", field="dataset")
         found = await self._harvests.sequences(
-            parse_name(request.dataset, "datasets", field="dataset"),
+            dataset,
             Split.HELD_OUT if request.held_out else Split.TRAIN,
             request.max_tokens,
         )
         header = service_pb2.SequencesHeader(
             model=f"models/{found.record.spec.model}",
             model_revision=found.record.model_revision,
-            input_hook=found.record.spec.input_hook,
+            input_hook=found.record.spec.pair_of(dataset).input_hook,
             output_norm_limits=found.output_norm_limits,
         )
         yield service_pb2.ReadSequencesResponse(header=header)

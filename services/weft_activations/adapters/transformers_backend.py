@@ -7,7 +7,7 @@ Attention is open where something inside it is read, changed or held; the fused 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,12 +180,10 @@ class TransformersBackend:
         self,
         model_id: str,
         sequences: Sequence[npt.NDArray[np.int64]],
-        input_hook: str,
-        output_hook: str,
-        into: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        into: Mapping[str, npt.NDArray[np.float32]],
     ) -> None:
         """
-        Run sequences for their inputs and outputs, in batches of equal length.
+        Run sequences for what lies at some hooks, in batches of equal length.
 
         On a processor, batches of a model that is taken apart are shared out over threads of one core each: they never
         wait for each other, where a pass that all cores share waits after every operation, the more so beside a thread
@@ -199,24 +197,20 @@ class TransformersBackend:
         loaded = self._load(model_id)
         num_layers = self.describe(model_id).num_layers
         device = self._device()
-        into_torch = [torch.from_numpy(array) for array in into]
+        into_torch = {hook: torch.from_numpy(array) for hook, array in into.items()}
         starts = np.cumsum([0, *(len(sequence) - 1 for sequence in sequences)]).tolist()
 
         def run(members: Sequence[int]) -> None:
-            def write(kind: int, layer: int, found_BPD: torch.Tensor) -> None:
+            def write(hook: str, layer: int, found_BPD: torch.Tensor) -> None:
                 for row, member in enumerate(members):
-                    into_torch[kind][layer, starts[member] : starts[member + 1]] = found_BPD[row, 1:]
+                    into_torch[hook][layer, starts[member] : starts[member + 1]] = found_BPD[row, 1:]
 
             with torch.inference_mode():
                 tokens_BP = torch.from_numpy(np.stack([sequences[member] for member in members])).to(device)
                 if loaded.parts is not None:
-                    run_streams(loaded.parts, tokens_BP, input_hook, output_hook, write)
+                    run_streams(loaded.parts, tokens_BP, tuple(into), write)
                 else:
-                    places = {
-                        f"layers.{layer}.{hook}": (kind, layer)
-                        for layer in range(num_layers)
-                        for kind, hook in enumerate((input_hook, output_hook))
-                    }
+                    places = {f"layers.{layer}.{hook}": (hook, layer) for layer in range(num_layers) for hook in into}
                     run_pass(loaded.located, tokens_BP, places, take=lambda name, found: write(*places[name], found))
 
         on_cpu = device == "cpu"

@@ -20,12 +20,26 @@ from weft_common.errors import AlreadyExistsError, NotFoundError
 from weft_store.documents import create_json, list_ids, read_json, update_json
 from weft_store.port import ObjectStore
 
-__all__ = ["HarvestProgress", "HarvestRecord", "HarvestRecords", "HarvestSpec"]
+__all__ = ["HarvestProgress", "HarvestRecord", "HarvestRecords", "HarvestSpec", "StreamPair"]
+
+
+@dataclass(frozen=True)
+class StreamPair:
+    """An input and an output of every layer, and the dataset that they go to; hooks without the layer."""
+
+    dataset: str
+    input_hook: str
+    output_hook: str
 
 
 @dataclass(frozen=True)
 class HarvestSpec:
-    """What a harvest reads and how; ids without their collection."""
+    """
+    What a harvest reads and how; ids without their collection.
+
+    Attributes:
+        also: Further pairs of streams, kept in the same passes.
+    """
 
     model: str
     dataset: str
@@ -40,16 +54,31 @@ class HarvestSpec:
     max_norm_ratio: float
     lease_sequences: int
     packing: Packing = BY_DOCUMENT
+    also: tuple[StreamPair, ...] = ()
 
-    def dataset_spec(self, info: ModelInfo, corpus_digest: str, lineage: str) -> DatasetSpec:
-        """Return what the dataset is created as."""
+    @property
+    def pairs(self) -> tuple[StreamPair, ...]:
+        """All pairs; norms are measured on the outputs of the first."""
+        return (StreamPair(self.dataset, self.input_hook, self.output_hook), *self.also)
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """What one pass keeps of every layer, each hook once."""
+        return tuple(dict.fromkeys(hook for pair in self.pairs for hook in (pair.input_hook, pair.output_hook)))
+
+    def pair_of(self, dataset: str) -> StreamPair:
+        """Return the pair that goes to one of the harvest's datasets."""
+        return next(pair for pair in self.pairs if pair.dataset == dataset)
+
+    def dataset_spec(self, pair: StreamPair, info: ModelInfo, corpus_digest: str, lineage: str) -> DatasetSpec:
+        """Return what the dataset of a pair is created as."""
         return DatasetSpec(
             model=f"models/{self.model}",
             model_revision=info.revision,
             num_layers=info.num_layers,
             d_model=info.d_model,
-            input_hook=self.input_hook,
-            output_hook=self.output_hook,
+            input_hook=pair.input_hook,
+            output_hook=pair.output_hook,
             codec=self.codec,
             target_fvu=self.target_fvu,
             corpus=f"corpora/{self.corpus}",
@@ -60,7 +89,11 @@ class HarvestSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the stored form."""
         packing = {**asdict(self.packing), "start_rule": self.packing.start_rule.value}
-        return {**asdict(self), "packing": packing}
+        stored = {**asdict(self), "packing": packing, "also": [asdict(pair) for pair in self.also]}
+        if not self.also:
+            # As harvests of before there were further pairs are stored, whose lineage must stay what it is.
+            del stored["also"]
+        return stored
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "HarvestSpec":
@@ -69,6 +102,7 @@ class HarvestSpec:
         return cls(
             **{
                 **document,
+                "also": tuple(StreamPair(**pair) for pair in document.get("also", ())),
                 "packing": Packing(
                     **{
                         **packing,

@@ -11,15 +11,22 @@ Legend: L layers, T tokens, D d_model.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords, HarvestSpec
+from weft_activations.core.harvest_records import (
+    HarvestProgress,
+    HarvestRecord,
+    HarvestRecords,
+    HarvestSpec,
+    StreamPair,
+)
 from weft_activations.core.inference import Inference
 from weft_activations.core.leases import LeaseBoard
 from weft_activations.core.metrics import (
@@ -54,34 +61,31 @@ class Rows:
     The rows of a lease, in memory that serves one lease after the other: fresh pages cost as much as a copy.
 
     Attributes:
-        whole: Inputs, which the transcoder reads, and outputs, which it predicts: [L, T, D] each, room for any lease.
+        whole: By hook, [L, T, D] each: room for any lease.
+        norm_hook: Whose norms say which tokens are left out.
         num_tokens: How many of T are this lease's and are kept.
         num_skipped: Tokens left out for their norm.
     """
 
-    whole: tuple[Floats, Floats]
+    whole: Mapping[str, Floats]
+    norm_hook: str
     num_tokens: int = 0
     num_skipped: int = 0
 
     @classmethod
-    def with_room(cls, info: ModelInfo, num_tokens: int) -> "Rows":
+    def with_room(cls, spec: HarvestSpec, info: ModelInfo, num_tokens: int) -> "Rows":
         """Make room for so many tokens."""
         shape = (info.num_layers, num_tokens, info.d_model)
-        return cls((np.empty(shape, np.float32), np.empty(shape, np.float32)))
+        return cls({hook: np.empty(shape, np.float32) for hook in spec.hooks}, spec.output_hook)
 
-    @property
-    def inputs(self) -> Floats:
-        """What is kept of the inputs, [L, T, D]."""
-        return self.whole[0][:, : self.num_tokens]
-
-    @property
-    def outputs(self) -> Floats:
-        """What is kept of the outputs, [L, T, D]."""
-        return self.whole[1][:, : self.num_tokens]
+    def kept(self, hook: str) -> Floats:
+        """What is kept of what lies at a hook, [L, T, D]."""
+        return self.whole[hook][:, : self.num_tokens]
 
     def output_norms(self) -> Floats:
         """Euclidean norms of the outputs, [L, T]."""
-        squares_LT: Floats = np.einsum("ltd,ltd->lt", self.outputs, self.outputs)
+        outputs_LTD = self.kept(self.norm_hook)
+        squares_LT: Floats = np.einsum("ltd,ltd->lt", outputs_LTD, outputs_LTD)
         return np.sqrt(squares_LT)
 
     def leave_out(self, limits_L: npt.NDArray[np.float64]) -> None:
@@ -95,8 +99,8 @@ class Rows:
         """Drop the tokens that are not kept."""
         num_kept = int(kept_T.sum())
         if num_kept < self.num_tokens:
-            for stream_LTD in (self.inputs, self.outputs):
-                for layer_TD in stream_LTD:
+            for hook in self.whole:
+                for layer_TD in self.kept(hook):
                     layer_TD[:num_kept] = layer_TD[kept_T]
             self.num_tokens = num_kept
 
@@ -177,17 +181,14 @@ class HarvestWorker:
                     f"harvests/{record.harvest_id} was planned with {what} {wanted[:16]}, this replica has "
                     f"{found[:16]}; give every replica the same model folder and weft version, or start a new harvest"
                 )
-        dataset = record.spec.dataset
-        await self._threaded(lambda: self._records.claim_dataset(dataset, record.harvest_id))
-        dataset_spec = record.spec.dataset_spec(info, record.corpus_digest, record.lineage)
-        await self._patiently(lambda: self._catalog.create_dataset(dataset, dataset_spec))
+        await self._open_datasets(record, info)
         record = await self._with_mean_norms(record, plan, info)
         held: set[int] = set()
         beating = asyncio.create_task(self._beat(board, held))
         storing: asyncio.Task[Rows] | None = None
         order = plan.order
         room = max((lease.num_rows for lease in plan.leases), default=0)
-        spare = [Rows.with_room(info, room) for _ in range(2)]
+        spare = [Rows.with_room(record.spec, info, room) for _ in range(2)]
         try:
             while True:
                 is_paused = (await self._threaded(lambda: self._records.get(record.harvest_id))).paused
@@ -219,6 +220,15 @@ class HarvestWorker:
             with suppress(WeftError):
                 await asyncio.to_thread(board.give_up, tuple(held))
 
+    async def _open_datasets(self, record: HarvestRecord, info: ModelInfo) -> None:
+        """Claim all datasets before one is created, so that a name that is taken leaves nothing behind."""
+        for pair in record.spec.pairs:
+            claim = partial(self._records.claim_dataset, pair.dataset, record.harvest_id)
+            await self._threaded(claim)
+        for pair in record.spec.pairs:
+            spec = record.spec.dataset_spec(pair, info, record.corpus_digest, record.lineage)
+            await self._patiently(partial(self._catalog.create_dataset, pair.dataset, spec))
+
     async def _beat(self, board: LeaseBoard, held: set[int]) -> None:
         while True:
             await asyncio.sleep(self._lease_s / 4)
@@ -233,7 +243,7 @@ class HarvestWorker:
             return record
         sequences = [sequence for lease in plan.leases if lease.split is Split.TRAIN for sequence in lease.sequences]
         lease = Lease(0, Split.TRAIN, sequences[:_NORM_SEQUENCES])
-        rows = Rows.with_room(info, lease.num_rows)
+        rows = Rows.with_room(record.spec, info, lease.num_rows)
         await self._run(record.spec, lease, rows)
         norms_LT = await asyncio.to_thread(rows.output_norms)
         means = tuple(float(mean) for mean in norms_LT.mean(1, dtype=np.float64))
@@ -255,8 +265,8 @@ class HarvestWorker:
                 turn.append(left.pop(0))
             start = rows.num_tokens
             rows.num_tokens += sum(len(ids) - 1 for ids in turn)
-            into = (rows.inputs[:, start:], rows.outputs[:, start:])
-            await self._inference.streams(spec.model, turn, spec.input_hook, spec.output_hook, into)
+            into = {hook: rows.kept(hook)[:, start:] for hook in spec.hooks}
+            await self._inference.streams(spec.model, turn, into)
         if lease.num_tokens < lease.num_rows:
             kept_T = np.concatenate([sequence.kept() for sequence in lease.sequences])
             await asyncio.to_thread(rows.keep, kept_T)
@@ -270,29 +280,14 @@ class HarvestWorker:
         held: set[int],
         report: Callable[[HarvestProgress], Awaitable[None]],
     ) -> Rows:
-        dataset = record.spec.dataset
-        target = await self._patiently(lambda: self._catalog.begin_shard(dataset, lease.index))
-        committed = target.committed
-        if committed is None:
-            num_tokens = rows.num_tokens
-            encoded = await asyncio.to_thread(self._encode, record, lease, rows)
-            await self._threaded(lambda: self._put(target.key, encoded))
-            shard = CommittedShard(
-                index=lease.index,
-                key=target.key,
-                sha256=encoded.sha256,
-                size_bytes=len(encoded.data),
-                num_tokens=num_tokens,
-                split=lease.split,
-                row_group_tokens=_ROW_GROUP_TOKENS,
-                statistics=encoded.statistics,
-            )
-            committed = await self._patiently(lambda: self._catalog.commit_shard(dataset, shard))
-            if committed.key == target.key:
-                EXTRACT_TOKENS.inc(num_tokens)
-            else:
-                EXTRACT_INCOMPLETE.labels(ANOTHER_WAS_FIRST).inc()
+        first, *others = record.spec.pairs
+        # The first pair comes last: a token counts once all that is kept of it is committed.
+        for pair in others:
+            await self._commit(record, pair, lease, rows)
+        committed, is_new = await self._commit(record, first, lease, rows)
         tokens = committed.num_tokens
+        if is_new:
+            EXTRACT_TOKENS.inc(tokens)
         await self._threaded(
             lambda: board.finish(
                 lease.index, split=lease.split.value, num_tokens=tokens, num_skipped=lease.num_tokens - tokens
@@ -302,18 +297,43 @@ class HarvestWorker:
         await report(HarvestProgress.of(record, await self._threaded(board.known)))
         return rows
 
-    def _encode(self, record: HarvestRecord, lease: Lease, rows: Rows) -> EncodedShard:
+    async def _commit(
+        self, record: HarvestRecord, pair: StreamPair, lease: Lease, rows: Rows
+    ) -> tuple[CommittedShard, bool]:
+        """Have a pair's shard of a lease in its dataset; whether it is this call's."""
+        target = await self._patiently(lambda: self._catalog.begin_shard(pair.dataset, lease.index))
+        if target.committed is not None:
+            return target.committed, False
+        encoded = await asyncio.to_thread(self._encode, record, pair, lease, rows)
+        await self._threaded(lambda: self._put(target.key, encoded))
+        shard = CommittedShard(
+            index=lease.index,
+            key=target.key,
+            sha256=encoded.sha256,
+            size_bytes=len(encoded.data),
+            num_tokens=rows.num_tokens,
+            split=lease.split,
+            row_group_tokens=_ROW_GROUP_TOKENS,
+            statistics=encoded.statistics,
+        )
+        committed = await self._patiently(lambda: self._catalog.commit_shard(pair.dataset, shard))
+        is_new = committed.key == target.key
+        if not is_new:
+            EXTRACT_INCOMPLETE.labels(ANOTHER_WAS_FIRST).inc()
+        return committed, is_new
+
+    def _encode(self, record: HarvestRecord, pair: StreamPair, lease: Lease, rows: Rows) -> EncodedShard:
         return encode_shard(
-            {"input": rows.inputs, "output": rows.outputs},
+            {"input": rows.kept(pair.input_hook), "output": rows.kept(pair.output_hook)},
             CodecSpec(record.spec.codec, record.spec.target_fvu),
             row_group_tokens=_ROW_GROUP_TOKENS,
             attributes={
-                "dataset": record.spec.dataset,
+                "dataset": pair.dataset,
                 "harvest": record.harvest_id,
-                "input_hook": record.spec.input_hook,
+                "input_hook": pair.input_hook,
                 "model": record.spec.model,
                 "model_revision": record.model_revision,
-                "output_hook": record.spec.output_hook,
+                "output_hook": pair.output_hook,
                 "split": lease.split.value,
             },
         )
@@ -325,7 +345,8 @@ class HarvestWorker:
             self._store.put(key, encoded.data, if_absent=True)
 
     async def _seal(self, record: HarvestRecord) -> HarvestRecord:
-        await self._patiently(lambda: self._catalog.seal_dataset(record.spec.dataset, record.num_leases))
+        for pair in record.spec.pairs:
+            await self._patiently(partial(self._catalog.seal_dataset, pair.dataset, record.num_leases))
         return await self._threaded(
             lambda: self._records.change(record.harvest_id, lambda there: replace(there, sealed=True))
         )

@@ -6,7 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords, HarvestSpec
+from weft_activations.core.harvest_records import (
+    HarvestProgress,
+    HarvestRecord,
+    HarvestRecords,
+    HarvestSpec,
+    StreamPair,
+)
 from weft_activations.core.hooks import INPUT_HOOKS, OUTPUT_HOOKS
 from weft_activations.core.inference import Inference
 from weft_activations.core.leases import LeaseBoard
@@ -22,6 +28,7 @@ from weft_store.shard import CodecSpec
 __all__ = ["Harvests"]
 
 _MAX_HELD_OUT_SHARE = 0.5
+_MAX_PAIRS = 8
 
 
 class Harvests:
@@ -70,7 +77,8 @@ class Harvests:
             FailedPreconditionError: The corpus is too small.
         """
         check_id(harvest_id, field="harvest_id")
-        check_id(spec.dataset, field="spec.dataset")
+        for number, pair in enumerate(spec.pairs):
+            check_id(pair.dataset, field=_pair_field(number, "dataset"))
         info = await self._inference.describe(spec.model)
         _check_spec(spec, info, self._max_lease_bytes)
         planned = await self._planner.plan(spec)
@@ -78,13 +86,16 @@ class Harvests:
         if there is not None and there.spec != spec:
             raise _other_harvest(harvest_id)
         if there is None:
-            await asyncio.to_thread(self._records.check_claim, spec.dataset, harvest_id)
-            found = await self._catalog.find_dataset(spec.dataset)
-            if found is not None:
-                how = "is there already" if _is_alike(found[0], spec, planned) else "is there already with another spec"
-                raise AlreadyExistsError(
-                    f"datasets/{spec.dataset} {how}; choose another dataset id or delete it first", field="spec.dataset"
-                )
+            for number, pair in enumerate(spec.pairs):
+                await asyncio.to_thread(self._records.check_claim, pair.dataset, harvest_id)
+                found = await self._catalog.find_dataset(pair.dataset)
+                if found is not None:
+                    is_alike = _is_alike(found[0], spec, pair, planned)
+                    how = "is there already" if is_alike else "is there already with another spec"
+                    raise AlreadyExistsError(
+                        f"datasets/{pair.dataset} {how}; choose another dataset id or delete it first",
+                        field=_pair_field(number, "dataset"),
+                    )
         return planned
 
     async def create(self, harvest_id: str, spec: HarvestSpec, request_id: str) -> HarvestRecord:
@@ -159,9 +170,19 @@ class Harvests:
         return HarvestProgress.of(record, board.refresh())
 
 
-def _is_alike(there: DatasetSpec, spec: HarvestSpec, planned: Planned) -> bool:
+def _is_alike(there: DatasetSpec, spec: HarvestSpec, pair: StreamPair, planned: Planned) -> bool:
     """Whether a dataset is of the same things; which harvest made it, and with what versions, is not asked."""
-    return there == spec.dataset_spec(planned.info, planned.corpus_digest, there.lineage)
+    return there == spec.dataset_spec(pair, planned.info, planned.corpus_digest, there.lineage)
+
+
+def _pair_field(number: int, name: str) -> str:
+    """
+    Say where in a request something of a pair stands.
+
+    >>> _pair_field(0, "dataset"), _pair_field(2, "dataset")
+    ('spec.dataset', 'spec.also[1].dataset')
+    """
+    return f"spec.{name}" if number == 0 else f"spec.also[{number - 1}].{name}"
 
 
 def _other_harvest(harvest_id: str) -> AlreadyExistsError:
@@ -170,19 +191,36 @@ def _other_harvest(harvest_id: str) -> AlreadyExistsError:
     )
 
 
+def _check_pairs(spec: HarvestSpec, info: ModelInfo) -> None:
+    if len(spec.pairs) > _MAX_PAIRS:
+        raise InvalidArgumentError(
+            f"{len(spec.also)} further pairs of streams were given; give {_MAX_PAIRS - 1} at most", field="spec.also"
+        )
+    for number, pair in enumerate(spec.pairs):
+        for name, hook, among in (
+            ("streams.input_hook", pair.input_hook, INPUT_HOOKS),
+            ("streams.output_hook", pair.output_hook, OUTPUT_HOOKS),
+        ):
+            field = _pair_field(number, name)
+            if hook not in among:
+                raise InvalidArgumentError(
+                    f"there is no hook {hook!r} here; expected {' or '.join(among)}", field=field
+                )
+            if f"layers.*.{hook}" not in info.components:
+                raise InvalidArgumentError(
+                    f"{info.model_id} has no {hook}: its attention and MLP read the same stream; take another hook",
+                    field=field,
+                )
+        if any(pair.dataset == other.dataset for other in spec.pairs[:number]):
+            raise InvalidArgumentError(
+                f"datasets/{pair.dataset} is named twice; every pair of streams goes to a dataset of its own",
+                field=_pair_field(number, "dataset"),
+            )
+
+
 def _check_spec(spec: HarvestSpec, info: ModelInfo, max_lease_bytes: int) -> None:
     CodecSpec(spec.codec, spec.target_fvu)
-    for field, hook, among in (
-        ("spec.streams.input_hook", spec.input_hook, INPUT_HOOKS),
-        ("spec.streams.output_hook", spec.output_hook, OUTPUT_HOOKS),
-    ):
-        if hook not in among:
-            raise InvalidArgumentError(f"there is no hook {hook!r} here; expected {' or '.join(among)}", field=field)
-        if f"layers.*.{hook}" not in info.components:
-            raise InvalidArgumentError(
-                f"{info.model_id} has no {hook}: its attention and MLP read the same stream; take another hook",
-                field=field,
-            )
+    _check_pairs(spec, info)
     if spec.num_tokens < 1:
         raise InvalidArgumentError(
             f"num_tokens is {spec.num_tokens}; a harvest reads 1 token at least", field="spec.num_tokens"
@@ -208,7 +246,7 @@ def _check_spec(spec: HarvestSpec, info: ModelInfo, max_lease_bytes: int) -> Non
             f"max_norm_ratio is {spec.max_norm_ratio}; give more than 1, or 0 to keep every token",
             field="spec.max_norm_ratio",
         )
-    sequence_bytes = 2 * 4 * info.num_layers * info.d_model * (spec.sequence_tokens - 1)
+    sequence_bytes = len(spec.hooks) * 4 * info.num_layers * info.d_model * (spec.sequence_tokens - 1)
     most = max(1, max_lease_bytes // sequence_bytes)
     if not 1 <= spec.lease_sequences <= most:
         raise InvalidArgumentError(

@@ -5,7 +5,7 @@ Legend: P positions, D d_model, V vocabulary.
 """
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -250,12 +250,10 @@ class Inference:
         self,
         model_id: str,
         sequences: Sequence[npt.NDArray[np.int64]],
-        input_hook: str,
-        output_hook: str,
-        into: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        into: Mapping[str, npt.NDArray[np.float32]],
     ) -> None:
         """Run some sequences of a harvest; see `ModelBackend.streams`."""
-        await self.on_model_thread(lambda backend: backend.streams(model_id, sequences, input_hook, output_hook, into))
+        await self.on_model_thread(lambda backend: backend.streams(model_id, sequences, into))
 
     def _work_out(
         self, backend: ModelBackend, info: ModelInfo, token_ids: Sequence[int], changes: Sequence[Change]

@@ -4,7 +4,7 @@ What the core needs from outside: a model that runs, files that can be read, and
 Legend: B sequences, P positions, L layers, D d_model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -236,19 +236,15 @@ class ModelBackend(Protocol):
         self,
         model_id: str,
         sequences: Sequence[npt.NDArray[np.int64]],
-        input_hook: str,
-        output_hook: str,
-        into: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        into: Mapping[str, npt.NDArray[np.float32]],
     ) -> None:
         """
-        Run sequences, of any lengths, and write down every layer's inputs and outputs.
+        Run sequences, of any lengths, and write down what lies at some hooks of every layer.
 
         Args:
             sequences: Token ids.
-            input_hook: Hook of the first result, without the layer.
-            output_hook: Hook of the second.
-            into: Where they are written, float32 [L, T, D] each: of each sequence all positions but the first, one
-                sequence after the other.
+            into: By hook, without the layer, where it is written, float32 [L, T, D]: of each sequence all positions but
+                the first, one sequence after the other.
         """
         ...
 

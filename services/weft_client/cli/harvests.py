@@ -1,6 +1,7 @@
 """`weft harvests`."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ TextOption = Annotated[
 NumTokensOption = Annotated[int, typer.Option(help="Tokens to harvest, held-out ones included.")]
 HeldOutOption = Annotated[float, typer.Option(help="Share of documents kept for evaluation, 0 to 0.5.")]
 CodecOption = Annotated[str, typer.Option(help="bf16 (lossless) or uniform.")]
+_STREAMS = "mlp_in:mlp_out"
 TargetFvuOption = Annotated[float, typer.Option(help="For uniform: wanted fraction of variance unexplained.")]
 
 
@@ -94,6 +96,11 @@ def create_harvest(
     skip_token: Annotated[
         list[int] | None, typer.Option(help="Id of a token that is read and not kept; may be repeated.")
     ] = None,
+    streams: Annotated[str, typer.Option(help="What is kept of every layer, INPUT_HOOK:OUTPUT_HOOK.")] = _STREAMS,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="DATASET=INPUT_HOOK:OUTPUT_HOOK: kept in the same passes; may be repeated."),
+    ] = None,
     no_wait: NoWait = False,
     validate_only: ValidateOnly = False,
     as_json: JsonFlag = False,
@@ -114,6 +121,8 @@ def create_harvest(
         as_json=as_json,
         sequence_tokens=sequence_tokens,
         packing=_packing(cross_documents, separator, start, max_document_tokens, list(skip_token or ())),
+        streams=_streams(streams, "spec.streams"),
+        also=[_also(given) for given in also or ()],
     )
 
 
@@ -159,6 +168,8 @@ def create(
     as_json: bool,
     sequence_tokens: int = 256,
     packing: packing_pb2.Packing | None = None,
+    streams: messages_pb2.Streams | None = None,
+    also: Sequence[messages_pb2.AlsoKept] = (),
 ) -> None:
     """Upload the text if there is any, then start the harvest and wait for it."""
     if (corpus is None) == (not text):
@@ -175,6 +186,8 @@ def create(
             codec=messages_pb2.Codec(kind=codec, target_fvu=target_fvu if codec == "uniform" else 0),
             sequence_tokens=sequence_tokens,
             packing=packing,
+            streams=streams or _streams(_STREAMS, "spec.streams"),
+            also=also,
         )
         operation = client.harvests.create(harvest, spec=spec, validate_only=validate_only)
         if no_wait or validate_only:
@@ -182,8 +195,35 @@ def create(
             return
         wait(client, operation, "harvesting", quiet=as_json)
         found = client.harvests.get(harvest)
-    line = f"{found.tokens_committed:,} tokens are in {found.spec.dataset}; train on it with `weft runs create`"
+    datasets = " and ".join((found.spec.dataset, *(pair.dataset for pair in found.spec.also)))
+    line = f"{found.tokens_committed:,} tokens are in {datasets}; train on them with `weft runs create`"
     print_result(found, line, as_json=as_json)
+
+
+def _streams(given: str, field: str) -> messages_pb2.Streams:
+    """
+    Read two hooks.
+
+    >>> _streams("resid_mid:mlp_out", "").input_hook
+    'resid_mid'
+    """
+    input_hook, colon, output_hook = given.partition(":")
+    if not (input_hook and colon and output_hook):
+        raise InvalidArgumentError(f"{given!r} is not INPUT_HOOK:OUTPUT_HOOK, such as {_STREAMS}", field=field)
+    return messages_pb2.Streams(input_hook=input_hook, output_hook=output_hook)
+
+
+def _also(given: str) -> messages_pb2.AlsoKept:
+    """
+    Read a further pair.
+
+    >>> _also("r=resid_mid:mlp_out").dataset
+    'datasets/r'
+    """
+    dataset, equals, streams = given.partition("=")
+    if not (dataset and equals):
+        raise InvalidArgumentError(f"{given!r} is not DATASET=INPUT_HOOK:OUTPUT_HOOK", field="spec.also")
+    return messages_pb2.AlsoKept(dataset=full_name("datasets", dataset), streams=_streams(streams, "spec.also"))
 
 
 def _packing(

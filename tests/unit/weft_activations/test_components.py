@@ -245,11 +245,11 @@ def test_captures_do_not_depend_on_what_else_is_asked(
 
 def test_streams_of_a_harvest_equal_captures(backend: TransformersBackend, family: str, found: Captures) -> None:
     """What a harvest keeps of a sequence is what a capture of it shows, without the first token."""
-    into = (np.full((LAYERS, 6, 32), np.nan, np.float32), np.full((LAYERS, 6, 32), np.nan, np.float32))
-    backend.streams(family, [np.array(IDS)], "mlp_in", "mlp_out", into)
-    for layer in range(LAYERS):
-        close(into[0][layer], found[f"layers.{layer}.mlp_in"][1:])
-        close(into[1][layer], found[f"layers.{layer}.mlp_out"][1:])
+    into = {hook: np.full((LAYERS, 6, 32), np.nan, np.float32) for hook in ("mlp_in", "mlp_out")}
+    backend.streams(family, [np.array(IDS)], into)
+    for hook, rows in into.items():
+        for layer in range(LAYERS):
+            close(rows[layer], found[f"layers.{layer}.{hook}"][1:])
 
 
 def test_both_names_are_understood(backend: TransformersBackend, family: str) -> None:

@@ -117,17 +117,17 @@ def test_streams_of_sequences_equal_single_captures(backend: TransformersBackend
     """Sequences of several lengths give, one after the other, what a capture of each gives without its first token."""
     sequences = [np.array(ids) for ids in (IDS, IDS[:3], IDS[::-1], IDS[1:4])]
     num_tokens = sum(len(ids) - 1 for ids in sequences)
-    for input_hook in ("mlp_in", "resid_mid"):
-        inputs, outputs = (np.full((NUM_LAYERS, num_tokens, D_MODEL), np.nan, np.float32) for _ in range(2))
-        backend.streams(model_id, sequences, input_hook, "mlp_out", (inputs, outputs))
+    for hooks in (("mlp_in", "mlp_out"), ("resid_mid", "mlp_out"), ("mlp_in", "mlp_out", "resid_mid")):
+        into = {hook: np.full((NUM_LAYERS, num_tokens, D_MODEL), np.nan, np.float32) for hook in hooks}
+        backend.streams(model_id, sequences, into)
         start = 0
         for ids in sequences:
             rows = slice(start, start + len(ids) - 1)
             start = rows.stop
             single = backend.forward(model_id, ids.tolist(), every_hook(backend, model_id))
-            for layer in range(NUM_LAYERS):
-                _close(inputs[layer, rows], single[f"layers.{layer}.{input_hook}"][1:])
-                _close(outputs[layer, rows], single[f"layers.{layer}.mlp_out"][1:])
+            for hook in hooks:
+                for layer in range(NUM_LAYERS):
+                    _close(into[hook][layer, rows], single[f"layers.{layer}.{hook}"][1:])
 
 
 @pytest.mark.parametrize("hook", ["mlp_out", "resid_pre", "resid_mid", "resid_post"])

@@ -11,14 +11,25 @@ import pytest
 from harvest_fakes import NUM_LAYERS, FakeBackend, FakeCatalog, Fate, KilledError, Mortal, expected_row
 
 from weft_activations.core.corpus import store_corpus
-from weft_activations.core.harvest_records import HarvestProgress, HarvestRecord, HarvestRecords, HarvestSpec
+from weft_activations.core.harvest_records import (
+    HarvestProgress,
+    HarvestRecord,
+    HarvestRecords,
+    HarvestSpec,
+    StreamPair,
+)
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
 from weft_activations.core.inference import Inference
 from weft_activations.core.packing import Packing
 from weft_activations.core.planning import HarvestPlanner
 from weft_activations.core.ports import Split
-from weft_common.errors import AlreadyExistsError, FailedPreconditionError, UnavailableError
+from weft_common.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from weft_store.adapters.memory import MemoryObjectStore
 from weft_store.documents import read_json
 from weft_store.shard import ShardReader
@@ -37,6 +48,7 @@ SPEC = HarvestSpec(
     max_norm_ratio=0.0,
     lease_sequences=3,
 )
+BOTH = replace(SPEC, also=(StreamPair("r", "resid_mid", "mlp_out"),))
 DOCUMENTS = {f"doc{index}": f"document {index} says {'abc'[index % 3] * (index + 3)}".encode() for index in range(8)}
 
 
@@ -49,10 +61,16 @@ class World:
         self.now = 1000.0
         store_corpus(self.store, "c", DOCUMENTS)
 
-    def run(self, fate: Fate | None = None, owner: str = "a", backend: FakeBackend | None = None) -> HarvestProgress:
+    def run(
+        self,
+        fate: Fate | None = None,
+        owner: str = "a",
+        backend: FakeBackend | None = None,
+        spec: HarvestSpec = SPEC,
+    ) -> HarvestProgress:
         """Create the harvest and work on it, as a fresh process would."""
         fate = fate or Fate(None, after=False)
-        return asyncio.run(self._run(fate, owner, backend or FakeBackend(), SPEC))
+        return asyncio.run(self._run(fate, owner, backend or FakeBackend(), spec))
 
     async def _run(self, fate: Fate, owner: str, backend: FakeBackend, spec: HarvestSpec) -> HarvestProgress:
         store: Any = Mortal(self.store, fate)
@@ -68,10 +86,10 @@ class World:
         finally:
             inference.close()
 
-    def rows(self) -> Counter[tuple[Any, ...]]:
+    def rows(self, dataset: str = "d") -> Counter[tuple[Any, ...]]:
         """Read everything committed: (split, inputs, outputs) of each token."""
         found: Counter[tuple[Any, ...]] = Counter()
-        for shard in self.catalog.datasets["d"].shards.values():
+        for shard in self.catalog.datasets[dataset].shards.values():
             reader = ShardReader(self.store, shard.key)
             for group in range(reader.header.num_row_groups):
                 block = reader.read_row_group(group)
@@ -153,6 +171,75 @@ def test_harvest_killed_at_any_step_loses_and_doubles_nothing(undisturbed: World
         assert world.rows() == expected, f"killed at step {step}"
         assert world.catalog.datasets["d"].sealed
     assert deaths > 40
+
+
+def test_pairs_of_streams_of_one_harvest_go_to_datasets_of_their_own(undisturbed: World) -> None:
+    """One reading of the model fills both: the first as alone, the second with the same tokens' other inputs."""
+    world, backend = World(), FakeBackend()
+    progress = world.run(backend=backend, spec=BOTH)
+    alone = FakeBackend()
+    World().run(backend=alone)
+    assert backend.tokens_run == alone.tokens_run
+    assert world.rows("d") == undisturbed.rows("d")
+    added = {tuple((np.frombuffer(row[1], np.float32) - 1).tolist()): row[2] for row in world.rows("r")}
+    assert added == {tuple(np.frombuffer(row[1], np.float32).tolist()): row[2] for row in undisturbed.rows("d")}
+    assert [world.catalog.datasets[name].sealed for name in ("d", "r")] == [True, True]
+    assert [world.catalog.datasets[name].spec.input_hook for name in ("d", "r")] == ["mlp_in", "resid_mid"]
+    assert progress.tokens_committed == SPEC.num_tokens
+
+
+def test_harvest_of_two_pairs_killed_at_any_step_loses_and_doubles_nothing() -> None:
+    """Wherever the process dies, between two datasets too, a second one completes both to the same rows."""
+    whole = World()
+    whole.run(spec=BOTH)
+    expected = [whole.rows(name) for name in ("d", "r")]
+    deaths = 0
+    for step in range(0, 10_000, 3):
+        world = World()
+        try:
+            world.run(Fate(step, after=bool(step % 2)), spec=BOTH)
+        except KilledError:
+            deaths += 1
+        else:
+            break
+        world.now += 60
+        world.run(owner="b", spec=BOTH)
+        assert [world.rows(name) for name in ("d", "r")] == expected, f"killed at step {step}"
+        assert all(world.catalog.datasets[name].sealed for name in ("d", "r"))
+    assert deaths > 20
+
+
+@pytest.mark.parametrize(
+    ("also", "field", "words"),
+    [
+        ((StreamPair("d", "resid_mid", "mlp_out"),), "spec.also[0].dataset", "named twice"),
+        ((StreamPair("r", "mlp_in", "nowhere"),), "spec.also[0].streams.output_hook", "expected mlp_out"),
+        (
+            (StreamPair("r", "mlp_in", "mlp_out"), StreamPair("not an id", "mlp_in", "mlp_out")),
+            "spec.also[1].dataset",
+            "not an id",
+        ),
+        (tuple(StreamPair(f"r{i}", "mlp_in", "mlp_out") for i in range(8)), "spec.also", "7 at most"),
+    ],
+)
+def test_wrong_further_pair_is_refused(also: tuple[StreamPair, ...], field: str, words: str) -> None:
+    """The error names the pair, and nothing is created."""
+    world = World()
+    with pytest.raises(InvalidArgumentError, match=words) as caught:
+        world.run(spec=replace(SPEC, also=also))
+    assert caught.value.field == field
+    assert world.catalog.datasets == {}
+
+
+def test_harvest_whose_second_dataset_is_taken_is_refused() -> None:
+    """A dataset that is there already is found before anything is created."""
+    world = World()
+    world.run(spec=replace(SPEC, dataset="r"))
+    world.store.delete("harvests/h/harvest.json")
+    with pytest.raises(AlreadyExistsError) as caught:
+        world.run(spec=BOTH)
+    assert caught.value.field == "spec.also[0].dataset"
+    assert list(world.catalog.datasets) == ["r"]
 
 
 def test_harvest_killed_again_and_again_ends_the_same(undisturbed: World) -> None:

@@ -479,6 +479,7 @@ class HarvestSpec(_message.Message):
     MAX_NORM_RATIO_FIELD_NUMBER: _builtins.int
     LEASE_SEQUENCES_FIELD_NUMBER: _builtins.int
     PACKING_FIELD_NUMBER: _builtins.int
+    ALSO_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`."""
     dataset: _builtins.str
@@ -507,6 +508,10 @@ class HarvestSpec(_message.Message):
     def packing(self) -> _packing_pb2.Packing:
         """How documents become sequences."""
 
+    @_builtins.property
+    def also(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlsoKept]:
+        """Further activations of the same tokens, kept in the same passes, each pair in a dataset of its own; 7 at most."""
+
     def __init__(
         self,
         *,
@@ -521,14 +526,43 @@ class HarvestSpec(_message.Message):
         max_norm_ratio: _builtins.float = ...,
         lease_sequences: _builtins.int = ...,
         packing: _packing_pb2.Packing | None = ...,
+        also: _abc.Iterable[Global___AlsoKept] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "packing", b"packing", "streams", b"streams"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "corpus", b"corpus", "dataset", b"dataset", "held_out_share", b"held_out_share", "lease_sequences", b"lease_sequences", "max_norm_ratio", b"max_norm_ratio", "model", b"model", "num_tokens", b"num_tokens", "packing", b"packing", "sequence_tokens", b"sequence_tokens", "streams", b"streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["also", b"also", "codec", b"codec", "corpus", b"corpus", "dataset", b"dataset", "held_out_share", b"held_out_share", "lease_sequences", b"lease_sequences", "max_norm_ratio", b"max_norm_ratio", "model", b"model", "num_tokens", b"num_tokens", "packing", b"packing", "sequence_tokens", b"sequence_tokens", "streams", b"streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HarvestSpec: _TypeAlias = HarvestSpec  # noqa: Y015
+
+@_typing.final
+class AlsoKept(_message.Message):
+    """A further pair of streams that a harvest keeps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """The dataset that is written, `datasets/{dataset}`; it must not exist yet."""
+    @_builtins.property
+    def streams(self) -> Global___Streams:
+        """Activations to keep."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        streams: Global___Streams | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["streams", b"streams"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "streams", b"streams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlsoKept: _TypeAlias = AlsoKept  # noqa: Y015
 
 @_typing.final
 class Harvest(_message.Message):
