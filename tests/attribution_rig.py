@@ -268,11 +268,13 @@ def make_transcoder(
     features: int = 12,
     input_hook: str = "mlp_in",
     jump: bool = False,
+    window: int = 99,
     bias: float = -0.3,
     seed: int = 1,
     revision: str = "r1",
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a random transcoder; a feature fires on about a third of the positions."""
+    """Write a random transcoder, or given tensors; a random feature fires on about a third of the positions."""
     rng = torch.Generator().manual_seed(seed)
     d, layers = model.d_model, model.num_layers
 
@@ -287,7 +289,10 @@ def make_transcoder(
         }
         if jump:
             encoder[f"threshold_{layer}"] = draw(features).abs()
-        decoder = {f"W_dec_{layer}": draw(features, layers - layer, d)}
+        decoder = {f"W_dec_{layer}": draw(features, min(window, layers - layer), d)}
+        if tensors is not None:
+            encoder = {name: tensors[name] for name in (*encoder, f"threshold_{layer}") if name in tensors}
+            decoder = {name: tensors[name] for name in decoder}
         store.put(f"transcoders/{transcoder}/W_enc_{layer}.safetensors", safetensors.torch.save(encoder))
         store.put(f"transcoders/{transcoder}/W_dec_{layer}.safetensors", safetensors.torch.save(decoder))
     manifest = {
@@ -341,8 +346,9 @@ def oracle_edges(
     for layer in range(layers):
         written = torch.zeros(positions, model.d_model, dtype=torch.float64)
         for source in range(layer + 1):
-            decoder = tensors[f"W_dec_{source}"][:, layer - source]
-            written = written + (feature_leaf[source] * acts[source]) @ decoder
+            if layer - source < tensors[f"W_dec_{source}"].shape[1]:
+                decoder = tensors[f"W_dec_{source}"][:, layer - source]
+                written = written + (feature_leaf[source] * acts[source]) @ decoder
         bias = tensors[f"b_dec_{layer}"].expand(positions, -1)
         error = (clean[f"layers.{layer}.mlp_out"] - written - bias).detach()
         whole = written + bias + error * error_leaf[layer][:, None]

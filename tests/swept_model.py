@@ -35,6 +35,7 @@ LOGITS = np.array([5, 0, 31])
 class Swept:
     model: ReferenceModel | FrozenTransformer
     capture: Capture
+    reader: TranscoderReader
     operator: FrozenOperator
     features: ActiveFeatures
     targets: Targets
@@ -73,27 +74,28 @@ def build_from(
     jump: bool = False,
     max_writer_bytes: int = 1 << 30,
     streams: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None,
-    **transcoder: float,
+    ids: Sequence[int] = IDS,
+    **transcoder: Any,
 ) -> Swept:
     """A model whose folder is there, with a random transcoder; `streams` captures hooks by other means."""
     store = open_store("memory://")
     make_transcoder(store, "t", model, input_hook=input_hook, jump=jump, **transcoder)
     weights = load_linear_weights(folder, torch.float64)
     hooks = capture_hooks(input_hook, has_post_norms=weights.has_post_norms)
-    capture = asyncio.run(ReferenceRunner(model).capture("tiny", IDS, hooks))
+    capture = asyncio.run(ReferenceRunner(model).capture("tiny", ids, hooks))
     if streams is not None:
         capture = replace(capture, tensors=streams(hooks))
-    operator = FrozenOperator(weights, capture.tensors, num_positions=len(IDS))
+    operator = FrozenOperator(weights, capture.tensors, num_positions=len(ids))
     reader = TranscoderReader(store, "t")
     features = find_features(
         weights,
         reader,
         capture.tensors,
-        num_positions=len(IDS),
+        num_positions=len(ids),
         max_features=10_000,
         max_writer_bytes=max_writer_bytes,
     )
     wanted = [Target(token_id=token_id) for token_id in LOGITS.tolist()]
     targets = make_targets(operator, features, explain(operator, reader, capture.tensors, wanted))
     tensors = load_transcoder(store, "t", model.num_layers)
-    return Swept(model, capture, operator, features, targets, tensors, input_hook)
+    return Swept(model, capture, reader, operator, features, targets, tensors, input_hook)
