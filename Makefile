@@ -10,7 +10,7 @@ SLOW_TESTS := tests/contract tests/distributed tests/e2e tests/integration
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
-	bench-page bench-attribution setup setup-dev model page minio toxiproxy helm chromium prometheus locks clean
+	bench-page bench-attribution bench-growth setup setup-dev model page minio toxiproxy helm chromium prometheus locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-long-run: setup-dev model  ## Train for half an hour, evaluate, and write 
 
 bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circuit-tracer PYTHON")
 	$(BIN)/python benchmarks/attribution/bench_graphs.py $(GRAPH_FLAGS)
+
+bench-growth: setup-dev model  ## Growth of attribution graphs over tokens and active features (GROWTH_FLAGS)
+	$(BIN)/python benchmarks/attribution/bench_growth.py $(GROWTH_FLAGS)
 
 setup:
 	@$(PYTHON) scripts/setup.py all

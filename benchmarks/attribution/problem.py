@@ -6,6 +6,9 @@ and layer are active on the longest prompt. The streams come from weft's own act
 ends before anything is measured; its peak memory is told.
 
     python problem.py JSON      with model, folder, tokens, features, active, threads
+
+With `counts` there are as many CLTs more, `bench-{count}`: the same decoders, and encoders with biases such that so
+many features are active in all on the prompt of `count_tokens`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from turns import peak_bytes, serve
 
 from weft_activations.adapters.transformers_backend import TransformersBackend
@@ -41,9 +44,10 @@ def make(given: Json) -> Any:
     torch.set_num_threads(given["threads"])
     folder, model = Path(given["folder"]), Path(given["model"])
     backend = TransformersBackend(model.parent, dtype="float32", device="cpu", threads=given["threads"])
-    ids = backend.tokenize(model.name, " ".join(TEXT.split()))
-    if len(ids) < max(given["tokens"]):
-        raise SystemExit(f"The text has {len(ids)} tokens; give at most as many.")
+    text = " ".join(TEXT.split())
+    ids = backend.tokenize(model.name, text)
+    # Told again where the prompt is longer.
+    ids = backend.tokenize(model.name, " ".join([text] * -(-max(given["tokens"]) // len(ids))))
     info = backend.describe(model.name)
     layers = info.num_layers
     names = [
@@ -76,10 +80,34 @@ def make(given: Json) -> Any:
             clt / f"W_enc_{layer}.safetensors",
         )
         save_file({f"W_dec_{layer}": decoder}, clt / f"W_dec_{layer}.safetensors")
-    manifest = {"model": model.name, "prefix": f"{CLT}/", "input_hook": "mlp_in", "output_hook": "mlp_out"}
-    (folder / "transcoders" / CLT).mkdir(parents=True)
-    (folder / "transcoders" / CLT / "manifest.json").write_text(json.dumps(manifest))
+    _tell(folder, CLT, model.name)
+    for count in given.get("counts", []):
+        _with_count(folder, model.name, layers, given["count_tokens"], count)
     return lambda request: {"model_bytes": model_bytes}
+
+
+def _tell(folder: Path, name: str, model: str) -> None:
+    manifest = {"model": model, "prefix": f"{name}/", "input_hook": "mlp_in", "output_hook": "mlp_out"}
+    (folder / "transcoders" / name).mkdir(parents=True)
+    (folder / "transcoders" / name / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _with_count(folder: Path, model: str, layers: int, tokens: int, count: int) -> None:
+    """Write encoders that make so many features active on a prompt, beside the same decoders."""
+    name = f"{CLT}-{count}"
+    (folder / name).mkdir()
+    with np.load(folder / f"streams_{tokens}.npz") as streams:
+        inputs_LTD = [torch.from_numpy(streams[f"layers.{layer}.mlp_in"]) for layer in range(layers)]
+    for layer, inputs_TD in enumerate(inputs_LTD):
+        file = f"W_enc_{layer}.safetensors"
+        encoder = load_file(folder / CLT / file)
+        pre_TF = (inputs_TD[1:] @ encoder[f"W_enc_{layer}"].T).flatten()
+        active = min(len(pre_TF) - 1, max(1, count * (layer + 1) // layers - count * layer // layers))
+        above = pre_TF.kthvalue(len(pre_TF) - active)[0]
+        encoder[f"b_enc_{layer}"] = torch.full_like(encoder[f"b_enc_{layer}"], -float(above))
+        save_file(encoder, folder / name / file)
+        (folder / name / f"W_dec_{layer}.safetensors").hardlink_to(folder / CLT / f"W_dec_{layer}.safetensors")
+    _tell(folder, name, model)
 
 
 if __name__ == "__main__":

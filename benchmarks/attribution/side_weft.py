@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from problem import CLT
-from turns import serve
+from turns import peak_bytes, resident_bytes, serve
 
 from weft_attribution.core.checkpoints import load_linear_weights
 from weft_attribution.core.edge_file import EdgeScratch
@@ -40,7 +40,7 @@ def make(given: Json) -> Callable[[Json], Json]:
     with np.load(folder / f"streams_{tokens}.npz") as streams:
         tensors = {name: streams[name] for name in streams}
     token_ids = tensors.pop("token_ids")
-    reader = TranscoderReader(open_store(folder.as_uri()), CLT)
+    reader = TranscoderReader(open_store(folder.as_uri()), given.get("transcoder", CLT))
     with torch.no_grad():
         operator = FrozenOperator(weights, tensors, num_positions=tokens)
         features = find_features(
@@ -65,14 +65,17 @@ def make(given: Json) -> Callable[[Json], Json]:
         )
 
     def time_rows(request: Json) -> Json:
-        """All features of some positions, so that layers are as frequent as in a whole graph."""
+        """Features of some positions, so that layers are as frequent as in a whole graph, at most as many as asked."""
         positions = np.linspace(1, tokens, request["spans"] + 1)
         middle = ((positions[1:] + positions[:-1]) / 2).astype(int)
         rows = np.flatnonzero(np.isin(features.position_N, middle))
-        begun = time.perf_counter()
+        if "most" in request and len(rows) > request["most"]:
+            rows = rows[np.linspace(0, len(rows) - 1, request["most"]).astype(int)]
+        resident, begun, begun_cpu = resident_bytes(from_here=True), time.perf_counter(), time.process_time()
         with EdgeScratch(len(targets.layer_N)) as scratch:
             swept(rows, scratch.add)
-        return {"rows": len(rows), "seconds": time.perf_counter() - begun, "flop": needed_flop(rows)}
+        taken = {"seconds": time.perf_counter() - begun, "sweep_cpu_s": time.process_time() - begun_cpu}
+        return {**taken, "rows": len(rows), "rise_bytes": peak_bytes() - resident, "flop": needed_flop(rows)}
 
     def needed_flop(rows: np.ndarray) -> float:
         """Operations of the products that no sweep down the causal cone of these rows can leave out."""

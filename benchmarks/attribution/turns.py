@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Side", "SideError", "peak_bytes", "serve"]
+__all__ = ["Side", "SideError", "peak_bytes", "resident_bytes", "serve"]
 
 Json = dict[str, Any]
 HERE = Path(__file__).parent
@@ -29,8 +29,19 @@ class SideError(Exception):
 
 def peak_bytes() -> int:
     """Return the peak resident memory of this process, on Linux."""
+    return _status_bytes("VmHWM")
+
+
+def resident_bytes(*, from_here: bool = False) -> int:
+    """Return the resident memory of this process; `from_here` begins its peak anew."""
+    if from_here:
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int:
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:", 1)[1].split(maxsplit=1)[0])
+    return 1024 * int(status.split(f"{field}:", 1)[1].split(maxsplit=1)[0])
 
 
 def serve(make: Callable[[Json], Callable[[Json], Json]]) -> None:
