@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from weft_common.errors import InvalidArgumentError
 from weft_store.shard.bf16 import encode_bf16, round_to_bf16, widen_bf16
+from weft_store.shard.coding import encode_block
 from weft_store.shard.layout import STREAMS, CodecSpec, ShardHeader, UniformParameters, write_index
 from weft_store.shard.statistics import LayerStatistics, StreamStatistics
-from weft_store.shard.uniform import encode_uniform, entropy_bits, quantise
+from weft_store.shard.uniform import Moments, entropy_bits, quantise
 
 # About the symbols that an entropy code of zstd needs to pay for its table.
 _GROUP_SYMBOLS = 16384
 # Far above any activation, and far enough below float32's range that differences stay in it.
 _LARGEST = 2.0**120
-_CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,6 @@ class EncodedShard:
     data: bytes
     sha256: str
     statistics: list[LayerStatistics]
-
-
-@dataclass(frozen=True, slots=True)
-class _Moments:
-    mean_D: NDArray[np.float64]
-    squared_deviation_D: NDArray[np.float64]
-    mean_norm: float
 
 
 def encode_shard(
@@ -90,11 +83,13 @@ def encode_shard(
         )
     statistics: dict[str, list[StreamStatistics]] = {stream: [] for stream in STREAMS}
     blocks: dict[tuple[int, int, int], bytes] = {}
+    # Fresh pages cost as much as a pass over them: all layers share these.
+    codes_TD = np.empty((num_tokens, d_model) if parameters is not None else (0, 0), np.int32)
     for at, stream in enumerate(STREAMS):
         for layer in range(num_layers):
             what = f"stream {stream!r} of layer {layer}"
             values_TD = np.ascontiguousarray(streams[stream][layer])
-            encoded, figures = _encode_stream(values_TD, header, parameters, (at, layer), what)
+            encoded, figures = _encode_stream(values_TD, header, parameters, (at, layer), codes_TD, what)
             statistics[stream].append(figures)
             blocks.update({(group, at, layer): block for group, block in enumerate(encoded)})
     in_order = [blocks[place] for place in sorted(blocks)]
@@ -114,6 +109,7 @@ def _encode_stream(
     header: ShardHeader,
     parameters: UniformParameters | None,
     place: tuple[int, int],
+    codes_TD: NDArray[np.int32],
     what: str,
 ) -> tuple[list[bytes], StreamStatistics]:
     moments = _moments(values_TD, what)
@@ -126,12 +122,13 @@ def _encode_stream(
         error, entropy = float(difference @ difference), 0.0
         blocks = [encode_bf16(bits[part]) for part in rows]
     else:
-        coded = quantise(values_TD, moments.mean_D, moments.squared_deviation_D, header.target_fvu, what)
+        coded = quantise(values_TD, moments, header.target_fvu, codes_TD, what)
+        order_D = np.argsort(moments.squared_deviation_D, kind="stable").astype(np.int64)
         parameters.steps_SL[place] = coded.step
         parameters.means_SLD[place] = coded.mean_D
-        parameters.orders_SLD[place] = coded.order_D
-        error, entropy = coded.sum_squared_error, entropy_bits(coded.codes_TD)
-        blocks = [encode_uniform(coded.codes_TD[part], header.group_channels) for part in rows]
+        parameters.orders_SLD[place] = order_D
+        error, entropy = coded.sum_squared_error, entropy_bits(codes_TD)
+        blocks = [encode_block(codes_TD[part], order_D, header.group_channels) for part in rows]
     return blocks, StreamStatistics(
         num_tokens=header.num_tokens,
         mean_norm=moments.mean_norm,
@@ -143,24 +140,14 @@ def _encode_stream(
     )
 
 
-def _moments(values_TD: NDArray[np.float32], what: str) -> _Moments:
-    num_tokens, d_model = values_TD.shape
-    if num_tokens == 0:
-        return _Moments(np.zeros(d_model), np.zeros(d_model), 0.0)
-    largest = max(float(values_TD.max()), -float(values_TD.min()))  # not a number wherever one value is none
-    if not largest <= _LARGEST:
-        raise InvalidArgumentError(
-            f"{what} holds values that are not finite, or beyond 2**120: leave those tokens out.", field="streams"
-        )
-    mean = values_TD.sum(axis=0, dtype=np.float64) / num_tokens
-    squared = np.zeros(d_model)
-    norms = 0.0
-    for start in range(0, num_tokens, _CHUNK_TOKENS):
-        chunk = values_TD[start : start + _CHUNK_TOKENS].astype(np.float64)
-        norms += float(np.sqrt(np.einsum("td,td->t", chunk, chunk)).sum())
-        chunk -= mean
-        squared += np.einsum("td,td->d", chunk, chunk)
-    return _Moments(mean, squared, norms / num_tokens)
+def _moments(values_TD: NDArray[np.float32], what: str) -> Moments:
+    if values_TD.size:
+        largest = max(float(values_TD.max()), -float(values_TD.min()))  # not a number wherever one value is none
+        if not largest <= _LARGEST:
+            raise InvalidArgumentError(
+                f"{what} holds values that are not finite, or beyond 2**120: leave those tokens out.", field="streams"
+            )
+    return Moments.of(values_TD)
 
 
 def _group_channels(row_group_tokens: int, d_model: int) -> int:

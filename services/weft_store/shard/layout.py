@@ -23,7 +23,8 @@ Stream = Literal["input", "output"]
 STREAMS: tuple[Stream, Stream] = ("input", "output")
 
 MAGIC = b"WEFTSHRD"
-VERSION = 1
+VERSION = 2
+"""What is written; version 1, whose `uniform` has a zstd frame for each byte of a group's codes, is read as well."""
 # Magic, version, bytes of the JSON header, bytes of the index (header, parameters, table), bytes of the object.
 _PRELUDE = struct.Struct("<8sIIQQ")
 PRELUDE_BYTES = _PRELUDE.size + 32
@@ -135,6 +136,7 @@ class UniformParameters:
 class ShardIndex:
     """All that stands before the blocks, checked."""
 
+    version: int
     header: ShardHeader
     parameters: UniformParameters | None
     table_GSL: NDArray[Any]
@@ -175,8 +177,8 @@ def read_prelude(data: bytes, key: str) -> tuple[int, int, int]:
     magic, version, header_bytes, index_bytes, object_bytes = _PRELUDE.unpack_from(data)
     if magic != MAGIC:
         _refuse(key, "it does not start as a shard does")
-    if version != VERSION:
-        _refuse(key, f"its version is {version}, this reader knows {VERSION}")
+    if not 1 <= version <= VERSION:
+        _refuse(key, f"its version is {version}, this reader knows 1 to {VERSION}")
     if header_bytes > MAX_HEADER_BYTES or not header_bytes <= index_bytes <= MAX_INDEX_BYTES:
         _refuse(key, "its header is larger than any shard's")
     if object_bytes < PRELUDE_BYTES + index_bytes:
@@ -192,6 +194,7 @@ def read_index(data: bytes, key: str) -> ShardIndex:
     index = data[PRELUDE_BYTES : PRELUDE_BYTES + index_bytes]
     if hashlib.sha256(data[: _PRELUDE.size] + index).digest() != data[_PRELUDE.size : PRELUDE_BYTES]:
         _refuse(key, "its header does not have the digest that was written with it")
+    version = _PRELUDE.unpack_from(data)[1]
     header = _read_header(index[:header_bytes], key)
     if index_bytes != header.index_bytes(header_bytes):
         _refuse(key, "its header contradicts its sizes")
@@ -217,7 +220,7 @@ def read_index(data: bytes, key: str) -> ShardIndex:
         _refuse(key, "its blocks do not fill it")
     if not (table["offset"] == PRELUDE_BYTES + index_bytes + np.cumsum(lengths) - lengths).all():
         _refuse(key, "its blocks are not in order")
-    return ShardIndex(header, parameters, table.reshape(header.num_row_groups, *shape[:2]), object_bytes)
+    return ShardIndex(version, header, parameters, table.reshape(header.num_row_groups, *shape[:2]), object_bytes)
 
 
 def _read_header(encoded: bytes, key: str) -> ShardHeader:

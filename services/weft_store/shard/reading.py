@@ -5,6 +5,8 @@ Shapes: L layers, T tokens of a row group, D d_model.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from weft_common.errors import DataLossError, InvalidArgumentError
 from weft_store.port import RangedReads
 from weft_store.shard.bf16 import decode_bf16_bits, widen_bf16
+from weft_store.shard.coding import CodedBlock, round_codes
 from weft_store.shard.layout import (
     PRELUDE_BYTES,
     STREAMS,
@@ -24,7 +27,7 @@ from weft_store.shard.layout import (
     read_index,
     read_prelude,
 )
-from weft_store.shard.uniform import decode_uniform_codes
+from weft_store.shard.version_1 import decode_uniform_codes
 
 # Enough for the index of a small model's shard in one request.
 _FIRST_BYTES = 256 << 10
@@ -54,6 +57,15 @@ class CodedStream:
         values *= self.step_L[:, None, None]
         values += self.mean_LD[:, None]
         return values
+
+    def bf16_bits(self) -> NDArray[np.uint16]:
+        """Give the bits of the nearest bfloat16 of each number, ties to even, uint16 [L, T, D]."""
+        if self.step_L is None or self.mean_LD is None:
+            return self.codes_LTD
+        bits_LTD = np.empty(self.codes_LTD.shape, np.uint16)
+        for layer, codes_TD in enumerate(self.codes_LTD):
+            round_codes(codes_TD, self.step_L[layer], self.mean_LD[layer], bits_LTD[layer])
+        return bits_LTD
 
 
 class ShardReader:
@@ -87,8 +99,8 @@ class ShardReader:
         row = self._index.table_GSL[row_group, at, layer]
         payload = memoryview(self._fetch(int(row["offset"]), int(row["length"])))
         self._check_block(payload, row_group, at, layer)
-        coded = self._coded(at, [self._decode(payload, row_group, at, layer)], slice(layer, layer + 1))
-        return coded.values().reshape(-1, self.header.d_model)
+        values_LTD = self._coded([payload], row_group, at, slice(layer, layer + 1)).values()
+        return values_LTD.reshape(-1, self.header.d_model)
 
     def read_row_group(self, row_group: int) -> dict[Stream, NDArray[np.float32]]:
         """Read all blocks of a row group with one request: `input` and `output`, [L, T, D] each."""
@@ -107,7 +119,7 @@ class ShardReader:
             self._check_block(blocks[place], row_group, *place)
         layers = range(self.header.num_layers)
         return {
-            stream: self._coded(at, [self._decode(blocks[at, layer], row_group, at, layer) for layer in layers])
+            stream: self._coded([blocks[at, layer] for layer in layers], row_group, at)
             for at, stream in enumerate(STREAMS)
         }
 
@@ -133,27 +145,50 @@ class ShardReader:
                 f"{row_group} does not have its digest. Restore it from a backup or harvest it again."
             )
 
-    def _decode(self, payload: memoryview, row_group: int, at: int, layer: int) -> NDArray[Any]:
-        rows = self.header.rows(row_group)
-        parameters = self._index.parameters
-        try:
-            if parameters is None:
-                return decode_bf16_bits(payload, rows, self.header.d_model, self._key)
-            order_D = parameters.orders_SLD[at, layer]
-            return decode_uniform_codes(payload, rows, order_D, self.header.group_channels, self._key)
-        except DataLossError as error:
-            where = f"stream {STREAMS[at]!r}, layer {layer}, row group {row_group}"
-            raise DataLossError(f"{error.message} It is the block of {where}.") from error
-
-    def _coded(self, at: int, codes_L: list[NDArray[Any]], layers: slice = slice(None)) -> CodedStream:
-        widest = max((codes.dtype for codes in codes_L), key=lambda kind: kind.itemsize)
-        codes_LTD = np.empty((len(codes_L), *codes_L[0].shape), widest)
-        for layer, codes in enumerate(codes_L):
-            codes_LTD[layer] = codes
-        parameters = self._index.parameters
+    def _coded(self, payloads: list[memoryview], row_group: int, at: int, layers: slice = slice(None)) -> CodedStream:
+        """Decode blocks of one stream, whose layers `layers` selects."""
+        header, parameters = self.header, self._index.parameters
+        numbers = range(header.num_layers)[layers]
+        rows, width = header.rows(row_group), header.d_model
+        if parameters is not None and self._index.version > 1:
+            blocks = []
+            for layer, payload in zip(numbers, payloads, strict=True):
+                with _naming(row_group, at, layer):
+                    blocks.append(CodedBlock(payload, rows, width, header.group_channels, self._key))
+            widest = max((block.dtype for block in blocks), key=lambda kind: kind.itemsize)
+            codes_LTD = np.empty((len(blocks), rows, width), widest)
+            for layer, block, codes_TD in zip(numbers, blocks, codes_LTD, strict=True):
+                with _naming(row_group, at, layer):
+                    block.decode(parameters.orders_SLD[at, layer].astype(np.uint64), codes_TD)
+        else:
+            arrays = []
+            for layer, payload in zip(numbers, payloads, strict=True):
+                with _naming(row_group, at, layer):
+                    arrays.append(self._planes(payload, rows, at, layer))
+            widest = max((codes.dtype for codes in arrays), key=lambda kind: kind.itemsize)
+            codes_LTD = np.empty((len(arrays), rows, width), widest)
+            for codes_TD, codes in zip(codes_LTD, arrays, strict=True):
+                codes_TD[:] = codes
         if parameters is None:
             return CodedStream(codes_LTD, None, None)
         return CodedStream(codes_LTD, parameters.steps_SL[at, layers], parameters.means_SLD[at, layers])
+
+    def _planes(self, payload: memoryview, rows: int, at: int, layer: int) -> NDArray[Any]:
+        parameters = self._index.parameters
+        if parameters is None:
+            return decode_bf16_bits(payload, rows, self.header.d_model, self._key)
+        order_D = parameters.orders_SLD[at, layer]
+        return decode_uniform_codes(payload, rows, order_D, self.header.group_channels, self._key)
+
+
+@contextmanager
+def _naming(row_group: int, at: int, layer: int) -> Iterator[None]:
+    """Within it an error says which block it was."""
+    try:
+        yield
+    except DataLossError as error:
+        where = f"stream {STREAMS[at]!r}, layer {layer}, row group {row_group}"
+        raise DataLossError(f"{error.message} It is the block of {where}.") from error
 
 
 def verify(store: RangedReads, key: str, sha256: str) -> ShardHeader:
