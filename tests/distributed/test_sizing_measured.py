@@ -74,6 +74,7 @@ def workload(name: str, l0: float = 0.0) -> Workload:
         step_tokens=spec["step_tokens"],
         feature_ranks=spec["feature_ranks"],
         data_ranks=spec["data_ranks"],
+        through_threshold=spec.get("gradient_through_threshold", False),
         row_group_tokens=row_group,
         passes=spec.get("micro_batches", 1),
         weight_bytes=2 if "parameters" in spec else 4,
