@@ -339,7 +339,7 @@ async def test_what_is_not_for_an_encoder_is_refused(inference: Inference, backe
     with pytest.raises(FailedPreconditionError, match="MLPs of BertModel cannot be replaced"):
         backend.passes("bert", [IDS], "mlp_in")
     with pytest.raises(InvalidArgumentError, match="before the logits and what is pooled"):
-        await inference.capture("bert", PROMPT, ["embed"], [Change("pooled", ChangeKind.ABLATE)], Freeze())
+        await inference.check("bert", PROMPT, [Change("pooled", ChangeKind.ABLATE)])
 
 
 async def test_harvest_of_an_encoder_is_refused_before_its_corpus_is_read(inference: Inference, tmp_path: Path) -> None:
