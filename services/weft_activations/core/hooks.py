@@ -7,7 +7,7 @@ A hook is the name of a component: `embed`, `layers.3.mlp_out`; or its name in T
 import re
 from collections.abc import Iterable
 
-from weft_activations.core.components import LAYER_COMPONENTS, MODEL_COMPONENTS, component_at
+from weft_activations.core.components import MODEL_COMPONENTS, component_at, lens_name
 from weft_activations.core.ports import ModelInfo
 from weft_common.errors import InvalidArgumentError
 
@@ -21,7 +21,6 @@ __all__ = [
 INPUT_HOOKS = ("mlp_in", "resid_mid")
 OUTPUT_HOOKS = ("mlp_out",)
 _LAYER = re.compile(r"(layers|blocks)\.(\*|0|[1-9][0-9]{0,5})\.(.+)")
-_LENS_LAYER = {component.lens: component.name for component in LAYER_COMPONENTS.values()}
 
 
 def expand_hooks(hooks: Iterable[str], info: ModelInfo, *, field: str = "") -> dict[str, str]:
@@ -49,7 +48,7 @@ def expand_hooks(hooks: Iterable[str], info: ModelInfo, *, field: str = "") -> d
                 raise _unknown(hook, info, place)
             expanded[hook] = name
             continue
-        name = _layer_name(match)
+        name = _layer_name(match, info)
         if f"layers.*.{name}" not in info.components:
             raise _unknown(hook, info, place)
         if match[2] != "*":
@@ -77,17 +76,19 @@ def hook_shape(hook: str, info: ModelInfo, positions: int) -> tuple[int, ...]:
     return tuple(sizes[dim] for dim in component_at(hook).dims)
 
 
-def _layer_name(match: re.Match[str]) -> str:
-    return match[3] if match[1] == "layers" else _LENS_LAYER.get(match[3], "")
+def _layer_name(match: re.Match[str], info: ModelInfo) -> str:
+    if match[1] == "layers":
+        return match[3]
+    return _by_lens_name(f"blocks.*.{match[3]}", info).removeprefix("layers.*.")
 
 
 def _model_name(hook: str, info: ModelInfo) -> str:
-    if hook in MODEL_COMPONENTS:
-        return hook
-    for component in MODEL_COMPONENTS.values():
-        if component.lens == hook and component.name in info.components:
-            return component.name
-    return ""
+    return hook if hook in MODEL_COMPONENTS else _by_lens_name(hook, info)
+
+
+def _by_lens_name(lens: str, info: ModelInfo) -> str:
+    """Return the component of a model that TransformerLens calls so; empty where there is none."""
+    return next((name for name in info.components if lens and lens_name(name, info.components) == lens), "")
 
 
 def _unknown(hook: str, info: ModelInfo, field: str) -> InvalidArgumentError:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from weft_activations.core.calls import ByteBudget, run_call
 from weft_activations.core.changing import Change, Prompt, work_out
 from weft_activations.core.hooks import expand_hooks, hook_shape
+from weft_activations.core.kinds import check_logits
 from weft_activations.core.metrics import CAPTURED_BYTES, QUEUE_DEPTH
 from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBackend, ModelInfo
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
@@ -70,7 +71,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The outcome of a forward pass at the last position; `logits` is [V]."""
+    """The outcome of a forward pass at one position; `logits` is [V]."""
 
     tokens: list[TokenText]
     top: list[LikelyToken]
@@ -220,8 +221,9 @@ class Inference:
         *,
         num_top_tokens: int,
         asked_token_ids: Sequence[int],
+        position: int | None = None,
     ) -> Predicted:
-        """Run a prompt with changes and look at the last position's logits."""
+        """Run a prompt with changes and look at the logits of a position, the last one where it is None."""
         if not 0 <= num_top_tokens <= _MAX_TOP_TOKENS:
             raise InvalidArgumentError(
                 f"num_top_tokens is {num_top_tokens}; give 1 to {_MAX_TOP_TOKENS}, or 0 for {_DEFAULT_TOP_TOKENS}",
@@ -230,10 +232,19 @@ class Inference:
 
         def work(backend: ModelBackend) -> Predicted:
             info, token_ids = read_prompt(backend, model_id, prompt)
+            check_logits(info)
             check_ids(asked_token_ids, info, "logit_token_ids")
-            self.check_size(["logits"], info, len(token_ids), freeze if changes else Freeze())
+            if position is not None and not 0 <= position < len(token_ids):
+                raise InvalidArgumentError(
+                    f"there is no position {position}; the prompt has {len(token_ids)} tokens, 0 to "
+                    f"{len(token_ids) - 1}",
+                    field="position",
+                )
+            hook = "logits" if position is None else "logits_all"
+            self.check_size([hook], info, len(token_ids), freeze if changes else Freeze())
             interventions = self._work_out(backend, info, token_ids, changes)
-            logits_V = _forward(backend, info, token_ids, ["logits"], interventions, freeze)["logits"]
+            logits = _forward(backend, info, token_ids, [hook], interventions, freeze)[hook]
+            logits_V = logits if position is None else logits[position]
             count = min(num_top_tokens or _DEFAULT_TOP_TOKENS, info.vocab_size)
             best = np.argsort(-logits_V, kind="stable")[:count]
             return Predicted(
