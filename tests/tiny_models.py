@@ -117,8 +117,8 @@ def make_gpt2(
     return _save(GPT2LMHeadModel, config, folder, seed)
 
 
-def make_model(folder: Path, family: str, *, num_layers: int = 3, seed: int = 0) -> Path:
-    """Make a folder of one of FAMILIES and return its path: d_model 32, 4 heads, d_mlp 48."""
+def make_model(folder: Path, family: str, *, num_layers: int = 3, seed: int = 0, **fields: object) -> Path:
+    """Make a folder of one of FAMILIES and return its path: d_model 32, 4 heads, d_mlp 48, and fields instead."""
     model_type, others = FAMILIES[family]
     sizes = {"hidden_size": 32, "num_hidden_layers": num_layers, "num_attention_heads": 4, "intermediate_size": 48}
     config = AutoConfig.for_model(
@@ -131,6 +131,7 @@ def make_model(folder: Path, family: str, *, num_layers: int = 3, seed: int = 0)
             "pad_token_id": 0,
             **(sizes if model_type != "gpt2" else {k: v for k, v in sizes.items() if k != "intermediate_size"}),
             **others,
+            **fields,
         },
     )
     return _save(type(AutoModelForCausalLM.from_config(config)), config, folder, seed)

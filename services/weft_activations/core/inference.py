@@ -1,5 +1,5 @@
 """
-The base models as RPCs use them: checks what is asked, and runs it on the one thread that the models live on.
+The base models as RPCs use them: checks what is asked, and runs it on the threads that the models take calls from.
 
 Legend: P positions, D d_model, V vocabulary.
 """
@@ -98,6 +98,7 @@ class Inference:
         backend: The models.
         max_capture_bytes: Most that one capture may hold, what it freezes included.
         max_captured_bytes: Most that all captures hold together; one may always run.
+        calls_at_once: Calls that the backend takes at once; more wait in order.
     """
 
     def __init__(
@@ -106,21 +107,22 @@ class Inference:
         *,
         max_capture_bytes: int = 1 << 30,
         max_captured_bytes: int = 2 << 30,
+        calls_at_once: int = 1,
     ) -> None:
         self._backend = backend
         self._max_capture_bytes = max_capture_bytes
         self._captured = ByteBudget(max_captured_bytes)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(max_workers=calls_at_once, thread_name_prefix="model")
 
     def close(self) -> None:
         """Let the running pass end and drop what waits."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def on_model_thread(self, work: Callable[[ModelBackend], T]) -> T:
-        """Run blocking work on the models' thread, after what waits there already."""
+        """Run blocking work on a thread of the models', after what waits there already."""
         QUEUE_DEPTH.inc()
         try:
-            return await run_call(self._thread, lambda: work(self._backend))
+            return await run_call(self._threads, lambda: work(self._backend))
         finally:
             QUEUE_DEPTH.dec()
 
