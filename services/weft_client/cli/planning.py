@@ -55,7 +55,7 @@ def plan(
     parameters: Annotated[
         str, typer.Option(help="Encoder's and decoder's weights: float32 or bfloat16; by default as --dtype.")
     ] = "",
-    codec: Annotated[str, typer.Option(help="uniform or bf16.")] = "uniform",
+    codec: Annotated[str, typer.Option(help="uniform, klt or bf16.")] = "uniform",
     bits: Annotated[float, typer.Option(help="Bits of a stored value; 0 takes the codec's measured figure.")] = 0.0,
     epochs: Annotated[float, typer.Option(help="Times that the training split is read.")] = 1.0,
     held_out_share: Annotated[float, typer.Option(help="Share of the dataset kept for evaluation.")] = 0.1,

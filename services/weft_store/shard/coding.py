@@ -49,7 +49,7 @@ _ALPHABETS = {
     values: _Alphabet(values, base, direct)
     for values, base, direct in ((0, 1, 1), (1, 256, 255), (2, 16, 15), (3, 6, 5), (5, 3, 3))
 }
-_LIMITS = np.array([_ALPHABETS[values].direct for values in (0, 5, 3, 2, 1)], np.uint32)
+_TRIED = np.array([_ALPHABETS[values] for values in (5, 3, 2, 1)], np.uint32)
 
 
 @cache
@@ -70,28 +70,23 @@ def _digits() -> NDArray[np.uint8]:
     return digits
 
 
-def encode_block(codes_TD: NDArray[np.int32], order_D: NDArray[np.int64], group_channels: int) -> bytes:
+def encode_block(codes_TD: NDArray[np.int32], order_D: NDArray[np.uint64], group_channels: int) -> bytes:
     """Write a block: for each group how many codes make a symbol, the number of escapes, and one frame of all."""
     num_tokens, d_model = codes_TD.shape
-    kinds, parts, escapes = bytearray(), [], []
-    counts = np.zeros(len(_LIMITS), np.int64)
-    for first in range(0, d_model, group_channels):
-        stop = min(first + group_channels, d_model)
-        zigzag = np.empty(num_tokens * (stop - first), np.uint32)
-        _loops().gather(codes_TD, order_D, first, stop, zigzag)
-        _loops().count_over(zigzag, _LIMITS, counts)
-        values, over = _choose(counts, zigzag.size)
-        kinds.append(values)
+    kinds = np.zeros(-(-d_model // group_channels), np.uint8)
+    symbols, escapes = np.empty(codes_TD.size, np.uint8), np.empty(codes_TD.size, np.uint32)
+    scratch = np.empty(num_tokens * group_channels, np.uint32)
+    _, kept = _loops().pack(codes_TD, order_D, group_channels, _TRIED, _FEW, kinds, symbols, escapes, scratch)
+    escapes = escapes[: int(kept)]
+    width = (int(escapes.max()).bit_length() + 7) // 8 if escapes.size else 0
+    parts, start = [], 0
+    for first, values in zip(range(0, d_model, group_channels), kinds.tolist(), strict=True):
         if values:
-            _, base, direct = _ALPHABETS[values]
-            symbols, escaped = np.empty(-(-zigzag.size // values), np.uint8), np.empty(over, np.uint32)
-            _loops().pack(zigzag, values, np.uint32(base), np.uint32(direct), symbols, escaped)
-            parts.append(symbols)
-            escapes.append(escaped)
-    escaped = np.concatenate(escapes) if escapes else np.empty(0, np.uint32)
-    width = (int(escaped.max()).bit_length() + 7) // 8 if escaped.size else 0
-    parts.extend((escaped >> (8 * plane)).astype(np.uint8) for plane in range(width))
-    return bytes(kinds) + _HEAD.pack(escaped.size, width) + _compress(parts)
+            stop = start - (-num_tokens * min(group_channels, d_model - first) // values)
+            parts.append(symbols[start:stop])
+            start = stop
+    parts.extend((escapes >> (8 * plane)).astype(np.uint8) for plane in range(width))
+    return kinds.tobytes() + _HEAD.pack(escapes.size, width) + _compress(parts)
 
 
 class CodedBlock:
@@ -164,19 +159,6 @@ def round_codes(
 ) -> None:
     """Write the bits of the bfloat16 nearest to each code times the step plus the mean."""
     _loops().round_rows(codes_TD, step, mean_D, bits_TD)
-
-
-def _choose(counts: NDArray[np.int64], size: int) -> tuple[int, int]:
-    """Give how many codes make a symbol, and how many escapes that leaves."""
-    nonzero, over_five, over_three, over_two, over_one = (int(count) for count in counts)
-    if not nonzero:
-        return 0, 0
-    if not over_five:
-        return 5, 0
-    for values, over in ((3, over_three), (2, over_two)):
-        if over * _FEW <= size:
-            return values, over
-    return 1, over_one
 
 
 def _compress(parts: list[NDArray[np.uint8]]) -> bytes:

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft_common.errors import InvalidArgumentError
+from weft_store.shard.basis import Basis
 from weft_store.shard.bf16 import encode_bf16, round_to_bf16, widen_bf16
 from weft_store.shard.coding import encode_block
-from weft_store.shard.layout import STREAMS, CodecSpec, ShardHeader, UniformParameters, write_index
+from weft_store.shard.layout import STEPPED, STREAMS, CodecSpec, ShardHeader, UniformParameters, write_index
 from weft_store.shard.statistics import LayerStatistics, StreamStatistics
-from weft_store.shard.uniform import Moments, entropy_bits, quantise
+from weft_store.shard.transformed import Transformed, transform_and_quantise
+from weft_store.shard.uniform import Moments, Quantised, entropy_bits, quantise
 
 # About the symbols that an entropy code of zstd needs to pay for its table.
 _GROUP_SYMBOLS = 16384
@@ -47,6 +49,7 @@ def encode_shard(
     *,
     row_group_tokens: int = 256,
     attributes: Mapping[str, str],
+    basis: Basis | None = None,
 ) -> EncodedShard:
     """
     Encode both streams of all layers.
@@ -56,6 +59,7 @@ def encode_shard(
         codec: How.
         row_group_tokens: Tokens that are decoded together.
         attributes: Text to keep with the shard.
+        basis: For `klt`, and only there: what its readers find under `basis_key`.
 
     Raises:
         InvalidArgumentError: Wrong streams, shapes or types; values that are not finite; an FVU out of reach.
@@ -67,15 +71,16 @@ def encode_shard(
         d_model=d_model,
         row_group_tokens=row_group_tokens,
         codec=codec.kind,
-        target_fvu=float(codec.target_fvu) if codec.kind == "uniform" else 0.0,
-        group_channels=_group_channels(row_group_tokens, d_model) if codec.kind == "uniform" else 0,
+        target_fvu=float(codec.target_fvu) if codec.kind in STEPPED else 0.0,
+        group_channels=_group_channels(row_group_tokens, d_model) if codec.kind in STEPPED else 0,
         attributes=_check_attributes(attributes),
+        basis=_check_basis(codec, basis, num_layers, d_model),
     )
     fault = header.fault()
     if fault is not None:
         raise InvalidArgumentError(f"this shard cannot be written: {fault}.", field="row_group_tokens")
     parameters = None
-    if codec.kind == "uniform":
+    if codec.kind in STEPPED:
         parameters = UniformParameters(
             np.zeros((len(STREAMS), num_layers), np.float32),
             np.zeros((len(STREAMS), num_layers, d_model), np.float32),
@@ -89,7 +94,8 @@ def encode_shard(
         for layer in range(num_layers):
             what = f"stream {stream!r} of layer {layer}"
             values_TD = np.ascontiguousarray(streams[stream][layer])
-            encoded, figures = _encode_stream(values_TD, header, parameters, (at, layer), codes_TD, what)
+            vectors_DD = basis.vectors_SLCD[at, layer] if basis is not None else None
+            encoded, figures = _encode_stream(values_TD, header, parameters, vectors_DD, (at, layer), codes_TD, what)
             statistics[stream].append(figures)
             blocks.update({(group, at, layer): block for group, block in enumerate(encoded)})
     in_order = [blocks[place] for place in sorted(blocks)]
@@ -108,6 +114,7 @@ def _encode_stream(
     values_TD: NDArray[np.float32],
     header: ShardHeader,
     parameters: UniformParameters | None,
+    vectors_DD: NDArray[np.float16] | None,
     place: tuple[int, int],
     codes_TD: NDArray[np.int32],
     what: str,
@@ -122,8 +129,13 @@ def _encode_stream(
         error, entropy = float(difference @ difference), 0.0
         blocks = [encode_bf16(bits[part]) for part in rows]
     else:
-        coded = quantise(values_TD, moments, header.target_fvu, codes_TD, what)
-        order_D = np.argsort(moments.squared_deviation_D, kind="stable").astype(np.int64)
+        coded: Quantised | Transformed
+        if vectors_DD is None:
+            coded, of_codes = quantise(values_TD, moments, header.target_fvu, codes_TD, what), moments
+        else:
+            coded = transform_and_quantise(values_TD, moments, vectors_DD, header.target_fvu, codes_TD, what)
+            of_codes = coded.components
+        order_D = np.argsort(of_codes.squared_deviation_D, kind="stable").astype(np.uint64)
         parameters.steps_SL[place] = coded.step
         parameters.means_SLD[place] = coded.mean_D
         parameters.orders_SLD[place] = order_D
@@ -152,6 +164,25 @@ def _moments(values_TD: NDArray[np.float32], what: str) -> Moments:
 
 def _group_channels(row_group_tokens: int, d_model: int) -> int:
     return min(d_model, max(1, round(_GROUP_SYMBOLS / max(1, row_group_tokens))))
+
+
+def _check_basis(codec: CodecSpec, basis: Basis | None, num_layers: int, d_model: int) -> str:
+    if (basis is None) == (codec.kind == "klt"):
+        raise InvalidArgumentError(
+            f"codec {codec.kind!r} {'needs a' if basis is None else 'has no'} basis: 'klt' has one, learned by "
+            "`learn_basis`, and no other codec does.",
+            field="basis",
+        )
+    if basis is None:
+        return ""
+    expected = (len(STREAMS), num_layers, d_model, d_model)
+    if basis.vectors_SLCD.shape != expected:
+        raise InvalidArgumentError(
+            f"the basis has the shape {list(basis.vectors_SLCD.shape)}, expected {list(expected)}: learn it from "
+            "activations of the same model.",
+            field="basis",
+        )
+    return basis.sha256
 
 
 def _check_streams(streams: Mapping[str, NDArray[Any]]) -> tuple[int, int, int]:

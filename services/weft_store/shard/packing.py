@@ -14,53 +14,86 @@ import numpy as np
 
 from weft_store.shard.compiling import compiled
 
-__all__ = ["count_over", "gather", "pack", "round_rows", "unpack"]
+__all__ = ["pack", "round_rows", "unpack"]
 
 _u = np.uint64  # an index that cannot be negative needs no look at its sign
 
 
 @compiled()
-def gather(codes_TD: Any, order_D: Any, first: Any, stop: Any, zigzag_N: Any) -> None:
-    """Take the int32 codes of the places `first` to `stop`, tokens first, as uint32 in zigzag."""
-    at = 0
-    for t in range(codes_TD.shape[0]):
-        for place in range(first, stop):
-            code = codes_TD[t, order_D[place]]
-            zigzag_N[at] = np.uint32((code << np.int32(1)) ^ (code >> np.int32(31)))
-            at += 1
-
-
-@compiled()
-def count_over(zigzag_N: Any, limits: Any, counts: Any) -> None:
-    """Count the codes that are not below each of the limits."""
-    for i in range(limits.size):
-        limit, over = limits[i], 0
-        for at in range(zigzag_N.size):
-            over += zigzag_N[at] >= limit
-        counts[i] = over
-
-
-@compiled()
-def pack(zigzag_N: Any, values: Any, base: Any, direct: Any, symbols_M: Any, escapes_E: Any) -> None:
+def pack(
+    codes_TD: Any,
+    order_D: Any,
+    group: Any,
+    alphabets: Any,
+    few: Any,
+    kinds: Any,
+    symbols: Any,
+    escapes: Any,
+    scratch: Any,
+) -> Any:
     """
-    Make a symbol of each `values` codes, the first being the lowest digit to this base.
+    Make symbols of the codes of a block.
 
-    Codes from `direct` on become the digit `direct` and are kept in `escapes_E`, which has room for exactly them.
+    Args:
+        codes_TD: int32.
+        order_D: uint64, the channel of each place.
+        group: Places of a group; the last may have fewer.
+        alphabets: uint32 [kinds, 3]: codes of a symbol, base, and the first code that is no digit, the kinds in the
+            order in which they are tried; the last has room for any code.
+        few: A kind is taken where at most one code in so many is an escape; with no escape digit, where none is.
+        kinds: uint8 [groups], filled with codes of a symbol, 0 where all codes are 0.
+        symbols, escapes: uint8 and uint32 of one value for each code, filled from their starts.
+        scratch: uint32, with room for the largest group.
+
+    Returns:
+        Bytes of all symbols, and the number of escapes.
     """
-    at, kept = 0, 0
-    for m in range(symbols_M.size):
-        symbol, weight = np.uint32(0), np.uint32(1)
-        for _ in range(values):
-            if at < zigzag_N.size:
-                digit = zigzag_N[at]
-                at += 1
+    num_tokens, d_model, step = _u(codes_TD.shape[0]), _u(order_D.size), _u(group)
+    made: Any = _u(0)
+    kept: Any = _u(0)
+    for index in range(kinds.size):
+        first = _u(index) * step
+        width = min(step, d_model - first)
+        size = num_tokens * width
+        channels = order_D[first : first + width]
+        at: Any = _u(0)
+        largest: Any = np.uint32(0)
+        for t in range(num_tokens):
+            for place in range(width):
+                code = codes_TD[t, channels[place]]
+                zigzag = np.uint32((code << np.int32(1)) ^ (code >> np.int32(31)))
+                scratch[at] = zigzag
+                largest = max(largest, zigzag)
+                at += _u(1)
+        kinds[index] = 0
+        if largest == 0:
+            continue
+        chosen = alphabets.shape[0] - 1
+        for kind in range(alphabets.shape[0] - 1):
+            direct, over = alphabets[kind, 2], _u(0)
+            if largest >= direct:
+                for other in range(size):
+                    over += _u(scratch[other] >= direct)
+            if over == 0 or (direct < alphabets[kind, 1] and over * _u(few) <= size):
+                chosen = kind
+                break
+        values, base, direct = alphabets[chosen, 0], alphabets[chosen, 1], alphabets[chosen, 2]
+        kinds[index] = values
+        at = _u(0)
+        while at < size:
+            symbol, weight = np.uint32(0), np.uint32(1)
+            for _ in range(min(_u(values), size - at)):
+                digit = scratch[at]
+                at += _u(1)
                 if digit >= direct:
-                    escapes_E[kept] = digit
-                    kept += 1
+                    escapes[kept] = digit
+                    kept += _u(1)
                     digit = direct
                 symbol += digit * weight
                 weight *= base
-        symbols_M[m] = symbol
+            symbols[made] = symbol
+            made += _u(1)
+    return made, kept
 
 
 @compiled()

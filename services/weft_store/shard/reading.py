@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weft_common.errors import DataLossError, InvalidArgumentError
+from weft_common.errors import DataLossError, InvalidArgumentError, NotFoundError
 from weft_store.port import RangedReads
-from weft_store.shard.bf16 import decode_bf16_bits, widen_bf16
+from weft_store.shard.basis import Bases, basis_key
+from weft_store.shard.bf16 import decode_bf16_bits, round_to_bf16, widen_bf16
 from weft_store.shard.coding import CodedBlock, round_codes
 from weft_store.shard.layout import (
     PRELUDE_BYTES,
@@ -27,6 +28,7 @@ from weft_store.shard.layout import (
     read_index,
     read_prelude,
 )
+from weft_store.shard.transformed import undo
 from weft_store.shard.version_1 import decode_uniform_codes
 
 # Enough for the index of a small model's shard in one request.
@@ -43,28 +45,47 @@ class CodedStream:
         codes_LTD: Signed integers of the width that the widest layer needs, or uint16 with the bits of a bfloat16.
         step_L: A value is its code times this, float32; None for bfloat16.
         mean_LD: Plus this, float32; None for bfloat16.
+        basis_LCD: For `klt` codes are of components, and this, float16, makes channels of them before the mean is
+            added; None otherwise. The same array for all row groups whose shards share a basis.
     """
 
     codes_LTD: NDArray[Any]
     step_L: NDArray[np.float32] | None
     mean_LD: NDArray[np.float32] | None
+    basis_LCD: NDArray[np.float16] | None = None
 
     def values(self) -> NDArray[np.float32]:
         """Give the numbers, [L, T, D]."""
         if self.step_L is None or self.mean_LD is None:
             return widen_bf16(self.codes_LTD)
-        values: NDArray[np.float32] = self.codes_LTD.astype(np.float32)
+        values: NDArray[np.float32]
+        if self.basis_LCD is not None:
+            values = np.empty(self.codes_LTD.shape, np.float32)
+            for layer, codes_TD in enumerate(self.codes_LTD):
+                vectors_DD = self.basis_LCD[layer].astype(np.float32)
+                values[layer] = undo(codes_TD, self.step_L[layer], self.mean_LD[layer], vectors_DD)
+            return values
+        values = self.codes_LTD.astype(np.float32)
         values *= self.step_L[:, None, None]
         values += self.mean_LD[:, None]
         return values
 
-    def bf16_bits(self) -> NDArray[np.uint16]:
-        """Give the bits of the nearest bfloat16 of each number, ties to even, uint16 [L, T, D]."""
+    def bf16_bits(self, *, undo_basis: bool = True) -> NDArray[np.uint16]:
+        """
+        Give the bits of the nearest bfloat16 of each number, ties to even, uint16 [L, T, D].
+
+        Args:
+            undo_basis: Where there is a basis: make channels of components. Otherwise they are components, without the
+                mean, for one who computes in that basis.
+        """
         if self.step_L is None or self.mean_LD is None:
             return self.codes_LTD
+        if self.basis_LCD is not None and undo_basis:
+            return round_to_bf16(self.values())
         bits_LTD = np.empty(self.codes_LTD.shape, np.uint16)
         for layer, codes_TD in enumerate(self.codes_LTD):
-            round_codes(codes_TD, self.step_L[layer], self.mean_LD[layer], bits_LTD[layer])
+            mean_D = self.mean_LD[layer] if self.basis_LCD is None else np.zeros_like(self.mean_LD[layer])
+            round_codes(codes_TD, self.step_L[layer], mean_D, bits_LTD[layer])
         return bits_LTD
 
 
@@ -72,17 +93,23 @@ class ShardReader:
     """
     Reads one shard; every block is checked against its digest before it is decoded.
 
+    Args:
+        store: Where it lies.
+        key: Its name there.
+        bases: Shared with readers of other shards, so that a basis is in memory once; by default this reader's own.
+
     Attributes:
         header: What the shard holds.
 
     Raises:
         NotFoundError: There is no such object.
-        DataLossError: It is damaged; also from every read of a damaged block.
+        DataLossError: It is damaged; also from every read of a damaged block, and of one whose basis is not there.
     """
 
-    def __init__(self, store: RangedReads, key: str) -> None:
+    def __init__(self, store: RangedReads, key: str, bases: Bases | None = None) -> None:
         self._store = store
         self._key = key
+        self._bases = bases or Bases(store)
         self._index: ShardIndex = _load_index(store, key)
         self.header: ShardHeader = self._index.header
 
@@ -171,7 +198,18 @@ class ShardReader:
                 codes_TD[:] = codes
         if parameters is None:
             return CodedStream(codes_LTD, None, None)
-        return CodedStream(codes_LTD, parameters.steps_SL[at, layers], parameters.means_SLD[at, layers])
+        basis_LCD = self._basis(at, layers) if self.header.codec == "klt" else None
+        return CodedStream(codes_LTD, parameters.steps_SL[at, layers], parameters.means_SLD[at, layers], basis_LCD)
+
+    def _basis(self, at: int, layers: slice) -> NDArray[np.float16]:
+        key = basis_key(self._key, self.header.basis)
+        try:
+            return self._bases.get(key, self.header.basis, (self.header.num_layers, self.header.d_model), at, layers)
+        except NotFoundError as error:
+            raise DataLossError(
+                f"shard {self._key!r} cannot be read: its basis {key!r} is not there. Restore it from a backup or "
+                "harvest again."
+            ) from error
 
     def _planes(self, payload: memoryview, rows: int, at: int, layer: int) -> NDArray[Any]:
         parameters = self._index.parameters

@@ -46,19 +46,21 @@ class Moments:
     @classmethod
     def of(cls, values_TD: NDArray[np.float32]) -> "Moments":
         """Measure finite values; everything is zero where there is no token."""
-        num_tokens, d_model = values_TD.shape
-        mean, squared, sizes, deviation = (
-            np.zeros(d_model),
-            np.zeros(d_model),
-            np.zeros(num_tokens),
-            np.zeros(num_tokens),
-        )
-        if num_tokens:
+        mean = np.zeros(values_TD.shape[1])
+        if len(values_TD):
             _loops().sums(values_TD, mean)
-            mean /= num_tokens
-            _loops().deviations(values_TD, mean, squared)
-            _loops().sizes(values_TD, mean, sizes, deviation)
-        return cls(mean, squared, float(np.sqrt(sizes).sum()) / max(1, num_tokens), deviation)
+            mean /= len(values_TD)
+        return cls.about(values_TD, mean)
+
+    @classmethod
+    def about(cls, values_TD: NDArray[np.float32], mean_D: NDArray[np.float64]) -> "Moments":
+        """Measure deviations from what is given as the mean."""
+        num_tokens, d_model = values_TD.shape
+        squared, sizes, deviation = np.zeros(d_model), np.zeros(num_tokens), np.zeros(num_tokens)
+        if num_tokens:
+            _loops().deviations(values_TD, mean_D, squared)
+            _loops().sizes(values_TD, mean_D, sizes, deviation)
+        return cls(mean_D, squared, float(np.sqrt(sizes).sum()) / max(1, num_tokens), deviation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,20 @@ from hypothesis import HealthCheck, given, settings
 
 from weft_common.errors import DataLossError
 from weft_store import open_store
-from weft_store.shard import CodecSpec, ShardReader, encode_shard, verify
+from weft_store.shard import CodecSpec, ShardReader, basis_key, encode_shard, learn_basis, verify
 
 _RNG = np.random.default_rng(5)
 _STREAMS = {name: _RNG.normal(size=(2, 5, 3)).astype(np.float32) for name in ("input", "output")}
+_BASIS = learn_basis(_STREAMS)
 _SHARDS = {
-    codec: encode_shard(_STREAMS, CodecSpec(codec), row_group_tokens=3, attributes={"model": "models/x"})
-    for codec in ("bf16", "uniform")
+    codec: encode_shard(
+        _STREAMS,
+        CodecSpec(codec),
+        row_group_tokens=3,
+        attributes={"model": "models/x"},
+        basis=_BASIS if codec == "klt" else None,
+    )
+    for codec in ("bf16", "uniform", "klt")
 }
 # What version 1 wrote too, which is read on.
 _DATA = {codec: shard.data for codec, shard in _SHARDS.items()} | {
@@ -35,6 +42,7 @@ _PRELUDE = struct.Struct("<8sIIQQ32s")
 def _read_all(data: bytes) -> list[np.ndarray]:
     store = open_store("memory://")
     store.put("shard", data)
+    store.put(basis_key("shard", _BASIS.sha256), _BASIS.data())
     reader = ShardReader(store, "shard")
     return [
         reader.read(stream, layer, group)
@@ -51,7 +59,7 @@ def _same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
 _GOOD = {codec: _read_all(data) for codec, data in _DATA.items()}
 
 
-@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
 def test_a_flipped_bit_anywhere_is_noticed(codec: str) -> None:
     """For every byte of a shard: a full verification refuses it, and so does the read of the block it lies in."""
     shard = _SHARDS[codec]
@@ -66,7 +74,7 @@ def test_a_flipped_bit_anywhere_is_noticed(codec: str) -> None:
             _read_all(bytes(damaged))
 
 
-@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
 def test_a_truncated_shard_is_noticed(codec: str) -> None:
     """However short a shard was cut, reading all of it and verifying it are refused."""
     shard = _SHARDS[codec]
@@ -79,7 +87,7 @@ def test_a_truncated_shard_is_noticed(codec: str) -> None:
             verify(store, "shard", shard.sha256)
 
 
-@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
 def test_verify_notices_added_bytes(codec: str) -> None:
     """Bytes after the last block are damage too, even where the manifest was made from them."""
     data = _SHARDS[codec].data + b"\0"
@@ -91,13 +99,14 @@ def test_verify_notices_added_bytes(codec: str) -> None:
         verify(store, "shard", hashlib.sha256(data).hexdigest())
 
 
-@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
 def test_damage_leaves_other_blocks_readable(codec: str) -> None:
     """Only reads that touch the damaged block are refused."""
     data = bytearray(_SHARDS[codec].data)
     data[-1] ^= 1
     store = open_store("memory://")
     store.put("shard", bytes(data))
+    store.put(basis_key("shard", _BASIS.sha256), _BASIS.data())
     reader = ShardReader(store, "shard")
     np.testing.assert_array_equal(reader.read("output", 0, 1), _GOOD[codec][6])
     reader.read_row_group(0)
@@ -165,6 +174,7 @@ def test_any_bytes_are_refused(data: bytes) -> None:
         {"codec": "zip"},
         {"codec": 7},
         {"group_channels": 0},
+        {"basis": "0" * 64},
         {"attributes": []},
         {"attributes": {"a": 1}},
         {"more": 1},

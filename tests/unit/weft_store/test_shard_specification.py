@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from weft_store import open_store
-from weft_store.shard import CodecSpec, ShardReader, encode_shard
+from weft_store.shard import CodecSpec, ShardReader, encode_shard, learn_basis
 
 _ASSETS = Path(__file__).resolve().parents[2] / "assets" / "shards"
 _DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "reference" / "shard-format.md"
@@ -62,7 +62,7 @@ def _uniform_2(block: io.BytesIO, count: int, width: int, group: int) -> list[tu
     return found
 
 
-def _specified(data: bytes) -> dict[tuple[int, int, int], np.ndarray]:
+def _specified(data: bytes, vectors: np.ndarray | None = None) -> dict[tuple[int, int, int], np.ndarray]:
     """Read all blocks, value by value, as the document says."""
     assert data[:8] == b"WEFTSHRD"
     version, header_bytes, index_bytes, object_bytes = struct.unpack("<IIQQ", data[8:32])
@@ -74,7 +74,7 @@ def _specified(data: bytes) -> dict[tuple[int, int, int], np.ndarray]:
     layers, width, tokens = header["num_layers"], header["d_model"], header["num_tokens"]
     rows, at = header["row_group_tokens"], header_bytes
     steps, means, orders = [], [], []
-    if header["codec"] == "uniform":
+    if header["codec"] != "bf16":
         steps = struct.unpack_from(f"<{2 * layers}f", index, at)
         means = struct.unpack_from(f"<{2 * layers * width}f", index, at + 8 * layers)
         orders = struct.unpack_from(f"<{2 * layers * width}H", index, at + 8 * layers + 8 * layers * width)
@@ -103,7 +103,11 @@ def _specified(data: bytes) -> dict[tuple[int, int, int], np.ndarray]:
                         q = u // 2 if u % 2 == 0 else -(u + 1) // 2
                         channel = orders[pair * width + place]
                         scaled = np.float32(np.float32(q) * np.float32(steps[pair]))
-                        values[token, channel] = scaled + np.float32(means[pair * width + channel])
+                        mean = np.float32(means[pair * width + channel])
+                        values[token, channel] = scaled if header["codec"] == "klt" else scaled + mean
+                    if vectors is not None:
+                        values = values.astype(np.float64) @ vectors[stream, layer]
+                        values = values + means[pair * width : (pair + 1) * width]
                 assert block.read() == b""
                 blocks[group, stream, layer] = values
     assert at == index_bytes
@@ -138,6 +142,44 @@ def test_the_document_describes_the_bytes(codec: str, target: float, width: int)
         attributes={"a": "b"},
     )
     assert _compare(shard.data) == 3 * 2 * 2
+
+
+def _compare_klt(data: bytes, written: bytes) -> None:
+    _, layers, width = struct.unpack_from("<III", written, 8)
+    assert (written[:8], struct.unpack_from("<I", written, 8)) == (b"WEFTBASE", (1,))
+    head, size = 20 + 16 * 2 * layers, 2 * width * width
+    for at in range(2 * layers):
+        matrix = written[head + at * size : head + (at + 1) * size]
+        assert hashlib.sha256(matrix).digest()[:16] == written[20 + 16 * at : 36 + 16 * at]
+    vectors = np.array(struct.unpack_from(f"<{2 * layers * width * width}e", written, head))
+    vectors = vectors.reshape(2, layers, width, width)
+    store = open_store("memory://")
+    store.put("A/shards/0.weft", data)
+    store.put(f"A/bases/{hashlib.sha256(written[:head]).hexdigest()}.weft", written)
+    reader = ShardReader(store, "A/shards/0.weft")
+    for (group, stream, layer), expected in _specified(data, vectors).items():
+        read = reader.read("input" if stream == 0 else "output", layer, group)
+        np.testing.assert_allclose(read, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_document_describes_klt() -> None:
+    """The basis is where the document says and as it says, and with it every block comes out to rounding."""
+    values = np.random.default_rng(1).normal(size=(2, 2, 60, 5)).astype(np.float32)
+    streams = {"input": values[0], "output": values[1]}
+    basis = learn_basis(streams)
+    shard = encode_shard(streams, CodecSpec("klt", 1e-3), row_group_tokens=25, attributes={}, basis=basis)
+    _compare_klt(shard.data, basis.data())
+
+
+@pytest.mark.parametrize("codec", ["uniform", "klt"])
+def test_version_2_is_read_as_the_document_says(codec: str) -> None:
+    """Shards that were once written in this version are read on, whatever the writer does now."""
+    data = (_ASSETS / f"version-2-{codec}.weft").read_bytes()
+    assert struct.unpack_from("<I", data, 8) == (2,)
+    if codec == "klt":
+        _compare_klt(data, (_ASSETS / "version-2-klt-basis.weft").read_bytes())
+    else:
+        assert _compare(data) == 2 * 2 * 2
 
 
 @pytest.mark.parametrize("codec", ["bf16", "uniform"])

@@ -449,9 +449,11 @@ class Codec(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     TARGET_FVU_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """`bf16` (lossless for bfloat16) or `uniform` (one step a layer and stream)."""
+    """`bf16` (lossless for bfloat16), `uniform` (one step a layer and stream) or `klt` (the same in the basis of the
+    eigenvectors of the first tokens: smaller, and slower to read).
+    """
     target_fvu: _builtins.float
-    """For `uniform`: wanted fraction of variance unexplained, for example 0.001. Dimensionless."""
+    """For `uniform` and `klt`: wanted fraction of variance unexplained, for example 0.001. Dimensionless."""
     def __init__(
         self,
         *,
