@@ -16,7 +16,9 @@ from weft_attribution import converting
 from weft_attribution.core.graphs import Graphs
 from weft_attribution.core.reading import GraphReading
 from weft_attribution.core.records import GraphRequest, check_graph_id
+from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.naming import graph_id_of
+from weft_attribution.servicer_attention import AttentionRpcs
 from weft_attribution.servicer_reading import ReadingRpcs
 from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
@@ -90,21 +92,28 @@ class GraphWork:
         return converting.finished_to_proto(request, context.name, document, with_json=False)
 
 
-class AttributionServicer(ReadingRpcs):
+class AttributionServicer(ReadingRpcs, AttentionRpcs):
     """
     Answers the RPCs on graphs.
 
     Args:
         graphs: The domain.
         reading: What finished graphs tell.
+        attention: What the attention behind them tells.
         operations: Where the long work is kept.
         max_message_bytes: Largest answer that may be sent.
     """
 
     def __init__(
-        self, graphs: Graphs, reading: GraphReading, operations: OperationManager, *, max_message_bytes: int = 64 << 20
+        self,
+        graphs: Graphs,
+        reading: GraphReading,
+        attention: AttentionReading,
+        operations: OperationManager,
+        *,
+        max_message_bytes: int = 64 << 20,
     ) -> None:
-        super().__init__(reading)
+        self.reading, self.attention = reading, attention
         self._graphs = graphs
         self._operations = operations
         self._max_message_bytes = max_message_bytes

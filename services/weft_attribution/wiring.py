@@ -7,10 +7,12 @@ from pathlib import Path
 from weft.attribution.v1 import service_pb2, service_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
+from weft_attribution.core.frozen_graphs import FrozenGraphs
 from weft_attribution.core.graphs import Graphs, ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
+from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_common.operations import OperationManager
@@ -50,8 +52,15 @@ async def registrations(
         opened=opened,
     )
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), {KIND: GraphWork(graphs, observe).kind()})
+    frozen = FrozenGraphs(
+        store, runner, models, opened, graphs.check, max_features=max_features, memory_bytes=memory_bytes
+    )
     attribution = AttributionServicer(
-        graphs, GraphReading(store, runner, models, opened), manager, max_message_bytes=max_message_bytes
+        graphs,
+        GraphReading(store, runner, models, opened),
+        AttentionReading(runner, models_dir, frozen),
+        manager,
+        max_message_bytes=max_message_bytes,
     )
     features = FeatureServicer(store, runner, models)
     async with manager.run():

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from google.longrunning import operations_pb2
 
-from weft.attribution.v1 import messages_pb2, reading_pb2, service_pb2, service_pb2_grpc
+from weft.attribution.v1 import attention_pb2, messages_pb2, reading_pb2, service_pb2, service_pb2_grpc
 from weft_client.aio.calls import Patience, pages, stream, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
@@ -130,6 +130,29 @@ class AsyncGraphs:
             max_edges=max_edges,
         )
         return await unary(self._stub.CompareGraphs, request, timeout_s=READ_S)
+
+    async def split_edge(
+        self, name: str, *, source: str, target: str, max_parts: int = 100
+    ) -> attention_pb2.SplitEdgeResponse:
+        """What of an edge goes through which attention head, and which position that reads; all parts are the edge."""
+        request = attention_pb2.SplitEdgeRequest(
+            name=full_name("graphs", name), source_node_id=source, target_node_id=target, max_parts=max_parts
+        )
+        return await unary(self._stub.SplitEdge, request, timeout_s=READ_S)
+
+    async def explain_attention(
+        self, name: str, *, layer: int, head: int, query_position: int, key_position: int, max_pairs: int = 50
+    ) -> attention_pb2.ExplainAttentionResponse:
+        """Why a head attends from one position to another: its score as a sum over pairs of nodes."""
+        request = attention_pb2.ExplainAttentionRequest(
+            name=full_name("graphs", name),
+            layer=layer,
+            head=head,
+            query_position=query_position,
+            key_position=key_position,
+            max_pairs=max_pairs,
+        )
+        return await unary(self._stub.ExplainAttention, request, timeout_s=READ_S)
 
     async def delete(self, name: str) -> None:
         """Delete a graph."""

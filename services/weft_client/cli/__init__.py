@@ -16,6 +16,7 @@ from weft_client.cli import (
     dataset_care,
     dataset_files,
     datasets,
+    graph_attention,
     graph_reading,
     graphs,
     harvests,
@@ -90,6 +91,8 @@ graphs.app.command("score")(graph_reading.score_part)
 graphs.app.command("paths")(graph_reading.find_paths)
 graphs.app.command("summary")(graph_reading.summarize)
 graphs.app.command("compare")(graph_reading.compare)
+graphs.app.command("edge")(graph_attention.split_edge)
+graphs.app.command("attention")(graph_attention.explain_attention)
 app.add_typer(graphs.app, name="graphs")
 
 __all__ = ["app"]

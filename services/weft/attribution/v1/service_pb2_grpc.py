@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from weft.attribution.v1 import attention_pb2 as weft_dot_attribution_dot_v1_dot_attention__pb2
 from weft.attribution.v1 import messages_pb2 as weft_dot_attribution_dot_v1_dot_messages__pb2
 from weft.attribution.v1 import reading_pb2 as weft_dot_attribution_dot_v1_dot_reading__pb2
 from weft.attribution.v1 import service_pb2 as weft_dot_attribution_dot_v1_dot_service__pb2
@@ -93,6 +94,16 @@ class AttributionServiceStub:
                 request_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.SerializeToString,
                 response_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.FromString,
                 _registered_method=True)
+        self.SplitEdge = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/SplitEdge',
+                request_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeResponse.FromString,
+                _registered_method=True)
+        self.ExplainAttention = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/ExplainAttention',
+                request_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.FromString,
+                _registered_method=True)
 
 
 class AttributionServiceServicer:
@@ -176,6 +187,20 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SplitEdge(self, request, context):
+        """Splits an edge over the attention heads and positions that it goes through. Runs the model once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainAttention(self, request, context):
+        """Explains an attention score by pairs of nodes. Runs the model once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -233,6 +258,16 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.CompareGraphs,
                     request_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.FromString,
                     response_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.SerializeToString,
+            ),
+            'SplitEdge': grpc.unary_unary_rpc_method_handler(
+                    servicer.SplitEdge,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeResponse.SerializeToString,
+            ),
+            'ExplainAttention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAttention,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -533,6 +568,60 @@ class AttributionService:
             '/weft.attribution.v1.AttributionService/CompareGraphs',
             weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.SerializeToString,
             weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SplitEdge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/SplitEdge',
+            weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainAttention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/ExplainAttention',
+            weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

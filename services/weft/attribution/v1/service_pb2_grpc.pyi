@@ -6,6 +6,7 @@ Explains single predictions as graphs over a transcoder's features."""
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
+from weft.attribution.v1 import attention_pb2 as _attention_pb2
 from weft.attribution.v1 import messages_pb2 as _messages_pb2
 from weft.attribution.v1 import reading_pb2 as _reading_pb2
 from weft.attribution.v1 import service_pb2 as _service_pb2
@@ -58,6 +59,10 @@ class AttributionServiceStub:
     """Groups a graph's features into a few supernodes and tells what flows between them."""
     CompareGraphs: _grpc.UnaryUnaryMultiCallable[_reading_pb2.CompareGraphsRequest, _reading_pb2.CompareGraphsResponse]
     """Holds two graphs of one model and transcoder side by side."""
+    SplitEdge: _grpc.UnaryUnaryMultiCallable[_attention_pb2.SplitEdgeRequest, _attention_pb2.SplitEdgeResponse]
+    """Splits an edge over the attention heads and positions that it goes through. Runs the model once."""
+    ExplainAttention: _grpc.UnaryUnaryMultiCallable[_attention_pb2.ExplainAttentionRequest, _attention_pb2.ExplainAttentionResponse]
+    """Explains an attention score by pairs of nodes. Runs the model once."""
 
 @_typing.type_check_only
 class AttributionServiceAsyncStub(AttributionServiceStub):
@@ -86,6 +91,10 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     """Groups a graph's features into a few supernodes and tells what flows between them."""
     CompareGraphs: _aio.UnaryUnaryMultiCallable[_reading_pb2.CompareGraphsRequest, _reading_pb2.CompareGraphsResponse]  # type: ignore[assignment]
     """Holds two graphs of one model and transcoder side by side."""
+    SplitEdge: _aio.UnaryUnaryMultiCallable[_attention_pb2.SplitEdgeRequest, _attention_pb2.SplitEdgeResponse]  # type: ignore[assignment]
+    """Splits an edge over the attention heads and positions that it goes through. Runs the model once."""
+    ExplainAttention: _aio.UnaryUnaryMultiCallable[_attention_pb2.ExplainAttentionRequest, _attention_pb2.ExplainAttentionResponse]  # type: ignore[assignment]
+    """Explains an attention score by pairs of nodes. Runs the model once."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes, prunes, keeps and checks attribution graphs."""
@@ -177,5 +186,21 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reading_pb2.CompareGraphsResponse, _abc.Awaitable[_reading_pb2.CompareGraphsResponse]]:
         """Holds two graphs of one model and transcoder side by side."""
+
+    @_abc_1.abstractmethod
+    def SplitEdge(
+        self,
+        request: _attention_pb2.SplitEdgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attention_pb2.SplitEdgeResponse, _abc.Awaitable[_attention_pb2.SplitEdgeResponse]]:
+        """Splits an edge over the attention heads and positions that it goes through. Runs the model once."""
+
+    @_abc_1.abstractmethod
+    def ExplainAttention(
+        self,
+        request: _attention_pb2.ExplainAttentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attention_pb2.ExplainAttentionResponse, _abc.Awaitable[_attention_pb2.ExplainAttentionResponse]]:
+        """Explains an attention score by pairs of nodes. Runs the model once."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
