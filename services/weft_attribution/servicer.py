@@ -20,6 +20,8 @@ from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.naming import graph_id_of
 from weft_attribution.servicer_attention import AttentionRpcs
 from weft_attribution.servicer_reading import ReadingRpcs
+from weft_attribution.servicer_steering import SteeringDomain, SteeringRpcs
+from weft_attribution.timestamps import timestamp
 from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
@@ -40,8 +42,8 @@ def _metadata(graph_id: str, create_s: float, stage: str, done: int, total: int)
             completed=done,
             total=total,
             unit="rows",
-            create_time=converting.timestamp(create_s),
-            update_time=converting.timestamp(time.time()),
+            create_time=timestamp(create_s),
+            update_time=timestamp(time.time()),
         ),
     )
 
@@ -92,7 +94,7 @@ class GraphWork:
         return converting.finished_to_proto(request, context.name, document, with_json=False)
 
 
-class AttributionServicer(ReadingRpcs, AttentionRpcs):
+class AttributionServicer(ReadingRpcs, AttentionRpcs, SteeringRpcs):
     """
     Answers the RPCs on graphs.
 
@@ -100,6 +102,7 @@ class AttributionServicer(ReadingRpcs, AttentionRpcs):
         graphs: The domain.
         reading: What finished graphs tell.
         attention: What the attention behind them tells.
+        steering: What changes in the model show of them.
         operations: Where the long work is kept.
         max_message_bytes: Largest answer that may be sent.
     """
@@ -109,11 +112,13 @@ class AttributionServicer(ReadingRpcs, AttentionRpcs):
         graphs: Graphs,
         reading: GraphReading,
         attention: AttentionReading,
+        steering: SteeringDomain,
         operations: OperationManager,
         *,
         max_message_bytes: int = 64 << 20,
     ) -> None:
         self.reading, self.attention = reading, attention
+        self.steering, self.work = steering, operations
         self._graphs = graphs
         self._operations = operations
         self._max_message_bytes = max_message_bytes

@@ -7,14 +7,17 @@ from pathlib import Path
 from weft.attribution.v1 import service_pb2, service_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
+from weft_attribution.core.faithfulness import FaithfulnessSweep
 from weft_attribution.core.frozen_graphs import FrozenGraphs
 from weft_attribution.core.graphs import Graphs, ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
+from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
+from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
 from weft_common.operations import OperationManager
 from weft_common.operations_servicer import operations_registration
 from weft_common.server import Registration
@@ -51,7 +54,9 @@ async def registrations(
         workers=workers,
         opened=opened,
     )
-    manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), {KIND: GraphWork(graphs, observe).kind()})
+    steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
+    kinds = {KIND: GraphWork(graphs, observe).kind(), FAITHFULNESS: FaithfulnessWork(steering.sweep).kind()}
+    manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), kinds)
     frozen = FrozenGraphs(
         store, runner, models, opened, graphs.check, max_features=max_features, memory_bytes=memory_bytes
     )
@@ -59,6 +64,7 @@ async def registrations(
         graphs,
         GraphReading(store, runner, models, opened),
         AttentionReading(runner, models_dir, frozen),
+        steering,
         manager,
         max_message_bytes=max_message_bytes,
     )

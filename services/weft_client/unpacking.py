@@ -7,6 +7,7 @@ from weft.activations.v1 import corpora_pb2
 from weft.activations.v1 import messages_pb2 as activations
 from weft.activations.v1 import service_pb2 as activations_service
 from weft.attribution.v1 import messages_pb2 as attribution
+from weft.attribution.v1 import steering_pb2
 from weft.cache.v1 import retention_pb2, service_pb2
 from weft.training.v1 import messages_pb2 as training
 from weft_common.errors import DataLossError
@@ -23,6 +24,7 @@ KINDS: dict[str, type[Message]] = {
         retention_pb2.CatalogWorkMetadata,
         retention_pb2.CollectGarbageResponse,
         service_pb2.VerifyDatasetResponse,
+        steering_pb2.Faithfulness,
         training.Evaluation,
         training.Run,
         training.RunMetadata,

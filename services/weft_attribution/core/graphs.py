@@ -198,7 +198,7 @@ class Graphs:
             document, _ = read_json(self._store, graph_key(request.graph_id))
         except NotFoundError:
             return None
-        return {**document, "interventions": self._summaries.write(request, document)["interventions"]}
+        return {**document, **_measured(self._summaries.write(request, document))}
 
     def summary(self, request: GraphRequest) -> Json | None:
         """What `finished` gives, less the graph itself and much faster."""
@@ -305,7 +305,7 @@ class Graphs:
                 except AlreadyExistsError:
                     document = read_json(self._store, graph_key(request.graph_id))[0]
                 self._partial.delete(request.graph_id)
-                return {**document, "interventions": self._summaries.write(request, document)["interventions"]}
+                return {**document, **_measured(self._summaries.write(request, document))}
 
         return await _in_thread(compute)
 
@@ -431,6 +431,11 @@ class Graphs:
         }
         content = graph_json(graph.nodes, pruned, cumulative_share(influence), metadata)
         return content, {"num_nodes_kept": len(content["nodes"]), "num_edges_kept": len(content["links"])}
+
+
+def _measured(summary: Json) -> Json:
+    """What was measured on a graph, apart from the graph itself."""
+    return {key: summary[key] for key in ("interventions", "faithfulness") if key in summary}
 
 
 def _deltas(graph: WholeGraph, changes: Sequence[Change]) -> Mapping[int, float]:

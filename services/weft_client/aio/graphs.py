@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from google.longrunning import operations_pb2
 
-from weft.attribution.v1 import attention_pb2, messages_pb2, reading_pb2, service_pb2, service_pb2_grpc
+from weft.attribution.v1 import attention_pb2, messages_pb2, reading_pb2, service_pb2, service_pb2_grpc, steering_pb2
 from weft_client.aio.calls import Patience, pages, stream, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
@@ -153,6 +153,45 @@ class AsyncGraphs:
             max_pairs=max_pairs,
         )
         return await unary(self._stub.ExplainAttention, request, timeout_s=READ_S)
+
+    async def steer(
+        self,
+        name: str,
+        *,
+        changes: Sequence[steering_pb2.FeatureChange],
+        held: tuple[int, int] | None = None,
+        freeze_attention: bool = False,
+        shown_node_ids: Sequence[str] = (),
+    ) -> steering_pb2.SteerResponse:
+        """
+        Change features and supernodes in the model; predicted beside measured for every node shown.
+
+        Args:
+            name: The graph.
+            changes: A factor, a value or a patch from another prompt, each for one or more feature nodes.
+            held: First and last layer whose MLPs do not answer; None leaves all free.
+            freeze_attention: Holds attention patterns and norm scales too.
+            shown_node_ids: Feature nodes; none means those that the graph's pruning keeps.
+        """
+        request = steering_pb2.SteerRequest(
+            name=full_name("graphs", name),
+            changes=changes,
+            held=None if held is None else steering_pb2.HeldLayers(first=held[0], last=held[1]),
+            freeze_attention=freeze_attention,
+            shown_node_ids=shown_node_ids,
+        )
+        return await unary(self._stub.Steer, request, timeout_s=INTERVENE_S)
+
+    async def measure_faithfulness(self, name: str, *, num_nodes: int = 64) -> operations_pb2.Operation:
+        """
+        Start ablating the most influential features one by one; `operations.wait` gives the Faithfulness.
+
+        Args:
+            name: The graph, which keeps the result.
+            num_nodes: Features, 3 to 500; each takes three passes of the model.
+        """
+        request = steering_pb2.MeasureFaithfulnessRequest(name=full_name("graphs", name), num_nodes=num_nodes)
+        return await unary(self._stub.MeasureFaithfulness, request)
 
     async def delete(self, name: str) -> None:
         """Delete a graph."""

@@ -18,6 +18,7 @@ from weft_client.cli import (
     datasets,
     graph_attention,
     graph_reading,
+    graph_steering,
     graphs,
     harvests,
     health,
@@ -93,6 +94,8 @@ graphs.app.command("summary")(graph_reading.summarize)
 graphs.app.command("compare")(graph_reading.compare)
 graphs.app.command("edge")(graph_attention.split_edge)
 graphs.app.command("attention")(graph_attention.explain_attention)
+graphs.app.command("steer")(graph_steering.steer)
+graphs.app.command("faithfulness")(graph_steering.measure_faithfulness)
 app.add_typer(graphs.app, name="graphs")
 
 __all__ = ["app"]

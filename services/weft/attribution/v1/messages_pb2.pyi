@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from weft.attribution.v1 import steering_pb2 as _steering_pb2
 from weft.attribution.v1 import targets_pb2 as _targets_pb2
 from weft.common.v1 import operation_pb2 as _operation_pb2
 import builtins as _builtins
@@ -142,6 +143,7 @@ class Graph(_message.Message):
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     INTERVENTIONS_FIELD_NUMBER: _builtins.int
+    FAITHFULNESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `graphs/{graph}`."""
     state: Global___GraphState.ValueType
@@ -172,6 +174,10 @@ class Graph(_message.Message):
     def interventions(self) -> _containers.RepeatedCompositeFieldContainer[Global___InterventionResult]:
         """Interventions that were measured on it."""
 
+    @_builtins.property
+    def faithfulness(self) -> _steering_pb2.Faithfulness:
+        """How far it can be trusted, where that was measured."""
+
     def __init__(
         self,
         *,
@@ -185,10 +191,11 @@ class Graph(_message.Message):
         error_message: _builtins.str = ...,
         operation: _builtins.str = ...,
         interventions: _abc.Iterable[Global___InterventionResult] | None = ...,
+        faithfulness: _steering_pb2.Faithfulness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "statistics", b"statistics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "faithfulness", b"faithfulness", "spec", b"spec", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error_message", b"error_message", "interventions", b"interventions", "json", b"json", "name", b"name", "operation", b"operation", "prompt_tokens", b"prompt_tokens", "spec", b"spec", "state", b"state", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error_message", b"error_message", "faithfulness", b"faithfulness", "interventions", b"interventions", "json", b"json", "name", b"name", "operation", b"operation", "prompt_tokens", b"prompt_tokens", "spec", b"spec", "state", b"state", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from weft.attribution.v1 import attention_pb2 as weft_dot_attribution_dot_v1_dot
 from weft.attribution.v1 import messages_pb2 as weft_dot_attribution_dot_v1_dot_messages__pb2
 from weft.attribution.v1 import reading_pb2 as weft_dot_attribution_dot_v1_dot_reading__pb2
 from weft.attribution.v1 import service_pb2 as weft_dot_attribution_dot_v1_dot_service__pb2
+from weft.attribution.v1 import steering_pb2 as weft_dot_attribution_dot_v1_dot_steering__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -103,6 +104,16 @@ class AttributionServiceStub:
                 '/weft.attribution.v1.AttributionService/ExplainAttention',
                 request_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.SerializeToString,
                 response_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.FromString,
+                _registered_method=True)
+        self.Steer = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/Steer',
+                request_serializer=weft_dot_attribution_dot_v1_dot_steering__pb2.SteerRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_steering__pb2.SteerResponse.FromString,
+                _registered_method=True)
+        self.MeasureFaithfulness = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/MeasureFaithfulness',
+                request_serializer=weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
 
 
@@ -201,6 +212,20 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Steer(self, request, context):
+        """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasureFaithfulness(self, request, context):
+        """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -268,6 +293,16 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.ExplainAttention,
                     request_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.FromString,
                     response_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.SerializeToString,
+            ),
+            'Steer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Steer,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_steering__pb2.SteerRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_steering__pb2.SteerResponse.SerializeToString,
+            ),
+            'MeasureFaithfulness': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureFaithfulness,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -622,6 +657,60 @@ class AttributionService:
             '/weft.attribution.v1.AttributionService/ExplainAttention',
             weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.SerializeToString,
             weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Steer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/Steer',
+            weft_dot_attribution_dot_v1_dot_steering__pb2.SteerRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_steering__pb2.SteerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureFaithfulness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/MeasureFaithfulness',
+            weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,6 +10,7 @@ from weft.attribution.v1 import attention_pb2 as _attention_pb2
 from weft.attribution.v1 import messages_pb2 as _messages_pb2
 from weft.attribution.v1 import reading_pb2 as _reading_pb2
 from weft.attribution.v1 import service_pb2 as _service_pb2
+from weft.attribution.v1 import steering_pb2 as _steering_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -63,6 +64,10 @@ class AttributionServiceStub:
     """Splits an edge over the attention heads and positions that it goes through. Runs the model once."""
     ExplainAttention: _grpc.UnaryUnaryMultiCallable[_attention_pb2.ExplainAttentionRequest, _attention_pb2.ExplainAttentionResponse]
     """Explains an attention score by pairs of nodes. Runs the model once."""
+    Steer: _grpc.UnaryUnaryMultiCallable[_steering_pb2.SteerRequest, _steering_pb2.SteerResponse]
+    """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown."""
+    MeasureFaithfulness: _grpc.UnaryUnaryMultiCallable[_steering_pb2.MeasureFaithfulnessRequest, _operations_pb2.Operation]
+    """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
 
 @_typing.type_check_only
 class AttributionServiceAsyncStub(AttributionServiceStub):
@@ -95,6 +100,10 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     """Splits an edge over the attention heads and positions that it goes through. Runs the model once."""
     ExplainAttention: _aio.UnaryUnaryMultiCallable[_attention_pb2.ExplainAttentionRequest, _attention_pb2.ExplainAttentionResponse]  # type: ignore[assignment]
     """Explains an attention score by pairs of nodes. Runs the model once."""
+    Steer: _aio.UnaryUnaryMultiCallable[_steering_pb2.SteerRequest, _steering_pb2.SteerResponse]  # type: ignore[assignment]
+    """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown."""
+    MeasureFaithfulness: _aio.UnaryUnaryMultiCallable[_steering_pb2.MeasureFaithfulnessRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes, prunes, keeps and checks attribution graphs."""
@@ -202,5 +211,21 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attention_pb2.ExplainAttentionResponse, _abc.Awaitable[_attention_pb2.ExplainAttentionResponse]]:
         """Explains an attention score by pairs of nodes. Runs the model once."""
+
+    @_abc_1.abstractmethod
+    def Steer(
+        self,
+        request: _steering_pb2.SteerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_steering_pb2.SteerResponse, _abc.Awaitable[_steering_pb2.SteerResponse]]:
+        """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown."""
+
+    @_abc_1.abstractmethod
+    def MeasureFaithfulness(
+        self,
+        request: _steering_pb2.MeasureFaithfulnessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
