@@ -101,7 +101,7 @@ class SteeringRpcs(service_pb2_grpc.AttributionServiceServicer):
         create_s = await self.steering.sweep.check(graph_id, num_nodes)
         # The same question on the same graph is the same work; a graph made anew under the id is another one.
         key = f"{graph_id} {create_s} {num_nodes}"
-        operation_id = f"faithfulness-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+        operation_id = f"faithfulness.{hashlib.sha256(key.encode()).hexdigest()[:24]}"
         asked = steering_pb2.MeasureFaithfulnessRequest(name=request.name, num_nodes=num_nodes)
         return await self.work.start(
             FAITHFULNESS, operation_id, asked, _metadata(request.name, time.time(), 0, num_nodes)

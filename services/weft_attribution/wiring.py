@@ -17,6 +17,7 @@ from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
+from weft_attribution.servicer_batches import BATCH, BatchWork
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
 from weft_common.operations import OperationManager
 from weft_common.operations_servicer import operations_registration
@@ -40,6 +41,7 @@ async def registrations(
     memory_bytes: int = 1 << 30,
     workers: int = 1,
     max_message_bytes: int = 64 << 20,
+    max_waiting: int = 1000,
     observe: Callable[[Mapping[str, float]], None],
 ) -> AsyncIterator[Sequence[Registration]]:
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
@@ -55,7 +57,12 @@ async def registrations(
         opened=opened,
     )
     steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
-    kinds = {KIND: GraphWork(graphs, observe).kind(), FAITHFULNESS: FaithfulnessWork(steering.sweep).kind()}
+    batches = BatchWork(graphs)
+    kinds = {
+        KIND: GraphWork(graphs, observe).kind(),
+        FAITHFULNESS: FaithfulnessWork(steering.sweep).kind(),
+        BATCH: batches.kind(),
+    }
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), kinds)
     frozen = FrozenGraphs(
         store, runner, models, opened, graphs.check, max_features=max_features, memory_bytes=memory_bytes
@@ -67,7 +74,9 @@ async def registrations(
         steering,
         manager,
         max_message_bytes=max_message_bytes,
+        max_waiting=max_waiting,
     )
+    batches.operations, batches.start_graph = manager, attribution.start_graph
     features = FeatureServicer(store, runner, models)
     async with manager.run():
         yield [

@@ -5,7 +5,15 @@ from collections.abc import AsyncIterator, Sequence
 
 from google.longrunning import operations_pb2
 
-from weft.attribution.v1 import attention_pb2, messages_pb2, reading_pb2, service_pb2, service_pb2_grpc, steering_pb2
+from weft.attribution.v1 import (
+    attention_pb2,
+    batches_pb2,
+    messages_pb2,
+    reading_pb2,
+    service_pb2,
+    service_pb2_grpc,
+    steering_pb2,
+)
 from weft_client.aio.calls import Patience, pages, stream, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
@@ -192,6 +200,26 @@ class AsyncGraphs:
         """
         request = steering_pb2.MeasureFaithfulnessRequest(name=full_name("graphs", name), num_nodes=num_nodes)
         return await unary(self._stub.MeasureFaithfulness, request)
+
+    async def create_batch(
+        self, batch_id: str, *, items: Sequence[batches_pb2.GraphBatchItem], validate_only: bool = False
+    ) -> operations_pb2.Operation:
+        """
+        Start many graphs; `operations.wait` gives the GraphBatch with what became of each.
+
+        Args:
+            batch_id: Lower-case letters, digits and `-`, at most 40; the same items again are the same batch.
+            items: 1 to 1,000 specs, each with an id of its graph or none.
+            validate_only: Check what can be checked without the model, and change nothing.
+        """
+        request = batches_pb2.CreateGraphBatchRequest(batch_id=batch_id, items=items, validate_only=validate_only)
+        return await unary(self._stub.CreateGraphBatch, request)
+
+    async def get_batch(self, name: str) -> batches_pb2.GraphBatch:
+        """Describe a batch; its results are there once it is done."""
+        return await unary(
+            self._stub.GetGraphBatch, batches_pb2.GetGraphBatchRequest(name=full_name("graphBatches", name))
+        )
 
     async def delete(self, name: str) -> None:
         """Delete a graph."""

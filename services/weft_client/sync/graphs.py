@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from google.longrunning import operations_pb2
 
-from weft.attribution.v1 import attention_pb2, messages_pb2, reading_pb2, service_pb2, service_pb2_grpc, steering_pb2
+from weft.attribution.v1 import (
+    attention_pb2,
+    batches_pb2,
+    messages_pb2,
+    reading_pb2,
+    service_pb2,
+    service_pb2_grpc,
+    steering_pb2,
+)
 from weft_client.names import full_name
 from weft_client.sync.calls import Patience, pages, stream, unary
 from weft_client.sync.connection import Connection
@@ -193,6 +201,24 @@ class Graphs:
         """
         request = steering_pb2.MeasureFaithfulnessRequest(name=full_name("graphs", name), num_nodes=num_nodes)
         return unary(self._stub.MeasureFaithfulness, request)
+
+    def create_batch(
+        self, batch_id: str, *, items: Sequence[batches_pb2.GraphBatchItem], validate_only: bool = False
+    ) -> operations_pb2.Operation:
+        """
+        Start many graphs; `operations.wait` gives the GraphBatch with what became of each.
+
+        Args:
+            batch_id: Lower-case letters, digits and `-`, at most 40; the same items again are the same batch.
+            items: 1 to 1,000 specs, each with an id of its graph or none.
+            validate_only: Check what can be checked without the model, and change nothing.
+        """
+        request = batches_pb2.CreateGraphBatchRequest(batch_id=batch_id, items=items, validate_only=validate_only)
+        return unary(self._stub.CreateGraphBatch, request)
+
+    def get_batch(self, name: str) -> batches_pb2.GraphBatch:
+        """Describe a batch; its results are there once it is done."""
+        return unary(self._stub.GetGraphBatch, batches_pb2.GetGraphBatchRequest(name=full_name("graphBatches", name)))
 
     def delete(self, name: str) -> None:
         """Delete a graph."""

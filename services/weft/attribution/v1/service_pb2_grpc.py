@@ -5,6 +5,7 @@ import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from weft.attribution.v1 import attention_pb2 as weft_dot_attribution_dot_v1_dot_attention__pb2
+from weft.attribution.v1 import batches_pb2 as weft_dot_attribution_dot_v1_dot_batches__pb2
 from weft.attribution.v1 import messages_pb2 as weft_dot_attribution_dot_v1_dot_messages__pb2
 from weft.attribution.v1 import reading_pb2 as weft_dot_attribution_dot_v1_dot_reading__pb2
 from weft.attribution.v1 import service_pb2 as weft_dot_attribution_dot_v1_dot_service__pb2
@@ -115,6 +116,16 @@ class AttributionServiceStub:
                 request_serializer=weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.CreateGraphBatch = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/CreateGraphBatch',
+                request_serializer=weft_dot_attribution_dot_v1_dot_batches__pb2.CreateGraphBatchRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetGraphBatch = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/GetGraphBatch',
+                request_serializer=weft_dot_attribution_dot_v1_dot_batches__pb2.GetGraphBatchRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_batches__pb2.GraphBatch.FromString,
+                _registered_method=True)
 
 
 class AttributionServiceServicer:
@@ -122,7 +133,7 @@ class AttributionServiceServicer:
     """
 
     def CreateGraph(self, request, context):
-        """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`.
+        """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`. One that was made before of the same model, transcoder, prompt and settings is taken over. RESOURCE_EXHAUSTED: too many wait already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,6 +237,20 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateGraphBatch(self, request, context):
+        """Makes many graphs. A batch has two of its graphs in the queue at a time, so that others take their turns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGraphBatch(self, request, context):
+        """Describes a batch. NOT_FOUND: no such batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -303,6 +328,16 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.MeasureFaithfulness,
                     request_deserializer=weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'CreateGraphBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateGraphBatch,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_batches__pb2.CreateGraphBatchRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetGraphBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGraphBatch,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_batches__pb2.GetGraphBatchRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_batches__pb2.GraphBatch.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -711,6 +746,60 @@ class AttributionService:
             '/weft.attribution.v1.AttributionService/MeasureFaithfulness',
             weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateGraphBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/CreateGraphBatch',
+            weft_dot_attribution_dot_v1_dot_batches__pb2.CreateGraphBatchRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGraphBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/GetGraphBatch',
+            weft_dot_attribution_dot_v1_dot_batches__pb2.GetGraphBatchRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_batches__pb2.GraphBatch.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from weft.attribution.v1 import attention_pb2 as _attention_pb2
+from weft.attribution.v1 import batches_pb2 as _batches_pb2
 from weft.attribution.v1 import messages_pb2 as _messages_pb2
 from weft.attribution.v1 import reading_pb2 as _reading_pb2
 from weft.attribution.v1 import service_pb2 as _service_pb2
@@ -39,7 +40,7 @@ class AttributionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AttributionServiceAsyncStub: ...
     CreateGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.CreateGraphRequest, _operations_pb2.Operation]
-    """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`."""
+    """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`. One that was made before of the same model, transcoder, prompt and settings is taken over. RESOURCE_EXHAUSTED: too many wait already."""
     WatchGraph: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchGraphRequest, _service_pb2.WatchGraphResponse]
     """Streams a graph's progress, what there is of the graph as rows come, and the graph once it is complete."""
     GetGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetGraphRequest, _messages_pb2.Graph]
@@ -68,6 +69,10 @@ class AttributionServiceStub:
     """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown."""
     MeasureFaithfulness: _grpc.UnaryUnaryMultiCallable[_steering_pb2.MeasureFaithfulnessRequest, _operations_pb2.Operation]
     """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
+    CreateGraphBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.CreateGraphBatchRequest, _operations_pb2.Operation]
+    """Makes many graphs. A batch has two of its graphs in the queue at a time, so that others take their turns."""
+    GetGraphBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.GetGraphBatchRequest, _batches_pb2.GraphBatch]
+    """Describes a batch. NOT_FOUND: no such batch."""
 
 @_typing.type_check_only
 class AttributionServiceAsyncStub(AttributionServiceStub):
@@ -75,7 +80,7 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.CreateGraphRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`."""
+    """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`. One that was made before of the same model, transcoder, prompt and settings is taken over. RESOURCE_EXHAUSTED: too many wait already."""
     WatchGraph: _aio.UnaryStreamMultiCallable[_service_pb2.WatchGraphRequest, _service_pb2.WatchGraphResponse]  # type: ignore[assignment]
     """Streams a graph's progress, what there is of the graph as rows come, and the graph once it is complete."""
     GetGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.GetGraphRequest, _messages_pb2.Graph]  # type: ignore[assignment]
@@ -104,6 +109,10 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown."""
     MeasureFaithfulness: _aio.UnaryUnaryMultiCallable[_steering_pb2.MeasureFaithfulnessRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
+    CreateGraphBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.CreateGraphBatchRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Makes many graphs. A batch has two of its graphs in the queue at a time, so that others take their turns."""
+    GetGraphBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.GetGraphBatchRequest, _batches_pb2.GraphBatch]  # type: ignore[assignment]
+    """Describes a batch. NOT_FOUND: no such batch."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes, prunes, keeps and checks attribution graphs."""
@@ -114,7 +123,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.CreateGraphRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`."""
+        """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`. One that was made before of the same model, transcoder, prompt and settings is taken over. RESOURCE_EXHAUSTED: too many wait already."""
 
     @_abc_1.abstractmethod
     def WatchGraph(
@@ -227,5 +236,21 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
+
+    @_abc_1.abstractmethod
+    def CreateGraphBatch(
+        self,
+        request: _batches_pb2.CreateGraphBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Makes many graphs. A batch has two of its graphs in the queue at a time, so that others take their turns."""
+
+    @_abc_1.abstractmethod
+    def GetGraphBatch(
+        self,
+        request: _batches_pb2.GetGraphBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batches_pb2.GraphBatch, _abc.Awaitable[_batches_pb2.GraphBatch]]:
+        """Describes a batch. NOT_FOUND: no such batch."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
