@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from frozen_transformer import FrozenTransformer
+from frozen_transformer import FrozenTransformer, Written
 from torch import Tensor
 
 from weft_attribution.core.ports import Addition, Capture, ModelInfo, SteeredLogits, Token
@@ -163,7 +163,7 @@ class ReferenceModel:
         embed: Tensor,
         *,
         held: Mapping[str, Tensor] | None = None,
-        mlp_out: Sequence[Tensor | None] | None = None,
+        mlp_out: Sequence[Written | None] | None = None,
         added: Mapping[int, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """
@@ -187,8 +187,9 @@ class ReferenceModel:
             out[f"{key}resid_mid"] = x
             out[f"{key}ln2.scale"] = self.scale(x) if held is None else held[f"{key}ln2.scale"]
             out[f"{key}mlp_in"] = self.norm(x, out[f"{key}ln2.scale"], ln2)
-            if mlp_out is not None and mlp_out[layer] is not None:
-                out[f"{key}mlp_out"] = mlp_out[layer]
+            given = None if mlp_out is None else mlp_out[layer]
+            if given is not None:
+                out[f"{key}mlp_out"] = given(out) if callable(given) else given
             elif held is not None and f"{key}mlp_out" in held:
                 out[f"{key}mlp_out"] = held[f"{key}mlp_out"]
             else:
@@ -297,6 +298,7 @@ def make_transcoder(
     input_hook: str = "mlp_in",
     jump: bool = False,
     window: int = 99,
+    skip: bool = False,
     bias: float = -0.3,
     seed: int = 1,
     revision: str = "r1",
@@ -318,8 +320,11 @@ def make_transcoder(
         if jump:
             encoder[f"threshold_{layer}"] = draw(features).abs()
         decoder = {f"W_dec_{layer}": draw(features, min(window, layers - layer), d)}
+        if skip:
+            encoder[f"W_skip_{layer}"] = draw(d, d)
         if tensors is not None:
-            encoder = {name: tensors[name] for name in (*encoder, f"threshold_{layer}") if name in tensors}
+            names = (*encoder, f"threshold_{layer}", f"W_skip_{layer}")
+            encoder = {name: tensors[name] for name in names if name in tensors}
             decoder = {name: tensors[name] for name in decoder}
         store.put(f"transcoders/{transcoder}/W_enc_{layer}.safetensors", safetensors.torch.save(encoder))
         store.put(f"transcoders/{transcoder}/W_dec_{layer}.safetensors", safetensors.torch.save(decoder))
@@ -370,7 +375,7 @@ def oracle_edges(
     feature_leaf = torch.stack([torch.ones_like(act) for act in acts]).requires_grad_()
     error_leaf = torch.ones(layers, positions, dtype=torch.float64).requires_grad_()
     token_leaf = torch.ones(positions, dtype=torch.float64).requires_grad_()
-    outputs = []
+    outputs: list[Written] = []
     for layer in range(layers):
         written = torch.zeros(positions, model.d_model, dtype=torch.float64)
         for source in range(layer + 1):
@@ -378,9 +383,17 @@ def oracle_edges(
                 decoder = tensors[f"W_dec_{source}"][:, layer - source]
                 written = written + (feature_leaf[source] * acts[source]) @ decoder
         bias = tensors[f"b_dec_{layer}"].expand(positions, -1)
-        error = (clean[f"layers.{layer}.mlp_out"] - written - bias).detach()
-        whole = written + bias + error * error_leaf[layer][:, None]
-        outputs.append(torch.cat([clean[f"layers.{layer}.mlp_out"][:first], whole[first:]]))
+        stream, skip = f"layers.{layer}.{input_hook}", tensors.get(f"W_skip_{layer}", torch.zeros(1))
+        rest = clean[f"layers.{layer}.mlp_out"] - (clean[stream] @ skip.T if skip.dim() > 1 else 0)
+        error = (rest - written - bias).detach()
+        whole = torch.cat([rest[:first], (written + bias + error * error_leaf[layer][:, None])[first:]])
+
+        def output(
+            out: Mapping[str, Tensor], whole: Tensor = whole, stream: str = stream, skip: Tensor = skip
+        ) -> Tensor:
+            return whole + out[stream] @ skip.T if skip.dim() > 1 else whole
+
+        outputs.append(output)
     tokens, added = model.embed(ids)
     held = {name: value.detach() for name, value in clean.items()}
     out = model.run(tokens * token_leaf[:, None] + added, held=held, mlp_out=outputs)

@@ -22,6 +22,7 @@ from weft_attribution.core.features import ActiveFeatures, find_features
 from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.pipeline import capture_hooks
 from weft_attribution.core.ports import Capture
+from weft_attribution.core.skips import read_skips
 from weft_attribution.core.sweep import Targets, make_targets, sweep
 from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
@@ -85,12 +86,14 @@ def build_from(
     capture = asyncio.run(ReferenceRunner(model).capture("tiny", ids, hooks))
     if streams is not None:
         capture = replace(capture, tensors=streams(hooks))
-    operator = FrozenOperator(weights, capture.tensors, num_positions=len(ids))
     reader = TranscoderReader(store, "t")
+    skips = read_skips(weights, reader)
+    operator = FrozenOperator(weights, capture.tensors, num_positions=len(ids), skips=skips)
     features = find_features(
         weights,
         reader,
         capture.tensors,
+        skips,
         num_positions=len(ids),
         max_features=10_000,
         max_writer_bytes=max_writer_bytes,

@@ -37,10 +37,12 @@ class InMemory:
     threshold_LF: Array | None
     w_dec: dict[tuple[int, int], Array]
     b_dec_LD: Array
+    w_skip_LDD: Array | None = None
 
     def encoder(self, layer: int) -> Encoder:
         threshold_F = None if self.threshold_LF is None else self.threshold_LF[layer]
-        return Encoder(self.w_enc_LFD[layer], self.b_enc_LF[layer], threshold_F)
+        w_skip_DD = None if self.w_skip_LDD is None else self.w_skip_LDD[layer]
+        return Encoder(self.w_enc_LFD[layer], self.b_enc_LF[layer], threshold_F, w_skip_DD)
 
     def decoder(self, layer: int, target: int, features: slice) -> Array:
         return self.w_dec[layer, target][features]
@@ -58,6 +60,7 @@ def random_transcoder(
     window: int | None = None,
     thresholds: bool = True,
     input_hook: str = "mlp_in",
+    skip: bool = False,
 ) -> InMemory:
     """Draw one whose numbers are float32."""
     random = np.random.default_rng(seed)
@@ -73,6 +76,7 @@ def random_transcoder(
         output_hook="mlp_out",
         has_thresholds=thresholds,
         window=num_layers if window is None else min(window, num_layers),
+        has_skip=skip,
     )
     return InMemory(
         facts,
@@ -85,6 +89,7 @@ def random_transcoder(
             for target in facts.targets(layer)
         },
         draw(num_layers, d_model),
+        draw(num_layers, d_model, d_model) if skip else None,
     )
 
 
@@ -101,6 +106,9 @@ def predict(source: TranscoderSource, inputs_LTD: Array) -> Array:
             decoder_FD = source.decoder(layer, target, slice(0, facts.num_features)).astype(np.float64)
             predicted_LTD[target] += acts_TF @ decoder_FD
         predicted_LTD[layer] += source.output_bias(layer)
+        assert (encoder.w_skip_DD is not None) == facts.has_skip
+        if encoder.w_skip_DD is not None:
+            predicted_LTD[layer] += inputs_LTD[layer] @ encoder.w_skip_DD.astype(np.float64).T
     return predicted_LTD
 
 
@@ -216,9 +224,29 @@ def llamascopium_original(
 
 
 def per_layer_original(
-    folder: Path, seed: int, num_layers: int, num_features: int, d_model: int, *, layout: str, jumprelu: bool = True
+    folder: Path,
+    seed: int,
+    num_layers: int,
+    num_features: int,
+    d_model: int,
+    *,
+    layout: str,
+    jumprelu: bool = True,
+    skip: bool = False,
 ) -> Array:
-    """Write per-layer transcoders as SAELens or GemmaScope would and return their prediction for `inputs_of(seed)`."""
+    """
+    Write per-layer transcoders and return their prediction for `inputs_of(seed)`.
+
+    Args:
+        folder: Where to.
+        seed: Of weights and inputs.
+        num_layers: L.
+        num_features: F.
+        d_model: D.
+        layout: `saelens`, `gemmascope` or `circuit-tracer`, whose sets are meant.
+        jumprelu: With thresholds, some below 0; SAELens and GemmaScope take relu first.
+        skip: With a linear skip.
+    """
     random = np.random.default_rng(seed)
     inputs_LTD = np.random.default_rng(seed).standard_normal((num_layers, 5, d_model))
     predicted_LTD = np.zeros(inputs_LTD.shape)
@@ -232,12 +260,23 @@ def per_layer_original(
         if jumprelu:
             # Some below 0, where relu decides.
             state["threshold"] = random.standard_normal(num_features).astype(np.float32)
-        if layout == "saelens":
+        if skip:
+            state["W_skip"] = random.standard_normal((d_model, d_model)).astype(np.float32)
+        if layout == "circuit-tracer":
+            stored = {**state, "W_enc": np.ascontiguousarray(state["W_enc"].T)}
+            if jumprelu:
+                stored["activation_function.threshold"] = stored.pop("threshold")
+            save_file(stored, folder / f"layer_{layer}.safetensors")
+            (folder / "config.yaml").write_text(
+                "model_name: tiny\nmodel_kind: transcoder_set\nscan: x\n"
+                "feature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n"
+            )
+        elif layout == "saelens":
             place = folder / f"blocks.{layer}"
             place.mkdir()
             save_file(state, place / "sae_weights.safetensors")
             config = {
-                "architecture": "jumprelu_transcoder" if jumprelu else "transcoder",
+                "architecture": ("jumprelu_" if jumprelu else "") + ("skip_" if skip else "") + "transcoder",
                 "d_in": d_model,
                 "d_out": d_model,
                 "d_sae": num_features,
@@ -254,6 +293,9 @@ def per_layer_original(
             place.mkdir(parents=True)
             (np.savez_compressed if layer % 2 else np.savez)(place / "params.npz", **state)
         hidden_TF = inputs_LTD[layer] @ state["W_enc"].astype(np.float64) + state["b_enc"]
-        acts_TF = np.maximum(hidden_TF, 0) * (hidden_TF > state.get("threshold", np.zeros(1)))
+        acts_TF = hidden_TF if layout == "circuit-tracer" and jumprelu else np.maximum(hidden_TF, 0)
+        acts_TF = acts_TF * (hidden_TF > state.get("threshold", np.zeros(1)))
         predicted_LTD[layer] = acts_TF @ state["W_dec"].astype(np.float64) + state["b_dec"]
+        if skip:
+            predicted_LTD[layer] += inputs_LTD[layer] @ state["W_skip"].astype(np.float64).T
     return predicted_LTD

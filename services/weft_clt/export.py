@@ -1,12 +1,15 @@
 """
 A checkpoint as a transcoder in the model's own units, to be written in any layout (`weft_clt.formats`).
 
-The normalisation is folded in: W_enc *= s_in[i]; W_dec to k /= s_out[k]; b_dec /= s_out; b_enc and thresholds stay.
+The normalisation is folded in: W_enc *= s_in[i]; W_dec to k /= s_out[k]; b_dec /= s_out; W_skip *= s_in / s_out; b_enc
+and thresholds stay.
 What counts becomes JumpReLU first (`weft_clt.conversion`).
 Shapes: L layers, F features, D d_model.
 """
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from weft_clt.formats.representation import Array, Encoder, TranscoderFacts
 from weft_clt.normalization import Normalization
@@ -27,7 +30,7 @@ class TrainedTranscoder:
         output_hook: What it predicts.
 
     Raises:
-        ShapeError: Ranks or thresholds are missing, or there is a linear skip.
+        ShapeError: Ranks or thresholds are missing.
     """
 
     def __init__(
@@ -35,8 +38,6 @@ class TrainedTranscoder:
     ) -> None:
         if params.share.size != 1 or params.threshold_LS is None:
             raise ShapeError("An export needs the parameters of all ranks joined, and thresholds.")
-        if params.w_skip_LCD is not None:
-            raise ShapeError("No layout has a place for a linear skip; train without linear_skip to export.")
         shape = params.share.shape
         self._params, self._threshold_LF, self._normalization = params, params.threshold_LS, normalization
         self._facts = TranscoderFacts(
@@ -47,6 +48,7 @@ class TrainedTranscoder:
             output_hook=output_hook,
             has_thresholds=True,
             window=shape.span,
+            has_skip=params.w_skip_LCD is not None,
         )
 
     @property
@@ -60,7 +62,13 @@ class TrainedTranscoder:
             w_enc_FD=self._params.w_enc_LSD[layer].float().numpy() * self._normalization.input_scale_L[layer],
             b_enc_F=self._params.b_enc_LS[layer].float().numpy(),
             threshold_F=self._threshold_LF[layer].float().numpy(),
+            w_skip_DD=None if self._params.w_skip_LCD is None else self._skip(self._params.w_skip_LCD[layer], layer),
         )
+
+    def _skip(self, w_skip_DD: Tensor, layer: int) -> Array:
+        scale = self._normalization.input_scale_L[layer] / self._normalization.output_scale_L[layer]
+        scaled_DD: Array = w_skip_DD.float().numpy() * scale
+        return scaled_DD
 
     def decoder(self, layer: int, target: int, features: slice) -> Array:
         """Scale what some features write to one layer."""

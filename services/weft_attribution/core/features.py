@@ -9,7 +9,7 @@ Legend: P positions, D d_model, L layers, N active (layer, position, feature) tr
 to one layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from weft_attribution.core.mapped import MappedTensor
+from weft_attribution.core.skips import Skip
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import ResourceExhaustedError
@@ -43,8 +44,9 @@ class ActiveFeatures:
         offset_N: What the encoder row sees whatever the stream is: its bias, and the norm's.
         writers_UD: For each target layer the decoders of the distinct features at or below it.
         writer_N: Row of each triple in `writers_UD`, the same for every target layer.
-        error_LPD: MLP output less reconstruction; zero where there are no features.
-        constant_LPD: What is nobody's: decoder biases, and the whole MLP output where there are no features.
+        error_LPD: MLP output less reconstruction and skip; zero where there are no features.
+        constant_LPD: What is nobody's: decoder biases, and the whole MLP output, less the skip, where there are no
+            features.
         mapped: What `writers_UD` are views of, by layer, where they lie in scratch files.
     """
 
@@ -82,6 +84,7 @@ def find_features(
     weights: LinearWeights,
     transcoder: TranscoderReader,
     tensors: Mapping[str, npt.NDArray[np.float32]],
+    skips: Sequence[Skip | None] = (),
     *,
     num_positions: int,
     max_features: int,
@@ -94,6 +97,7 @@ def find_features(
         weights: Frozen weights of the model.
         transcoder: The transcoder.
         tensors: Captured streams.
+        skips: The transcoder's linear skips by layer, if it has any.
         num_positions: P.
         max_features: Most active triples accepted.
         max_writer_bytes: Decoders that take more than this together are kept in scratch files.
@@ -105,7 +109,7 @@ def find_features(
     reads_norm = transcoder.manifest.input_hook == "mlp_in"
     layers, positions, indices = [], [], []
     values, activations, readers, offsets = [], [], [], []
-    biases = []
+    biases, outputs = [], []
     found = 0
     for layer in range(num_layers):
         encoder = transcoder.encoder(layer)
@@ -135,8 +139,14 @@ def find_features(
         readers.append(norm.fold(rows_ND) / scale_P[position][:, None] if reads_norm else rows_ND)
         offsets.append(b_enc_F[index] + (norm.offset(rows_ND) if reads_norm else 0))
         biases.append(torch.tensor(encoder.b_dec_D, dtype=dtype))
+        outputs.append(torch.tensor(tensors[f"layers.{layer}.mlp_out"], dtype=dtype))
+        skip = skips[layer] if skips else None
+        if skip is not None and encoder.w_skip_DD is not None:
+            # What the skip writes is no source of its own: it belongs to the sources of what it reads.
+            biases[-1] += skip.offset_D
+            outputs[-1] -= stream_PD @ torch.tensor(encoder.w_skip_DD, dtype=dtype).T - skip.offset_D
     writers_UD, writer_N, mapped = _gather_writers(transcoder, layers, indices, d_model, dtype, max_writer_bytes)
-    error_LPD = torch.stack([torch.tensor(tensors[f"layers.{i}.mlp_out"], dtype=dtype) for i in range(num_layers)])
+    error_LPD = torch.stack(outputs)
     constant_LPD = torch.stack(biases)[:, None, :].repeat(1, num_positions, 1)
     first = slice(weights.first_position)
     constant_LPD[:, first] = error_LPD[:, first]

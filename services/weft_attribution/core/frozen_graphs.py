@@ -21,6 +21,7 @@ from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.pipeline import capture_hooks
 from weft_attribution.core.ports import Capture, ModelInfo, ModelRunner, Token
 from weft_attribution.core.records import GraphSettings
+from weft_attribution.core.skips import read_skips
 from weft_attribution.core.sweep import Targets, make_targets
 from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
@@ -138,11 +139,13 @@ class FrozenGraphs:
 
         def compute() -> FrozenGraph:
             with torch.no_grad():
-                operator = FrozenOperator(weights, capture.tensors, num_positions=len(tokens))
+                skips = read_skips(weights, transcoder)
+                operator = FrozenOperator(weights, capture.tensors, num_positions=len(tokens), skips=skips)
                 features = find_features(
                     weights,
                     transcoder,
                     capture.tensors,
+                    skips,
                     num_positions=len(tokens),
                     max_features=self._max_features,
                     max_writer_bytes=self._memory_bytes // 2,

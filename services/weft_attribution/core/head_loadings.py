@@ -3,8 +3,9 @@ What of an edge goes through which attention head.
 
 A source writes into the residual stream, and attention moves that on from position to position, layer by layer, until
 the target reads it. Every way has a last head, or none: an edge is the sum over last heads and the positions that they
-read, plus what the source writes where the target reads. That split is exact. Beside it stands how much of the edge
-goes through each head at all; over the heads of one layer, and past them, these add up to the edge again.
+read, plus what comes through the residual stream and a transcoder's linear skips alone. That split is exact. Beside it
+stands how much of the edge goes through each head at all; over the heads of one layer, and past them, these add up to
+the edge again.
 
 Legend: L layers, P positions, D d_model, H heads, E head size.
 """
@@ -106,33 +107,42 @@ def split_edge(operator: FrozenOperator, source: Written, target: Reading) -> Ed
     num_layers, heads = weights.num_layers, weights.num_heads
     # A target of an MLP beside attention does not see the attention of its own layer.
     reached = min(num_layers, target.layer + (0 if weights.is_parallel else 1))
-    direct = float(target.vector_D @ source.embed_PD[target.position])
-    for layer, vector_D in source.mlp_out_D.items():
-        if layer < target.layer and source.position == target.position:
-            direct += float(target.vector_D @ vector_D)
     values = []
     stream_PD = source.embed_PD
     for layer in range(reached):
         values.append(_values(operator, layer, stream_PD))
-        stream_PD = stream_PD + operator.attention(layer, stream_PD, biases=False)
+        after_PD = stream_PD + operator.attention(layer, stream_PD, biases=False)
+        stream_PD = after_PD + operator.skip(layer, stream_PD if weights.is_parallel else after_PD)
         if layer in source.mlp_out_D:
-            stream_PD = stream_PD.clone()
             stream_PD[source.position] += source.mlp_out_D[layer]
+    direct = 0.0
     last_LHP = torch.zeros(num_layers, heads, operator.num_positions, dtype=weights.dtype)
     through_LH = torch.zeros(num_layers, heads, dtype=weights.dtype)
+    # Gradients by all ways, and by those through no head, which stay at the target's position.
     grad_PD = torch.zeros_like(source.embed_PD)
     grad_PD[target.position] = target.vector_D
+    plain_PD = grad_PD.clone()
     for layer in reversed(range(reached)):
-        outputs_PHE = _outputs(operator, layer, grad_PD)
+        before_PD, plain_before_PD = torch.zeros_like(grad_PD), torch.zeros_like(plain_PD)
+        if layer < target.layer:
+            if layer in source.mlp_out_D:
+                direct += float(plain_PD[source.position] @ source.mlp_out_D[layer])
+            skipped_PD, plain_skipped_PD = (operator.transposed_skip(layer, each) for each in (grad_PD, plain_PD))
+            if weights.is_parallel:
+                before_PD, plain_before_PD = skipped_PD, plain_skipped_PD
+            else:
+                grad_PD, plain_PD = grad_PD + skipped_PD, plain_PD + plain_skipped_PD
         pattern_HPP, value_PHE = operator.pattern_HPP[layer], values[layer]
-        asked_HE = _outputs(operator, layer, target.vector_D[None], target.position)[0]
+        asked_HE = _outputs(operator, layer, plain_PD)[target.position]
         last_LHP[layer] = pattern_HPP[:, target.position] * torch.einsum("phe,he->hp", value_PHE, asked_HE)
-        handed_PHE = torch.einsum("hqk,qhe->khe", pattern_HPP, outputs_PHE)
+        handed_PHE = torch.einsum("hqk,qhe->khe", pattern_HPP, _outputs(operator, layer, grad_PD))
         through_LH[layer] = (handed_PHE * value_PHE).sum(dim=(0, 2))
         # Key-value heads are shared: what their query heads hand down adds up.
         shared = handed_PHE.reshape(operator.num_positions, weights.num_kv_heads, -1, handed_PHE.shape[-1]).sum(dim=2)
         down_PD = shared.flatten(1) @ weights.layers[layer].value_KD
-        grad_PD = grad_PD + down_PD / operator.attention_scale_P[layer][:, None]
+        grad_PD = grad_PD + before_PD + down_PD / operator.attention_scale_P[layer][:, None]
+        plain_PD = plain_PD + plain_before_PD
+    direct += float((plain_PD * source.embed_PD).sum())
     return EdgeSplit(direct, last_LHP, through_LH)
 
 
@@ -144,9 +154,8 @@ def _values(operator: FrozenOperator, layer: int, stream_PD: Tensor) -> Tensor:
     return value_PKE.repeat_interleave(weights.num_heads // weights.num_kv_heads, dim=1)
 
 
-def _outputs(operator: FrozenOperator, layer: int, grad_PD: Tensor, position: int | None = None) -> Tensor:
-    """Gradients with respect to what each head mixes: [P, H, E]; at all positions, or of one row at one."""
-    scale_P = operator.output_scale_P[layer]
-    scale_P = scale_P if position is None else scale_P[position : position + 1]
-    out_PZ = (grad_PD / scale_P[:, None]) @ operator.weights.layers[layer].output_ZD.T
+def _outputs(operator: FrozenOperator, layer: int, grad_PD: Tensor) -> Tensor:
+    """Gradients with respect to what each head mixes: [P, H, E]."""
+    scaled_PD = grad_PD / operator.output_scale_P[layer][:, None]
+    out_PZ = scaled_PD @ operator.weights.layers[layer].output_ZD.T
     return out_PZ.view(len(grad_PD), operator.weights.num_heads, -1)

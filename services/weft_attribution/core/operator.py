@@ -8,13 +8,14 @@ Legend: B rows swept at once, P positions, D d_model, H query heads, K key-value
 Z query heads times head size, N readers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from weft_attribution.core.skips import Skip
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import ShapeError
 
@@ -30,15 +31,22 @@ class FrozenOperator:
         tensors: Captured `layers.{l}.ln1.scale`, `layers.{l}.ln2.scale`, `layers.{l}.attn.pattern`, `ln_final.scale`,
             and `layers.{l}.ln1_post.scale` where what attention returns is normed.
         num_positions: P.
+        skips: The transcoder's linear skips by layer, if it has any.
 
     Raises:
         ShapeError: A stream has not the shape that the model's configuration asks for.
     """
 
     def __init__(
-        self, weights: LinearWeights, tensors: Mapping[str, npt.NDArray[np.float32]], *, num_positions: int
+        self,
+        weights: LinearWeights,
+        tensors: Mapping[str, npt.NDArray[np.float32]],
+        *,
+        num_positions: int,
+        skips: Sequence[Skip | None] = (),
     ) -> None:
         self.weights = weights
+        self._skips = skips or [None] * weights.num_layers
         self.num_positions = num_positions
         heads, positions, dtype = weights.num_heads, num_positions, weights.dtype
 
@@ -80,7 +88,7 @@ class FrozenOperator:
 
         Args:
             embed_PD: What enters the residual stream at the bottom.
-            mlp_out_LPD: What every layer's MLP adds.
+            mlp_out_LPD: What every layer's MLP adds besides the transcoder's linear skip.
             biases: Whether the model's own biases take part; without them the map is strictly linear.
 
         Returns:
@@ -93,7 +101,33 @@ class FrozenOperator:
             resid_PD = resid_PD + self.attention(layer, resid_PD, biases=biases)
             mids.append(before_PD if self.weights.is_parallel else resid_PD)
             resid_PD = resid_PD + mlp_out_LPD[layer]
+            if self._skips[layer] is not None:
+                resid_PD = resid_PD + self.skip(layer, mids[-1])
         return mids, resid_PD
+
+    def skip(self, layer: int, mid_PD: Tensor) -> Tensor:
+        """What the linear skip of `layer` writes at the first positions for the stream that its MLP reads there."""
+        skip = self._skips[layer]
+        if skip is None:
+            return torch.zeros_like(mid_PD)
+        return (mid_PD / self._skip_scale(skip, layer)[: len(mid_PD), None]) @ skip.matrix_DD.T
+
+    def transposed_skip(self, layer: int, grad_PD: Tensor) -> Tensor:
+        """Gradients with respect to what the MLP of `layer` reads at all positions, through its skip alone."""
+        skip = self._skips[layer]
+        if skip is None:
+            return torch.zeros_like(grad_PD)
+        return (grad_PD @ skip.matrix_DD) / self._skip_scale(skip, layer)[:, None]
+
+    def _skip_scale(self, skip: Skip, layer: int) -> Tensor:
+        return self.mlp_scale_P[layer] if skip.reads_norm else torch.ones_like(self.mlp_scale_P[layer])
+
+    def _sweep_skip(self, layer: int, grad_PBD: Tensor) -> Tensor:
+        """Gradients with respect to what the MLP of `layer` reads, through its skip alone; positions from 1."""
+        skip = self._skips[layer]
+        assert skip is not None
+        scale_P = self._skip_scale(skip, layer)[1 : len(grad_PBD) + 1]
+        return (grad_PBD @ skip.matrix_DD).div_(scale_P[:, None, None])
 
     def position_embedding(self) -> Tensor:
         """The part of the embedding that is no token's: a constant."""
@@ -117,7 +151,10 @@ class FrozenOperator:
             value_K = (resid_D / self.attention_scale_P[layer][0]) @ weights.value_KD.T
             value_HE = value_K.view(kv_heads, -1).repeat_interleave(group, dim=0)
             mixed_HE = self.pattern_HPP[layer][:, 0, 0, None] * value_HE / self.output_scale_P[layer][0]
+            before_D = resid_D
             resid_D = resid_D + mixed_HE.flatten() @ weights.output_ZD
+            if self._skips[layer] is not None:
+                resid_D = resid_D + self.skip(layer, (before_D if self.weights.is_parallel else resid_D)[None])[0]
             values.append(value_K.view(kv_heads, -1) * self.attention_scale_P[layer][0])
         return torch.stack(values)
 
@@ -140,18 +177,18 @@ class FrozenOperator:
         self, layer: int, grad_PBD: Tensor, joining_JD: Tensor, at_J: Tensor, pattern: Tensor
     ) -> tuple[Tensor, Tensor]:
         """
-        Take gradients from after the attention of `layer` to before it.
+        Take gradients from after `layer` to before it, through its skip and its attention.
 
         Args:
             layer: Which attention.
-            grad_PBD: Gradients with respect to the residual stream after it, at positions from 1; may be changed.
+            grad_PBD: Gradients with respect to the residual stream after it, at positions from 1; changed.
             joining_JD: Gradients of rows that join, each at one position alone, with respect to what the MLP reads:
                 the stream after attention, or the one before it in a model whose MLPs stand beside it.
             at_J: Their positions, less 1.
             pattern: From `transposed_patterns` for positions one more.
 
         Returns:
-            Gradients before it, [positions, B + J, D], and what it hands to the values at position 0,
+            Gradients before it, [positions, B + J, D], and what attention hands to the values at position 0,
             [kv heads, B + J, head size].
         """
         weights = self.weights.layers[layer]
@@ -159,6 +196,9 @@ class FrozenOperator:
         group = self.weights.num_heads // kv_heads
         positions, before, d_model = grad_PBD.shape
         rows, joining = before + len(joining_JD), torch.arange(before, before + len(joining_JD))
+        skipped_PBD = self._sweep_skip(layer, grad_PBD) if before and self._skips[layer] is not None else None
+        if skipped_PBD is not None and not self.weights.is_parallel:
+            grad_PBD, skipped_PBD = grad_PBD.add_(skipped_PBD), None
         by_head = grad_PBD.new_empty(kv_heads, group, positions, rows, len(weights.output_ZD) // (kv_heads * group))
         size = by_head.shape[-1]
         if before:
@@ -178,4 +218,6 @@ class FrozenOperator:
         mixed = mixed.view(kv_heads, positions + 1, rows, size)
         values = mixed[:, 1:].permute(1, 2, 0, 3).reshape(positions * rows, kv_heads * size)
         grad_PBD.view(positions * rows, d_model).addmm_(values, weights.value_KD)
+        if skipped_PBD is not None:
+            grad_PBD[:, :before] += skipped_PBD
         return grad_PBD, mixed[:, 0]

@@ -21,6 +21,7 @@ from weft_attribution.core.influence import Edges
 from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.ports import Capture, ProgressFn, Token
 from weft_attribution.core.ranking import next_counts, partial_influence
+from weft_attribution.core.skips import read_skips
 from weft_attribution.core.sweep import NodeTable, make_targets, sweep, target_constants
 from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
@@ -151,11 +152,13 @@ class Building:
         self._limits, self._logit_weights = limits, logit_weights
         self._batch_size = limits.batch_size or default_batch_size(positions, weights.d_model)
         with torch.no_grad():
-            self._operator = FrozenOperator(weights, capture.tensors, num_positions=positions)
+            skips = read_skips(weights, transcoder)
+            self._operator = FrozenOperator(weights, capture.tensors, num_positions=positions, skips=skips)
             self._features = find_features(
                 weights,
                 transcoder,
                 capture.tensors,
+                skips,
                 num_positions=positions,
                 max_features=limits.max_active,
                 max_writer_bytes=limits.memory_bytes // 2,

@@ -40,12 +40,13 @@ class TranscoderManifest:
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """One layer's encoder; `threshold_F` is there for JumpReLU, absent for ReLU."""
+    """One layer's encoder; `threshold_F` is there for JumpReLU, `w_skip_DD` [outputs, inputs] for a linear skip."""
 
     w_enc_FD: Array
     b_enc_F: Array
     b_dec_D: Array
     threshold_F: Array | None
+    w_skip_DD: Array | None
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,13 @@ class TranscoderReader:
             b_enc_F=self._read(file, f"b_enc_{layer}"),
             b_dec_D=self._read(file, f"b_dec_{layer}"),
             threshold_F=self._read(file, f"threshold_{layer}") if has_threshold else None,
+            w_skip_DD=self.skip(layer),
         )
+
+    def skip(self, layer: int) -> Array | None:
+        """Read one layer's linear skip, if there is one."""
+        file, name = f"W_enc_{layer}.safetensors", f"W_skip_{layer}"
+        return self._read(file, name) if name in self._header(file) else None
 
     def decoders(self, layer: int, features: npt.NDArray[np.int64]) -> Iterator[tuple[int, Array]]:
         """

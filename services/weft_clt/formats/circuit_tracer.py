@@ -2,11 +2,13 @@
 circuit-tracer's layout of a cross-layer transcoder, which is weft's own too.
 
     config.yaml                 model_name, model_kind: cross_layer_transcoder, feature_input_hook, feature_output_hook
-    W_enc_{i}.safetensors       W_enc_{i} [F, D], b_enc_{i} [F], b_dec_{i} [D], optional threshold_{i} [F]
+    W_enc_{i}.safetensors       W_enc_{i} [F, D], b_enc_{i} [F], b_dec_{i} [D], optional threshold_{i} [F] and
+                                W_skip_{i} [D, D]
     W_dec_{i}.safetensors       W_dec_{i} [F, S, D]: axis 1 the targets i to i + S - 1
 
 Layers are contiguous from 0. circuit-tracer wants S = L - i. weft also keeps transcoders whose features write to fewer
-layers, S = min(window, L - i), so that a per-layer one takes L decoders and not L (L + 1) / 2.
+layers, S = min(window, L - i), so that a per-layer one takes L decoders and not L (L + 1) / 2; and linear skips, W_skip
+(out, in), with a model_kind that circuit-tracer does not take, since it would leave them out.
 
 Source: circuit-tracer 0.5.0, `transcoder/cross_layer_transcoder.py`. Its JumpReLU is h * 1[h > threshold].
 Shapes: L layers, F features, D d_model, S targets.
@@ -34,10 +36,12 @@ from weft_clt.formats.safetensors_reading import SafetensorsFile
 from weft_clt.formats.safetensors_writing import writing_safetensors
 from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError
 
-__all__ = ["CircuitTracerFiles", "config_yaml", "write_circuit_tracer"]
+__all__ = ["CONFIG", "CircuitTracerFiles", "config_yaml", "read_config", "write_circuit_tracer"]
 
 _FILE = re.compile(r"W_(enc|dec)_(0|[1-9][0-9]{0,3})\.safetensors")
 CONFIG = "config.yaml"
+KIND = "cross_layer_transcoder"
+_SKIP_KIND = "cross_layer_transcoder_with_skip"
 
 
 class CircuitTracerFiles:
@@ -54,7 +58,8 @@ class CircuitTracerFiles:
     """
 
     def __init__(self, files: LayoutFiles) -> None:
-        config = _read_config(files)
+        config = read_config(files)
+        has_skip = _check_kind(config.get("model_kind", ""), files)
         layers = sorted(
             int(match[2]) for name in files.sizes() if (match := _FILE.fullmatch(name)) and match[1] == "enc"
         )
@@ -82,6 +87,8 @@ class CircuitTracerFiles:
             if f"threshold_{layer}" in encoder.shapes:
                 expected[f"threshold_{layer}"] = (num_features,)
                 with_threshold += 1
+            if has_skip:
+                expected[f"W_skip_{layer}"] = (d_model, d_model)
             encoder.expect(expected, exactly=True)
             targets = min(*window, len(layers) - layer) if window and window[0] > 0 else len(layers) - layer
             decoder.expect({f"W_dec_{layer}": (num_features, targets, d_model)}, exactly=True)
@@ -97,6 +104,7 @@ class CircuitTracerFiles:
             output_hook=hook_of_layer(config.get("feature_output_hook", ""), output=True),
             has_thresholds=with_threshold > 0,
             window=window[0],
+            has_skip=has_skip,
         )
         self._block: tuple[tuple[int, int, int], Array] | None = None
         self.names = sorted([CONFIG, *(f"W_{part}_{layer}.safetensors" for part in ("enc", "dec") for layer in layers)])
@@ -113,6 +121,7 @@ class CircuitTracerFiles:
             w_enc_FD=file.read(f"W_enc_{layer}"),
             b_enc_F=file.read(f"b_enc_{layer}"),
             threshold_F=file.read(f"threshold_{layer}") if self._facts.has_thresholds else None,
+            w_skip_DD=file.read(f"W_skip_{layer}") if self._facts.has_skip else None,
         )
 
     def decoder(self, layer: int, target: int, features: slice) -> Array:
@@ -129,7 +138,7 @@ class CircuitTracerFiles:
         return self._encoders[target].read(f"b_dec_{target}")
 
 
-def config_yaml(model: str, input_hook: str, output_hook: str) -> bytes:
+def config_yaml(model: str, input_hook: str, output_hook: str, *, has_skip: bool = False) -> bytes:
     """
     Write config.yaml.
 
@@ -138,7 +147,7 @@ def config_yaml(model: str, input_hook: str, output_hook: str) -> bytes:
     """
     lines = [
         f"model_name: {json.dumps(model)}",
-        "model_kind: cross_layer_transcoder",
+        f"model_kind: {_SKIP_KIND if has_skip else KIND}",
         f"feature_input_hook: {peer_hook(input_hook)}",
         f"feature_output_hook: {peer_hook(output_hook, output=True)}",
     ]
@@ -156,7 +165,8 @@ def write_circuit_tracer(source: TranscoderSource, folder: Path, model: str, *, 
         padded: Write zeros where features have no decoder, as circuit-tracer wants it; else keep weft's shorter form.
     """
     facts = source.facts
-    (folder / CONFIG).write_bytes(config_yaml(model, facts.input_hook, facts.output_hook))
+    config = config_yaml(model, facts.input_hook, facts.output_hook, has_skip=facts.has_skip)
+    (folder / CONFIG).write_bytes(config)
     yield CONFIG
     for layer in range(facts.num_layers):
         encoder = source.encoder(layer)
@@ -167,6 +177,8 @@ def write_circuit_tracer(source: TranscoderSource, folder: Path, model: str, *, 
         }
         if encoder.threshold_F is not None:
             tensors[f"threshold_{layer}"] = encoder.threshold_F
+        if encoder.w_skip_DD is not None:
+            tensors[f"W_skip_{layer}"] = encoder.w_skip_DD
         name = f"W_enc_{layer}.safetensors"
         with writing_safetensors(folder / name, {key: array.shape for key, array in tensors.items()}) as write:
             for array in tensors.values():
@@ -186,8 +198,13 @@ def write_circuit_tracer(source: TranscoderSource, folder: Path, model: str, *, 
         yield name
 
 
-def _read_config(files: LayoutFiles) -> Mapping[str, str]:
-    """Read the flat part of a YAML file: `key: value` lines at its left margin."""
+def read_config(files: LayoutFiles) -> Mapping[str, str]:
+    """
+    Read the flat part of config.yaml: `key: value` lines at its left margin.
+
+    Raises:
+        NotFoundError: There is none.
+    """
     try:
         text = read_text(files, CONFIG)
     except NotFoundError:
@@ -201,10 +218,15 @@ def _read_config(files: LayoutFiles) -> Mapping[str, str]:
         name, colon, value = line.partition(":")
         if colon and name and not name[0].isspace() and name[0] not in "#-":
             config[name.strip().strip("'\"")] = re.sub(r"\s#.*", "", value).strip().strip("'\"")
-    kind = config.get("model_kind", "")
-    if kind != "cross_layer_transcoder":
+    return config
+
+
+def _check_kind(kind: str, files: LayoutFiles) -> bool:
+    """Tell whether there are skips."""
+    if kind not in (KIND, _SKIP_KIND):
         raise FailedPreconditionError(
-            f"'{files.where}{CONFIG}' says model_kind {kind!r}: only cross_layer_transcoder can be imported.",
+            f"'{files.where}{CONFIG}' says model_kind {kind[:40]!r}, where {KIND} is expected: a transcoder_set is "
+            "imported with format circuit-tracer, others are not.",
             field="prefix",
         )
-    return config
+    return kind == _SKIP_KIND

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from weft_clt.formats import circuit_tracer, clt_forge, gemma_scope, llamascopium, sae_lens
+from weft_clt.formats import circuit_tracer, circuit_tracer_sets, clt_forge, gemma_scope, llamascopium, sae_lens
 from weft_clt.formats.files import LayoutFiles
 from weft_clt.formats.norm_folding import NormFolded
 from weft_clt.formats.representation import (
@@ -21,7 +21,7 @@ __all__ = ["AUTO", "READABLE", "WRITABLE", "check_writable", "detect", "open_tra
 AUTO = "auto"
 
 _READERS: Mapping[str, Callable[[LayoutFiles], TranscoderSource]] = {
-    "circuit-tracer": circuit_tracer.CircuitTracerFiles,
+    "circuit-tracer": circuit_tracer_sets.open_circuit_tracer,
     "clt-forge": clt_forge.CltForgeFiles,
     "llamascopium": llamascopium.LlamascopiumFiles,
     "saelens": sae_lens.SaeLensFiles,
@@ -117,6 +117,11 @@ def write_transcoder(source: TranscoderSource, layout: str, folder: Path, model:
         FailedPreconditionError: The layout cannot hold this transcoder.
     """
     check_writable(layout)
+    if source.facts.has_skip and layout != "saelens":
+        other = "export it as saelens" if source.facts.window == 1 else "nor has any other of cross-layer transcoders"
+        raise FailedPreconditionError(
+            f"the transcoder has a linear skip, for which {layout} has no place: {other}.", field="format"
+        )
     return _WRITERS[layout](source, folder, model)
 
 

@@ -3,7 +3,7 @@ What every layout is read into and written from: a transcoder whose weights are 
 
     h_l    = W_enc_l x_l + b_enc_l
     a_l    = h_l * 1[h_l > threshold_l]                 threshold 0 where there is none (ReLU)
-    yhat_t = sum of W_dec_{l->t}^T a_l over l, t - window < l <= t, + b_dec_t
+    yhat_t = sum of W_dec_{l->t}^T a_l over l, t - window < l <= t, + b_dec_t + W_skip_t x_t, where there is a skip
 
 in the model's own units: whatever a layout keeps beside its weights (scales of inputs and outputs, thresholds as
 logarithms or in units of decoder norms) is folded in by its reader.
@@ -57,6 +57,7 @@ class TranscoderFacts:
         output_hook: What it predicts: `mlp_out`.
         has_thresholds: JumpReLU; else ReLU.
         window: Layers that a feature writes to, its own included: L for a cross-layer transcoder, 1 for per-layer ones.
+        has_skip: Each layer has a linear map from its input to its output.
     """
 
     num_layers: int
@@ -66,6 +67,7 @@ class TranscoderFacts:
     output_hook: str
     has_thresholds: bool
     window: int
+    has_skip: bool = False
 
     def targets(self, layer: int) -> range:
         """Return the layers that features of a layer write to."""
@@ -80,11 +82,16 @@ class TranscoderFacts:
 
 @dataclass(frozen=True)
 class Encoder:
-    """One layer's encoder: weights [F, D], biases [F] and, for JumpReLU, thresholds [F]; float32 or float64."""
+    """
+    What reads one layer's input: weights [F, D], biases [F] and, for JumpReLU, thresholds [F]; float32 or float64.
+
+    `w_skip_DD`, [outputs, inputs], is there where `TranscoderFacts.has_skip` says so.
+    """
 
     w_enc_FD: Array
     b_enc_F: Array
     threshold_F: Array | None
+    w_skip_DD: Array | None = None
 
 
 class TranscoderSource(Protocol):

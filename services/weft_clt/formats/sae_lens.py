@@ -7,7 +7,7 @@ SAELens's layout of per-layer transcoders: a folder a layer, at any depth, or on
                                 threshold [F], for jumprelu_*   W_skip [D, D] (out, in), for *skip_transcoder
 
 Architectures: transcoder, jumprelu_transcoder: relu(h) * 1[h > threshold]; skip_transcoder and jumprelu_skip_transcoder
-add W_skip x, which graphs do not have: they are imported where W_skip is 0 throughout.
+add W_skip x.
 The layer is the number in `hook_name`, blocks.{i}.NAME. Written: layer_{i}/.
 
 Source: SAELens 6.54, `saes/transcoder.py`, `saes/sae.py`.
@@ -55,7 +55,7 @@ class SaeLensFiles:
 
     Raises:
         NotFoundError: There is no cfg.json.
-        FailedPreconditionError: One is of another architecture, uses a normalisation or skip, or they differ.
+        FailedPreconditionError: One is of another architecture, uses a normalisation, or they differ.
         DataLossError: A file or layer is missing, cut short, or not what its configuration says.
     """
 
@@ -101,6 +101,7 @@ class SaeLensFiles:
             w_enc_FD=file.read("W_enc").T,
             b_enc_F=file.read("b_enc"),
             threshold_F=np.maximum(file.read("threshold"), 0) if self._facts.has_thresholds else None,
+            w_skip_DD=file.read("W_skip") if self._facts.has_skip else None,
         )
 
     def decoder(self, layer: int, target: int, features: slice) -> Array:
@@ -127,7 +128,7 @@ def write_sae_lens(source: TranscoderSource, folder: Path, model: str) -> Iterat
             f"its features write to up to {facts.window} layers, and SAELens has per-layer transcoders only: export it "
             "as circuit-tracer, clt-forge or llamascopium."
         )
-    kind = "jumprelu_transcoder" if facts.has_thresholds else "transcoder"
+    kind = ("jumprelu_" if facts.has_thresholds else "") + ("skip_" if facts.has_skip else "") + "transcoder"
     num_features, d_model = facts.num_features, facts.d_model
     for layer in range(facts.num_layers):
         config = {
@@ -157,6 +158,8 @@ def write_sae_lens(source: TranscoderSource, folder: Path, model: str) -> Iterat
         }
         if facts.has_thresholds:
             shapes["threshold"] = (num_features,)
+        if facts.has_skip:
+            shapes["W_skip"] = (d_model, d_model)
         shapes["W_dec"] = (num_features, d_model)
         with writing_safetensors(place / WEIGHTS, shapes) as write:
             encoder = source.encoder(layer)
@@ -165,6 +168,8 @@ def write_sae_lens(source: TranscoderSource, folder: Path, model: str) -> Iterat
             write(source.output_bias(layer))
             if facts.has_thresholds:
                 write(above_zero(encoder.threshold_F, num_features, f"layer {layer}"))
+            if encoder.w_skip_DD is not None:
+                write(encoder.w_skip_DD)
             for features in blocks(num_features, d_model):
                 write(source.decoder(layer, layer, features))
         yield f"layer_{layer}/{WEIGHTS}"
@@ -217,12 +222,6 @@ def _open(files: LayoutFiles, folder: str, num_layers: int) -> tuple[int, Transc
     if with_skip:
         expected["W_skip"] = (d_model, d_model)
     file.expect(expected)
-    if with_skip and any(file.read("W_skip", rows=rows).any() for rows in blocks(d_model, d_model)):
-        raise FailedPreconditionError(
-            f"{file.key!r} has a linear skip, W_skip, which weft's transcoders do not have: only one that is 0 "
-            "throughout can be imported.",
-            field="prefix",
-        )
     facts = TranscoderFacts(
         num_layers=num_layers,
         num_features=num_features,
@@ -231,6 +230,7 @@ def _open(files: LayoutFiles, folder: str, num_layers: int) -> tuple[int, Transc
         output_hook=output_hook,
         has_thresholds=with_threshold,
         window=1,
+        has_skip=with_skip,
     )
     return layer, facts, file
 

@@ -104,7 +104,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     from weft_clt.export import TrainedTranscoder
     from weft_clt.formats.circuit_tracer import write_circuit_tracer
     from weft_clt.parameters import Parameters, Shape, Share
-    from weft_common.errors import AlreadyExistsError, FailedPreconditionError
+    from weft_common.errors import AlreadyExistsError
     from weft_store.documents import create_json
     from weft_trainer.worker.checkpoints import RunCheckpoints
     from weft_trainer.worker.epochs import epochs_seen
@@ -114,15 +114,11 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     spec, step = dataset.spec, settings.checkpoint_step
     normalization = normalization_of(dataset, config.batch.scales)
     features = config.features
-    if features.linear_skip:
-        raise FailedPreconditionError(
-            f"runs/{settings.run} has a linear skip, for which no layout has a place; train without linear_skip "
-            "to export."
-        )
     shape = Shape(spec.num_layers, features.num_features, spec.d_model, features.decoder_span)
     params = Parameters.zeros(
         Share(shape, 0, 1),
         thresholds=features.activation.has_thresholds,
+        skip=features.linear_skip,
         dtype=torch.float32,
         weights=config.optimizer.parameters,
     )

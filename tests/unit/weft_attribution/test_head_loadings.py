@@ -13,12 +13,13 @@ from swept_model import IDS, Swept, build, build_from
 from weft_attribution.core.head_loadings import Reading, Written, split_edge
 
 
-@pytest.fixture(params=["llama", "gpt2", "gemma2", "neox"])
+@pytest.fixture(params=["llama", "gpt2 with skips", "gemma2", "neox with skips"])
 def swept(request: pytest.FixtureRequest, tmp_path: Path) -> Swept:
     """The oracle of two families is written from the papers, that of the others is transformers' own."""
-    if request.param in ("llama", "gpt2"):
-        return build(tmp_path, request.param)
-    return build_from(FrozenTransformer(request.param, tmp_path / "model"), tmp_path / "model")
+    family, _, skip = request.param.partition(" with ")
+    if family in ("llama", "gpt2"):
+        return build(tmp_path, family, skip=bool(skip))
+    return build_from(FrozenTransformer(family, tmp_path / "model"), tmp_path / "model", skip=bool(skip))
 
 
 def source_of(swept: Swept, node: int) -> Written:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from attribution_rig import oracle_edges
-from frozen_transformer import VOCAB, FrozenTransformer
+from frozen_transformer import VOCAB, FrozenTransformer, Written
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from swept_model import Swept, build_from
@@ -60,13 +60,14 @@ class Case:
     resid_mid: bool
     jump: bool
     window: int
+    skip: bool
     features: int
     bias: float
     transcoder_seed: int
 
     def build(self, models: Models, **others: Any) -> Swept:
         model = models(self.family, self.num_layers, self.seed)
-        options = {"window": self.window, **others}
+        options = {"window": self.window, "skip": self.skip, **others}
         return build_from(
             model, model.folder, ids=self.ids, jump=self.jump, features=self.features, bias=self.bias,
             input_hook="resid_mid" if self.resid_mid and not model.is_parallel else "mlp_in",
@@ -83,6 +84,7 @@ cases = st.builds(
     resid_mid=st.booleans(),
     jump=st.booleans(),
     window=st.integers(1, 3),
+    skip=st.booleans(),
     features=st.integers(1, 12),
     bias=st.sampled_from([-0.2, -0.7]),
     transcoder_seed=st.integers(0, 10**6),
@@ -97,16 +99,22 @@ def values_with(swept: Swept, factor_N: Tensor) -> np.ndarray:
     positions, count = len(ids), len(features)
     error_LP = factor_N[count : count + model.num_layers * (positions - 1)].view(model.num_layers, -1)
     tokens, added = model.embed(ids)
-    outputs = []
+    outputs: list[Written] = []
     for layer in range(model.num_layers):
+        stream, skip = f"layers.{layer}.{hook}", swept.tensors.get(f"W_skip_{layer}")
         out = clean[f"layers.{layer}.mlp_out"].clone()
+        if skip is not None:
+            out -= clean[stream] @ skip.T
         out[1:] = swept.tensors[f"b_dec_{layer}"] + features.error_LPD[layer, 1:] * error_LP[layer][:, None]
         for node in range(count):
             at, where, which = (int(a[node]) for a in (features.layer_N, features.position_N, features.index_N))
             decoder = swept.tensors[f"W_dec_{at}"][which]
             if 0 <= layer - at < len(decoder):
                 out[where] += factor_N[node] * features.activation_N[node] * decoder[layer - at]
-        outputs.append(out)
+        if skip is None:
+            outputs.append(out)
+        else:
+            outputs.append(lambda seen, out=out, stream=stream, skip=skip: out + seen[stream] @ skip.T)
     run = model.run(tokens * factor_N[-positions:, None] + added, held=clean, mlp_out=outputs)
     pre = [
         float(run[f"layers.{at}.{hook}"][where] @ swept.tensors[f"W_enc_{at}"][which]
@@ -222,7 +230,7 @@ def test_decoders_of_their_own_layer_are_a_per_layer_transcoder(models: Models, 
     for layer in range(case.num_layers):
         wide.tensors[f"W_dec_{layer}"][:, 1:] = 0
         wide.tensors[f"W_dec_{layer}"][:, :1] = narrow.tensors[f"W_dec_{layer}"]
-        for name in ("W_enc", "b_enc", "b_dec", "threshold"):
+        for name in ("W_enc", "b_enc", "b_dec", "threshold", "W_skip"):
             if f"{name}_{layer}" in wide.tensors:
                 wide.tensors[f"{name}_{layer}"] = narrow.tensors[f"{name}_{layer}"]
     active, expected, _ = oracle_edges(wide.model, wide.tensors, case.ids, LOGITS, input_hook=wide.input_hook)

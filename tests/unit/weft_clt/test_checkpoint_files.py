@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, normalization, tokens, trainer_of
+from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, tokens, trainer_of
 from safetensors.torch import load_file
 
 from weft_clt.checkpoint import (
@@ -22,7 +22,7 @@ from weft_clt.export import TrainedTranscoder
 from weft_clt.formats.circuit_tracer import config_yaml, write_circuit_tracer
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.normalization import Normalization
-from weft_common.errors import DataLossError, FailedPreconditionError, ShapeError
+from weft_common.errors import DataLossError, FailedPreconditionError
 
 
 def test_checkpoint_is_a_safetensors_file(tmp_path: Path) -> None:
@@ -118,21 +118,18 @@ def test_manifest_survives_its_document_and_refuses_another_run() -> None:
         Manifest.from_document(manifest.to_document() | {"data": [{}, {}]}).check_run(config_of())
 
 
-def test_export_refuses_a_linear_skip() -> None:
-    """No layout has a place for it, and a transcoder without it would be another one."""
-    trainer = trainer_of(config_of(**JUMP_RELU, linear_skip=True), ReferenceKernels())
-    with pytest.raises(ShapeError, match="linear_skip"):
-        TrainedTranscoder(trainer.params, normalization())
-
-
-@pytest.mark.parametrize("span", [0, 1, 2])
-def test_export_computes_what_the_model_does_in_the_models_own_units(span: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("span", "skip"), [(0, False), (1, True), (2, False), (0, True)])
+def test_export_computes_what_the_model_does_in_the_models_own_units(span: int, skip: bool, tmp_path: Path) -> None:
     """A dense reading of the exported files on raw inputs gives the trained prediction, scaled back."""
-    trainer = trainer_of(config_of(**JUMP_RELU, decoder_span=span), ReferenceKernels())
+    trainer = trainer_of(config_of(**JUMP_RELU, decoder_span=span, linear_skip=skip), ReferenceKernels())
+    if skip:
+        assert trainer.params.w_skip_LCD is not None
+        trainer.params.w_skip_LCD.normal_(generator=torch.Generator().manual_seed(5))
     random = np.random.default_rng(8)
     scales = random.uniform(0.5, 3.0, (2, NUM_LAYERS))
     units = Normalization(scales[0], scales[1], np.zeros((NUM_LAYERS, 8)), np.zeros((NUM_LAYERS, 8)))
-    config, *names = write_circuit_tracer(TrainedTranscoder(trainer.params, units), tmp_path, "small")
+    exported = TrainedTranscoder(trainer.params, units)
+    config, *names = write_circuit_tracer(exported, tmp_path, "small", padded=False)
     assert [config, *names[:2]] == ["config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"]
     raw, zeros = tokens(2)[0], torch.zeros_like(tokens(2)[0])
     forward = trainer.engine.forward(raw * torch.from_numpy(scales[0])[:, None, None], zeros)
@@ -143,7 +140,10 @@ def test_export_computes_what_the_model_does_in_the_models_own_units(span: int, 
         preact = raw[source] @ encoder[f"W_enc_{source}"].T + encoder[f"b_enc_{source}"]
         acts = preact * (preact > encoder[f"threshold_{source}"])
         predicted[source] += encoder[f"b_dec_{source}"]
-        for target in range(source, NUM_LAYERS):
+        assert (f"W_skip_{source}" in encoder) == skip
+        if skip:
+            predicted[source] += raw[source] @ encoder[f"W_skip_{source}"].T
+        for target in exported.facts.targets(source):
             block = files[f"W_dec_{source}.safetensors"][f"W_dec_{source}"][:, target - source].double()
             predicted[target] += acts @ block
     wanted = forward.error_LTC / torch.from_numpy(scales[1])[:, None, None]

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from transcoder_layouts import (
     clt_forge_original,
-    inputs_of,
     llamascopium_original,
     new_folder,
     per_layer_original,
     predict,
+    random_transcoder,
 )
 
+from weft_clt.formats.circuit_tracer import write_circuit_tracer
 from weft_clt.formats.files import FolderFiles, read_text
-from weft_clt.formats.opening import detect, open_transcoder
+from weft_clt.formats.opening import detect, open_transcoder, write_transcoder
 from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError, WeftError
 
 Spoil = Callable[[Path], None]
@@ -224,18 +225,34 @@ def test_malformed_files_are_refused(
         predict(open_transcoder(FolderFiles(tmp_path), layout, input_hook="mlp_in"), np.zeros((2, 1, 3)))
 
 
-def test_linear_skips_are_refused_unless_they_are_zero(tmp_path: Path) -> None:
-    """What graphs do not have is not dropped in silence."""
-    wanted = per_layer_original(tmp_path, 1, 2, 4, 3, layout=LENS)
-    for layer in range(2):
-        configure(f"blocks.{layer}/cfg.json", architecture="jumprelu_skip_transcoder")(tmp_path)
-        name = f"blocks.{layer}/sae_weights.safetensors"
-        save_file({**load_file(tmp_path / name), "W_skip": np.zeros((3, 3), np.float32)}, tmp_path / name)
-    source = open_transcoder(FolderFiles(tmp_path))
-    np.testing.assert_allclose(predict(source, inputs_of(source.facts, 1)), wanted, rtol=1e-6, atol=1e-6)
-    replace(LENS_WEIGHTS, "W_skip", lambda array: array + np.eye(3, dtype=np.float32))(tmp_path)
-    with pytest.raises(FailedPreconditionError, match="W_skip"):
+def test_linear_skips_stand_in_all_layers_or_none(tmp_path: Path) -> None:
+    """Where one layer's file lacks it, nothing is guessed."""
+    per_layer_original(tmp_path, 1, 2, 4, 3, layout=LENS, skip=True)
+    configure("blocks.1/cfg.json", architecture="jumprelu_transcoder")(tmp_path)
+    with pytest.raises(FailedPreconditionError, match="has_skip=False"):
         open_transcoder(FolderFiles(tmp_path))
+
+
+def test_set_without_a_layers_skip_is_refused(tmp_path: Path) -> None:
+    """circuit-tracer's sets too are whole."""
+    per_layer_original(tmp_path, 1, 2, 4, 3, layout="circuit-tracer", skip=True)
+    drop("layer_1.safetensors", "W_skip")(tmp_path)
+    with pytest.raises(DataLossError, match="layer_1"):
+        open_transcoder(FolderFiles(tmp_path))
+    (tmp_path / "layer_0.safetensors").unlink()
+    with pytest.raises(DataLossError, match=r"layers \[1\]"):
+        open_transcoder(FolderFiles(tmp_path))
+
+
+@pytest.mark.parametrize(("window", "says"), [(1, "as saelens"), (2, "nor has any other")])
+def test_linear_skips_are_never_dropped(tmp_path: Path, window: int, says: str) -> None:
+    """A layout without a place for them is not written, and circuit-tracer does not take weft's own files for its."""
+    source = random_transcoder(1, 2, 4, 3, window=window, skip=True)
+    for layout in ("circuit-tracer", "clt-forge", "llamascopium"):
+        with pytest.raises(FailedPreconditionError, match=says):
+            list(write_transcoder(source, layout, tmp_path, "tiny"))
+    list(write_circuit_tracer(source, tmp_path, "tiny", padded=False))
+    assert "model_kind: cross_layer_transcoder_with_skip\n" in (tmp_path / "config.yaml").read_text()
 
 
 def test_inputs_before_the_norm_want_the_norms_weights(tmp_path: Path) -> None:

@@ -35,14 +35,16 @@ def assert_predicts(found: Array, wanted: Array) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SHAPES, SEEDS, st.sampled_from(WRITABLE), st.integers(1, 4), st.booleans())
+@given(SHAPES, SEEDS, st.sampled_from(WRITABLE), st.integers(1, 4), st.booleans(), st.booleans())
 def test_layout_predicts_the_same_after_a_round_trip(
-    shape: tuple[int, int, int], seed: int, layout: str, window: int, thresholds: bool
+    shape: tuple[int, int, int], seed: int, layout: str, window: int, thresholds: bool, skip: bool
 ) -> None:
     """Whatever a layout can hold is read back, found by its names alone, as a transcoder that predicts the same."""
+    is_lens = layout == "saelens"
     original = random_transcoder(
-        seed, *shape, window=1 if layout == "saelens" else window, thresholds=thresholds, input_hook="resid_mid"
-    )
+        seed, *shape, window=1 if is_lens else window, thresholds=thresholds, input_hook="resid_mid",
+        skip=skip and is_lens,
+    )  # fmt: skip
     inputs_LTD = inputs_of(original.facts, seed + 1)
     with new_folder() as folder:
         names = list(write_transcoder(original, layout, folder, "tiny"))
@@ -56,10 +58,12 @@ def test_layout_predicts_the_same_after_a_round_trip(
 
 
 @settings(max_examples=20, deadline=None)
-@given(SHAPES, SEEDS, st.integers(1, 4))
-def test_windowed_files_hold_no_zeros_and_predict_the_same(shape: tuple[int, int, int], seed: int, window: int) -> None:
-    """weft's own form keeps just the decoders that there are, so that per-layer transcoders stay small."""
-    original = random_transcoder(seed, *shape, window=window)
+@given(SHAPES, SEEDS, st.integers(1, 4), st.booleans())
+def test_windowed_files_hold_no_zeros_and_predict_the_same(
+    shape: tuple[int, int, int], seed: int, window: int, skip: bool
+) -> None:
+    """weft's own form keeps just the decoders that there are, so that per-layer transcoders stay small, and skips."""
+    original = random_transcoder(seed, *shape, window=window, skip=skip)
     inputs_LTD = inputs_of(original.facts, seed + 1)
     with new_folder() as folder:
         list(write_circuit_tracer(original, folder, "tiny", padded=False))
@@ -98,30 +102,35 @@ def test_llamascopium_files_predict_what_llamascopium_does(
 
 
 @settings(max_examples=30, deadline=None)
-@given(SHAPES, SEEDS, st.sampled_from(["saelens", "gemmascope"]), st.booleans())
+@given(SHAPES, SEEDS, st.sampled_from(["saelens", "gemmascope", "circuit-tracer"]), st.booleans(), st.booleans())
 def test_per_layer_files_predict_what_their_makers_do(
-    shape: tuple[int, int, int], seed: int, layout: str, jumprelu: bool
+    shape: tuple[int, int, int], seed: int, layout: str, jumprelu: bool, skip: bool
 ) -> None:
-    """relu decides where a threshold is negative."""
-    jumprelu = jumprelu or layout == "gemmascope"
+    """Where a threshold is negative, relu decides for some of them; a linear skip is added."""
+    jumprelu, skip = jumprelu or layout == "gemmascope", skip and layout != "gemmascope"
     with new_folder() as folder:
-        wanted = per_layer_original(folder, seed, *shape, layout=layout, jumprelu=jumprelu)
+        wanted = per_layer_original(folder, seed, *shape, layout=layout, jumprelu=jumprelu, skip=skip)
         assert detect(FolderFiles(folder)) == layout
         source = open_transcoder(FolderFiles(folder), input_hook="mlp_in")
-        assert (source.facts.window, source.facts.has_thresholds) == (1, jumprelu)
+        assert (source.facts.window, source.facts.has_thresholds, source.facts.has_skip) == (1, jumprelu, skip)
         assert_predicts(predict(source, inputs_of(source.facts, seed)), wanted)
 
 
 @settings(max_examples=20, deadline=None)
-@given(SHAPES, SEEDS, st.booleans())
+@given(SHAPES, SEEDS, st.booleans(), st.booleans())
 def test_norm_weights_make_a_transcoder_read_behind_the_norm(
-    shape: tuple[int, int, int], seed: int, with_bias: bool
+    shape: tuple[int, int, int], seed: int, with_bias: bool, skip: bool
 ) -> None:
-    """One made for z predicts from z * weight + bias what it did from z."""
+    """One made for z predicts from z * weight + bias what it did from z, through a linear skip too."""
     num_layers, _, d_model = shape
     random = np.random.default_rng(seed)
     with new_folder() as folder:
-        wanted = per_layer_original(folder, seed, *shape, layout="gemmascope")
+        wanted = per_layer_original(
+            folder, seed, *shape, layout="circuit-tracer" if skip else "gemmascope", skip=skip
+        )  # fmt: skip
+        if skip:
+            config = folder / "config.yaml"
+            config.write_text(config.read_text().replace("mlp.hook_in", "ln2.hook_normalized"))
         weight_LD = (random.uniform(0.5, 2, (num_layers, d_model)) * random.choice([-1, 1], d_model)).astype(np.float32)
         bias_LD = random.standard_normal((num_layers, d_model)).astype(np.float32) * with_bias
         norms = {f"weight_{layer}": weight_LD[layer] for layer in range(num_layers)}
