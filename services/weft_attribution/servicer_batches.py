@@ -138,7 +138,7 @@ class BatchWork:
         # One that a process before this one started is there already, and is taken as it is.
         wanted = GraphRequest(graph_id, settings, time.time(), f"batch {request.batch_id} {place}")
         await self._graphs.check(settings)
-        return (await self.start_graph(wanted)).name
+        return str((await self.start_graph(wanted)).name)
 
     async def _give_up(self, context: OperationContext, error: WeftError) -> None:
         """Cancel what is in the queue of a batch that was cancelled."""

@@ -145,8 +145,9 @@ class Steers:
         )
         effects = await asyncio.to_thread(_node_effects, opened, transcoder, shown, predicted_R, before, after)
         logits = _logit_effects(opened, weights, predicted_R, before, after)
-        both = [*effects, *logits]
-        agreement = spearman([each.predicted for each in both], [each.measured for each in both])
+        predicted = [*(each.predicted for each in effects), *(each.predicted for each in logits)]
+        measured = [*(each.measured for each in effects), *(each.measured for each in logits)]
+        agreement = spearman(predicted, measured)
         return Steering(opened, tuple(effects), tuple(logits), agreement)
 
     async def _deltas(
