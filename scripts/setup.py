@@ -3,6 +3,7 @@ Make the environment from the hashed locks. Needs Python 3.11 or newer and nothi
 
     python3 scripts/setup.py all    # what the services and the demo need
     python3 scripts/setup.py dev    # the same, and what the tests need
+    python3 scripts/setup.py vllm   # what the vLLM backend and its tests need, in an environment of its own
 
 A second run sees from the lock's digest that there is nothing to do.
 """
@@ -16,7 +17,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / ".venv"
+ENVIRONMENTS = {"all": ROOT / ".venv", "dev": ROOT / ".venv", "vllm": ROOT / ".venv-vllm"}
 TOOLS = ROOT / ".weft" / "tools"
 
 
@@ -56,19 +57,20 @@ def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036  this line is what says so
         version = sys.version.split()[0]
         sys.exit(f"setup: Python 3.11 or newer is needed; this is {version}. Try `make PYTHON=python3.11 ...`.")
-    if sys.argv[1:] not in (["all"], ["dev"]):
-        sys.exit("setup: say which environment: `all` or `dev`.")
+    if len(sys.argv) != 2 or sys.argv[1] not in ENVIRONMENTS:
+        sys.exit("setup: say which environment: `all`, `dev` or `vllm`.")
     profile = sys.argv[1]
+    environment = ENVIRONMENTS[profile]
     lock = ROOT / "requirements" / f"{profile}.txt"
-    stamp, wanted = ENVIRONMENT / f"weft-{profile}", digest(lock, ROOT / "pyproject.toml")
+    stamp, wanted = environment / f"weft-{profile}", digest(lock, ROOT / "pyproject.toml")
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     uv = find_uv()
-    print(f"setup: installing {lock.relative_to(ROOT)} into .venv", flush=True)
+    print(f"setup: installing {lock.relative_to(ROOT)} into {environment.name}", flush=True)
     # A folder that is no environment, or one of another interpreter, would otherwise be written into.
-    if not (ENVIRONMENT / "bin" / "python").exists():
-        run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, ENVIRONMENT)
-    os.environ["VIRTUAL_ENV"] = str(ENVIRONMENT)
+    if not (environment / "bin" / "python").exists():
+        run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, environment)
+    os.environ["VIRTUAL_ENV"] = str(environment)
     # `install` and not `sync`: the demo's lock is a part of the tests' lock, so neither takes away from the other.
     # Compiled here, once, and not by the first processes that import torch, several at a time.
     run(uv, "pip", "install", "--quiet", "--compile-bytecode", "--require-hashes", "--no-deps", "-r", lock)

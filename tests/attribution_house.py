@@ -71,12 +71,16 @@ class AttributionHouse:
 
 
 @asynccontextmanager
-async def attribution_house(folder: Path, family: str = "llama", **options: Any) -> AsyncIterator[AttributionHouse]:
-    """Serve; `options` go to the wiring."""
-    model = ReferenceModel(make_reference_folder(folder / "models" / "tiny", family))
+async def attribution_house(
+    folder: Path, family: str = "llama", runner: Any = None, **options: Any
+) -> AsyncIterator[AttributionHouse]:
+    """Serve; `options` go to the wiring, and another runner has models and transcoders of its own."""
     store = open_store(f"file://{folder}/bucket")
-    make_transcoder(store, "t", model, jump=True)
-    runner, settings = ReferenceRunner(model), ServiceSettings(token="integration")
+    if runner is None:
+        model = ReferenceModel(make_reference_folder(folder / "models" / "tiny", family))
+        make_transcoder(store, "t", model, jump=True)
+        runner = ReferenceRunner(model)
+    settings = ServiceSettings(token="integration")
     options = {"max_prompt_tokens": 20, "max_features": 5000, "observe": lambda seconds: None, **options}
     # Logs of services in this process would mix with what the command prints.
     with capture_logs():

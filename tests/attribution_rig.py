@@ -163,7 +163,7 @@ class ReferenceModel:
         embed: Tensor,
         *,
         held: Mapping[str, Tensor] | None = None,
-        mlp_out: Sequence[Written] | None = None,
+        mlp_out: Sequence[Written | None] | None = None,
         added: Mapping[int, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """
@@ -187,10 +187,10 @@ class ReferenceModel:
             out[f"{key}resid_mid"] = x
             out[f"{key}ln2.scale"] = self.scale(x) if held is None else held[f"{key}ln2.scale"]
             out[f"{key}mlp_in"] = self.norm(x, out[f"{key}ln2.scale"], ln2)
-            if mlp_out is not None:
-                given = mlp_out[layer]
+            given = None if mlp_out is None else mlp_out[layer]
+            if given is not None:
                 out[f"{key}mlp_out"] = given(out) if callable(given) else given
-            elif held is not None:
+            elif held is not None and f"{key}mlp_out" in held:
                 out[f"{key}mlp_out"] = held[f"{key}mlp_out"]
             else:
                 out[f"{key}mlp_out"] = self.mlp(layer, out[f"{key}mlp_in"])
@@ -238,6 +238,39 @@ class ReferenceRunner:
         }
         return Capture(self.info, tokens, kept)
 
+    async def steer(
+        self,
+        model: str,
+        token_ids: Sequence[int],
+        additions: Sequence[Addition],
+        *,
+        held_layers: Sequence[int],
+        freeze_attention: bool,
+        hooks: Sequence[str],
+    ) -> Capture:
+        tokens, positions = self.reference.embed(token_ids)
+        clean = self.reference.streams(token_ids)
+        streams = self.reference.run(
+            tokens + positions,
+            held={name: value for name, value in clean.items() if "mlp_out" not in name} if freeze_attention else None,
+            mlp_out=[
+                clean[f"layers.{layer}.mlp_out"] if layer in held_layers else None
+                for layer in range(self.reference.num_layers)
+            ],
+            added=self._added(token_ids, additions),
+        )
+        named = tuple(Token(i, f"t{i}") for i in token_ids)
+        return Capture(self.info, named, {name: streams[name].numpy() for name in hooks})
+
+    def _added(self, token_ids: Sequence[int], additions: Sequence[Addition]) -> dict[int, Tensor]:
+        added: dict[int, Tensor] = {}
+        for addition in additions:
+            value = added.setdefault(
+                addition.layer, torch.zeros(len(token_ids), self.info.d_model, dtype=torch.float64)
+            )
+            value[list(addition.positions)] += torch.from_numpy(addition.value_PD).double()
+        return added
+
     async def run(
         self,
         model: str,
@@ -247,12 +280,7 @@ class ReferenceRunner:
         frozen: bool,
         logits_of: Sequence[int],
     ) -> SteeredLogits:
-        added: dict[int, Tensor] = {}
-        for addition in additions:
-            value = added.setdefault(
-                addition.layer, torch.zeros(len(token_ids), self.info.d_model, dtype=torch.float64)
-            )
-            value[list(addition.positions)] += torch.from_numpy(addition.value_PD).double()
+        added = self._added(token_ids, additions)
         tokens, positions = self.reference.embed(token_ids)
         held = self.reference.streams(token_ids) if frozen else None
         logits = self.reference.run(tokens + positions, held=held, added=added)["logits"]

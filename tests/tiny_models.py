@@ -4,23 +4,29 @@ Tiny random models as real Hugging Face folders, with a real byte-level tokenize
     make_llama(folder)   Llama with grouped-query attention
     make_gpt2(folder)    GPT-2 with biases and learned positions
     make_model(folder)   any architecture of FAMILIES, by its name there
+    make_encoder(folder) any of ENCODERS, by its name there
 
 Weights are drawn from the seed; norm weights and biases are moved off 1 and 0, so that a part that forgets them fails.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BertForMaskedLM,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    RobertaForMaskedLM,
+    RobertaModel,
 )
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
@@ -45,6 +51,13 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "neox-serial": ("gpt_neox", {"use_parallel_residual": False}),
 }
 """By a name of ours, the model type and what its configuration has besides the sizes."""
+ENCODERS: dict[str, tuple[type[PreTrainedModel], dict[str, object]]] = {
+    "bert": (BertModel, {"pad_token_id": 0}),
+    "bert-masked": (BertForMaskedLM, {"pad_token_id": 0}),
+    "roberta": (RobertaModel, {"pad_token_id": 1, "max_position_embeddings": 130}),
+    "roberta-masked": (RobertaForMaskedLM, {"pad_token_id": 1, "max_position_embeddings": 130}),
+}
+"""By a name of ours, the class and what its configuration has besides the sizes."""
 
 
 def make_llama(
@@ -104,8 +117,8 @@ def make_gpt2(
     return _save(GPT2LMHeadModel, config, folder, seed)
 
 
-def make_model(folder: Path, family: str, *, num_layers: int = 3, seed: int = 0) -> Path:
-    """Make a folder of one of FAMILIES and return its path: d_model 32, 4 heads, d_mlp 48."""
+def make_model(folder: Path, family: str, *, num_layers: int = 3, seed: int = 0, **fields: object) -> Path:
+    """Make a folder of one of FAMILIES and return its path: d_model 32, 4 heads, d_mlp 48, and fields instead."""
     model_type, others = FAMILIES[family]
     sizes = {"hidden_size": 32, "num_hidden_layers": num_layers, "num_attention_heads": 4, "intermediate_size": 48}
     config = AutoConfig.for_model(
@@ -118,9 +131,25 @@ def make_model(folder: Path, family: str, *, num_layers: int = 3, seed: int = 0)
             "pad_token_id": 0,
             **(sizes if model_type != "gpt2" else {k: v for k, v in sizes.items() if k != "intermediate_size"}),
             **others,
+            **fields,
         },
     )
     return _save(type(AutoModelForCausalLM.from_config(config)), config, folder, seed)
+
+
+def make_encoder(folder: Path, family: str, *, num_layers: int = 3, seed: int = 0) -> Path:
+    """Make a folder of one of ENCODERS and return its path: d_model 32, 4 heads, d_mlp 48, 128 positions."""
+    model_class, others = ENCODERS[family]
+    settings: dict[str, Any] = {
+        "vocab_size": _make_tokenizer(folder, add_bos=True),
+        "hidden_size": 32,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 128,
+        **others,
+    }
+    return _save(model_class, model_class.config_class(**settings), folder, seed)
 
 
 def _make_tokenizer(folder: Path, *, add_bos: bool) -> int:

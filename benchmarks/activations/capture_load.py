@@ -1,7 +1,7 @@
 """
 Many clients at once on Capture, each answer compared row by row with what transformers computes by itself.
 
-    python benchmarks/activations/capture_load.py MODELS_FOLDER MODEL [--clients 64] [--seconds 300]
+    python benchmarks/activations/capture_load.py MODELS_FOLDER MODEL [--backend vllm] [--clients 64] [--seconds 300]
 
 The service is in this process, over loopback, and so are the clients: memory is that of both. Prompts have mixed
 lengths. One call in ten is cancelled on its way, and one in ten has a deadline that it can hardly meet; a call that
@@ -10,23 +10,24 @@ came through all the same has to be right too. At the end nothing may be held fo
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import psutil
+from figures import FIGURES, machine, row, write_rows
 
 from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_activations.adapters.transformers_backend import TransformersBackend
+from weft_activations.backend_choice import opened_backend
 from weft_activations.core.metrics import CAPTURED_BYTES, QUEUE_DEPTH
 from weft_activations.settings import ActivationsSettings
 from weft_activations.wiring import registrations
@@ -91,8 +92,8 @@ async def run_load(
     report, process = LoadReport(), psutil.Process()
     latencies: list[float] = []
     resident: list[int] = []
-    backend = TransformersBackend(settings.models_dir, dtype=settings.dtype, threads=settings.threads)
     async with AsyncExitStack() as stack:
+        backend = stack.enter_context(opened_backend(settings))
         served = await stack.enter_async_context(registrations(settings, backend, MemoryObjectStore(), catalog))
         server = await stack.enter_async_context(serving("activations", settings, served))
         channel = await stack.enter_async_context(aio_channel(server.target))
@@ -162,11 +163,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("model")
+    parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--hooks", nargs="+", default=["layers.3.mlp_in", "layers.7.mlp_out", "logits"])
-    parser.add_argument("--out", type=Path, default=Path(".weft/bench/capture-load.json"))
+    parser.add_argument("--out", type=Path, default=FIGURES)
+    parser.add_argument("--quick", action="store_true", help="eight clients for ten seconds: that it runs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.clients, arguments.seconds = 8, 10.0
     settings = ActivationsSettings(
         insecure_no_auth=True,
         bucket_url="memory://",
@@ -174,6 +179,7 @@ def main() -> None:
         cache_target="unused:1",
         drain_s=0,
         dtype="float32",
+        backend=arguments.backend,
     )
     report = asyncio.run(
         run_load(
@@ -186,9 +192,16 @@ def main() -> None:
             catalog=None,
         )
     )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(asdict(report), indent=2))
-    print(json.dumps(asdict(report), indent=2))
+    told = (
+        f"{machine()}; {arguments.model} by {arguments.backend}, {arguments.clients} clients for "
+        f"{arguments.seconds:g} s, prompts of {LENGTHS[0]} to {LENGTHS[-1]} tokens, {len(arguments.hooks)} hooks; "
+        f"{report.answered} answers compared, {report.wrong} wrong; ended otherwise: {dict(report.ended)}; held at the "
+        f"end: {report.held_bytes:g} bytes"
+    )
+    name = f"{arguments.clients} clients, {arguments.backend}"
+    rows = [row(f"{name}, {at}", latency, None, "ms", told) for at, latency in report.latency_ms.items()]
+    rows.append(row(f"{name}, memory gained after the first tenth", report.peak_growth_mib, None, "MiB", told))
+    write_rows(arguments.out, rows)
     if report.wrong or report.held_bytes or report.waiting:
         raise SystemExit("a row was wrong, or something was still held at the end")
 

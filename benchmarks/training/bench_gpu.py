@@ -126,7 +126,7 @@ def best_tile(step: GpuStep, rounds: int) -> tuple[Tile, dict[str, float]]:
 def floors_s(step: GpuStep, lists: FeatureLists, machine: Machine) -> dict[str, float]:
     """The least time of every part of a step."""
     shape, itemsize = step.shape, step.dtype.itemsize
-    touched = (lists.active_LF > lists.start_LF1[:, :-1]).sum(1).tolist()
+    touched = (lists.start_LF1.diff(dim=1) > 0).sum(1).tolist()
     row, streams = shape.d_model * itemsize, shape.num_layers * shape.num_tokens * shape.d_model * itemsize
     block_rows = len(shape.blocks) * shape.num_features
     decoder_rows = sum(touched[source] for source, _ in shape.blocks)

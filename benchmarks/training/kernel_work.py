@@ -42,7 +42,7 @@ def works(shape: Shape, lists: FeatureLists) -> dict[str, Work]:
         lists: The entries of a step of that shape, all above 0, Adam with a first moment.
     """
     layers, features, d_model = shape.num_layers, shape.num_features, shape.d_model
-    counts_LF = (lists.active_LF - lists.start_LF1[:, :-1]).long()
+    counts_LF = lists.start_LF1.diff(dim=1).long()
     entries_L, rows_L = counts_LF.sum(1).tolist(), (counts_LF > 0).sum(1).tolist()
     targets_L = [layers - source for source in range(layers)]
     pair_entries = sum(count * targets for count, targets in zip(entries_L, targets_L, strict=True))

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from weft_activations.adapters.grpc_catalog import GrpcCatalog
-from weft_activations.adapters.transformers_backend import TransformersBackend
+from weft_activations.backend_choice import opened_backend
 from weft_activations.settings import ActivationsSettings
 from weft_activations.wiring import SERVICE, registrations
 from weft_common.client import aio_channel
@@ -20,16 +20,10 @@ def main() -> None:
     @asynccontextmanager
     async def build() -> AsyncIterator[Sequence[Registration]]:
         store = open_bucket(settings)
-        backend = TransformersBackend(
-            settings.models_dir,
-            dtype=settings.dtype,
-            max_prompt_tokens=settings.max_prompt_tokens,
-            device=settings.device,
-            threads=settings.threads,
-        )
         channel = aio_channel(settings.cache_target, token=settings.cache_token, **settings.peers_tls)
-        async with channel, registrations(settings, backend, store, GrpcCatalog(channel)) as served:
-            yield served
+        with opened_backend(settings) as backend:
+            async with channel, registrations(settings, backend, store, GrpcCatalog(channel)) as served:
+                yield served
 
     run_service(SERVICE, settings, build)
 

@@ -14,6 +14,7 @@ from weft_activations.core.components import component_at, lens_name
 from weft_activations.core.generating import End, Generated, Sampling
 from weft_activations.core.harvest_records import HarvestProgress, HarvestSpec, StreamPair
 from weft_activations.core.inference import LikelyToken, TokenText
+from weft_activations.core.kinds import ModelKind, kind_of
 from weft_activations.core.packing import BY_DOCUMENT, Packing, StartRule
 from weft_activations.core.ports import Floats, Freeze, ModelInfo
 from weft_common.errors import Code, InvalidArgumentError
@@ -46,6 +47,10 @@ _KINDS = {
     messages_pb2.INTERVENTION_KIND_RESAMPLE: ChangeKind.RESAMPLE,
 }
 _ENDS = {End.LENGTH: generation_pb2.GENERATION_END_LENGTH, End.STOP: generation_pb2.GENERATION_END_STOP}
+_MODEL_KINDS = {
+    ModelKind.DECODER: components_pb2.MODEL_KIND_DECODER,
+    ModelKind.ENCODER: components_pb2.MODEL_KIND_ENCODER,
+}
 _DIMS = {
     "P": components_pb2.DIM_POSITION,
     "D": components_pb2.DIM_MODEL,
@@ -89,6 +94,7 @@ def model_to_proto(info: ModelInfo) -> messages_pb2.Model:
         d_head=info.d_head,
         d_mlp=info.d_mlp,
         components=[_component_to_proto(pattern, info) for pattern in info.components],
+        kind=_MODEL_KINDS[kind_of(info)],
     )
 
 

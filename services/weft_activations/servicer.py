@@ -129,6 +129,7 @@ class ActivationServicer(AnalysisMethods, service_pb2_grpc.ActivationServiceServ
             converting.freeze_from_proto(request.freeze),
             num_top_tokens=request.num_top_tokens,
             asked_token_ids=request.logit_token_ids,
+            position=request.position if request.HasField("position") else None,
         )
         return service_pb2.RunResponse(
             tokens=map(converting.token_to_proto, predicted.tokens),

@@ -24,6 +24,19 @@ class ActivationsSettings(ServiceSettings, BucketSettings, PeerSettings):
     """host:port of the cache service."""
     cache_token: SecretStr | None = None
     """Token of the cache service."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What runs the models. vLLM runs calls of many callers in the same passes, and wants weft's extra `vllm`; it shows
+    and changes fewer components, and says which backend does what it cannot."""
+    vllm_calls: int = Field(default=64, ge=1, le=1024)
+    """Calls that vLLM runs at once; more wait."""
+    vllm_batch_tokens: int = Field(default=2048, ge=32)
+    """Tokens of one pass of vLLM; longer prompts are cut into chunks."""
+    vllm_chunk_tokens: int = Field(default=0, ge=0)
+    """Most tokens of one prompt in a pass of vLLM beside others, so that short ones come in too; 0 sets no bound."""
+    vllm_kv_cache_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """Memory of vLLM for the keys and values of what runs, on each rank."""
+    vllm_tensor_parallel: int = Field(default=1, ge=1, le=64)
+    """Ranks over which vLLM shares every layer."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What models compute in; auto is bfloat16 on CUDA and float32 elsewhere."""
     device: str = "auto"

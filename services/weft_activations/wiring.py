@@ -9,6 +9,7 @@ from weft.activations.v1 import service_pb2, service_pb2_grpc
 from weft_activations.adapters.arrow_records import ArrowFiles
 from weft_activations.adapters.parquet_records import ParquetFiles
 from weft_activations.adapters.text_records import JsonLines, TextFiles
+from weft_activations.backend_choice import backend_versions, calls_at_once
 from weft_activations.core.generating import Generation
 from weft_activations.core.harvest_worker import HarvestWorker
 from weft_activations.core.harvests import Harvests
@@ -59,6 +60,7 @@ async def registrations(
         backend,
         max_capture_bytes=settings.max_capture_bytes,
         max_captured_bytes=settings.max_captured_bytes,
+        calls_at_once=calls_at_once(settings),
     )
     try:
         planner = HarvestPlanner(store, inference)
@@ -71,7 +73,7 @@ async def registrations(
             lease_s=settings.lease_s,
             patience_s=settings.patience_s,
         )
-        versions = {name: version(name) for name in _LINEAGE}
+        versions = {name: version(name) for name in _LINEAGE} | backend_versions(settings)
         harvests = Harvests(
             store, catalog, inference, planner, max_lease_bytes=settings.max_lease_bytes, versions=versions
         )

@@ -42,6 +42,7 @@ def main() -> None:
                 memory_bytes=settings.memory_bytes,
                 workers=workers,
                 max_message_bytes=settings.max_message_bytes,
+                max_waiting=settings.max_waiting_graphs,
                 observe=PrometheusStages(REGISTRY),
             ) as served:
                 yield served

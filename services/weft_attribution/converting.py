@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from weft.attribution.v1 import messages_pb2, targets_pb2
+from weft_attribution.converting_steering import faithfulness_to_proto
 from weft_attribution.core.graphs import Change
 from weft_attribution.core.records import GraphRequest, GraphSettings
 from weft_attribution.core.targets import Target
+from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import parse_name
 
@@ -22,15 +22,7 @@ __all__ = [
     "show_partial",
     "target_from_proto",
     "target_to_proto",
-    "timestamp",
 ]
-
-
-def timestamp(seconds: float) -> Timestamp:
-    """Seconds since 1970 as a Timestamp."""
-    stamp = Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e9))
-    return stamp
 
 
 def settings_from_proto(spec: messages_pb2.GraphSpec) -> GraphSettings:
@@ -145,6 +137,8 @@ def finished_to_proto(
     for stage, seconds in stages.items():
         graph.statistics.stage_seconds.add(stage=stage, seconds=seconds)
     graph.interventions.extend(result_to_proto(result) for result in document["interventions"])
+    if "faithfulness" in document:
+        graph.faithfulness.CopyFrom(faithfulness_to_proto(document["faithfulness"], with_nodes=with_json))
     if with_json:
         graph.json = _encoded(document["json"])
     return graph

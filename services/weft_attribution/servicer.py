@@ -16,8 +16,13 @@ from weft_attribution import converting
 from weft_attribution.core.graphs import Graphs
 from weft_attribution.core.reading import GraphReading
 from weft_attribution.core.records import GraphRequest, check_graph_id
+from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.naming import graph_id_of
+from weft_attribution.servicer_attention import AttentionRpcs
+from weft_attribution.servicer_batches import BatchRpcs
 from weft_attribution.servicer_reading import ReadingRpcs
+from weft_attribution.servicer_steering import SteeringDomain, SteeringRpcs
+from weft_attribution.timestamps import timestamp
 from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
@@ -38,8 +43,8 @@ def _metadata(graph_id: str, create_s: float, stage: str, done: int, total: int)
             completed=done,
             total=total,
             unit="rows",
-            create_time=converting.timestamp(create_s),
-            update_time=converting.timestamp(time.time()),
+            create_time=timestamp(create_s),
+            update_time=timestamp(time.time()),
         ),
     )
 
@@ -90,24 +95,37 @@ class GraphWork:
         return converting.finished_to_proto(request, context.name, document, with_json=False)
 
 
-class AttributionServicer(ReadingRpcs):
+class AttributionServicer(ReadingRpcs, AttentionRpcs, SteeringRpcs, BatchRpcs):
     """
     Answers the RPCs on graphs.
 
     Args:
         graphs: The domain.
         reading: What finished graphs tell.
+        attention: What the attention behind them tells.
+        steering: What changes in the model show of them.
         operations: Where the long work is kept.
         max_message_bytes: Largest answer that may be sent.
+        max_waiting: Most graphs that are not done before more are refused.
     """
 
     def __init__(
-        self, graphs: Graphs, reading: GraphReading, operations: OperationManager, *, max_message_bytes: int = 64 << 20
+        self,
+        graphs: Graphs,
+        reading: GraphReading,
+        attention: AttentionReading,
+        steering: SteeringDomain,
+        operations: OperationManager,
+        *,
+        max_message_bytes: int = 64 << 20,
+        max_waiting: int = 1000,
     ) -> None:
-        super().__init__(reading)
+        self.reading, self.attention = reading, attention
+        self.steering, self.work = steering, operations
         self._graphs = graphs
         self._operations = operations
         self._max_message_bytes = max_message_bytes
+        self._max_waiting = max_waiting
 
     async def CreateGraph(self, request: service_pb2.CreateGraphRequest, context: Context) -> operations_pb2.Operation:
         graph_id = check_graph_id(request.graph_id)
@@ -116,6 +134,16 @@ class AttributionServicer(ReadingRpcs):
         wanted = GraphRequest(graph_id, settings, time.time(), request.request_id)
         if request.validate_only:
             return operations_pb2.Operation(name=self._operations.name(graph_id))
+        if self._operations.unfinished(KIND) >= self._max_waiting:
+            raise ResourceExhaustedError(
+                f"{self._max_waiting} graphs wait or are being made already; ask again when some are done, ask for "
+                "many in a batch, or raise WEFT_ATTRIBUTION_MAX_WAITING_GRAPHS"
+            )
+        return await self.start_graph(wanted)
+
+    async def start_graph(self, wanted: GraphRequest) -> operations_pb2.Operation:
+        """Write a graph's request down and start its work; the same one again is the same work."""
+        graph_id = wanted.graph_id
         stored = await asyncio.to_thread(self._graphs.begin, wanted)
         asked = service_pb2.CreateGraphRequest(
             graph_id=graph_id, spec=converting.graph_to_proto(stored, "").spec, request_id=stored.request_id

@@ -21,25 +21,19 @@ _DEFAULT_COMPARED_EDGES = 1_000
 
 
 class ReadingRpcs(service_pb2_grpc.AttributionServiceServicer):
-    """
-    Answers questions on finished graphs.
+    """Answers questions on finished graphs, by the domain that is put into `reading`."""
 
-    Args:
-        reading: The domain.
-    """
-
-    def __init__(self, reading: GraphReading) -> None:
-        self._reading = reading
+    reading: GraphReading
 
     async def ScoreSubgraph(
         self, request: reading_pb2.ScoreSubgraphRequest, context: Context
     ) -> reading_pb2.ScoreSubgraphResponse:
-        whole, part = await asyncio.to_thread(self._reading.score, graph_id_of(request.name), tuple(request.node_ids))
+        whole, part = await asyncio.to_thread(self.reading.score, graph_id_of(request.name), tuple(request.node_ids))
         return converting.score_to_proto(whole, part)
 
     async def FindPaths(self, request: reading_pb2.FindPathsRequest, context: Context) -> reading_pb2.FindPathsResponse:
         opened, found = await asyncio.to_thread(
-            self._reading.paths,
+            self.reading.paths,
             graph_id_of(request.name),
             request.source_node_id,
             request.target_node_id,
@@ -50,7 +44,7 @@ class ReadingRpcs(service_pb2_grpc.AttributionServiceServicer):
     async def SummarizeGraph(
         self, request: reading_pb2.SummarizeGraphRequest, context: Context
     ) -> reading_pb2.SummarizeGraphResponse:
-        opened, summary = await self._reading.summary(
+        opened, summary = await self.reading.summary(
             graph_id_of(request.name),
             max_supernodes=request.max_supernodes or _DEFAULT_SUPERNODES,
             likeness=converting.likeness_from_proto(request.likeness),
@@ -62,7 +56,7 @@ class ReadingRpcs(service_pb2_grpc.AttributionServiceServicer):
         self, request: reading_pb2.CompareGraphsRequest, context: Context
     ) -> reading_pb2.CompareGraphsResponse:
         first, other, comparison = await asyncio.to_thread(
-            lambda: self._reading.compare(
+            lambda: self.reading.compare(
                 graph_id_of(request.name),
                 graph_id_of(request.other, "other"),
                 max_nodes=request.max_nodes or _DEFAULT_COMPARED_NODES,

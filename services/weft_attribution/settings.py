@@ -31,6 +31,8 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     """Longest prompt explained, in tokens."""
     max_features: int = 100_000
     """Most active features of one graph; edges grow with their square."""
+    max_waiting_graphs: int = Field(default=1000, ge=1)
+    """Most graphs that are asked for one by one and not done; more are refused. A batch counts two at most."""
     memory_bytes: int = Field(default=1 << 30, ge=64 << 20)
     """Memory of one graph's sweep, in bytes; decoders beyond half of it lie in scratch files."""
     max_capture_bytes: int = 1 << 29

@@ -7,12 +7,18 @@ from pathlib import Path
 from weft.attribution.v1 import service_pb2, service_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
+from weft_attribution.core.faithfulness import FaithfulnessSweep
+from weft_attribution.core.frozen_graphs import FrozenGraphs
 from weft_attribution.core.graphs import Graphs, ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
+from weft_attribution.core.steering import Steers
+from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
+from weft_attribution.servicer_batches import BATCH, BatchWork
+from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
 from weft_common.operations import OperationManager
 from weft_common.operations_servicer import operations_registration
 from weft_common.server import Registration
@@ -35,6 +41,7 @@ async def registrations(
     memory_bytes: int = 1 << 30,
     workers: int = 1,
     max_message_bytes: int = 64 << 20,
+    max_waiting: int = 1000,
     observe: Callable[[Mapping[str, float]], None],
 ) -> AsyncIterator[Sequence[Registration]]:
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
@@ -49,10 +56,27 @@ async def registrations(
         workers=workers,
         opened=opened,
     )
-    manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), {KIND: GraphWork(graphs, observe).kind()})
-    attribution = AttributionServicer(
-        graphs, GraphReading(store, runner, models, opened), manager, max_message_bytes=max_message_bytes
+    steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
+    batches = BatchWork(graphs)
+    kinds = {
+        KIND: GraphWork(graphs, observe).kind(),
+        FAITHFULNESS: FaithfulnessWork(steering.sweep).kind(),
+        BATCH: batches.kind(),
+    }
+    manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), kinds)
+    frozen = FrozenGraphs(
+        store, runner, models, opened, graphs.check, max_features=max_features, memory_bytes=memory_bytes
     )
+    attribution = AttributionServicer(
+        graphs,
+        GraphReading(store, runner, models, opened),
+        AttentionReading(runner, models_dir, frozen),
+        steering,
+        manager,
+        max_message_bytes=max_message_bytes,
+        max_waiting=max_waiting,
+    )
+    batches.operations, batches.start_graph = manager, attribution.start_graph
     features = FeatureServicer(store, runner, models)
     async with manager.run():
         yield [

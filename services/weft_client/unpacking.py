@@ -6,6 +6,7 @@ from google.protobuf.message import DecodeError, Message
 from weft.activations.v1 import corpora_pb2
 from weft.activations.v1 import messages_pb2 as activations
 from weft.activations.v1 import service_pb2 as activations_service
+from weft.attribution.v1 import batches_pb2, steering_pb2
 from weft.attribution.v1 import messages_pb2 as attribution
 from weft.cache.v1 import retention_pb2, service_pb2
 from weft.training.v1 import messages_pb2 as training
@@ -19,10 +20,13 @@ KINDS: dict[str, type[Message]] = {
         activations_service.Corpus,
         attribution.Graph,
         attribution.GraphMetadata,
+        batches_pb2.GraphBatch,
+        batches_pb2.GraphBatchMetadata,
         corpora_pb2.CorpusImportMetadata,
         retention_pb2.CatalogWorkMetadata,
         retention_pb2.CollectGarbageResponse,
         service_pb2.VerifyDatasetResponse,
+        steering_pb2.Faithfulness,
         training.Evaluation,
         training.Run,
         training.RunMetadata,

@@ -3,11 +3,13 @@ Row groups of a dataset as codes, and what makes normalised batches of them on t
 
 Codes travel to the device as they are; the float conversion and the scale of training happen there, in the same code
 on a CPU: one multiplication and one addition a value.
-Shapes: L layers, T tokens of a row group, N rows that are taken of it, O tokens of a batch, D d_model.
+Shapes: L layers, T tokens of a row group, N rows that are taken of it, O tokens of a batch, D d_model,
+C components.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,11 +48,17 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class CodedStream:
-    """Codes of one stream; without step and mean they are the bits of bfloat16, as uint16."""
+    """
+    Codes of one stream; without step and mean they are the bits of bfloat16, as uint16.
+
+    With a basis, float16 and the same array for many row groups, they are of components: C, which stand where channels
+    do, are D in number.
+    """
 
     codes_LTD: NDArray[Any]
     step_L: NDArray[np.float32] | None = None
     mean_LD: NDArray[np.float32] | None = None
+    basis_LCD: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ class BatchBuffer:
         self._scales = (normalization.input_scale_L, normalization.output_scale_L)
         self.inputs_LOD = torch.zeros(num_layers, batch_tokens, d_model, device=self._device)
         self.targets_LOD = torch.zeros_like(self.inputs_LOD)
+        # As large as thousands of tokens, so they go to the device once; both streams' of the last two bases.
+        self._bases: deque[tuple[NDArray[np.float16], Tensor]] = deque(maxlen=4)
 
     def fill(self, start: int, coded: CodedRowGroup, rows_N: NDArray[np.int64]) -> int:
         """Write rows of a row group from `start` on, and return where they end."""
@@ -120,14 +130,30 @@ class BatchBuffer:
             out_LND.copy_(codes_LND.view(torch.bfloat16))
             out_LND.mul_(self._moved(scale_L)[:, None, None])
             return
-        out_LND.copy_(codes_LND)
         factor_L, offset_LD = scale_L * stream.step_L, scale_L[:, None] * stream.mean_LD
+        if stream.basis_LCD is not None:
+            basis_LCD, moved_LD = self._basis(stream.basis_LCD), self._moved(offset_LD)
+            for layer, out_ND in enumerate(out_LND):
+                components_NC = codes_LND[layer].to(out_ND.dtype).mul_(float(factor_L[layer]))
+                torch.addmm(moved_LD[layer], components_NC, basis_LCD[layer].to(out_ND.dtype), out=out_ND)
+            return
+        out_LND.copy_(codes_LND)
         torch.addcmul(
             self._moved(offset_LD)[:, None],
             out_LND,
             self._moved(factor_L)[:, None, None].expand_as(out_LND),
             out=out_LND,
         )
+
+    def _basis(self, basis_LCD: NDArray[np.float16]) -> Tensor:
+        for there, moved in self._bases:
+            # Views of one array are many objects; what is held here keeps its address.
+            if there.ctypes.data == basis_LCD.ctypes.data and there.shape == basis_LCD.shape:
+                return moved
+        # Read-only there, which torch does not know of.
+        moved = torch.from_numpy(basis_LCD.copy()).to(self._device)
+        self._bases.append((basis_LCD, moved))
+        return moved
 
     def _moved(self, array: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(array.astype(np.float32)).to(self._device)

@@ -37,11 +37,12 @@ class DecoderGradient:
         self.squares = 0.0
         """Sum of squares of this rank's part."""
 
-    def back_to_values(self, grad_slots: Tensor, grad_b_dec_LC: Tensor) -> None:
-        """Write the gradients of the entries' values and of the decoder's bias."""
+    def back_to_values(self, grad_slots: Tensor, grad_b_dec_LC: Tensor, near_LF: Tensor | None) -> None:
+        """Write the gradients of the entries' values and of the decoder's bias; see `Kernels.value_grad_pass`."""
         self.squares = self._kernels.value_grad_pass(
-            self._lists, self._pairs, self._params.w_dec_PFC, self._grad_out_LTC, grad_slots, grad_b_dec_LC
-        )
+            self._lists, self._pairs, self._params.w_dec_PFC, self._grad_out_LTC, grad_slots, grad_b_dec_LC,
+            near_LF,
+        )  # fmt: skip
         self._grad_slots = grad_slots
 
     def add_norms(self, norms_LF: Tensor, grad_norms_LF: Tensor, num_ranks: int) -> None:
@@ -56,15 +57,15 @@ class DecoderGradient:
         self._coeff_LF = coeff_LF.contiguous()
         # |G + c W|^2 = |G|^2 + 2 c <G, W> + c^2 |W|^2 for each row, and <G, W> is the sum of value * its gradient.
         # The host learns of the sum at the end: it does not wait for the device layer by layer.
-        lists, last = self._lists, 0
+        lists = self._lists
         total = norms_LF.new_zeros((), dtype=torch.float64)
         for layer in range(coeff_LF.shape[0]):
-            first, last = last, last + lists.layers[layer].value_N.shape[0]
-            coeff_N = torch.repeat_interleave(
-                coeff_LF[layer], lists.start_LF1[layer].diff().long(), output_size=last - first
-            )
-            inner_N = self._grad_slots.index_select(0, lists.slot_N[first:last])
-            inner_N *= lists.value_N[first:last]
+            # What lies at 0 adds nothing, but how many there are of the others only the device knows.
+            part = lists.part(layer)
+            counts = torch.cat([lists.start_LF1[layer].diff(), lists.near_LF1[layer].diff()]).long()
+            coeff_N = torch.repeat_interleave(coeff_LF[layer].repeat(2), counts, output_size=part.stop - part.start)
+            inner_N = self._grad_slots.index_select(0, lists.slot_N[part])
+            inner_N *= lists.value_N[part]
             total += 2 * (coeff_N * inner_N).sum(dtype=torch.float64)
         self.squares += float(total + (coeff_LF.double() * norms_LF.double()).square().sum() / num_ranks)
 

@@ -74,12 +74,11 @@ def jump_relu_backward(
 
 @dataclass(frozen=True)
 class PreactLoss:
-    """The pre-activation loss of one layer."""
+    """The pre-activation loss of one layer. Every pre-activation below its threshold has its feature's gradient."""
 
     value: Tensor
     """Scalar."""
-    grad_preact_TS: Tensor
-    grad_threshold_S: Tensor
+    grad_preact_S: Tensor
     grad_norms_S: Tensor
 
 
@@ -87,16 +86,11 @@ def preact_loss(preact_TS: Tensor, threshold_S: Tensor, norms_S: Tensor, *, coef
     """
     Lambda_P times the sum of ReLU(threshold - preact) * norm, with its gradients; it revives silent features.
 
+    A threshold's gradient is the sum of those of its feature's pre-activations, with the other sign.
+
     Args:
         coeff: Lambda_P over the number of tokens of the step.
     Collectives: none; the caller sums over ranks.
     """
-    gap_TS = torch.relu(threshold_S - preact_TS)
-    below_TS = (gap_TS > 0).to(preact_TS.dtype)
-    gap_S = gap_TS.sum(0)
-    return PreactLoss(
-        value=coeff * (gap_S * norms_S).sum(),
-        grad_preact_TS=below_TS * (-coeff * norms_S),
-        grad_threshold_S=coeff * norms_S * below_TS.sum(0),
-        grad_norms_S=coeff * gap_S,
-    )
+    gap_S = torch.relu(threshold_S - preact_TS).sum(0)
+    return PreactLoss(value=coeff * (gap_S * norms_S).sum(), grad_preact_S=-coeff * norms_S, grad_norms_S=coeff * gap_S)

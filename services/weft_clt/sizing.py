@@ -48,6 +48,8 @@ class Workload:
         float_bytes: b; what weft trains in is 4.
         first_moment: Whether Adam's beta1 is above 0.
         preact_loss: Whether the pre-activation loss is on.
+        through_threshold: For JumpReLU: whether gradients pass the threshold; otherwise those of entries near it are
+            summed by feature.
         linear_skip: Whether there is a linear map beside the features.
         aux_top_k: Dead features that AuxK may list of a token and layer; memory is for as many.
         mixed_row_groups: Row groups that a step's tokens come from, over all ranks.
@@ -74,6 +76,7 @@ class Workload:
     float_bytes: int = 4
     first_moment: bool = True
     preact_loss: bool = False
+    through_threshold: bool = True
     linear_skip: bool = False
     aux_top_k: int = 0
     mixed_row_groups: int = 16
@@ -303,7 +306,7 @@ class Memory:
         # Beside the norms, a layer's entries: coefficient, gradient, their product, and that in float64.
         norms = 4 * layers * work.num_features * size if work.weighs else 0
         norms += round(work.group_tokens * work.listed) * (3 * size + _WIDE_BYTES) if work.weighs else 0
-        losses = 4 * preacts if work.preact_loss else 0
+        losses = (2 if work.jumps else 4) * preacts if work.preact_loss else 0
         metrics = work.group_tokens * work.rank_columns * size
         metrics += layers * work.num_features * (_WIDE_BYTES + _INDEX_BYTES + 1)
         # An evaluation ends with every feature's count, its share of tokens and two comparisons, in 64 bits.
@@ -333,7 +336,7 @@ class Network:
     entries: int
     """Lists of active features, and the gradients of their values."""
     norms: int
-    """Norms of decoder rows and their gradients, for JumpReLU."""
+    """Norms of decoder rows and their gradients, and for JumpReLU the sums of gradients of entries near a threshold."""
     selection: int
     """Counts by which ranks agree on a bound, for BatchTopK and joint TopK (`selection.kth_largest`)."""
     gradients: int
@@ -356,6 +359,8 @@ class Network:
         wire = 2 if work.num_features <= 1 << 16 else 4
         weights = layers * work.num_features
         counts = (2 if dead_by_rank else 1) * layers * work.group_tokens * _INDEX_BYTES * others
+        norms = _ring(weights * size, ranks) + weights // ranks * size * others if work.weighs else 0
+        near = _ring(weights * size, ranks) if work.jumps and not work.through_threshold else 0
         selection = 0
         if work.activation is Activation.JOINT_TOP_K:
             selection = size * _ring(work.group_tokens * _COUNTED_BYTES, ranks)
@@ -364,7 +369,7 @@ class Network:
         return cls(
             inputs=work.passes * layers * work.rank_tokens * others * (work.d_model + work.rank_columns) * size,
             entries=work.passes * (listed_by_rank * others * (wire + 2 * size) + counts),
-            norms=work.passes * (_ring(weights * size, ranks) + weights // ranks * size * others) if work.weighs else 0,
+            norms=work.passes * (norms + near),
             selection=work.passes * selection,
             gradients=_ring(work.rank_parameters * size, work.data_ranks),
             metrics=_ring((weights + layers * (work.rank_columns + 3) + 4) * _WIDE_BYTES, work.data_ranks)
@@ -391,7 +396,7 @@ class Flops:
     decode: float
     """Rows of active features, the gradients of their values, and twice the rows' own: 8 P K D; the linear skip."""
     encode_backward: float
-    """Outer products of listed entries, 2 L K D; dense where the pre-activation loss is on."""
+    """Outer products of listed entries, 2 L K D; dense where the pre-activation loss is on, but for JumpReLU."""
     norms: float
     """Norms of decoder rows and their gradients, once a pass."""
     update: float
@@ -411,7 +416,8 @@ class Flops:
             encode=dense,
             decode=rows * (2 * work.active + 2 * work.kept + 4 * work.aux_top_k)
             + (4.0 * work.num_layers * work.d_model**2 if work.linear_skip else 0.0),
-            encode_backward=2.0 * work.num_layers * work.kept * work.d_model + (dense if work.preact_loss else 0.0),
+            encode_backward=2.0 * work.num_layers * work.kept * work.d_model
+            + (dense if work.preact_loss and not work.jumps else 0.0),
             norms=2 * rows * work.num_features * work.passes / work.step_tokens if work.weighs else 0.0,
             update=14.0 * work.num_parameters * work.data_ranks / work.step_tokens,
         )

@@ -146,6 +146,11 @@ class StepEngine:
         return self.params.zeros_like(decoder=self._sums_decoder_grads)
 
     @property
+    def _sums_near(self) -> bool:
+        """Whether only sums of the gradients of entries at 0 are asked for."""
+        return self.features.activation is Activation.JUMP_RELU and not self.features.gradient_through_threshold
+
+    @property
     def _has_norms(self) -> bool:
         return self.loss.sparsity_coeff > 0 or self.loss.preact_coeff > 0
 
@@ -238,7 +243,7 @@ class StepEngine:
             check_places(num_slots + sum(dead.sizes_R))
             shifted = [replace(layer, slot_N=layer.slot_N + num_slots) for layer in dead.layers]
             layers = [stack_tokens(*both) for both in zip(exchanged.layers, shifted, strict=True)]
-        lists = FeatureLists.of(layers)
+        lists = FeatureLists.of(layers, near_slots=not self._sums_near)
         error_LBC = _shaped(self._error, shape.num_layers, layers[0].num_tokens, share.num_columns)
         self._decode(inputs_LTD, targets_LTC, lists, error_LBC)
         if norms is not None and norms_LF is None:
@@ -385,7 +390,12 @@ class StepEngine:
         grad_slots = error_LTC.new_zeros(num_slots + num_dead_slots)
         decoder = DecoderGradient(self.kernels, params, self._pairs, forward.lists, forward.error_LBC)
         grad_b_dec_LC = grads.b_dec_LC if first else torch.empty_like(grads.b_dec_LC)
-        decoder.back_to_values(grad_slots, grad_b_dec_LC)
+        near_LF, summing_near = None, None
+        if self._sums_near:
+            near_LF = error_LTC.new_empty(shape.num_layers, shape.num_features)
+        decoder.back_to_values(grad_slots, grad_b_dec_LC, near_LF)
+        if near_LF is not None:
+            summing_near = self.mesh.feature.start_sum_(near_LF)
         returning = self._return(forward.exchanged, grad_slots[:num_slots])
         returning_dead = self._return(forward.dead, grad_slots[num_slots:]) if forward.dead is not None else None
         if left_LTC.shape[1]:
@@ -399,6 +409,9 @@ class StepEngine:
         summing = self._start_decoder_sums(decoder, first=first, last=last) if norms_LF is None else []
         grad_norms_LS = torch.zeros_like(params.b_enc_LS)
         grad_own_L = returning.wait()
+        if near_LF is not None and summing_near is not None:
+            summing_near.wait()
+            self._near_backward(near_LF[:, params.share.features])
         for layer in range(shape.num_layers):
             norms_S = norms_LF[layer, params.share.features] if norms_LF is not None else None
             self._encode_backward(
@@ -416,6 +429,18 @@ class StepEngine:
             pending.wait()
         self.decoder_grads = None if self._sums_decoder_grads else decoder
         return Losses(*self.mesh.read(losses_3).tolist())
+
+    def _near_backward(self, near_LS: Tensor) -> None:
+        """
+        Take the gradients of entries at 0 to the thresholds, summed over each feature's entries.
+
+        Such an entry moves nothing else where JumpReLU's gradient does not pass its threshold, and its threshold by
+        -threshold / bandwidth times its gradient: a factor of the feature alone.
+        """
+        threshold_LS, grad_LS = self.params.threshold_LS, self.grads.threshold_LS
+        assert threshold_LS is not None
+        assert grad_LS is not None
+        grad_LS.addcmul_(threshold_LS, near_LS, value=-1 / self.features.bandwidth)
 
     def _start_decoder_sums(self, decoder: DecoderGradient, *, first: bool, last: bool) -> list[Pending]:
         """Write or add the decoder's gradient where it is summed; after the last pass start the data axis's sums."""
@@ -466,22 +491,48 @@ class StepEngine:
                 through_threshold=self.features.gradient_through_threshold,
             )
             add_entries(grads.threshold_LS[layer], feature_M, grad_threshold_M)
-        self._add_encoder_grads(layer, own, grad_preact_M, inputs_TD)
         if self._keeps_preacts:
             assert norms_S is not None
-            threshold_S = params.threshold_LS[layer] if params.threshold_LS is not None else torch.zeros_like(norms_S)
-            part = preact_loss(
-                self._preact_LTS[layer, : inputs_TD.shape[0]],
-                threshold_S,
-                norms_S,
-                coeff=self.loss.preact_coeff / step_tokens,
+            grad_preact_M = grad_preact_M + self._preact_backward(
+                layer, own, inputs_TD, norms_S, grad_norms_S, losses_3, step_tokens
             )
-            losses_3[1] += part.value
+        self._add_encoder_grads(layer, own, grad_preact_M, inputs_TD)
+
+    def _preact_backward(
+        self,
+        layer: int,
+        own: OwnEntries,
+        inputs_TD: Tensor,
+        norms_S: Tensor,
+        grad_norms_S: Tensor,
+        losses_3: Tensor,
+        step_tokens: int,
+    ) -> Tensor | float:
+        """
+        Add the pre-activation loss and its gradients; return what listed entries have of it still to be added.
+
+        JumpReLU lists all entries that are not below their threshold, so that the others' gradients are those of all
+        tokens, which are one outer product, less what is listed.
+        """
+        params, grads, preact_TS = self.params, self.grads, self._preact_LTS[layer, : inputs_TD.shape[0]]
+        threshold_S = torch.zeros_like(norms_S) if params.threshold_LS is None else params.threshold_LS[layer]
+        part = preact_loss(preact_TS, threshold_S, norms_S, coeff=self.loss.preact_coeff / step_tokens)
+        losses_3[1] += part.value
+        grad_norms_S += part.grad_norms_S
+        if own.preact_M is None or grads.threshold_LS is None:
+            below_TS = (preact_TS < threshold_S).to(preact_TS.dtype)
+            grads.b_enc_LS[layer] += part.grad_preact_S * below_TS.sum(0)
+            grads.w_enc_LSD[layer].addmm_((below_TS * part.grad_preact_S).T, inputs_TD)
             if grads.threshold_LS is not None:
-                grads.threshold_LS[layer] += part.grad_threshold_S
-            grads.b_enc_LS[layer] += part.grad_preact_TS.sum(0)
-            grads.w_enc_LSD[layer].addmm_(part.grad_preact_TS.T, inputs_TD)
-            grad_norms_S += part.grad_norms_S
+                grads.threshold_LS[layer] -= part.grad_preact_S * below_TS.sum(0)
+            return 0.0
+        all_S = inputs_TD.shape[0] * part.grad_preact_S
+        grads.b_enc_LS[layer] += all_S
+        grads.threshold_LS[layer] -= all_S
+        grads.w_enc_LSD[layer].addr_(part.grad_preact_S, inputs_TD.sum(0))
+        grad_M = -(own.preact_M >= threshold_S[own.feature_M]).to(preact_TS.dtype) * part.grad_preact_S[own.feature_M]
+        add_entries(grads.threshold_LS[layer], own.feature_M, -grad_M)
+        return grad_M
 
     def _add_encoder_grads(self, layer: int, own: OwnEntries, grad_preact_M: Tensor, inputs_TD: Tensor) -> None:
         add_entries(self.grads.b_enc_LS[layer], own.feature_M, grad_preact_M)

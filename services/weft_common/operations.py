@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -88,6 +89,7 @@ class OperationManager:
         self._owner = uuid.uuid4().hex
         self._runs: dict[str, Run] = {}
         self._ended: set[str] = set()
+        self._unfinished: Counter[str] = Counter()
         # Owner, beat and the monotonic time at which they were first seen, of work that others do.
         self._seen: dict[str, tuple[str, int, float]] = {}
         self._wake = asyncio.Event()
@@ -133,6 +135,8 @@ class OperationManager:
                     f"{name} is another request's work ({there.kind}); give this one an id of its own"
                 ) from None
             record = there
+        else:
+            self._unfinished[kind] += 1
         self._ended.discard(name)
         self._wake.set()
         return record.to_operation(name)
@@ -145,6 +149,10 @@ class OperationManager:
         if run is not None and run.unwritten is not None and not record.done:
             record = replace(record, metadata=run.unwritten)
         return record.to_operation(name)
+
+    def unfinished(self, kind: str) -> int:
+        """How much work of a kind is not done, here or elsewhere, as of the last look."""
+        return self._unfinished[kind]
 
     async def list(self, page_size: int, page_token: str) -> tuple[list[operations_pb2.Operation], str]:
         """Return one page of operations, by name, and the next page's token."""
@@ -226,8 +234,10 @@ class OperationManager:
         for name in list(self._runs):
             await self._write_report(name)
         records = await asyncio.to_thread(self._read_unfinished)
-        for name, record in records.items():
+        # First come, first served; a name's place in the alphabet is nobody's merit.
+        for name, record in sorted(records.items(), key=lambda item: (item[1].create_s, item[0])):
             await self._consider(name, record)
+        self._unfinished = Counter(record.kind for record in records.values() if not record.done)
         self._seen = {name: seen for name, seen in self._seen.items() if name in records}
         self._census.count(records, self._runs)
 

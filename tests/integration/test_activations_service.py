@@ -485,7 +485,7 @@ async def test_harvest_is_paused_resumed_and_cancelled(world: World) -> None:
             Code.INVALID_ARGUMENT,
             "mlp_in or resid_mid",
         ),
-        ({"codec": messages_pb2.Codec(kind="zip")}, Code.INVALID_ARGUMENT, "'bf16' or 'uniform'"),
+        ({"codec": messages_pb2.Codec(kind="zip")}, Code.INVALID_ARGUMENT, "'uniform' or 'klt'"),
         ({"codec": messages_pb2.Codec(kind="uniform", target_fvu=2)}, Code.INVALID_ARGUMENT, "target_fvu"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,20 @@ async def test_two_graphs_stand_side_by_side(house: AttributionHouse) -> None:
         for link in content["links"]:
             assert told[link["source"], link["target"]] == pytest.approx(link["weight"], rel=1e-5)
     assert "influence in common" in await house.text("graphs", "compare", "g1", "g2")
+
+
+async def test_graph_of_a_model_that_has_changed_is_not_frozen_again(house: AttributionHouse) -> None:
+    """What a graph was computed from is captured from the very model that it was made with, or not at all."""
+    make_transcoder(house.store, "any", house.runner.reference, revision="")
+    await house.make("g1", transcoder="transcoders/any")
+    content = await house.content()
+    ends = {"source": content["links"][0]["source"], "target": content["links"][0]["target"]}
+    assert (await house.client.graphs.split_edge("g1", **ends)).total
+    await house.client.graphs.delete("g1")
+    await house.make("g1", transcoder="transcoders/any")
+    house.runner.info = replace(house.runner.info, revision="r9")
+    with pytest.raises(FailedPreconditionError, match=r"revision r1.*r9"):
+        await house.client.graphs.split_edge("g1", **ends)
 
 
 async def test_graphs_of_two_transcoders_are_not_compared(house: AttributionHouse) -> None:

@@ -40,18 +40,24 @@ def test_passes_over_the_decoder_agree(dtype: torch.dtype, case: Case, num_layer
         grad_slots, grad_bias = torch.zeros(slots, dtype=to), torch.full((num_layers, num_columns), 7.0, dtype=to)
         kernels.decode_pass(lists, pairs, w, bias.to(to), targets.to(to), error)
         squares = kernels.value_grad_pass(lists, pairs, w, grad_out.to(to), grad_slots, grad_bias)
+        above_slots, near = torch.zeros_like(grad_slots), torch.full((num_layers, num_features), 7.0, dtype=to)
+        kernels.value_grad_pass(lists, pairs, w, grad_out.to(to), above_slots, grad_bias.clone(), near)
         kernels.decoder_gradient(lists, pairs, w, grad_out.to(to), coeff.to(to), grad)
         kernels.decoder_gradient(lists, pairs, w, grad_out.to(to), coeff.to(to), fresh, fresh=True)
-        return [error, grad, fresh, grad_bias, grad_slots, torch.tensor(squares, dtype=torch.float64)]
+        squares_ = torch.tensor(squares, dtype=torch.float64)
+        return [error, grad, fresh, grad_bias, grad_slots, above_slots, near, squares_]
 
     ours, wanted = passes(OURS, lists, dtype), passes(REFERENCE, exact_lists, torch.float64)
     for mine, exact in zip(ours[:4], wanted[:4], strict=True):
         assert_close(mine, exact)
     # A value's gradient is a sum over up to 3 x 1,030 products.
+    for mine, exact in zip(ours[4:6], wanted[4:6], strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=2.0**-8 if dtype is torch.bfloat16 else 2e-6, atol=5e-4)
+    # A feature's sum has up to as many of these as there are tokens.
     torch.testing.assert_close(
-        ours[4].double(), wanted[4], rtol=2.0**-8 if dtype is torch.bfloat16 else 2e-6, atol=5e-4
+        ours[6].double(), wanted[6], rtol=2.0**-8 if dtype is torch.bfloat16 else 2e-6, atol=2e-2
     )
-    torch.testing.assert_close(ours[5], wanted[5], rtol=2e-6, atol=1e-9)
+    torch.testing.assert_close(ours[7], wanted[7], rtol=2e-6, atol=1e-9)
 
 
 def test_decode_of_bfloat16_rows_into_float32_loses_nothing() -> None:
@@ -100,7 +106,7 @@ def test_entries_by_feature_are_the_compiled_loops(case: Case) -> None:
     """Torch's sorts, which a device uses, give the lists that the CPU's loops give."""
     active = active_of(torch.float32, case[0], case[1], case[3], case[4])
     lists = FeatureLists.of([active])
-    wanted = lists.start_LF1[0], lists.active_LF[0], lists.token_N, lists.value_N, lists.slot_N
+    wanted = lists.start_LF1[0], lists.near_LF1[0], lists.token_N, lists.value_N, lists.slot_N
     for mine, theirs in zip(by_feature(active), wanted, strict=True):
         assert torch.equal(mine, theirs)
 

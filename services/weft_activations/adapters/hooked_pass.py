@@ -70,14 +70,11 @@ def run_pass(
             if taps.touches(name):
                 for handle in _stand(name, place, taps):
                     standing.callback(handle.remove)
-        logits_BPV = located.model(
-            tokens_BP,
-            use_cache=cache is not None,
-            past_key_values=cache,
-            logits_to_keep=0 if "logits_all" in wanted or taps.touches("logits_uncapped") else 1,
-        ).logits
-    taps.visit("logits", logits_BPV[:, -1])
-    taps.visit("logits_all", logits_BPV)
+        all_logits = "logits_all" in wanted or taps.touches("logits_uncapped")
+        logits_BPV = located.call(located.model, tokens_BP, all_logits, cache)
+    if logits_BPV is not None:
+        taps.visit("logits", logits_BPV[:, -1])
+        taps.visit("logits_all", logits_BPV)
     return taps.kept
 
 

@@ -4,7 +4,7 @@ Where a component lies among transformers' modules: in what a module is given, o
 Legend: B sequences, P positions, H heads, E head width, D d_model, W width of a module's output.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -170,20 +170,31 @@ class Result:
 Place = Site | Norm | OpenAttention | Result
 
 
+def call_decoder(model: Any, tokens_BP: Tensor, all_logits: bool, cache: Any) -> Tensor | None:
+    """Read tokens after those of the cache; logits of all positions, or of the last alone."""
+    logits_BPV: Tensor = model(
+        tokens_BP, use_cache=cache is not None, past_key_values=cache, logits_to_keep=0 if all_logits else 1
+    ).logits
+    return logits_BPV
+
+
 @dataclass(frozen=True)
 class Located:
     """
     A model whose components are found.
 
     Attributes:
-        model: Called with token ids.
+        model: transformers' own.
         places: By component, with the layer, in the order in which a pass reaches them.
         always_open: The fused kernels leave out a part of this model's attention (a soft cap).
+        call: Takes the model, token ids [B, P], whether all logits are wanted, and a cache; returns logits, None where
+            the model has no head.
     """
 
     model: Any
     places: Mapping[str, Place]
     always_open: bool = False
+    call: Callable[[Any, Tensor, bool, Any], Tensor | None] = call_decoder
     open_modules: Mapping[nn.Module, Mapping[str, str]] = field(init=False)
     """Of each attention module, the components inside it by `OpenAttention.inner`."""
 

@@ -4,7 +4,6 @@ Base models by Hugging Face transformers: folders on disk, nothing ever fetched,
 Attention is open where something inside it is read, changed or held; the fused kernel runs everywhere else.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from weft_activations.adapters.model_folder import has_weight, model_revision, most_positions
 from weft_activations.core.components import ARCHITECTURES, component_patterns
 from weft_activations.core.ports import Freeze, Intervention, ModelInfo
 from weft_common.errors import FailedPreconditionError, NotFoundError
@@ -27,42 +27,16 @@ if TYPE_CHECKING:
     from weft_activations.adapters.replaced_pass import ReplacedPasses
     from weft_activations.adapters.torch_blocks import Parts
 
-__all__ = ["TransformersBackend", "equal_lengths", "model_revision"]
+__all__ = ["TransformersBackend", "equal_lengths"]
 
 _LOG = get_logger(__name__)
-_ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, GPT-2 and GPT-NeoX"
-_TOKENIZER_FILES = (
-    "added_tokens.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
+_ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, GPT-2, GPT-NeoX, BERT and RoBERTa"
 
 # Tokens of one pass of a harvest: enough that products dominate, few enough that threads end about together.
 _CPU_TOKENS = 512
 _GPU_TOKENS = 16384
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-
-def model_revision(folder: Path) -> str:
-    """
-    Identify a model: SHA-256 over the names, sizes and bytes of its configuration, weights and tokenizer files.
-
-    Files are taken in order of name; other files (a README, a chat template) do not count.
-    """
-    digest = hashlib.sha256()
-    files = [folder / "config.json", *folder.glob("*.safetensors"), *(folder / name for name in _TOKENIZER_FILES)]
-    for path in sorted(path for path in files if path.is_file()):
-        digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
-        with path.open("rb") as handle:
-            while piece := handle.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def equal_lengths(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
@@ -341,16 +315,19 @@ class TransformersBackend:
             num_heads=num_heads,
             num_kv_heads=int(getattr(full, "num_key_value_heads", None) or num_heads),
             vocab_size=int(full.vocab_size),
-            max_tokens=min(int(full.max_position_embeddings), self._max_prompt_tokens),
+            max_tokens=min(most_positions(full), self._max_prompt_tokens),
             revision=model_revision(folder),
             data_type=self._data_type(),
-            bos_token_id=int(added[0]) if added and added[0] == tokenizer.bos_token_id else None,
+            bos_token_id=int(added[0])
+            if added and added[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
+            else None,
             d_head=int(getattr(full, "head_dim", None) or d_model // num_heads),
             d_mlp=int(getattr(full, "intermediate_size", None) or getattr(full, "n_inner", None) or 4 * d_model),
             components=component_patterns(
                 architecture,
                 parallel=getattr(full, "use_parallel_residual", False),
                 capped=getattr(full, "final_logit_softcapping", None) is not None,
+                pooled=has_weight(folder, "pooler.dense.weight"),
             ),
         )
 
@@ -372,8 +349,8 @@ class TransformersBackend:
         if model_id not in self._models:
             info = self.describe(model_id)
             import torch
+            import transformers
             from safetensors import SafetensorError
-            from transformers import AutoModelForCausalLM
             from transformers.utils import logging as transformers_logging
 
             from weft_activations.adapters.architectures import locate
@@ -383,7 +360,7 @@ class TransformersBackend:
             if self._threads:
                 torch.set_num_threads(self._threads)
             try:
-                model: Any = AutoModelForCausalLM.from_pretrained(
+                model: Any = getattr(transformers, info.architecture).from_pretrained(
                     self._models_dir / model_id,
                     local_files_only=True,
                     use_safetensors=True,

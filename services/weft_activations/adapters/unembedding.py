@@ -15,11 +15,17 @@ from weft_activations.adapters.places import Place, Site
 __all__ = ["logit_directions", "neuron_directions", "unembed"]
 
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
+# An encoder's head has a layer of its own before the norm.
+_WHOLE_HEADS = {"BertForMaskedLM": "cls", "RobertaForMaskedLM": "lm_head"}
 
 
 def unembed(model: Any, resid_ND: Tensor) -> Tensor:
     """Return the logits [N, V] of residual streams as the model itself would, with its soft cap if it has one."""
     weight = model.get_output_embeddings().weight
+    whole_head = _WHOLE_HEADS.get(type(model).__name__)
+    if whole_head is not None:
+        head_logits_NV: Tensor = getattr(model, whole_head)(resid_ND.to(weight.dtype).to(weight.device))
+        return head_logits_NV
     logits_NV: Tensor = model.get_output_embeddings()(_final_norm(model)(resid_ND.to(weight.dtype).to(weight.device)))
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap

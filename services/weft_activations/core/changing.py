@@ -154,10 +154,10 @@ class _Checked:
 
 def _check(change: Change, field: str, info: ModelInfo, num_positions: int) -> _Checked:
     names = list(expand_hooks([change.hook], info, field=f"{field}.hook").values())
-    if "*" in change.hook or names[0] in ("logits", "logits_all"):
+    if "*" in change.hook or names[0] in ("logits", "logits_all", "pooled"):
         raise InvalidArgumentError(
             f"{change.hook[:80]!r} is not a hook that can stand here; name one component of one layer, "
-            "before the logits",
+            "before the logits and what is pooled",
             field=f"{field}.hook",
         )
     hook, component = names[0], component_at(names[0])

@@ -2,7 +2,8 @@
 The table of components: every place in a forward pass that has a name, what lies there, and which models have it.
 
 A component of the whole model goes by its name; one of a layer by `layers.{l}.` and its name. Each also answers to its
-name in TransformerLens, `blocks.{l}.` and the name in the column of that title.
+name in TransformerLens, `blocks.{l}.` and the name in the column of that title. In an encoder of BERT's kind a norm
+stands behind each sum: `resid_mid` and `resid_post` are the sums, `ln1.normed` and `ln2.normed` what goes on.
 
 Dims: P positions, D d_model, H query heads, K key and value heads, E head width, M MLP width, V vocabulary.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ARCHITECTURES",
+    "ENCODERS",
     "LAYER_COMPONENTS",
     "MODEL_COMPONENTS",
     "Component",
@@ -41,12 +43,17 @@ def _by_name(*components: Component) -> dict[str, Component]:
     return {component.name: component for component in components}
 
 
-# In the order in which a pass reaches them.
+# In the order in which a pass of a decoder reaches them.
 MODEL_COMPONENTS = _by_name(
     Component("tok_embed", "PD", "hook_embed"),
     Component("pos_embed", "PD", "hook_pos_embed"),
+    Component("type_embed", "PD", "token_type_embed.hook_out"),
+    Component("ln_embed.scale", "P", "embed_ln.hook_scale"),
     Component("embed", "PD", "hook_embed"),
     Component("resid_final", "PD", "ln_final.hook_in"),
+    Component("pooled", "D"),
+    Component("mlm.pre", "PD", "mlm_head.hook_out"),
+    Component("mlm.post", "PD", "ln_final.hook_in"),
     Component("ln_final.scale", "P", "ln_final.hook_scale"),
     Component("ln_final.normed", "PD", "ln_final.hook_out"),
     Component("logits_uncapped", "PV", "unembed.hook_out"),
@@ -86,25 +93,50 @@ _GATED = frozenset({"mlp.pre_linear"})
 _POST_NORMS = frozenset({"ln1_post.scale", "ln2_post.scale"})
 _BETWEEN = frozenset({"resid_mid"})
 _CAPPED = frozenset({"logits_uncapped"})
-_SOME_HAVE = _EMBEDDED_POSITIONS | _ROTATED | _GATED | _POST_NORMS | _BETWEEN | _CAPPED
-
-_EARLIER = (("tok_embed", "embed"), ("logits_uncapped", "logits_all"))
-"""Two components of one name in TransformerLens, which is the first one's where a model has both."""
+_POST_NORMED = frozenset({"tok_embed", "pos_embed", "type_embed", "ln_embed.scale", "resid_mid"})
+_POOLED = frozenset({"pooled"})
+_LOGITS = frozenset({"logits", "logits_all", "ln_final.scale", "ln_final.normed"})
+_MASKED = _LOGITS | {"mlm.pre", "mlm.post"}
+_SOME_HAVE = (
+    _EMBEDDED_POSITIONS | _ROTATED | _GATED | _POST_NORMS | _BETWEEN | _CAPPED | _POST_NORMED | _POOLED | _MASKED
+)
+_DECODER = _BETWEEN | _LOGITS
 
 ARCHITECTURES = {
-    "GPT2LMHeadModel": _EMBEDDED_POSITIONS | _BETWEEN,
-    "LlamaForCausalLM": _ROTATED | _GATED | _BETWEEN,
-    "MistralForCausalLM": _ROTATED | _GATED | _BETWEEN,
-    "Qwen2ForCausalLM": _ROTATED | _GATED | _BETWEEN,
-    "Qwen3ForCausalLM": _ROTATED | _GATED | _BETWEEN,
-    "Gemma2ForCausalLM": _ROTATED | _GATED | _POST_NORMS | _BETWEEN | _CAPPED,
-    "Gemma3ForCausalLM": _ROTATED | _GATED | _POST_NORMS | _BETWEEN | _CAPPED,
-    "GPTNeoXForCausalLM": _ROTATED | _BETWEEN,
+    "GPT2LMHeadModel": _DECODER | _EMBEDDED_POSITIONS,
+    "LlamaForCausalLM": _DECODER | _ROTATED | _GATED,
+    "MistralForCausalLM": _DECODER | _ROTATED | _GATED,
+    "Qwen2ForCausalLM": _DECODER | _ROTATED | _GATED,
+    "Qwen3ForCausalLM": _DECODER | _ROTATED | _GATED,
+    "Gemma2ForCausalLM": _DECODER | _ROTATED | _GATED | _POST_NORMS | _CAPPED,
+    "Gemma3ForCausalLM": _DECODER | _ROTATED | _GATED | _POST_NORMS | _CAPPED,
+    "GPTNeoXForCausalLM": _DECODER | _ROTATED,
+    "BertModel": _POST_NORMED | _POOLED,
+    "BertForMaskedLM": _POST_NORMED | _MASKED,
+    "RobertaModel": _POST_NORMED | _POOLED,
+    "RobertaForMaskedLM": _POST_NORMED | _MASKED,
 }
 """What an architecture has besides the components that all have."""
 
+ENCODERS = frozenset({"BertModel", "BertForMaskedLM", "RobertaModel", "RobertaForMaskedLM"})
+"""Those that read a text in both directions, with a norm behind each sum."""
 
-def component_patterns(architecture: str, *, parallel: bool = False, capped: bool = False) -> tuple[str, ...]:
+_EARLIER = (("tok_embed", "embed"), ("logits_uncapped", "logits_all"))
+"""Two components of one name in TransformerLens, which is the first one's where a model has both."""
+_POST_NORMED_LENS = {
+    "tok_embed": "embed.hook_out",
+    "embed": "hook_embed",
+    "resid_mid": "ln1.hook_in",
+    "resid_post": "ln2.hook_in",
+    "attn_out": "attn.o.hook_out",
+    "resid_final": "",
+}
+"""Where TransformerLens's names are others, or mean other places, in an encoder with a norm behind each sum."""
+
+
+def component_patterns(
+    architecture: str, *, parallel: bool = False, capped: bool = False, pooled: bool = True
+) -> tuple[str, ...]:
     """
     List an architecture's components, with `*` for the layer.
 
@@ -112,6 +144,7 @@ def component_patterns(architecture: str, *, parallel: bool = False, capped: boo
         architecture: A key of ARCHITECTURES.
         parallel: Attention and MLP read the same stream, so that nothing lies between them.
         capped: Logits go through a soft cap.
+        pooled: The weights have a pooler.
 
     >>> "layers.*.resid_mid" in component_patterns("GPTNeoXForCausalLM", parallel=True)
     False
@@ -121,6 +154,8 @@ def component_patterns(architecture: str, *, parallel: bool = False, capped: boo
         left_out |= _BETWEEN
     if not capped:
         left_out |= _CAPPED
+    if not pooled:
+        left_out |= _POOLED
     return (
         *(name for name in MODEL_COMPONENTS if name not in left_out),
         *(f"layers.*.{name}" for name in LAYER_COMPONENTS if name not in left_out),
@@ -150,7 +185,11 @@ def lens_name(hook: str, components: Collection[str] = ()) -> str:
     >>> lens_name("layers.3.attn.pattern")
     'blocks.3.attn.hook_pattern'
     """
-    lens = component_at(hook).lens
-    if any(hook == later and earlier in components for earlier, later in _EARLIER):
+    component = component_at(hook)
+    if "ln_embed.scale" in components:
+        lens = _POST_NORMED_LENS.get(component.name, component.lens)
+    elif any(hook == later and earlier in components for earlier, later in _EARLIER):
         return ""
+    else:
+        lens = component.lens
     return lens if hook in MODEL_COMPONENTS or not lens else f"blocks.{hook.split('.')[1]}.{lens}"

@@ -19,6 +19,7 @@ import numpy as np
 from weft_activations.core.changing import Change, Prompt
 from weft_activations.core.components import component_at
 from weft_activations.core.inference import Inference, LikelyToken, TokenText
+from weft_activations.core.kinds import check_decoder
 from weft_activations.core.ports import Decoding, Floats, Intervention, ModelBackend, ModelInfo
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 
@@ -110,11 +111,12 @@ class Generation:
         Raises:
             InvalidArgumentError: Something asked for does not fit.
             ResourceExhaustedError: The generations of this moment keep too much.
-            FailedPreconditionError: A logit is no number.
+            FailedPreconditionError: The model is no decoder, or a logit is no number.
         """
         sampling.check()
         checked = await self._inference.check(model_id, prompt, changes)
         info, token_ids = checked.info, checked.token_ids
+        check_decoder(info, "generation")
         total = len(token_ids) + sampling.max_new_tokens
         if total > info.max_tokens:
             raise InvalidArgumentError(

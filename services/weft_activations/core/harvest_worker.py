@@ -41,12 +41,14 @@ from weft_activations.core.ports import CommittedShard, DatasetCatalog, ModelInf
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, WeftError
 from weft_common.logging import get_logger
 from weft_store.port import ObjectStore
-from weft_store.shard import CodecSpec, EncodedShard, encode_shard
+from weft_store.shard import Bases, Basis, CodecSpec, EncodedShard, basis_key, encode_shard, learn_basis
 
 __all__ = ["HarvestWorker", "Rows"]
 
 _LOG = get_logger(__name__)
 _ROW_GROUP_TOKENS = 256
+# One takes the memory of half as many tokens as d_model has channels.
+_KEPT_BASES = 2
 # Of one turn on the models' thread: what a capture may have to wait for.
 _TURN_TOKENS = 2048
 _NORM_SEQUENCES = 8
@@ -144,6 +146,7 @@ class HarvestWorker:
         self._poll_s = poll_s
         self._patience_s = patience_s
         self._clock = clock
+        self._bases: dict[str, Basis] = {}
 
     async def run(self, harvest_id: str, report: Callable[[HarvestProgress], Awaitable[None]]) -> HarvestProgress:
         """
@@ -304,7 +307,7 @@ class HarvestWorker:
         target = await self._patiently(lambda: self._catalog.begin_shard(pair.dataset, lease.index))
         if target.committed is not None:
             return target.committed, False
-        encoded = await asyncio.to_thread(self._encode, record, pair, lease, rows)
+        encoded = await self._threaded(lambda: self._encode(record, pair, lease, rows, target.key))
         await self._threaded(lambda: self._put(target.key, encoded))
         shard = CommittedShard(
             index=lease.index,
@@ -322,9 +325,10 @@ class HarvestWorker:
             EXTRACT_INCOMPLETE.labels(ANOTHER_WAS_FIRST).inc()
         return committed, is_new
 
-    def _encode(self, record: HarvestRecord, pair: StreamPair, lease: Lease, rows: Rows) -> EncodedShard:
+    def _encode(self, record: HarvestRecord, pair: StreamPair, lease: Lease, rows: Rows, key: str) -> EncodedShard:
+        streams = {"input": rows.kept(pair.input_hook), "output": rows.kept(pair.output_hook)}
         return encode_shard(
-            {"input": rows.kept(pair.input_hook), "output": rows.kept(pair.output_hook)},
+            streams,
             CodecSpec(record.spec.codec, record.spec.target_fvu),
             row_group_tokens=_ROW_GROUP_TOKENS,
             attributes={
@@ -336,7 +340,31 @@ class HarvestWorker:
                 "output_hook": pair.output_hook,
                 "split": lease.split.value,
             },
+            basis=self._basis(key, streams) if record.spec.codec == "klt" else None,
         )
+
+    def _basis(self, shard_key: str, streams: Mapping[str, Floats]) -> Basis:
+        """
+        Take the basis that the dataset has, or learn one from these rows and put it there.
+
+        Two replicas that begin at once may each put their own: shards say which one is theirs.
+        """
+        folder = basis_key(shard_key, "").removesuffix(".weft")
+        if folder in self._bases:
+            return self._bases[folder]
+        info = next(iter(self._store.list(folder)), None)
+        if info is not None:
+            bases, sha256 = Bases(self._store), info.key.removeprefix(folder).removesuffix(".weft")
+            num_layers, _, d_model = streams["input"].shape
+            basis = Basis(np.stack([bases.get(info.key, sha256, (num_layers, d_model), at) for at in range(2)]))
+        else:
+            basis = learn_basis(streams)
+            with suppress(AlreadyExistsError):
+                self._store.put(basis_key(shard_key, basis.sha256), basis.data(), if_absent=True)
+        self._bases[folder] = basis
+        if len(self._bases) > _KEPT_BASES:
+            del self._bases[next(iter(self._bases))]
+        return basis
 
     def _put(self, key: str, encoded: EncodedShard) -> None:
         with suppress(AlreadyExistsError):

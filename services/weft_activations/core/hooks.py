@@ -7,9 +7,15 @@ A hook is the name of a component: `embed`, `layers.3.mlp_out`; or its name in T
 import re
 from collections.abc import Iterable
 
-from weft_activations.core.components import LAYER_COMPONENTS, MODEL_COMPONENTS, component_at
+from weft_activations.core.components import (
+    ARCHITECTURES,
+    MODEL_COMPONENTS,
+    component_at,
+    component_patterns,
+    lens_name,
+)
 from weft_activations.core.ports import ModelInfo
-from weft_common.errors import InvalidArgumentError
+from weft_common.errors import InvalidArgumentError, UnimplementedError, WeftError
 
 __all__ = [
     "INPUT_HOOKS",
@@ -21,7 +27,6 @@ __all__ = [
 INPUT_HOOKS = ("mlp_in", "resid_mid")
 OUTPUT_HOOKS = ("mlp_out",)
 _LAYER = re.compile(r"(layers|blocks)\.(\*|0|[1-9][0-9]{0,5})\.(.+)")
-_LENS_LAYER = {component.lens: component.name for component in LAYER_COMPONENTS.values()}
 
 
 def expand_hooks(hooks: Iterable[str], info: ModelInfo, *, field: str = "") -> dict[str, str]:
@@ -38,6 +43,7 @@ def expand_hooks(hooks: Iterable[str], info: ModelInfo, *, field: str = "") -> d
 
     Raises:
         InvalidArgumentError: There is no such hook or no such layer.
+        UnimplementedError: This model has it, but what runs the model here does not show it.
     """
     expanded: dict[str, str] = {}
     for index, hook in enumerate(hooks):
@@ -46,12 +52,12 @@ def expand_hooks(hooks: Iterable[str], info: ModelInfo, *, field: str = "") -> d
         if match is None:
             name = _model_name(hook, info)
             if name not in info.components:
-                raise _unknown(hook, info, place)
+                raise _unknown(hook, name, info, place)
             expanded[hook] = name
             continue
-        name = _layer_name(match)
+        name = _layer_name(match, info)
         if f"layers.*.{name}" not in info.components:
-            raise _unknown(hook, info, place)
+            raise _unknown(hook, f"layers.*.{name}", info, place)
         if match[2] != "*":
             _check_layer(int(match[2]), info.num_layers, place)
         for layer in range(info.num_layers) if match[2] == "*" else (int(match[2]),):
@@ -77,20 +83,28 @@ def hook_shape(hook: str, info: ModelInfo, positions: int) -> tuple[int, ...]:
     return tuple(sizes[dim] for dim in component_at(hook).dims)
 
 
-def _layer_name(match: re.Match[str]) -> str:
-    return match[3] if match[1] == "layers" else _LENS_LAYER.get(match[3], "")
+def _layer_name(match: re.Match[str], info: ModelInfo) -> str:
+    if match[1] == "layers":
+        return match[3]
+    return _by_lens_name(f"blocks.*.{match[3]}", info).removeprefix("layers.*.")
 
 
 def _model_name(hook: str, info: ModelInfo) -> str:
-    if hook in MODEL_COMPONENTS:
-        return hook
-    for component in MODEL_COMPONENTS.values():
-        if component.lens == hook and component.name in info.components:
-            return component.name
-    return ""
+    return hook if hook in MODEL_COMPONENTS else _by_lens_name(hook, info)
 
 
-def _unknown(hook: str, info: ModelInfo, field: str) -> InvalidArgumentError:
+def _by_lens_name(lens: str, info: ModelInfo) -> str:
+    """Return the component of a model that TransformerLens calls so; empty where there is none."""
+    return next((name for name in info.components if lens and lens_name(name, info.components) == lens), "")
+
+
+def _unknown(hook: str, pattern: str, info: ModelInfo, field: str) -> WeftError:
+    if info.architecture in ARCHITECTURES and pattern in component_patterns(info.architecture) and info.shown_in_part:
+        return UnimplementedError(
+            f"what runs {info.model_id} here does not show {hook[:80]!r}; it shows {', '.join(info.components)}. Send "
+            "the call to a replica with WEFT_ACTIVATIONS_BACKEND=transformers, which does",
+            field=field,
+        )
     return InvalidArgumentError(
         f"there is no hook {hook[:80]!r} in {info.architecture}; this model has {', '.join(info.components)}",
         field=field,

@@ -1,5 +1,5 @@
 """
-The base models as RPCs use them: checks what is asked, and runs it on the one thread that the models live on.
+The base models as RPCs use them: checks what is asked, and runs it on the threads that the models take calls from.
 
 Legend: P positions, D d_model, V vocabulary.
 """
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from weft_activations.core.calls import ByteBudget, run_call
 from weft_activations.core.changing import Change, Prompt, work_out
 from weft_activations.core.hooks import expand_hooks, hook_shape
+from weft_activations.core.kinds import check_logits
 from weft_activations.core.metrics import CAPTURED_BYTES, QUEUE_DEPTH
 from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBackend, ModelInfo
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
@@ -70,7 +71,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The outcome of a forward pass at the last position; `logits` is [V]."""
+    """The outcome of a forward pass at one position; `logits` is [V]."""
 
     tokens: list[TokenText]
     top: list[LikelyToken]
@@ -97,6 +98,7 @@ class Inference:
         backend: The models.
         max_capture_bytes: Most that one capture may hold, what it freezes included.
         max_captured_bytes: Most that all captures hold together; one may always run.
+        calls_at_once: Calls that the backend takes at once; more wait in order.
     """
 
     def __init__(
@@ -105,21 +107,22 @@ class Inference:
         *,
         max_capture_bytes: int = 1 << 30,
         max_captured_bytes: int = 2 << 30,
+        calls_at_once: int = 1,
     ) -> None:
         self._backend = backend
         self._max_capture_bytes = max_capture_bytes
         self._captured = ByteBudget(max_captured_bytes)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(max_workers=calls_at_once, thread_name_prefix="model")
 
     def close(self) -> None:
         """Let the running pass end and drop what waits."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def on_model_thread(self, work: Callable[[ModelBackend], T]) -> T:
-        """Run blocking work on the models' thread, after what waits there already."""
+        """Run blocking work on a thread of the models', after what waits there already."""
         QUEUE_DEPTH.inc()
         try:
-            return await run_call(self._thread, lambda: work(self._backend))
+            return await run_call(self._threads, lambda: work(self._backend))
         finally:
             QUEUE_DEPTH.dec()
 
@@ -220,8 +223,9 @@ class Inference:
         *,
         num_top_tokens: int,
         asked_token_ids: Sequence[int],
+        position: int | None = None,
     ) -> Predicted:
-        """Run a prompt with changes and look at the last position's logits."""
+        """Run a prompt with changes and look at the logits of a position, the last one where it is None."""
         if not 0 <= num_top_tokens <= _MAX_TOP_TOKENS:
             raise InvalidArgumentError(
                 f"num_top_tokens is {num_top_tokens}; give 1 to {_MAX_TOP_TOKENS}, or 0 for {_DEFAULT_TOP_TOKENS}",
@@ -230,10 +234,19 @@ class Inference:
 
         def work(backend: ModelBackend) -> Predicted:
             info, token_ids = read_prompt(backend, model_id, prompt)
+            check_logits(info)
             check_ids(asked_token_ids, info, "logit_token_ids")
-            self.check_size(["logits"], info, len(token_ids), freeze if changes else Freeze())
+            if position is not None and not 0 <= position < len(token_ids):
+                raise InvalidArgumentError(
+                    f"there is no position {position}; the prompt has {len(token_ids)} tokens, 0 to "
+                    f"{len(token_ids) - 1}",
+                    field="position",
+                )
+            hook = "logits" if position is None else "logits_all"
+            self.check_size([hook], info, len(token_ids), freeze if changes else Freeze())
             interventions = self._work_out(backend, info, token_ids, changes)
-            logits_V = _forward(backend, info, token_ids, ["logits"], interventions, freeze)["logits"]
+            logits = _forward(backend, info, token_ids, [hook], interventions, freeze)[hook]
+            logits_V = logits if position is None else logits[position]
             count = min(num_top_tokens or _DEFAULT_TOP_TOKENS, info.vocab_size)
             best = np.argsort(-logits_V, kind="stable")[:count]
             return Predicted(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from weft_activations.core.corpus import read_corpus, read_documents
 from weft_activations.core.harvest_records import HarvestSpec
 from weft_activations.core.inference import Inference
+from weft_activations.core.kinds import check_decoder
 from weft_activations.core.plan import HarvestPlan, plan_harvest
 from weft_activations.core.ports import ModelBackend, ModelInfo
 from weft_store.port import ObjectStore
@@ -43,9 +44,10 @@ class HarvestPlanner:
 
         Raises:
             NotFoundError: No such model or corpus.
-            FailedPreconditionError: The corpus is too small.
+            FailedPreconditionError: The corpus is too small, or the model no decoder.
         """
         info = await self._inference.describe(spec.model)
+        check_decoder(info, "a harvest, which transcoders are trained on and measured with,", field="spec.model")
         corpus = await asyncio.to_thread(read_corpus, self._store, spec.corpus)
         if self._last is not None:
             last_spec, last = self._last

@@ -54,6 +54,7 @@ class ModelInfo:
         d_head: Width of a head.
         d_mlp: Width of an MLP's hidden layer.
         components: What can be captured, `*` for the layer; see `components.component_patterns`.
+        shown_in_part: The model has other components that another backend shows.
     """
 
     model_id: str
@@ -70,6 +71,7 @@ class ModelInfo:
     d_head: int
     d_mlp: int
     components: tuple[str, ...]
+    shown_in_part: bool = False
 
 
 class InterventionKind(Enum):

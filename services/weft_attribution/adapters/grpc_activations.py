@@ -53,7 +53,40 @@ class GrpcModelRunner:
         return tuple(token.text for token in response.tokens)
 
     async def capture(self, model: str, token_ids: Sequence[int], hooks: Sequence[str]) -> Capture:
-        request = service_pb2.CaptureRequest(model=f"models/{model}", prompt=_prompt(token_ids), hooks=hooks)
+        return await self._capture(
+            service_pb2.CaptureRequest(model=f"models/{model}", prompt=_prompt(token_ids), hooks=hooks)
+        )
+
+    async def steer(
+        self,
+        model: str,
+        token_ids: Sequence[int],
+        additions: Sequence[Addition],
+        *,
+        held_layers: Sequence[int],
+        freeze_attention: bool,
+        hooks: Sequence[str],
+    ) -> Capture:
+        # What is held is what a pass over the same prompt without changes has there.
+        held = [
+            messages_pb2.Intervention(
+                hook=f"layers.{layer}.mlp_out",
+                kind=messages_pb2.INTERVENTION_KIND_PATCH,
+                source=_prompt(token_ids),
+            )
+            for layer in held_layers
+        ]
+        return await self._capture(
+            service_pb2.CaptureRequest(
+                model=f"models/{model}",
+                prompt=_prompt(token_ids),
+                hooks=hooks,
+                interventions=[*held, *map(_added, additions)],
+                freeze=messages_pb2.Freeze(attention_patterns=freeze_attention, norm_scales=freeze_attention),
+            )
+        )
+
+    async def _capture(self, request: service_pb2.CaptureRequest) -> Capture:
         assembler = TensorAssembler(self._max_capture_bytes)
         header: service_pb2.CaptureHeader | None = None
         tensors = {}
@@ -82,15 +115,7 @@ class GrpcModelRunner:
         request = service_pb2.RunRequest(
             model=f"models/{model}",
             prompt=_prompt(token_ids),
-            interventions=[
-                messages_pb2.Intervention(
-                    hook=f"layers.{addition.layer}.mlp_out",
-                    kind=messages_pb2.INTERVENTION_KIND_ADD,
-                    positions=addition.positions,
-                    value=tensor_to_proto(addition.value_PD),
-                )
-                for addition in additions
-            ],
+            interventions=[_added(addition) for addition in additions],
             freeze=messages_pb2.Freeze(attention_patterns=frozen, norm_scales=frozen, mlp_outputs=frozen),
             num_top_tokens=1,
             logit_token_ids=logits_of,
@@ -104,6 +129,15 @@ class GrpcModelRunner:
             probabilities=tuple(asked.probability for asked in response.asked_tokens),
             mean_logit=response.mean_logit,
         )
+
+
+def _added(addition: Addition) -> messages_pb2.Intervention:
+    return messages_pb2.Intervention(
+        hook=f"layers.{addition.layer}.mlp_out",
+        kind=messages_pb2.INTERVENTION_KIND_ADD,
+        positions=addition.positions,
+        value=tensor_to_proto(addition.value_PD),
+    )
 
 
 def _prompt(token_ids: Sequence[int]) -> messages_pb2.Prompt:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weft_attribution.core.checkpoints import load_linear_weights
+from weft_attribution.core.graph_cache import GraphCache
 from weft_attribution.core.graph_json import graph_json, node_id, scan_name
 from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
 from weft_attribution.core.interventions import feature_additions, predict
@@ -117,6 +118,7 @@ class Graphs:
         self._opened = opened or OpenGraphs(store)
         self._summaries = GraphSummaries(store)
         self._partial = PartialGraphs(store)
+        self._cache = GraphCache(store)
         self._runner = runner
         self._models = models
         self._max_prompt_tokens = max_prompt_tokens
@@ -198,7 +200,7 @@ class Graphs:
             document, _ = read_json(self._store, graph_key(request.graph_id))
         except NotFoundError:
             return None
-        return {**document, "interventions": self._summaries.write(request, document)["interventions"]}
+        return {**document, **_measured(self._summaries.write(request, document))}
 
     def summary(self, request: GraphRequest) -> Json | None:
         """What `finished` gives, less the graph itself and much faster."""
@@ -243,6 +245,10 @@ class Graphs:
         settings = request.settings
         progress("capture", 0, 0)
         info, tokens, asked = await self.check(settings)
+        made_of = await asyncio.to_thread(self._cache.key, settings, info, tokens, asked)
+        there = await asyncio.to_thread(self._taken_over, request, made_of, begun)
+        if there is not None:
+            return there
         transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
         weights = await asyncio.to_thread(self._models.weights, settings.model)
         hooks = capture_hooks(transcoder.manifest.input_hook, has_post_norms=weights.has_post_norms)
@@ -300,14 +306,44 @@ class Graphs:
                     },
                     "json": content,
                 }
-                try:
-                    create_json(self._store, graph_key(request.graph_id), document)
-                except AlreadyExistsError:
-                    document = read_json(self._store, graph_key(request.graph_id))[0]
-                self._partial.delete(request.graph_id)
-                return {**document, "interventions": self._summaries.write(request, document)["interventions"]}
+                kept_document = self._keep(request, document)
+                self._cache.note(made_of, request)
+                return kept_document
 
         return await _in_thread(compute)
+
+    def _keep(self, request: GraphRequest, document: Json) -> Json:
+        """Write a graph's document, unless somebody did; with it the graph is complete."""
+        try:
+            create_json(self._store, graph_key(request.graph_id), document)
+        except AlreadyExistsError:
+            document = read_json(self._store, graph_key(request.graph_id))[0]
+        self._partial.delete(request.graph_id)
+        return {**document, **_measured(self._summaries.write(request, document))}
+
+    def _taken_over(self, request: GraphRequest, made_of: str, begun: float) -> Json | None:
+        """Make a graph of the rows of one that was made before, pruned anew; None where there is none."""
+        source = self._cache.find(made_of)
+        if source is None:
+            return None
+        from_id, settings = source.pop("graph_id"), request.settings
+        try:
+            opened = self._opened.open(from_id)
+            with tempfile.TemporaryDirectory(prefix="weft-graph-") as folder:
+                path = Path(folder) / "edges.safetensors"
+                self._store.get_to_file(edges_key(from_id), path)
+                self._store.put_file(edges_key(request.graph_id), path)
+        except (NotFoundError, FailedPreconditionError):
+            # Deleted since it was found.
+            return None
+        content, kept = self._pruned(
+            request, opened.graph, opened.influence, settings.node_threshold, settings.edge_threshold
+        )
+        seconds = time.perf_counter() - begun
+        statistics = {
+            **source["statistics"], **kept, "seconds": seconds, "stage_seconds": {"store": seconds}, "reused": True,
+        }  # fmt: skip
+        return self._keep(request, {**source, "json": content, "statistics": statistics})
 
     def pruned(self, graph_id: str, node_threshold: float, edge_threshold: float) -> tuple[GraphRequest, Json]:
         """The finished graph's document with other thresholds; nothing stored changes."""
@@ -431,6 +467,11 @@ class Graphs:
         }
         content = graph_json(graph.nodes, pruned, cumulative_share(influence), metadata)
         return content, {"num_nodes_kept": len(content["nodes"]), "num_edges_kept": len(content["links"])}
+
+
+def _measured(summary: Json) -> Json:
+    """What was measured on a graph, apart from the graph itself."""
+    return {key: summary[key] for key in ("interventions", "faithfulness") if key in summary}
 
 
 def _deltas(graph: WholeGraph, changes: Sequence[Change]) -> Mapping[int, float]:

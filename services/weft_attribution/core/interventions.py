@@ -14,7 +14,7 @@ from weft_attribution.core.influence import Edges
 from weft_attribution.core.ports import Addition
 from weft_attribution.core.transcoder import TranscoderReader
 
-__all__ = ["feature_additions", "predict"]
+__all__ = ["feature_additions", "predict", "predict_rows"]
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +42,30 @@ def predict(edges: Edges, activation_N: Array, delta: Mapping[int, float]) -> tu
     return direct_R, _apply(edges, change_n, features, edges.num_rows)
 
 
+def predict_rows(edges: Edges, activation_N: Array, delta: Mapping[int, float], answers_N: Array) -> Array:
+    """
+    Changes of all rows' values that the graph predicts over all paths.
+
+    Args:
+        edges: The whole graph.
+        activation_N: Activations of its features.
+        delta: Change of activation by feature node.
+        answers_N: Mask of the features that answer to what reaches them, those that are changed too.
+
+    Returns:
+        float64 [R]: of features their pre-activations, then of what is explained.
+    """
+    features = edges.table.num_features
+    change_n, found_R = np.zeros(edges.table.num_nodes), np.zeros(edges.num_rows)
+    for node, amount in delta.items():
+        change_n[node] = amount / activation_N[node]
+    for start, stop in reversed(list(edges.blocks())):
+        found_R[start:stop] = _apply(edges, change_n, start, stop)
+        if stop <= features:
+            change_n[start:stop] += np.where(answers_N[start:stop], found_R[start:stop], 0.0) / activation_N[start:stop]
+    return found_R
+
+
 def _apply(edges: Edges, change_n: Array, start: int, stop: int) -> Array:
     low, high = edges.indptr[start], edges.indptr[stop]
     weighted = edges.values[low:high].astype(np.float64) * change_n[edges.indices[low:high]]
@@ -63,7 +87,8 @@ def feature_additions(
     by_place: dict[tuple[int, int], Array] = {}
     for layer, index, position, amount in changes:
         for _, rows in transcoder.decoders(layer, np.array([index], dtype=np.int64)):
-            for target in range(layer, num_layers):
+            # Decoders may end below the last layer.
+            for target in range(layer, min(num_layers, layer + rows.shape[1])):
                 vector = rows[0, target - layer].astype(np.float64) * amount
                 place = (target, position)
                 by_place[place] = by_place[place] + vector if place in by_place else vector

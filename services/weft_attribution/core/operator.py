@@ -112,6 +112,13 @@ class FrozenOperator:
             return torch.zeros_like(mid_PD)
         return (mid_PD / self._skip_scale(skip, layer)[: len(mid_PD), None]) @ skip.matrix_DD.T
 
+    def transposed_skip(self, layer: int, grad_PD: Tensor) -> Tensor:
+        """Gradients with respect to what the MLP of `layer` reads at all positions, through its skip alone."""
+        skip = self._skips[layer]
+        if skip is None:
+            return torch.zeros_like(grad_PD)
+        return (grad_PD @ skip.matrix_DD) / self._skip_scale(skip, layer)[:, None]
+
     def _skip_scale(self, skip: Skip, layer: int) -> Tensor:
         return self.mlp_scale_P[layer] if skip.reads_norm else torch.ones_like(self.mlp_scale_P[layer])
 

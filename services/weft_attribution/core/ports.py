@@ -85,6 +85,28 @@ class ModelRunner(Protocol):
     async def capture(self, model: str, token_ids: Sequence[int], hooks: Sequence[str]) -> Capture:
         """Run a prompt once and return the asked streams; `layers.*.X` asks for every layer."""
 
+    async def steer(
+        self,
+        model: str,
+        token_ids: Sequence[int],
+        additions: Sequence[Addition],
+        *,
+        held_layers: Sequence[int],
+        freeze_attention: bool,
+        hooks: Sequence[str],
+    ) -> Capture:
+        """
+        Run a prompt with additions and return the asked streams.
+
+        Args:
+            model: The model.
+            token_ids: The prompt.
+            additions: Made on top of whatever the MLPs return.
+            held_layers: Layers whose MLPs return what they do without the additions.
+            freeze_attention: Whether patterns and norm scales are held too.
+            hooks: As of `capture`.
+        """
+
     async def run(
         self,
         model: str,

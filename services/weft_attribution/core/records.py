@@ -3,7 +3,7 @@ What is kept of a graph as JSON: how it was asked for, and what came out.
 
 `graphs/{id}/request.json` is written when a graph is asked for, `graphs/{id}/edges.safetensors` when it is computed,
 then `graphs/{id}.json`: a graph is complete exactly when that one is there. `graphs/{id}/summary.json` follows it, for
-listings, and takes up the interventions that are measured. `graphs/{id}/partial.json` shows a graph while it is made.
+listings, and takes up what is measured. `graphs/{id}/partial.json` shows a graph while it is made.
 """
 
 import re

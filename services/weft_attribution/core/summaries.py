@@ -29,7 +29,11 @@ class GraphSummaries:
         self._store = store
 
     def get(self, request: GraphRequest) -> Json | None:
-        """Return `tokens`, `statistics` and `interventions` of a finished graph, None where it is not finished."""
+        """
+        Return `tokens`, `statistics` and `interventions` of a finished graph, None where it is not finished.
+
+        `faithfulness` is there too where it was measured.
+        """
         there = self._stored(request)
         if there is not None:
             return there
@@ -67,6 +71,11 @@ class GraphSummaries:
             summary_key(request.graph_id),
             lambda summary: {**summary, "interventions": [*summary["interventions"], result]},
         )
+
+    def set_faithfulness(self, request: GraphRequest, result: Json) -> None:
+        """Keep how far a graph can be trusted, in place of what was measured before. NotFoundError as above."""
+        self.get(request)
+        update_json(self._store, summary_key(request.graph_id), lambda summary: {**summary, "faithfulness": result})
 
     def _stored(self, request: GraphRequest) -> Json | None:
         try:

@@ -11,9 +11,8 @@ from typing import Any
 from weft_cache.core.retention import Retention
 from weft_common.errors import DataLossError, InvalidArgumentError
 from weft_common.resource_names import parse_name
-from weft_store.shard.layout import MAX_TARGET_FVU, MIN_TARGET_FVU
+from weft_store.shard.layout import CODECS, MAX_TARGET_FVU, MIN_TARGET_FVU, STEPPED
 
-CODECS = ("bf16", "uniform")
 _MAX_LINEAGE_BYTES = 1 << 16
 _HEX_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
@@ -80,10 +79,10 @@ class DatasetSpec:
             raise InvalidArgumentError(
                 f"spec.codec is {self.codec!r}, expected one of {', '.join(CODECS)}", field="spec.codec"
             )
-        if self.codec == "uniform" and not MIN_TARGET_FVU <= self.target_fvu <= MAX_TARGET_FVU:
+        if self.codec in STEPPED and not MIN_TARGET_FVU <= self.target_fvu <= MAX_TARGET_FVU:
             raise InvalidArgumentError(
-                f"spec.target_fvu is {self.target_fvu}, expected {MIN_TARGET_FVU} to {MAX_TARGET_FVU} for the uniform "
-                "codec; 0.001 is a good choice",
+                f"spec.target_fvu is {self.target_fvu}, expected {MIN_TARGET_FVU} to {MAX_TARGET_FVU} for the "
+                f"codec {self.codec}; 0.001 is a good choice",
                 field="spec.target_fvu",
             )
         if len(self.lineage.encode()) > _MAX_LINEAGE_BYTES:

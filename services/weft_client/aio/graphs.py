@@ -5,7 +5,15 @@ from collections.abc import AsyncIterator, Sequence
 
 from google.longrunning import operations_pb2
 
-from weft.attribution.v1 import messages_pb2, reading_pb2, service_pb2, service_pb2_grpc
+from weft.attribution.v1 import (
+    attention_pb2,
+    batches_pb2,
+    messages_pb2,
+    reading_pb2,
+    service_pb2,
+    service_pb2_grpc,
+    steering_pb2,
+)
 from weft_client.aio.calls import Patience, pages, stream, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
@@ -130,6 +138,88 @@ class AsyncGraphs:
             max_edges=max_edges,
         )
         return await unary(self._stub.CompareGraphs, request, timeout_s=READ_S)
+
+    async def split_edge(
+        self, name: str, *, source: str, target: str, max_parts: int = 100
+    ) -> attention_pb2.SplitEdgeResponse:
+        """What of an edge goes through which attention head, and which position that reads; all parts are the edge."""
+        request = attention_pb2.SplitEdgeRequest(
+            name=full_name("graphs", name), source_node_id=source, target_node_id=target, max_parts=max_parts
+        )
+        return await unary(self._stub.SplitEdge, request, timeout_s=READ_S)
+
+    async def explain_attention(
+        self, name: str, *, layer: int, head: int, query_position: int, key_position: int, max_pairs: int = 50
+    ) -> attention_pb2.ExplainAttentionResponse:
+        """Why a head attends from one position to another: its score as a sum over pairs of nodes."""
+        request = attention_pb2.ExplainAttentionRequest(
+            name=full_name("graphs", name),
+            layer=layer,
+            head=head,
+            query_position=query_position,
+            key_position=key_position,
+            max_pairs=max_pairs,
+        )
+        return await unary(self._stub.ExplainAttention, request, timeout_s=READ_S)
+
+    async def steer(
+        self,
+        name: str,
+        *,
+        changes: Sequence[steering_pb2.FeatureChange],
+        held: tuple[int, int] | None = None,
+        freeze_attention: bool = False,
+        shown_node_ids: Sequence[str] = (),
+    ) -> steering_pb2.SteerResponse:
+        """
+        Change features and supernodes in the model; predicted beside measured for every node shown.
+
+        Args:
+            name: The graph.
+            changes: A factor, a value or a patch from another prompt, each for one or more feature nodes.
+            held: First and last layer whose MLPs do not answer; None leaves all free.
+            freeze_attention: Holds attention patterns and norm scales too.
+            shown_node_ids: Feature nodes; none means those that the graph's pruning keeps.
+        """
+        request = steering_pb2.SteerRequest(
+            name=full_name("graphs", name),
+            changes=changes,
+            held=None if held is None else steering_pb2.HeldLayers(first=held[0], last=held[1]),
+            freeze_attention=freeze_attention,
+            shown_node_ids=shown_node_ids,
+        )
+        return await unary(self._stub.Steer, request, timeout_s=INTERVENE_S)
+
+    async def measure_faithfulness(self, name: str, *, num_nodes: int = 64) -> operations_pb2.Operation:
+        """
+        Start ablating the most influential features one by one; `operations.wait` gives the Faithfulness.
+
+        Args:
+            name: The graph, which keeps the result.
+            num_nodes: Features, 3 to 500; each takes three passes of the model.
+        """
+        request = steering_pb2.MeasureFaithfulnessRequest(name=full_name("graphs", name), num_nodes=num_nodes)
+        return await unary(self._stub.MeasureFaithfulness, request)
+
+    async def create_batch(
+        self, batch_id: str, *, items: Sequence[batches_pb2.GraphBatchItem], validate_only: bool = False
+    ) -> operations_pb2.Operation:
+        """
+        Start many graphs; `operations.wait` gives the GraphBatch with what became of each.
+
+        Args:
+            batch_id: Lower-case letters, digits and `-`, at most 40; the same items again are the same batch.
+            items: 1 to 1,000 specs, each with an id of its graph or none.
+            validate_only: Check what can be checked without the model, and change nothing.
+        """
+        request = batches_pb2.CreateGraphBatchRequest(batch_id=batch_id, items=items, validate_only=validate_only)
+        return await unary(self._stub.CreateGraphBatch, request)
+
+    async def get_batch(self, name: str) -> batches_pb2.GraphBatch:
+        """Describe a batch; its results are there once it is done."""
+        return await unary(
+            self._stub.GetGraphBatch, batches_pb2.GetGraphBatchRequest(name=full_name("graphBatches", name))
+        )
 
     async def delete(self, name: str) -> None:
         """Delete a graph."""

@@ -133,8 +133,9 @@ class AsyncModels:
         num_top_tokens: int = 10,
         logit_token_ids: Sequence[int] = (),
         return_logits: bool = False,
+        position: int | None = None,
     ) -> service_pb2.RunResponse:
-        """Run a prompt with interventions; the next token's probabilities come back."""
+        """Run a prompt with interventions; probabilities of the next token, or of those of a position, come back."""
         request = service_pb2.RunRequest(
             model=full_name("models", model),
             prompt=to_prompt(prompt),
@@ -143,6 +144,7 @@ class AsyncModels:
             num_top_tokens=num_top_tokens,
             logit_token_ids=logit_token_ids,
             return_logits=return_logits,
+            position=position,
         )
         return await unary(self._stub.Run, request)
 

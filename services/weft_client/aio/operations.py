@@ -53,7 +53,7 @@ class AsyncOperations:
     ) -> Message:
         """
         Wait until the work is done, and give its result: Harvest, Run, Evaluation, Transcoder, TranscoderFiles, Graph,
-        VerifyDatasetResponse or CollectGarbageResponse.
+        Faithfulness, GraphBatch, VerifyDatasetResponse or CollectGarbageResponse.
 
         Args:
             operation: What a `create` returned, or its name.

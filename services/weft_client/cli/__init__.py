@@ -16,7 +16,10 @@ from weft_client.cli import (
     dataset_care,
     dataset_files,
     datasets,
+    graph_attention,
+    graph_batches,
     graph_reading,
+    graph_steering,
     graphs,
     harvests,
     health,
@@ -90,6 +93,11 @@ graphs.app.command("score")(graph_reading.score_part)
 graphs.app.command("paths")(graph_reading.find_paths)
 graphs.app.command("summary")(graph_reading.summarize)
 graphs.app.command("compare")(graph_reading.compare)
+graphs.app.command("edge")(graph_attention.split_edge)
+graphs.app.command("attention")(graph_attention.explain_attention)
+graphs.app.command("batch")(graph_batches.create_batch)
+graphs.app.command("steer")(graph_steering.steer)
+graphs.app.command("faithfulness")(graph_steering.measure_faithfulness)
 app.add_typer(graphs.app, name="graphs")
 
 __all__ = ["app"]

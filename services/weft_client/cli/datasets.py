@@ -111,7 +111,7 @@ def fields(found: messages_pb2.Dataset) -> list[tuple[str, str]]:
         ("state", _state(found)),
         ("model", f"{spec.model}, revision {spec.model_revision}"),
         ("streams", f"{spec.input_hook} and {spec.output_hook}, {spec.num_layers} layers of {spec.d_model}"),
-        ("codec", spec.codec + (f", wanted FVU {spec.target_fvu:g}" if spec.codec == "uniform" else "")),
+        ("codec", spec.codec + (f", wanted FVU {spec.target_fvu:g}" if spec.codec != "bf16" else "")),
         ("corpus", spec.corpus),
         ("made with", _versions(spec.lineage)),
         ("tokens", f"{found.num_train_tokens:,} to train on, {found.num_held_out_tokens:,} held out"),

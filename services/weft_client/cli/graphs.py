@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from weft.attribution.v1 import messages_pb2, targets_pb2
+from weft_client.cli import graph_steering
 from weft_client.cli.output import as_dict, print_json, print_list, print_one, state, stdout, time
 from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
 from weft_client.cli.waiting import print_started, wait
@@ -89,6 +90,7 @@ def _fields(graph: messages_pb2.Graph) -> list[tuple[str, str]]:
         ("scores", f"replacement {figures.replacement_score:.3f}, completeness {figures.completeness_score:.3f}"),
         ("conservation", f"largest relative error {figures.conservation_error:.1e}"),
         ("seconds", f"{figures.seconds:.1f}"),
+        *graph_steering.faithfulness_fields(graph.faithfulness),
         ("created", time(graph.create_time)),
     ]
 

@@ -26,9 +26,9 @@ TextOption = Annotated[
 ]
 NumTokensOption = Annotated[int, typer.Option(help="Tokens to harvest, held-out ones included.")]
 HeldOutOption = Annotated[float, typer.Option(help="Share of documents kept for evaluation, 0 to 0.5.")]
-CodecOption = Annotated[str, typer.Option(help="bf16 (lossless) or uniform.")]
+CodecOption = Annotated[str, typer.Option(help="bf16 (lossless), uniform or klt (smaller, slower to read).")]
 _STREAMS = "mlp_in:mlp_out"
-TargetFvuOption = Annotated[float, typer.Option(help="For uniform: wanted fraction of variance unexplained.")]
+TargetFvuOption = Annotated[float, typer.Option(help="For uniform and klt: wanted fraction of variance unexplained.")]
 
 
 def _state(harvest: messages_pb2.Harvest) -> str:
@@ -183,7 +183,7 @@ def create(
             corpus=full_name("corpora", corpus) if corpus else _upload(client, text),
             num_tokens=num_tokens,
             held_out_share=held_out_share,
-            codec=messages_pb2.Codec(kind=codec, target_fvu=target_fvu if codec == "uniform" else 0),
+            codec=messages_pb2.Codec(kind=codec, target_fvu=0 if codec == "bf16" else target_fvu),
             sequence_tokens=sequence_tokens,
             packing=packing,
             streams=streams or _streams(_STREAMS, "spec.streams"),

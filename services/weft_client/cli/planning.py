@@ -55,7 +55,7 @@ def plan(
     parameters: Annotated[
         str, typer.Option(help="Encoder's and decoder's weights: float32 or bfloat16; by default as --dtype.")
     ] = "",
-    codec: Annotated[str, typer.Option(help="uniform or bf16.")] = "uniform",
+    codec: Annotated[str, typer.Option(help="uniform, klt or bf16.")] = "uniform",
     bits: Annotated[float, typer.Option(help="Bits of a stored value; 0 takes the codec's measured figure.")] = 0.0,
     epochs: Annotated[float, typer.Option(help="Times that the training split is read.")] = 1.0,
     held_out_share: Annotated[float, typer.Option(help="Share of the dataset kept for evaluation.")] = 0.1,
@@ -88,13 +88,14 @@ def plan(
     if not 0 <= held_out_share < 1:
         raise InvalidArgumentError(f"--held-out-share is {held_out_share}; give a share from 0 up to 1")
     shape = find_shape(model)
-    chosen, first_moment = _ACTIVATIONS[activation], True
+    chosen, first_moment, through_threshold = _ACTIVATIONS[activation], True, True
     counts = chosen.counts
     preact_loss = preact_loss and chosen is Activation.JUMP_RELU
     if recipe:
         config = find_recipe(recipe).make(RunSize("datasets/plan", num_features=num_features, top_k=top_k))
         chosen, first_moment = config.features.activation, config.optimizer.beta1 > 0
         counts, preact_loss = chosen.counts, config.loss.preact_coeff > 0
+        through_threshold = config.features.gradient_through_threshold
         aux_top_k, decoder_span = config.loss.aux_top_k, decoder_span or config.features.decoder_span
 
     def planned(ranks: int) -> Plan:
@@ -111,6 +112,7 @@ def plan(
             data_ranks=data_ranks,
             float_bytes=_FLOAT_BYTES[dtype],
             preact_loss=preact_loss,
+            through_threshold=through_threshold,
             first_moment=first_moment,
             linear_skip=linear_skip,
             aux_top_k=min(aux_top_k, num_features),

@@ -65,13 +65,19 @@ def import_dataset(
         progress: Called with the tokens that are committed and those there are.
 
     Raises:
-        InvalidArgumentError: The folder holds no such files, or an argument is out of range.
+        InvalidArgumentError: The folder holds no such files, the codec is another, or an argument is out of range.
         DataLossError: A file is damaged, not finite, or of another shape than the first; names it.
         AlreadyExistsError: There is a dataset of this id that is made of something else.
     """
     if not 0 <= held_out_share < 0.5:
         raise InvalidArgumentError(
             f"held_out_share is {held_out_share}, expected 0 to below 0.5", field="held_out_share"
+        )
+    if codec == "klt":
+        raise InvalidArgumentError(
+            "an import writes 'uniform' or 'bf16': the basis of 'klt' lies beside a dataset's shards, where a harvest "
+            "puts it",
+            field="codec",
         )
     files = files_of(folder)
     shapes = _shapes(files)

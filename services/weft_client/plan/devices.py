@@ -108,8 +108,8 @@ def step_time(work: Workload, device: Device, network_gbit: float) -> StepTime:
             network=network,
         )
     bandwidth = device.bandwidth_bytes
-    # Where the pre-activation loss is on, the encoder's gradient is a matrix product too.
-    dense = flops.encode * (2 if work.preact_loss else 1)
+    # Where the pre-activation loss is on, the encoder's gradient is a matrix product too, but for JumpReLU.
+    dense = flops.encode * (2 if work.preact_loss and not work.jumps else 1)
     norms = work.passes * work.rank_parameters_bytes if work.weighs else 0
     return StepTime(
         encode=tokens * dense / (peak * MATMUL_SHARE),

@@ -145,21 +145,32 @@ class CpuKernels:
         grad_out_LTC: Tensor,
         grad_slots: Tensor,
         grad_b_dec_LC: Tensor,
+        near_LF: Tensor | None = None,
     ) -> float:
-        runs, (start, _, token, value) = self._runs(grad_out_LTC), _entries(lists)
+        runs, (start, token, value) = self._runs(grad_out_LTC), _entries(lists)
         parts = [self._buffers.get("dots", run, value.shape[0], value.dtype) for run in range(len(runs))]
+        shape = (0, 0) if near_LF is None else near_LF.shape
+        nears = [np.zeros(shape, value.dtype) for _ in runs]
 
         def work(run: int) -> float:
             return panel_loops.value_grad_loop(
-                *runs[run], pairs.pairs_P3.numpy(), start, token, value, _held(w_dec_PFC), grad_out_LTC.numpy(),
-                parts[run], self._panels(run, *runs[run], grad_out_LTC),
+                *runs[run], pairs.pairs_P3.numpy(), start, lists.near_LF1.numpy(), token, value, _held(w_dec_PFC),
+                grad_out_LTC.numpy(), parts[run], nears[run], self._panels(run, *runs[run], grad_out_LTC),
             )  # fmt: skip
 
         torch.sum(grad_out_LTC, 1, out=grad_b_dec_LC)
         squares = sum(self._workers.each(work, len(runs)))
         for part in parts[1:]:
             parts[0] += part
-        loops.to_slots(lists.slot_N.numpy(), parts[0], grad_slots.numpy())
+        slot, slots = lists.slot_N.numpy(), grad_slots.numpy()
+        if near_LF is None:
+            loops.to_slots(slot, parts[0], slots)
+            return float(squares)
+        near_LF.copy_(torch.from_numpy(sum(nears[1:], start=nears[0])))
+        slots[:] = 0
+        for start_F1 in start:
+            above = slice(start_F1[0], start_F1[-1])
+            loops.to_slots(slot[above], parts[0][above], slots)
         return float(squares)
 
     def decoder_adam(
@@ -287,5 +298,5 @@ def _roomier(held_M: Tensor, used: int, room: int) -> Tensor:
     return longer_M
 
 
-def _entries(lists: FeatureLists) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    return lists.start_LF1.numpy(), lists.active_LF.numpy(), lists.token_N.numpy(), lists.value_N.numpy()
+def _entries(lists: FeatureLists) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    return lists.start_LF1.numpy(), lists.token_N.numpy(), lists.value_N.numpy()

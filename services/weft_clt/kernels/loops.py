@@ -155,32 +155,38 @@ def merge_entries(
 
 @_exact
 def feature_order(
-    first: int, row_start: Any, row_active: Any, feature: Any, value: Any, slot: Any, start: Any, active: Any,
-    out_token: Any, out_value: Any, out_slot: Any,
+    first: int, row_start: Any, row_active: Any, feature: Any, value: Any, slot: Any, start: Any, near: Any,
+    out_token: Any, out_value: Any, out_slot: Any, near_slots: bool,
 ) -> None:  # fmt: skip
-    """Order the entries of a layer by feature from `first` on, those above 0 before those at 0, tokens ascending."""
-    num_tokens, num_features = row_active.shape[0], active.shape[0]
+    """Order the entries of a layer from `first` on: those above 0 by feature, then those at 0, tokens ascending."""
+    num_tokens, num_features = row_active.shape[0], start.shape[0] - 1
     start[:] = 0
-    active[:] = 0
+    near[:] = 0
     for token in range(num_tokens):
         for entry in range(row_start[token], row_start[token + 1]):
-            start[feature[entry] + 1] += 1
-            if entry < row_active[token]:
-                active[feature[entry]] += 1
+            (start if entry < row_active[token] else near)[feature[entry] + 1] += 1
     start[0] = first
     for index in range(num_features):
         start[index + 1] += start[index]
-        active[index] += start[index]
-    active_place = start[:-1].copy()
-    silent_place = active.copy()
+    near[0] = start[num_features]
+    for index in range(num_features):
+        near[index + 1] += near[index]
+    places = start[:-1].copy()
     for token in range(num_tokens):
-        for entry in range(row_start[token], row_start[token + 1]):
-            places = active_place if entry < row_active[token] else silent_place
+        for entry in range(row_start[token], row_active[token]):
+            spot = places[feature[entry]]
+            places[feature[entry]] = spot + 1
+            out_token[spot], out_value[spot], out_slot[spot] = token, value[entry], slot[entry]
+    places[:] = near[:-1]
+    out_value[near[0] : near[num_features]] = 0
+    out_slot[near[0] : near[num_features]] = 0
+    for token in range(num_tokens):
+        for entry in range(row_active[token], row_start[token + 1]):
             spot = places[feature[entry]]
             places[feature[entry]] = spot + 1
             out_token[spot] = token
-            out_value[spot] = value[entry]
-            out_slot[spot] = slot[entry]
+            if near_slots:
+                out_slot[spot] = slot[entry]
 
 
 @_exact

@@ -3,8 +3,8 @@ The sparse products of a whole step, target layer by target layer and strip by s
 
 A strip of a target's error is copied into a panel once and serves all source layers. Threads share out the columns of
 the decoder, so that they never write to the same place. Weights and moments may be the bits of bfloat16, int16.
-`starts[l, f]` to `starts[l, f + 1]` are the entries of feature f of layer l. `pairs` has a row (source, target, block)
-for every decoder block, sorted by target. Entries whose value is 0 need gradients only: `actives[l, f]` ends the rest.
+`starts[l, f]` to `starts[l, f + 1]` are the entries of feature f of layer l that are above 0, `nears` has those at 0,
+which need gradients only. `pairs` has a row (source, target, block) for every decoder block, sorted by target.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from weft_clt.kernels.panel_rows import (
     make_gather_row,
     make_miss_strip,
     make_move_strip,
+    make_near_row,
 )
 from weft_clt.kernels.threads import WIDEST_BYTES
 
@@ -104,31 +105,36 @@ def _panel(storage: Any, low: int, column: int, width: int, num_rows: int) -> An
 def _decode_of(add_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
-        pairs: Any, starts: Any, actives: Any, token: Any, value: Any, weight: Any, panel: Any, first: int, last: int,
+        pairs: Any, starts: Any, token: Any, value: Any, weight: Any, panel: Any, first: int, last: int,
         low: int,
     ) -> None:  # fmt: skip
         for pair in range(first, last):
             source, block = pairs[pair, 0], weight[pairs[pair, 2]]
             for row in range(block.shape[0]):
-                start, end = starts[source, row], actives[source, row]
+                start, end = starts[source, row], starts[source, row + 1]
                 if start < end:
                     add_row(token, value, start, end, block, row, low, panel)
 
     return walk
 
 
-def _value_grad_of(dot_rows: Any) -> Callable[..., float]:
+def _value_grad_of(dot_rows: Any, near_row: Any) -> Callable[..., float]:
     @_compiled
     def walk(
-        pairs: Any, starts: Any, token: Any, value: Any, weight: Any, panel: Any, first: int, last: int, low: int,
-        dots: Any,
+        pairs: Any, starts: Any, nears: Any, token: Any, value: Any, weight: Any, panel: Any, first: int, last: int,
+        low: int, dots: Any, near_sums: Any,
     ) -> float:  # fmt: skip
-        squares = 0.0
+        squares, is_apart = 0.0, near_sums.shape[0] > 0
         for pair in range(first, last):
             source, block = pairs[pair, 0], weight[pairs[pair, 2]]
             for row in range(block.shape[0]):
                 start, end = starts[source, row], starts[source, row + 1]
                 if start < end:
+                    squares += dot_rows(token, value, start, end, block, row, low, panel, dots)
+                start, end = nears[source, row], nears[source, row + 1]
+                if start < end and is_apart:
+                    near_sums[source, row] += near_row(token, start, end, block, row, low, panel)
+                elif start < end:
                     squares += dot_rows(token, value, start, end, block, row, low, panel, dots)
         return squares
 
@@ -138,7 +144,7 @@ def _value_grad_of(dot_rows: Any) -> Callable[..., float]:
 def _adam_of(adam_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
-        pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any,
+        pairs: Any, starts: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any,
         first_moment: Any, second_moment: Any, first: int, last: int, low: int, scalars: Any, seed: int,
     ) -> None:  # fmt: skip
         for pair in range(first, last):
@@ -146,7 +152,7 @@ def _adam_of(adam_row: Any) -> Callable[..., None]:
             weights, firsts, seconds = weight[block], first_moment[block], second_moment[block]
             before = block * weights.size
             for row in range(weights.shape[0]):
-                start, end = starts[source, row], actives[source, row]
+                start, end = starts[source, row], starts[source, row + 1]
                 coeff = coeffs[source, row]
                 adam_row(
                     token, value, start, end, panel, coeff, weights, firsts, seconds, row, low, scalars, before, seed
@@ -158,21 +164,23 @@ def _adam_of(adam_row: Any) -> Callable[..., None]:
 def _gradient_of(gather_row: Any) -> Callable[..., None]:
     @_compiled
     def walk(
-        pairs: Any, starts: Any, actives: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any, out: Any,
+        pairs: Any, starts: Any, token: Any, value: Any, panel: Any, coeffs: Any, weight: Any, out: Any,
         first: int, last: int, low: int, fresh: bool,
     ) -> None:  # fmt: skip
         for pair in range(first, last):
             source, block = pairs[pair, 0], pairs[pair, 2]
             weights, outs = weight[block], out[block]
             for row in range(weights.shape[0]):
-                start, end = starts[source, row], actives[source, row]
+                start, end = starts[source, row], starts[source, row + 1]
                 gather_row(token, value, start, end, panel, coeffs[source, row], weights, outs, row, low, fresh)
 
     return walk
 
 
 _decode_wide, _decode_lane, _decode_single = (_decode_of(make_add_row(width)) for width in _WIDTHS_BYTES)
-_dots_wide, _dots_lane, _dots_single = (_value_grad_of(make_dot_rows(width)) for width in _WIDTHS_BYTES)
+_dots_wide, _dots_lane, _dots_single = (
+    _value_grad_of(make_dot_rows(width), make_near_row(width)) for width in _WIDTHS_BYTES
+)
 _adam_wide, _adam_lane, _adam_single = (_adam_of(make_adam_row(width, True)) for width in _WIDTHS_BYTES)
 _bare_wide, _bare_lane, _bare_single = (_adam_of(make_adam_row(width, False)) for width in _WIDTHS_BYTES)
 _strip_wide, _strip_single = (make_adam_strip(width, True) for width in (WIDEST_BYTES, 1))
@@ -191,7 +199,7 @@ def _last(pairs: Any, first: int) -> int:
 
 @_compiled
 def decode_loop(
-    low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, weight: Any, bias: Any,
+    low: int, high: int, pairs: Any, starts: Any, token: Any, value: Any, weight: Any, bias: Any,
     wanted: Any, error: Any, storage: Any,
 ) -> None:  # fmt: skip
     """error[k, t] = bias[k] - wanted[k, t] + sum of value * weight[block, feature] over the entries of t."""
@@ -205,11 +213,11 @@ def decode_loop(
             width = _width(high - column, error.itemsize)
             panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
-                _decode_wide(pairs, starts, actives, token, value, weight, panel, first, last, column)
+                _decode_wide(pairs, starts, token, value, weight, panel, first, last, column)
             elif width == lane:
-                _decode_lane(pairs, starts, actives, token, value, weight, panel, first, last, column)
+                _decode_lane(pairs, starts, token, value, weight, panel, first, last, column)
             else:
-                _decode_single(pairs, starts, actives, token, value, weight, panel, first, last, column)
+                _decode_single(pairs, starts, token, value, weight, panel, first, last, column)
             column += width
         _unpack(storage, low, high, error[target])
         first = last
@@ -217,12 +225,13 @@ def decode_loop(
 
 @_compiled
 def value_grad_loop(
-    low: int, high: int, pairs: Any, starts: Any, token: Any, value: Any, weight: Any, error: Any, dots: Any,
-    storage: Any,
+    low: int, high: int, pairs: Any, starts: Any, nears: Any, token: Any, value: Any, weight: Any, error: Any,
+    dots: Any, near_sums: Any, storage: Any,
 ) -> float:  # fmt: skip
     """
     dots[n] = sum over targets k of <error[k, t], weight[block, feature]>.
 
+    Where `near_sums` has places, entries at 0 add theirs to the place of their feature, and have no dot.
     Returns the sum of squares of all decoder gradients of the columns.
     """
     num_tokens, wide, lane = error.shape[1], _width(1 << 30, error.itemsize), 64 // error.itemsize
@@ -237,11 +246,17 @@ def value_grad_loop(
             width = _width(high - column, error.itemsize)
             panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
-                squares += _dots_wide(pairs, starts, token, value, weight, panel, first, last, column, dots)
+                squares += _dots_wide(
+                    pairs, starts, nears, token, value, weight, panel, first, last, column, dots, near_sums
+                )
             elif width == lane:
-                squares += _dots_lane(pairs, starts, token, value, weight, panel, first, last, column, dots)
+                squares += _dots_lane(
+                    pairs, starts, nears, token, value, weight, panel, first, last, column, dots, near_sums
+                )
             else:
-                squares += _dots_single(pairs, starts, token, value, weight, panel, first, last, column, dots)
+                squares += _dots_single(
+                    pairs, starts, nears, token, value, weight, panel, first, last, column, dots, near_sums
+                )
             column += width
         first = last
     return squares
@@ -249,7 +264,7 @@ def value_grad_loop(
 
 @_compiled
 def adam_loop(
-    low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
+    low: int, high: int, pairs: Any, starts: Any, token: Any, value: Any, error: Any, coeffs: Any,
     weight: Any, first_moment: Any, second_moment: Any, has_first: bool, scalars: Any, seed: int, storage: Any,
 ) -> None:  # fmt: skip
     """Update every decoder row by Adam; its gradient is coeff * row + sum of value * error over its entries."""
@@ -264,17 +279,17 @@ def adam_loop(
             panel = _panel(storage, low, column, width, num_tokens)
             if has_first:
                 if width == wide:
-                    _adam_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
+                    _adam_wide(pairs, starts, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
                 elif width == lane:
-                    _adam_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
+                    _adam_lane(pairs, starts, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
                 else:
-                    _adam_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
+                    _adam_single(pairs, starts, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             elif width == wide:
-                _bare_wide(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
+                _bare_wide(pairs, starts, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             elif width == lane:
-                _bare_lane(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
+                _bare_lane(pairs, starts, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             else:
-                _bare_single(pairs, starts, actives, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
+                _bare_single(pairs, starts, token, value, panel, coeffs, weight, first_moment, second_moment, first, last, column, scalars, seed)  # fmt: skip  # noqa: E501
             column += width
         first = last
 
@@ -302,7 +317,7 @@ def adam_flat_loop(
 
 @_compiled
 def gradient_loop(
-    low: int, high: int, pairs: Any, starts: Any, actives: Any, token: Any, value: Any, error: Any, coeffs: Any,
+    low: int, high: int, pairs: Any, starts: Any, token: Any, value: Any, error: Any, coeffs: Any,
     weight: Any, out: Any, fresh: bool, storage: Any,
 ) -> None:  # fmt: skip
     """
@@ -320,10 +335,10 @@ def gradient_loop(
             width = _width(high - column, error.itemsize)
             panel = _panel(storage, low, column, width, num_tokens)
             if width == wide:
-                _gather_wide(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
+                _gather_wide(pairs, starts, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
             elif width == lane:
-                _gather_lane(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
+                _gather_lane(pairs, starts, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
             else:
-                _gather_single(pairs, starts, actives, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
+                _gather_single(pairs, starts, token, value, panel, coeffs, weight, out, first, last, column, fresh)  # fmt: skip  # noqa: E501
             column += width
         first = last

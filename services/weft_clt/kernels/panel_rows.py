@@ -27,6 +27,7 @@ __all__ = [
     "make_gather_row",
     "make_miss_strip",
     "make_move_strip",
+    "make_near_row",
     "sum_panel",
 ]
 
@@ -172,6 +173,49 @@ def make_dot_rows(width_bytes: int) -> Any:
         return signature, codegen
 
     return intrinsic(dot_rows)
+
+
+def make_near_row(width_bytes: int) -> Any:
+    """Make: <sum of panel[token[n]] for start <= n < end, weight[row, strip]>."""
+
+    def near_row(_: Any, token: Any, start: Any, end: Any, weight: Any, row: Any, low: Any, panel: Any) -> Any:
+        signature = panel.dtype(token, types.int64, types.int64, weight, types.int64, types.int64, panel)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            token_type, _, _, weight_type, _, _, panel_type = signature.args
+            token, start, end, weight, row, low, panel = args
+            strip = Strip(context, builder, panel_type.dtype, width_bytes)
+            weights, rows = (
+                Matrix(context, builder, kind, given) for kind, given in ((weight_type, weight), (panel_type, panel))
+            )
+
+            def turns(count: int) -> Any:
+                def turn(entry: Any, sums: list[Any]) -> list[Any]:
+                    for lane in range(count):
+                        each = builder.add(entry, ir.Constant(I64, lane))
+                        index = builder.zext(_at(context, builder, token_type, token, each), I64)
+                        place = rows.at(index, ir.Constant(I64, 0))
+                        for part in range(strip.count):
+                            spot = lane * strip.count + part
+                            sums[spot] = builder.fadd(strip.load_part(place, part), sums[spot])
+                    return sums
+
+                return turn
+
+            # Two chains of sums, so that an addition need not wait for the one before it.
+            sums = [strip.zero() for _ in range(2 * strip.count)]
+            entry, sums = count_up(builder, start, end, 2, sums, turns(2))
+            _, odd = count_up(builder, entry, end, 1, sums[: strip.count], turns(1))
+            product = strip.zero()
+            for own, left, right in zip(
+                strip.load(weights.at(row, low), weights.short), odd, sums[strip.count :], strict=True
+            ):
+                product = strip.multiply_add(own, builder.fadd(left, right), product)
+            return strip.total(product)
+
+        return signature, codegen
+
+    return intrinsic(near_row)
 
 
 def sum_panel(

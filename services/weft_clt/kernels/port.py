@@ -101,9 +101,14 @@ class Kernels(Protocol):
         grad_out_LTC: Tensor,
         grad_slots: Tensor,
         grad_b_dec_LC: Tensor,
+        near_LF: Tensor | None = None,
     ) -> float:
         """
         Write the gradient of every entry's value at its slot, and of the decoder's bias.
+
+        Args:
+            near_LF: Receives, feature by feature, the sum of the gradients of entries at 0; all slots but those of
+                entries above 0 are 0 then. A sum of rows and one product a feature take less than a product an entry.
 
         Returns:
             The sum of squares of the decoder's gradient, which `decoder_adam` will compute again.

@@ -101,6 +101,7 @@ class ReferenceKernels:
         grad_out_LTC: Tensor,
         grad_slots: Tensor,
         grad_b_dec_LC: Tensor,
+        near_LF: Tensor | None = None,
     ) -> float:
         torch.sum(grad_out_LTC, 1, out=grad_b_dec_LC)
         grad_value_L = [torch.zeros_like(layer.value_N) for layer in lists.layers]
@@ -110,7 +111,11 @@ class ReferenceKernels:
             layer, grad_out_TC = lists.layers[source], grad_out_LTC[target]
             self._decode_backward(layer, w_dec_PFC[block], grad_out_TC, grad_value_L[source], grad_FC)
             squares += self.sum_squares(grad_FC)
-        for layer, grad_N in zip(lists.layers, grad_value_L, strict=True):
+        for index, (layer, grad_N) in enumerate(zip(lists.layers, grad_value_L, strict=True)):
+            if near_LF is not None:
+                near_N = layer.value_N <= 0
+                near_LF[index].zero_().index_add_(0, layer.feature_N.long(), grad_N * near_N)
+                grad_N = grad_N * ~near_N
             grad_slots[layer.slot_N.long()] = grad_N
         return squares
 

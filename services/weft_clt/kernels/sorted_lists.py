@@ -70,13 +70,15 @@ def joined(
 
 def by_feature(layer: ActiveLayer) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """
-    Order the entries of a layer by feature, those above 0 before those at 0, tokens ascending.
+    Order the entries of a layer: those above 0 by feature, then those at 0 by feature, tokens ascending.
 
     Returns:
-        First entry of a feature and one more, end of its entries above 0, and the entries' tokens, values and slots;
-        as in `FeatureLists`.
+        First entry above 0 of a feature and one more, the same of those at 0, and the entries' tokens, values and
+        slots; as in `FeatureLists`.
     """
+    num_features = layer.num_features
     token_N = entry_tokens(layer.row_start_T1.diff(), layer.value_N.shape[0])
-    kind_N, order_N = torch.sort(layer.feature_N.long() * 2 + (layer.value_N <= 0), stable=True)
-    bounds_F2 = segment_starts(kind_N, 2 * layer.num_features)
-    return bounds_F2[::2], bounds_F2[1::2], token_N[order_N].int(), layer.value_N[order_N], layer.slot_N[order_N]
+    kind_N, order_N = torch.sort(layer.feature_N.long() + num_features * (layer.value_N <= 0), stable=True)
+    bounds = segment_starts(kind_N, 2 * num_features)
+    starts_F1, nears_F1 = bounds[: num_features + 1], bounds[num_features:]
+    return starts_F1, nears_F1, token_N[order_N].int(), layer.value_N[order_N], layer.slot_N[order_N]

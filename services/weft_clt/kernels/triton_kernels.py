@@ -89,9 +89,10 @@ class TritonKernels:
         grad_out_LTC: Tensor,
         grad_slots: Tensor,
         grad_b_dec_LC: Tensor,
+        near_LF: Tensor | None = None,
     ) -> float:
         grad_b_dec_LC.copy_(grad_out_LTC.sum(1, dtype=torch.float32))
-        return triton_segments.value_gradients(lists, pairs, w_dec_PFC, grad_out_LTC, grad_slots)
+        return triton_segments.value_gradients(lists, pairs, w_dec_PFC, grad_out_LTC, grad_slots, near_LF)
 
     def decoder_adam(
         self,
@@ -125,7 +126,7 @@ class TritonKernels:
         sorted_M, order_M = torch.sort(feature_M, stable=True)
         token_M = sorted_lists.entry_tokens(counts_T, feature_M.shape[0])
         start_S1 = sorted_lists.segment_starts(sorted_M, grad_w_enc_SD.shape[0])
-        source = triton_segments.Source(start_S1, start_S1[1:], token_M[order_M].int(), grad_preact_M[order_M])
+        source = triton_segments.Source(start_S1, token_M[order_M].int(), grad_preact_M[order_M])
         triton_segments.add_segment_sums(source, inputs_TD, grad_w_enc_SD)
 
     def add_row_squares(self, w_FC: Tensor, out_F: Tensor) -> None:

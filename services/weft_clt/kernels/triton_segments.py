@@ -10,7 +10,6 @@ Shapes: see `weft_clt.kernels.port`; B blocks of columns, N entries of one sourc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -98,36 +97,32 @@ def segment_kernel(
 
 @dataclass(frozen=True)
 class Source:
-    """The entries of one layer by feature, with places counted from its own first entry."""
+    """Entries of one layer by feature; entries of a feature end where those of the next one begin."""
 
     start_F1: Tensor
-    active_F: Tensor
     token_N: Tensor
     value_N: Tensor
 
     @classmethod
-    def each(cls, lists: FeatureLists) -> Iterator[tuple[slice, Source]]:
-        """Yield every layer's part of the lists."""
-        first = 0
-        for index, layer in enumerate(lists.layers):
-            part = slice(first, first + layer.value_N.shape[0])
-            yield (
-                part,
-                cls(
-                    lists.start_LF1[index] - first,
-                    lists.active_LF[index] - first,
-                    lists.token_N[part],
-                    lists.value_N[part],
-                ),
-            )
-            first = part.stop
+    def above(cls, lists: FeatureLists, layer: int) -> Source:
+        """Return a layer's entries above 0, with places counted from its own first entry."""
+        return cls._of(lists, layer, lists.start_LF1[layer])
+
+    @classmethod
+    def near(cls, lists: FeatureLists, layer: int) -> Source:
+        """Return a layer's entries at 0, with places counted from its own first entry."""
+        return cls._of(lists, layer, lists.near_LF1[layer])
+
+    @classmethod
+    def _of(cls, lists: FeatureLists, layer: int, start_F1: Tensor) -> Source:
+        part = lists.part(layer)
+        return cls(start_F1 - part.start, lists.token_N[part], lists.value_N[part])
 
 
 def _run(
     source: Source,
     rows_TC: Tensor,
     *,
-    near: bool = False,
     weight_FC: Tensor | None = None,
     coeff_F: Tensor | None = None,
     value_part_BN: Tensor | None = None,
@@ -142,17 +137,16 @@ def _run(
     Launch once; what is not given is not computed, and another tensor stands in for its address.
 
     Args:
-        near: Also go through the entries at 0, which have a value's gradient and no part in the row's.
         fresh: Write over what is in `added_FC`.
     """
-    num_features, num_columns = source.active_F.shape[0], rows_TC.shape[1]
+    num_features, num_columns = source.start_F1.shape[0] - 1, rows_TC.shape[1]
     columns = column_block(num_columns, _MOST_COLUMNS)
 
     def given(tensor: Tensor | None) -> Tensor:
         return rows_TC if tensor is None else tensor
 
     segment_kernel[(num_features, triton.cdiv(num_columns, columns))](
-        source.start_F1, source.start_F1[1:] if near else source.active_F, source.token_N, source.value_N, rows_TC,
+        source.start_F1, source.start_F1[1:], source.token_N, source.value_N, rows_TC,
         given(weight_FC), given(coeff_F), given(value_part_BN), given(square_part_BF),
         given(added_FC), given(first_FC), given(second_FC),
         num_features, num_columns, source.token_N.shape[0], 0 if weight_FC is None else weight_FC.storage_offset(),
@@ -166,30 +160,43 @@ def _run(
 def add_segment_sums(source: Source, rows_TC: Tensor, out_FC: Tensor) -> None:
     """Add to the rows of `out_FC` the token rows of their entries, times their values."""
     if source.token_N.shape[0]:
-        _run(source, rows_TC, near=True, added_FC=out_FC)
+        _run(source, rows_TC, added_FC=out_FC)
 
 
 def value_gradients(
-    lists: FeatureLists, pairs: DecoderPairs, w_dec_PFC: Tensor, grad_out_LTC: Tensor, grad_slots: Tensor
+    lists: FeatureLists,
+    pairs: DecoderPairs,
+    w_dec_PFC: Tensor,
+    grad_out_LTC: Tensor,
+    grad_slots: Tensor,
+    near_LF: Tensor | None,
 ) -> float:
     """See `Kernels.value_grad_pass`, but for the bias."""
     num_columns, device = grad_out_LTC.shape[2], grad_out_LTC.device
     blocks = triton.cdiv(num_columns, column_block(num_columns, _MOST_COLUMNS))
     squares_BF = torch.empty(blocks, w_dec_PFC.shape[1], dtype=torch.float32, device=device)
     squares = torch.zeros((), dtype=torch.float64, device=device)
-    for index, (part, source) in enumerate(Source.each(lists)):
-        num_entries = source.token_N.shape[0]
+    if near_LF is not None:
+        grad_slots.zero_()
+    for index in range(len(lists.layers)):
+        part, above, near = lists.part(index), Source.above(lists, index), Source.near(lists, index)
+        num_entries = part.stop - part.start
         parts_BN = torch.empty(blocks, num_entries, dtype=torch.float32, device=device)
         total_N = torch.zeros(num_entries, dtype=torch.float32, device=device)
         for own, target, block in pairs.rows():
             if own == index and num_entries:
-                _run(
-                    source, grad_out_LTC[target], near=True, weight_FC=w_dec_PFC[block], value_part_BN=parts_BN,
-                    square_part_BF=squares_BF,
-                )  # fmt: skip
+                rows_TC, weight_FC = grad_out_LTC[target], w_dec_PFC[block]
+                _run(above, rows_TC, weight_FC=weight_FC, value_part_BN=parts_BN, square_part_BF=squares_BF)
+                _run(near, rows_TC, weight_FC=weight_FC, value_part_BN=parts_BN)
                 total_N += parts_BN.sum(0)
                 squares += squares_BF.sum(dtype=torch.float64)
-        grad_slots[lists.slot_N[part].long()] = total_N.to(grad_slots.dtype)
+        slot_N = lists.slot_N[part].long()
+        if near_LF is not None:
+            end = int(near.start_F1[0])
+            sums_F = torch.segment_reduce(total_N[end:], "sum", lengths=near.start_F1.diff().long())
+            near_LF[index] = sums_F.to(near_LF.dtype)
+            slot_N, total_N = slot_N[:end], total_N[:end]
+        grad_slots[slot_N] = total_N.to(grad_slots.dtype)
     return float(squares)
 
 
@@ -204,7 +211,7 @@ def add_gradients(
     fresh: bool,
 ) -> None:
     """See `Kernels.decoder_gradient`."""
-    sources = [source for _, source in Source.each(lists)]
+    sources = [Source.above(lists, layer) for layer in range(len(lists.layers))]
     for own, target, block in pairs.rows():
         _run(
             sources[own], grad_out_LTC[target], weight_FC=w_dec_PFC[block], coeff_F=coeff_LF[own],
@@ -228,7 +235,7 @@ def update_decoder(
     Where beta1 is 0, rows without a gradient are neither read nor written: Adam leaves them as they are, and only their
     second moment decays.
     """
-    sources = [source for _, source in Source.each(lists)]
+    sources = [Source.above(lists, layer) for layer in range(len(lists.layers))]
     for own, target, block in pairs.rows():
         _run(
             sources[own], grad_out_LTC[target], weight_FC=w_dec_PFC[block], coeff_F=coeff_LF[own],

@@ -4,13 +4,18 @@ Compressed activations as immutable objects: header, then blocks that are decode
 A block is one stream of one layer over one row group. The bytes are specified in `docs/reference/shard-format.md`.
 """
 
+from weft_store.shard.basis import Bases, Basis, basis_key, learn_basis
 from weft_store.shard.encoding import EncodedShard, encode_shard
-from weft_store.shard.layout import STREAMS, CodecSpec, ShardHeader, Stream
+from weft_store.shard.layout import CODECS, STEPPED, STREAMS, CodecSpec, ShardHeader, Stream
 from weft_store.shard.reading import CodedStream, ShardReader, verify
 from weft_store.shard.statistics import LayerStatistics, StreamStatistics, merge_statistics
 
 __all__ = [
+    "CODECS",
+    "STEPPED",
     "STREAMS",
+    "Bases",
+    "Basis",
     "CodecSpec",
     "CodedStream",
     "EncodedShard",
@@ -19,7 +24,9 @@ __all__ = [
     "ShardReader",
     "Stream",
     "StreamStatistics",
+    "basis_key",
     "encode_shard",
+    "learn_basis",
     "merge_statistics",
     "verify",
 ]

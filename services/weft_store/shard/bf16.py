@@ -8,7 +8,7 @@ Shapes: T tokens of a block, D d_model.
 import numpy as np
 from numpy.typing import NDArray
 
-from weft_store.shard.planes import PlaneReader, pack_plane
+from weft_store.shard.planes import FrameReader, pack_plane
 
 
 def round_to_bf16(values_TD: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -31,7 +31,7 @@ def encode_bf16(bits_TD: NDArray[np.uint16]) -> bytes:
 
 def decode_bf16_bits(payload: bytes | memoryview, num_tokens: int, d_model: int, key: str) -> NDArray[np.uint16]:
     """Read a block's bits, [T, D]. DataLossError, also where a value is not finite."""
-    reader = PlaneReader(payload, key)
+    reader = FrameReader(payload, key)
     exponents = reader.plane(num_tokens * d_model)
     rest = reader.plane(num_tokens * d_model)
     reader.end()

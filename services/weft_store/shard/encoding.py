@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft_common.errors import InvalidArgumentError
+from weft_store.shard.basis import Basis
 from weft_store.shard.bf16 import encode_bf16, round_to_bf16, widen_bf16
-from weft_store.shard.layout import STREAMS, CodecSpec, ShardHeader, UniformParameters, write_index
+from weft_store.shard.coding import encode_block
+from weft_store.shard.layout import STEPPED, STREAMS, CodecSpec, ShardHeader, UniformParameters, write_index
 from weft_store.shard.statistics import LayerStatistics, StreamStatistics
-from weft_store.shard.uniform import encode_uniform, entropy_bits, quantise
+from weft_store.shard.transformed import Transformed, transform_and_quantise
+from weft_store.shard.uniform import Moments, Quantised, entropy_bits, quantise
 
 # About the symbols that an entropy code of zstd needs to pay for its table.
 _GROUP_SYMBOLS = 16384
 # Far above any activation, and far enough below float32's range that differences stay in it.
 _LARGEST = 2.0**120
-_CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +43,13 @@ class EncodedShard:
     statistics: list[LayerStatistics]
 
 
-@dataclass(frozen=True, slots=True)
-class _Moments:
-    mean_D: NDArray[np.float64]
-    squared_deviation_D: NDArray[np.float64]
-    mean_norm: float
-
-
 def encode_shard(
     streams: Mapping[str, NDArray[np.float32]],
     codec: CodecSpec,
     *,
     row_group_tokens: int = 256,
     attributes: Mapping[str, str],
+    basis: Basis | None = None,
 ) -> EncodedShard:
     """
     Encode both streams of all layers.
@@ -63,6 +59,7 @@ def encode_shard(
         codec: How.
         row_group_tokens: Tokens that are decoded together.
         attributes: Text to keep with the shard.
+        basis: For `klt`, and only there: what its readers find under `basis_key`.
 
     Raises:
         InvalidArgumentError: Wrong streams, shapes or types; values that are not finite; an FVU out of reach.
@@ -74,15 +71,16 @@ def encode_shard(
         d_model=d_model,
         row_group_tokens=row_group_tokens,
         codec=codec.kind,
-        target_fvu=float(codec.target_fvu) if codec.kind == "uniform" else 0.0,
-        group_channels=_group_channels(row_group_tokens, d_model) if codec.kind == "uniform" else 0,
+        target_fvu=float(codec.target_fvu) if codec.kind in STEPPED else 0.0,
+        group_channels=_group_channels(row_group_tokens, d_model) if codec.kind in STEPPED else 0,
         attributes=_check_attributes(attributes),
+        basis=_check_basis(codec, basis, num_layers, d_model),
     )
     fault = header.fault()
     if fault is not None:
         raise InvalidArgumentError(f"this shard cannot be written: {fault}.", field="row_group_tokens")
     parameters = None
-    if codec.kind == "uniform":
+    if codec.kind in STEPPED:
         parameters = UniformParameters(
             np.zeros((len(STREAMS), num_layers), np.float32),
             np.zeros((len(STREAMS), num_layers, d_model), np.float32),
@@ -90,11 +88,14 @@ def encode_shard(
         )
     statistics: dict[str, list[StreamStatistics]] = {stream: [] for stream in STREAMS}
     blocks: dict[tuple[int, int, int], bytes] = {}
+    # Fresh pages cost as much as a pass over them: all layers share these.
+    codes_TD = np.empty((num_tokens, d_model) if parameters is not None else (0, 0), np.int32)
     for at, stream in enumerate(STREAMS):
         for layer in range(num_layers):
             what = f"stream {stream!r} of layer {layer}"
             values_TD = np.ascontiguousarray(streams[stream][layer])
-            encoded, figures = _encode_stream(values_TD, header, parameters, (at, layer), what)
+            vectors_DD = basis.vectors_SLCD[at, layer] if basis is not None else None
+            encoded, figures = _encode_stream(values_TD, header, parameters, vectors_DD, (at, layer), codes_TD, what)
             statistics[stream].append(figures)
             blocks.update({(group, at, layer): block for group, block in enumerate(encoded)})
     in_order = [blocks[place] for place in sorted(blocks)]
@@ -113,7 +114,9 @@ def _encode_stream(
     values_TD: NDArray[np.float32],
     header: ShardHeader,
     parameters: UniformParameters | None,
+    vectors_DD: NDArray[np.float16] | None,
     place: tuple[int, int],
+    codes_TD: NDArray[np.int32],
     what: str,
 ) -> tuple[list[bytes], StreamStatistics]:
     moments = _moments(values_TD, what)
@@ -126,12 +129,18 @@ def _encode_stream(
         error, entropy = float(difference @ difference), 0.0
         blocks = [encode_bf16(bits[part]) for part in rows]
     else:
-        coded = quantise(values_TD, moments.mean_D, moments.squared_deviation_D, header.target_fvu, what)
+        coded: Quantised | Transformed
+        if vectors_DD is None:
+            coded, of_codes = quantise(values_TD, moments, header.target_fvu, codes_TD, what), moments
+        else:
+            coded = transform_and_quantise(values_TD, moments, vectors_DD, header.target_fvu, codes_TD, what)
+            of_codes = coded.components
+        order_D = np.argsort(of_codes.squared_deviation_D, kind="stable").astype(np.uint64)
         parameters.steps_SL[place] = coded.step
         parameters.means_SLD[place] = coded.mean_D
-        parameters.orders_SLD[place] = coded.order_D
-        error, entropy = coded.sum_squared_error, entropy_bits(coded.codes_TD)
-        blocks = [encode_uniform(coded.codes_TD[part], header.group_channels) for part in rows]
+        parameters.orders_SLD[place] = order_D
+        error, entropy = coded.sum_squared_error, entropy_bits(codes_TD)
+        blocks = [encode_block(codes_TD[part], order_D, header.group_channels) for part in rows]
     return blocks, StreamStatistics(
         num_tokens=header.num_tokens,
         mean_norm=moments.mean_norm,
@@ -143,28 +152,37 @@ def _encode_stream(
     )
 
 
-def _moments(values_TD: NDArray[np.float32], what: str) -> _Moments:
-    num_tokens, d_model = values_TD.shape
-    if num_tokens == 0:
-        return _Moments(np.zeros(d_model), np.zeros(d_model), 0.0)
-    largest = max(float(values_TD.max()), -float(values_TD.min()))  # not a number wherever one value is none
-    if not largest <= _LARGEST:
-        raise InvalidArgumentError(
-            f"{what} holds values that are not finite, or beyond 2**120: leave those tokens out.", field="streams"
-        )
-    mean = values_TD.sum(axis=0, dtype=np.float64) / num_tokens
-    squared = np.zeros(d_model)
-    norms = 0.0
-    for start in range(0, num_tokens, _CHUNK_TOKENS):
-        chunk = values_TD[start : start + _CHUNK_TOKENS].astype(np.float64)
-        norms += float(np.sqrt(np.einsum("td,td->t", chunk, chunk)).sum())
-        chunk -= mean
-        squared += np.einsum("td,td->d", chunk, chunk)
-    return _Moments(mean, squared, norms / num_tokens)
+def _moments(values_TD: NDArray[np.float32], what: str) -> Moments:
+    if values_TD.size:
+        largest = max(float(values_TD.max()), -float(values_TD.min()))  # not a number wherever one value is none
+        if not largest <= _LARGEST:
+            raise InvalidArgumentError(
+                f"{what} holds values that are not finite, or beyond 2**120: leave those tokens out.", field="streams"
+            )
+    return Moments.of(values_TD)
 
 
 def _group_channels(row_group_tokens: int, d_model: int) -> int:
     return min(d_model, max(1, round(_GROUP_SYMBOLS / max(1, row_group_tokens))))
+
+
+def _check_basis(codec: CodecSpec, basis: Basis | None, num_layers: int, d_model: int) -> str:
+    if (basis is None) == (codec.kind == "klt"):
+        raise InvalidArgumentError(
+            f"codec {codec.kind!r} {'needs a' if basis is None else 'has no'} basis: 'klt' has one, learned by "
+            "`learn_basis`, and no other codec does.",
+            field="basis",
+        )
+    if basis is None:
+        return ""
+    expected = (len(STREAMS), num_layers, d_model, d_model)
+    if basis.vectors_SLCD.shape != expected:
+        raise InvalidArgumentError(
+            f"the basis has the shape {list(basis.vectors_SLCD.shape)}, expected {list(expected)}: learn it from "
+            "activations of the same model.",
+            field="basis",
+        )
+    return basis.sha256
 
 
 def _check_streams(streams: Mapping[str, NDArray[Any]]) -> tuple[int, int, int]:

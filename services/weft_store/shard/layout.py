@@ -9,6 +9,7 @@ Shapes: S streams (input, output), L layers, D d_model, G row groups.
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,8 +23,13 @@ from weft_common.errors import DataLossError, InvalidArgumentError
 Stream = Literal["input", "output"]
 STREAMS: tuple[Stream, Stream] = ("input", "output")
 
+CODECS = ("bf16", "uniform", "klt")
+STEPPED = ("uniform", "klt")
+"""Those that have a step, which is found for a wanted FVU."""
+
 MAGIC = b"WEFTSHRD"
-VERSION = 1
+VERSION = 2
+"""What is written; version 1, whose `uniform` has a zstd frame for each byte of a group's codes, is read as well."""
 # Magic, version, bytes of the JSON header, bytes of the index (header, parameters, table), bytes of the object.
 _PRELUDE = struct.Struct("<8sIIQQ")
 PRELUDE_BYTES = _PRELUDE.size + 32
@@ -45,17 +51,20 @@ class CodecSpec:
     How values are coded.
 
     Attributes:
-        kind: `bf16` (bfloat16, kept exactly) or `uniform` (one step a layer and stream).
-        target_fvu: For `uniform`: wanted fraction of variance unexplained; ignored for `bf16`.
+        kind: `bf16` (bfloat16, kept exactly), `uniform` (one step a layer and stream) or `klt` (the same after a
+            change of basis).
+        target_fvu: For `uniform` and `klt`: wanted fraction of variance unexplained; ignored for `bf16`.
     """
 
     kind: str
     target_fvu: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bf16", "uniform"):
-            raise InvalidArgumentError(f"unknown codec {self.kind!r}: expected 'bf16' or 'uniform'.", field="codec")
-        if self.kind == "uniform" and not MIN_TARGET_FVU <= self.target_fvu <= MAX_TARGET_FVU:
+        if self.kind not in CODECS:
+            raise InvalidArgumentError(
+                f"unknown codec {self.kind!r}: expected 'bf16', 'uniform' or 'klt'.", field="codec"
+            )
+        if self.kind in STEPPED and not MIN_TARGET_FVU <= self.target_fvu <= MAX_TARGET_FVU:
             raise InvalidArgumentError(
                 f"target_fvu {self.target_fvu} is out of range: expected {MIN_TARGET_FVU} to {MAX_TARGET_FVU}.",
                 field="target_fvu",
@@ -72,10 +81,11 @@ class ShardHeader:
         num_tokens: Tokens of every layer and stream.
         d_model: Width of both streams.
         row_group_tokens: Tokens of a block; the last row group may be shorter.
-        codec: `bf16` or `uniform`.
-        target_fvu: What was asked of `uniform`; 0 for `bf16`.
-        group_channels: For `uniform`: channels that share one entropy code; 0 for `bf16`.
+        codec: `bf16`, `uniform` or `klt`.
+        target_fvu: What was asked of `uniform` or `klt`; 0 for `bf16`.
+        group_channels: For `uniform` and `klt`: channels or components that share one entropy code; 0 for `bf16`.
         attributes: The writer's own words: model, dataset, what the tokens are.
+        basis: For `klt`: hex SHA-256 of the object that holds the vectors; else empty, and not written.
     """
 
     num_layers: int
@@ -86,6 +96,7 @@ class ShardHeader:
     target_fvu: float
     group_channels: int
     attributes: Mapping[str, str]
+    basis: str = ""
 
     @property
     def num_row_groups(self) -> int:
@@ -102,12 +113,14 @@ class ShardHeader:
             "num_tokens": (0, 1 << 40),
             "d_model": (1, MAX_D_MODEL),
             "row_group_tokens": (1, MAX_BLOCK_VALUES),
-            "group_channels": (1 if self.codec == "uniform" else 0, MAX_D_MODEL if self.codec == "uniform" else 0),
+            "group_channels": (1, MAX_D_MODEL) if self.codec in STEPPED else (0, 0),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 return f"{name} is {value}, expected {low} to {high}"
+        if (re.fullmatch("[0-9a-f]{64}", self.basis) is None) if self.codec == "klt" else self.basis:
+            return f"basis is {self.basis[:80]!r}, expected 64 hexadecimal digits for klt and nothing otherwise"
         block = min(self.row_group_tokens, self.num_tokens) * self.d_model
         if block > MAX_BLOCK_VALUES or block * self.num_layers * len(STREAMS) > MAX_ROW_GROUP_VALUES:
             return f"row groups of {self.row_group_tokens} tokens are too large: ask for fewer tokens in each"
@@ -118,7 +131,7 @@ class ShardHeader:
     def index_bytes(self, header_bytes: int) -> int:
         """Bytes of header, parameters and table together."""
         pairs = len(STREAMS) * self.num_layers
-        parameters = pairs * (4 + 6 * self.d_model) if self.codec == "uniform" else 0
+        parameters = pairs * (4 + 6 * self.d_model) if self.codec in STEPPED else 0
         return header_bytes + parameters + self.num_row_groups * pairs * TABLE_ROW.itemsize
 
 
@@ -135,6 +148,7 @@ class UniformParameters:
 class ShardIndex:
     """All that stands before the blocks, checked."""
 
+    version: int
     header: ShardHeader
     parameters: UniformParameters | None
     table_GSL: NDArray[Any]
@@ -148,7 +162,10 @@ def block_digest(payload: bytes | memoryview) -> bytes:
 
 def write_index(header: ShardHeader, parameters: UniformParameters | None, blocks: list[bytes]) -> bytes:
     """Write everything that stands before the blocks, which follow in the order of row group, stream, layer."""
-    encoded = json.dumps(asdict(header), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    fields = asdict(header)
+    if not header.basis:
+        del fields["basis"]
+    encoded = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     if len(encoded) > MAX_HEADER_BYTES:
         raise InvalidArgumentError(
             f"the attributes take {len(encoded)} bytes: expected at most {MAX_HEADER_BYTES}.", field="attributes"
@@ -175,8 +192,8 @@ def read_prelude(data: bytes, key: str) -> tuple[int, int, int]:
     magic, version, header_bytes, index_bytes, object_bytes = _PRELUDE.unpack_from(data)
     if magic != MAGIC:
         _refuse(key, "it does not start as a shard does")
-    if version != VERSION:
-        _refuse(key, f"its version is {version}, this reader knows {VERSION}")
+    if not 1 <= version <= VERSION:
+        _refuse(key, f"its version is {version}, this reader knows 1 to {VERSION}")
     if header_bytes > MAX_HEADER_BYTES or not header_bytes <= index_bytes <= MAX_INDEX_BYTES:
         _refuse(key, "its header is larger than any shard's")
     if object_bytes < PRELUDE_BYTES + index_bytes:
@@ -192,13 +209,14 @@ def read_index(data: bytes, key: str) -> ShardIndex:
     index = data[PRELUDE_BYTES : PRELUDE_BYTES + index_bytes]
     if hashlib.sha256(data[: _PRELUDE.size] + index).digest() != data[_PRELUDE.size : PRELUDE_BYTES]:
         _refuse(key, "its header does not have the digest that was written with it")
-    header = _read_header(index[:header_bytes], key)
+    version = _PRELUDE.unpack_from(data)[1]
+    header = _read_header(index[:header_bytes], version, key)
     if index_bytes != header.index_bytes(header_bytes):
         _refuse(key, "its header contradicts its sizes")
     at = header_bytes
     parameters = None
     shape = (len(STREAMS), header.num_layers, header.d_model)
-    if header.codec == "uniform":
+    if header.codec in STEPPED:
         steps = np.frombuffer(index, "<f4", shape[0] * shape[1], at)
         at += steps.nbytes
         means = np.frombuffer(index, "<f4", math.prod(shape), at)
@@ -217,22 +235,24 @@ def read_index(data: bytes, key: str) -> ShardIndex:
         _refuse(key, "its blocks do not fill it")
     if not (table["offset"] == PRELUDE_BYTES + index_bytes + np.cumsum(lengths) - lengths).all():
         _refuse(key, "its blocks are not in order")
-    return ShardIndex(header, parameters, table.reshape(header.num_row_groups, *shape[:2]), object_bytes)
+    return ShardIndex(version, header, parameters, table.reshape(header.num_row_groups, *shape[:2]), object_bytes)
 
 
-def _read_header(encoded: bytes, key: str) -> ShardHeader:
-    types = {"codec": str, "target_fvu": float, "attributes": dict}
+def _read_header(encoded: bytes, version: int, key: str) -> ShardHeader:
+    types = {"codec": str, "target_fvu": float, "attributes": dict, "basis": str}
     try:
         fields = json.loads(encoded)
         header = ShardHeader(**fields)
     except (ValueError, TypeError, RecursionError):
         _refuse(key, "its header is not of this format")
+    if ("basis" in fields) != (header.codec == "klt"):
+        _refuse(key, "its header is not of this format")
     if any(type(value) is not types.get(name, int) for name, value in fields.items()):
         _refuse(key, "its header is not of this format")
     if any(type(value) is not str for value in header.attributes.values()):
         _refuse(key, "its attributes are not text")
-    if header.codec not in ("bf16", "uniform"):
-        _refuse(key, f"its codec is {header.codec[:40]!r}, this reader knows 'bf16' and 'uniform'")
+    if header.codec not in CODECS or (header.codec == "klt" and version == 1):
+        _refuse(key, f"its codec is {header.codec[:40]!r}, this reader knows {', '.join(CODECS)}")
     fault = header.fault()
     if fault is not None:
         _refuse(key, fault)

@@ -1,4 +1,4 @@
-"""Bytes planes under zstd, read with bounds: what both codecs are made of."""
+"""Bytes under zstd, read with bounds: what all codecs are made of."""
 
 import struct
 
@@ -22,8 +22,8 @@ def pack_plane(plane: NDArray[np.uint8]) -> bytes:
     return _LENGTH.pack(len(frame)) + frame
 
 
-class PlaneReader:
-    """Reads the planes of one block one after the other; DataLossError wherever the block is not what it should be."""
+class FrameReader:
+    """Reads the parts of one block one after the other; DataLossError wherever the block is not what it should be."""
 
     def __init__(self, payload: bytes | memoryview, key: str) -> None:
         self._payload = memoryview(payload)
@@ -31,23 +31,26 @@ class PlaneReader:
         self._at = 0
         self._zstd = zstandard.ZstdDecompressor()
 
+    def take(self, count: int) -> memoryview:
+        """Read bytes that are not compressed."""
+        if count > len(self._payload) - self._at:
+            raise self.fault("it ends too early")
+        taken = self._payload[self._at : self._at + count]
+        self._at += count
+        return taken
+
     def byte(self) -> int:
-        """Read a byte that stands outside any plane."""
-        return self._take(1)[0]
+        """Read one byte that is not compressed."""
+        return self.take(1)[0]
 
     def plane(self, size: int) -> NDArray[np.uint8]:
         """Read a plane of exactly `size` bytes; nothing is allocated for one that says otherwise."""
-        (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
-        frame = self._take(length)
-        try:
-            if zstandard.frame_content_size(frame) != size:
-                raise self.fault("a plane has another size than its block")
-            content = self._zstd.decompress(frame, max_output_size=size, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise self.fault(f"a plane cannot be decompressed ({error})") from error
-        if len(content) != size:
-            raise self.fault("a plane has another size than its block")
-        return np.frombuffer(content, np.uint8)
+        (length,) = _LENGTH.unpack(self.take(_LENGTH.size))
+        return self._decompress(self.take(length), size)
+
+    def frame(self, size: int) -> NDArray[np.uint8]:
+        """Read a frame of exactly `size` bytes that goes to the end of the block."""
+        return self._decompress(self.take(len(self._payload) - self._at), size)
 
     def end(self) -> None:
         """Check that nothing follows."""
@@ -60,9 +63,13 @@ class PlaneReader:
             f"a block of shard {self._key!r} is damaged: {why}. Restore the shard or harvest it again."
         )
 
-    def _take(self, count: int) -> memoryview:
-        if count > len(self._payload) - self._at:
-            raise self.fault("it ends too early")
-        taken = self._payload[self._at : self._at + count]
-        self._at += count
-        return taken
+    def _decompress(self, frame: memoryview, size: int) -> NDArray[np.uint8]:
+        try:
+            if zstandard.frame_content_size(frame) != size:
+                raise self.fault("a frame has another size than its block")
+            content = self._zstd.decompress(frame, max_output_size=size, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise self.fault(f"a frame cannot be decompressed ({error})") from error
+        if len(content) != size:
+            raise self.fault("a frame has another size than its block")
+        return np.frombuffer(content, np.uint8)

@@ -18,7 +18,7 @@ from weft_clt.normalization import Moments, Normalization
 from weft_common.client import error_from_rpc
 from weft_common.errors import FailedPreconditionError
 from weft_store.port import RangedReads
-from weft_store.shard import ShardReader
+from weft_store.shard import Bases, ShardReader
 from weft_trainer.worker.patience import patiently
 
 __all__ = ["CacheRowGroups", "PlanOver", "get_dataset", "normalization_of", "only"]
@@ -105,6 +105,7 @@ class CacheRowGroups:
         self._stub, self._store, self._dataset, self._split = stub, store, dataset, split
         self._rank, self._world_size, self._seed, self._over = rank, world_size, seed, over
         self._pages: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._bases = Bases(store)
         self._readers: OrderedDict[str, ShardReader] = OrderedDict()
         self._readers_lock = threading.Lock()
 
@@ -131,14 +132,14 @@ class CacheRowGroups:
         key, index = row_group.where
         with self._readers_lock:
             reader = self._readers.pop(key, None)
-        reader = reader or ShardReader(self._store, key)
+        reader = reader or ShardReader(self._store, key, self._bases)
         with self._readers_lock:
             self._readers[key] = reader
             if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
         streams = reader.read_codes(index)
         inputs, outputs = (
-            CodedStream(stream.codes_LTD, stream.step_L, stream.mean_LD)
+            CodedStream(stream.codes_LTD, stream.step_L, stream.mean_LD, stream.basis_LCD)
             for stream in (streams["input"], streams["output"])
         )
         return CodedRowGroup(inputs, outputs)

@@ -32,7 +32,7 @@ from weft_common.errors import (
 )
 from weft_store.adapters.memory import MemoryObjectStore
 from weft_store.documents import read_json
-from weft_store.shard import ShardReader
+from weft_store.shard import ShardReader, basis_key
 
 SPEC = HarvestSpec(
     model="fake",
@@ -124,6 +124,24 @@ def test_harvest_commits_exactly_the_planned_tokens(undisturbed: World) -> None:
     }
     assert {row[1:] for row in rows} <= possible
     assert NUM_LAYERS == 2
+
+
+def test_harvest_by_klt_shares_one_basis(undisturbed: World) -> None:
+    """Every shard names the basis that the first one learned, and rows are the model's within the wanted FVU."""
+    world, fate = World(), Fate(None, after=False)
+    spec = replace(SPEC, codec="klt", target_fvu=1e-3)
+    asyncio.run(world._run(fate, "a", FakeBackend(), spec))
+    (basis,) = world.store.list("datasets/d/bases/")
+    errors, deviations = 0.0, 0.0
+    for index, shard in world.catalog.datasets["d"].shards.items():
+        reader = ShardReader(world.store, shard.key)
+        assert basis.key == basis_key(shard.key, reader.header.basis)
+        exact = ShardReader(world.store, shard.key).read_row_group(0)["input"]
+        other = ShardReader(undisturbed.store, undisturbed.catalog.datasets["d"].shards[index].key)
+        wanted = other.read_row_group(0)["input"].astype(np.float64)
+        errors += float(((exact - wanted) ** 2).sum())
+        deviations += float(((wanted - wanted.mean(1, keepdims=True)) ** 2).sum())
+    assert errors <= 1.1e-3 * deviations
 
 
 def test_harvest_splits_by_document(undisturbed: World) -> None:

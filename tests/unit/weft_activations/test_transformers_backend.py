@@ -8,7 +8,8 @@ import pytest
 from tiny_models import make_gpt2, make_llama
 from transformers import MistralConfig, MistralForCausalLM
 
-from weft_activations.adapters.transformers_backend import TransformersBackend, model_revision
+from weft_activations.adapters.model_folder import model_revision
+from weft_activations.adapters.transformers_backend import TransformersBackend
 from weft_common.errors import FailedPreconditionError, NotFoundError
 
 

@@ -156,7 +156,7 @@ def test_estimates_beyond_what_weft_does_are_marked() -> None:
         (("--activation", "gelu"), "jump-relu or top-k or relu", 2),
         (("--recipe", "nobodys"), "give one of anthropic", 2),
         (("--dtype", "int8"), "float32 or bfloat16", 2),
-        (("--codec", "zip"), "uniform or bf16", 2),
+        (("--codec", "zip"), "uniform or klt or bf16", 2),
         (("--tokens", "many"), "no whole number", 2),
         (("--held-out-share", "1"), "a share", 2),
         (("--network-gbit", "0"), "--network-gbit is 0", 2),

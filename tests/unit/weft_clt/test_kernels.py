@@ -64,6 +64,9 @@ def test_passes_over_the_decoder_agree(
         first = _random(seed + 8, *weight.shape) if beta1 else None
         kernels.decode_pass(lists, pairs, weight, bias, targets, error)
         squares = kernels.value_grad_pass(lists, pairs, weight, grad_out, grad_slots, grad_bias)
+        above_slots, near = torch.zeros(slots).double(), torch.full((num_layers, num_features), 7.0).double()
+        again = kernels.value_grad_pass(lists, pairs, weight, grad_out, above_slots, grad_bias.clone(), near)
+        assert again == pytest.approx(squares, rel=1e-12)
         kernels.decoder_gradient(lists, pairs, weight, grad_out, coeff, gradient)
         fresh = torch.full_like(weight, torch.nan)
         kernels.decoder_gradient(lists, pairs, weight, grad_out, coeff, fresh, fresh=True)
@@ -71,9 +74,18 @@ def test_passes_over_the_decoder_agree(
         kernels.decoder_adam(lists, pairs, param, grad_out, coeff, first, second, adam)
         results.append(
             [error, grad_slots, grad_bias, gradient, fresh, param, second, torch.tensor(squares, dtype=torch.float64)]
+            + [above_slots, near]
             + ([first] if first is not None else [])
         )
     torch.testing.assert_close(results[0], results[1], **CLOSE)
+    # Together they are what one list of all entries has.
+    summed = torch.zeros(num_layers, num_features).double()
+    for index, layer in enumerate(layers):
+        at_slots = (grad_slots - above_slots)[layer.slot_N.long()]
+        summed[index].index_add_(0, layer.feature_N.long(), at_slots)
+        assert not at_slots[layer.value_N > 0].any()
+        assert not above_slots[layer.slot_N.long()][layer.value_N <= 0].any()
+    torch.testing.assert_close(near, summed, **CLOSE)
 
 
 @settings(max_examples=60, deadline=None)

@@ -50,6 +50,26 @@ async def done(owner: OperationManager, name: str = NAME) -> operations_pb2.Oper
     return operation
 
 
+async def test_work_is_taken_up_in_the_order_of_coming() -> None:
+    """Where one may run at once, the first that came is the first that is done, whatever its name."""
+    order: list[str] = []
+
+    async def note(context: OperationContext) -> Message:
+        order.append(context.operation_id)
+        return REQUEST
+
+    kinds = {"work": OperationKind(note, max_running=1)}
+    owner = OperationManager("test", MemoryOperationStore(), kinds, poll_s=0.02, retry=FAST)
+    for name in ("zebra", "monkey", "ape"):
+        await start(owner, name)
+        assert owner.unfinished("work") == len(order) + ["zebra", "monkey", "ape"].index(name) + 1
+    async with owner.run():
+        for name in ("zebra", "monkey", "ape"):
+            await done(owner, f"operations/test-{name}")
+        await until(lambda: owner.unfinished("work") == 0)
+    assert order == ["zebra", "monkey", "ape"]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 (conditions of several parties)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 import tracemalloc
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,13 +14,26 @@ from hypothesis import HealthCheck, given, settings
 
 from weft_common.errors import DataLossError
 from weft_store import open_store
-from weft_store.shard import CodecSpec, ShardReader, encode_shard, verify
+from weft_store.shard import CodecSpec, ShardReader, basis_key, encode_shard, learn_basis, verify
 
 _RNG = np.random.default_rng(5)
 _STREAMS = {name: _RNG.normal(size=(2, 5, 3)).astype(np.float32) for name in ("input", "output")}
+_BASIS = learn_basis(_STREAMS)
 _SHARDS = {
-    codec: encode_shard(_STREAMS, CodecSpec(codec), row_group_tokens=3, attributes={"model": "models/x"})
-    for codec in ("bf16", "uniform")
+    codec: encode_shard(
+        _STREAMS,
+        CodecSpec(codec),
+        row_group_tokens=3,
+        attributes={"model": "models/x"},
+        basis=_BASIS if codec == "klt" else None,
+    )
+    for codec in ("bf16", "uniform", "klt")
+}
+# What version 1 wrote too, which is read on.
+_DATA = {codec: shard.data for codec, shard in _SHARDS.items()} | {
+    "uniform of version 1": (
+        Path(__file__).resolve().parents[2] / "assets" / "shards" / "version-1-uniform.weft"
+    ).read_bytes()
 }
 # The prelude as the format's document gives it, not as the code does.
 _PRELUDE = struct.Struct("<8sIIQQ32s")
@@ -28,6 +42,7 @@ _PRELUDE = struct.Struct("<8sIIQQ32s")
 def _read_all(data: bytes) -> list[np.ndarray]:
     store = open_store("memory://")
     store.put("shard", data)
+    store.put(basis_key("shard", _BASIS.sha256), _BASIS.data())
     reader = ShardReader(store, "shard")
     return [
         reader.read(stream, layer, group)
@@ -41,10 +56,10 @@ def _same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
     return len(left) == len(right) and all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-_GOOD = {codec: _read_all(shard.data) for codec, shard in _SHARDS.items()}
+_GOOD = {codec: _read_all(data) for codec, data in _DATA.items()}
 
 
-@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
 def test_a_flipped_bit_anywhere_is_noticed(codec: str) -> None:
     """For every byte of a shard: a full verification refuses it, and so does the read of the block it lies in."""
     shard = _SHARDS[codec]
@@ -59,7 +74,7 @@ def test_a_flipped_bit_anywhere_is_noticed(codec: str) -> None:
             _read_all(bytes(damaged))
 
 
-@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
 def test_a_truncated_shard_is_noticed(codec: str) -> None:
     """However short a shard was cut, reading all of it and verifying it are refused."""
     shard = _SHARDS[codec]
@@ -72,7 +87,7 @@ def test_a_truncated_shard_is_noticed(codec: str) -> None:
             verify(store, "shard", shard.sha256)
 
 
-@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
 def test_verify_notices_added_bytes(codec: str) -> None:
     """Bytes after the last block are damage too, even where the manifest was made from them."""
     data = _SHARDS[codec].data + b"\0"
@@ -84,13 +99,14 @@ def test_verify_notices_added_bytes(codec: str) -> None:
         verify(store, "shard", hashlib.sha256(data).hexdigest())
 
 
-@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
 def test_damage_leaves_other_blocks_readable(codec: str) -> None:
     """Only reads that touch the damaged block are refused."""
     data = bytearray(_SHARDS[codec].data)
     data[-1] ^= 1
     store = open_store("memory://")
     store.put("shard", bytes(data))
+    store.put(basis_key("shard", _BASIS.sha256), _BASIS.data())
     reader = ShardReader(store, "shard")
     np.testing.assert_array_equal(reader.read("output", 0, 1), _GOOD[codec][6])
     reader.read_row_group(0)
@@ -102,13 +118,13 @@ def test_damage_leaves_other_blocks_readable(codec: str) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    codec=st.sampled_from(["bf16", "uniform"]),
+    codec=st.sampled_from(sorted(_DATA)),
     edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6),
     cut=st.integers(0, 1 << 20),
 )
 def test_fuzzed_bytes_give_data_loss_or_the_same_numbers(codec: str, edits: list[tuple[int, int]], cut: int) -> None:
     """Any edits, with a cut, give the error or the very numbers that were written."""
-    data = bytearray(_SHARDS[codec].data)
+    data = bytearray(_DATA[codec])
     for at, value in edits:
         data[at % len(data)] = value
     del data[len(data) - cut % 9 :]
@@ -121,19 +137,19 @@ def test_fuzzed_bytes_give_data_loss_or_the_same_numbers(codec: str, edits: list
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    codec=st.sampled_from(["bf16", "uniform"]),
+    codec=st.sampled_from(sorted(_DATA)),
     edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4),
 )
 def test_a_hostile_index_gives_data_loss_or_an_array(codec: str, edits: list[tuple[int, int]]) -> None:
     """With digests made to fit again, an edited header, table or block still raises nothing else."""
-    data = bytearray(_SHARDS[codec].data)
+    data = bytearray(_DATA[codec])
     for at, value in edits:
         data[at % len(data)] = value
     try:
         read = _read_all(_signed(data))
     except DataLossError:
         return
-    assert all(np.isfinite(block).all() or codec == "uniform" for block in read)
+    assert all(np.isfinite(block).all() or codec != "bf16" for block in read)
 
 
 @settings(max_examples=300, deadline=None)
@@ -158,6 +174,7 @@ def test_any_bytes_are_refused(data: bytes) -> None:
         {"codec": "zip"},
         {"codec": 7},
         {"group_channels": 0},
+        {"basis": "0" * 64},
         {"attributes": []},
         {"attributes": {"a": 1}},
         {"more": 1},

@@ -7,6 +7,7 @@ import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 
 from weft_common.errors import InvalidArgumentError, NotFoundError
@@ -215,6 +216,16 @@ def test_single_blocks_are_those_of_the_row_group() -> None:
     assert group["input"].shape == (3, 5, 4)
     for layer in range(3):
         np.testing.assert_array_equal(reader.read("output", layer, 2), group["output"][layer])
+
+
+@pytest.mark.parametrize("codec", ["bf16", "uniform"])
+def test_bits_of_bfloat16_are_those_of_the_values(codec: str) -> None:
+    """What codes give as bfloat16 is the nearest one to what they give as float32."""
+    store = open_store("memory://")
+    store.put("shard", encode_shard(_activations(2, 30, 5), CodecSpec(codec), attributes={}).data)
+    coded = ShardReader(store, "shard").read_codes(0)["output"]
+    expected = torch.from_numpy(coded.values()).to(torch.bfloat16)
+    np.testing.assert_array_equal(coded.bf16_bits(), expected.view(torch.uint16).numpy())
 
 
 def test_equal_activations_give_equal_shards() -> None:

@@ -19,6 +19,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ModelKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_KIND_UNSPECIFIED: _ModelKind.ValueType  # 0
+    """Never sent."""
+    MODEL_KIND_DECODER: _ModelKind.ValueType  # 1
+    """Predicts the next token."""
+    MODEL_KIND_ENCODER: _ModelKind.ValueType  # 2
+    """Reads a text in both directions; what goes over next tokens is refused for it: generation, harvests, sweeps, logit attribution."""
+
+class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
+    """What a model does with what it reads."""
+
+MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
+"""Never sent."""
+MODEL_KIND_DECODER: ModelKind.ValueType  # 1
+"""Predicts the next token."""
+MODEL_KIND_ENCODER: ModelKind.ValueType  # 2
+"""Reads a text in both directions; what goes over next tokens is refused for it: generation, harvests, sweeps, logit attribution."""
+Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
+
 class _Dim:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015

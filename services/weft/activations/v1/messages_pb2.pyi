@@ -125,6 +125,7 @@ class Model(_message.Message):
     D_HEAD_FIELD_NUMBER: _builtins.int
     D_MLP_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `models/{model}`."""
     architecture: _builtins.str
@@ -151,6 +152,8 @@ class Model(_message.Message):
     """Width of a head."""
     d_mlp: _builtins.int
     """Width of an MLP's hidden layer."""
+    kind: _components_pb2.ModelKind.ValueType
+    """What it does with what it reads."""
     @_builtins.property
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Hooks that Capture accepts, with `*` where a layer index goes: `layers.*.mlp_out`."""
@@ -177,10 +180,11 @@ class Model(_message.Message):
         d_head: _builtins.int = ...,
         d_mlp: _builtins.int = ...,
         components: _abc.Iterable[_components_pb2.Component] | None = ...,
+        kind: _components_pb2.ModelKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "architecture", b"architecture", "bos_token_id", b"bos_token_id", "components", b"components", "d_head", b"d_head", "d_mlp", b"d_mlp", "d_model", b"d_model", "data_type", b"data_type", "hooks", b"hooks", "max_tokens", b"max_tokens", "name", b"name", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "revision", b"revision", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "architecture", b"architecture", "bos_token_id", b"bos_token_id", "components", b"components", "d_head", b"d_head", "d_mlp", b"d_mlp", "d_model", b"d_model", "data_type", b"data_type", "hooks", b"hooks", "kind", b"kind", "max_tokens", b"max_tokens", "name", b"name", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "revision", b"revision", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015
@@ -445,9 +449,11 @@ class Codec(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     TARGET_FVU_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """`bf16` (lossless for bfloat16) or `uniform` (one step a layer and stream)."""
+    """`bf16` (lossless for bfloat16), `uniform` (one step a layer and stream) or `klt` (the same in the basis of the
+    eigenvectors of the first tokens: smaller, and slower to read).
+    """
     target_fvu: _builtins.float
-    """For `uniform`: wanted fraction of variance unexplained, for example 0.001. Dimensionless."""
+    """For `uniform` and `klt`: wanted fraction of variance unexplained, for example 0.001. Dimensionless."""
     def __init__(
         self,
         *,

@@ -332,12 +332,15 @@ class RunRequest(_message.Message):
     NUM_TOP_TOKENS_FIELD_NUMBER: _builtins.int
     LOGIT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     RETURN_LOGITS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`models/{model}`."""
     num_top_tokens: _builtins.int
     """Number of top tokens to return, 0 to 100; 0 means 10."""
     return_logits: _builtins.bool
-    """Returns all logits of the last position as a tensor."""
+    """Returns all logits of the position as a tensor."""
+    position: _builtins.int
+    """Position whose logits are wanted, from 0; unset means the last. An encoder predicts the token at a position, a decoder the next."""
     @_builtins.property
     def prompt(self) -> _messages_pb2.Prompt:
         """What the model reads."""
@@ -364,12 +367,15 @@ class RunRequest(_message.Message):
         num_top_tokens: _builtins.int = ...,
         logit_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         return_logits: _builtins.bool = ...,
+        position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "prompt", b"prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "freeze", b"freeze", "position", b"position", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freeze", b"freeze", "interventions", b"interventions", "logit_token_ids", b"logit_token_ids", "model", b"model", "num_top_tokens", b"num_top_tokens", "prompt", b"prompt", "return_logits", b"return_logits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "freeze", b"freeze", "interventions", b"interventions", "logit_token_ids", b"logit_token_ids", "model", b"model", "num_top_tokens", b"num_top_tokens", "position", b"position", "prompt", b"prompt", "return_logits", b"return_logits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
+    _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__position) -> _WhichOneofReturnType__position | None: ...
 
 Global___RunRequest: _TypeAlias = RunRequest  # noqa: Y015
 
@@ -385,14 +391,14 @@ class RunResponse(_message.Message):
     LOGITS_FIELD_NUMBER: _builtins.int
     MEAN_LOGIT_FIELD_NUMBER: _builtins.int
     mean_logit: _builtins.float
-    """Mean of the last position's logits over the vocabulary."""
+    """Mean of the position's logits over the vocabulary."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.Token]:
         """The prompt's tokens."""
 
     @_builtins.property
     def top_tokens(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.TokenProbability]:
-        """Most likely next tokens, best first."""
+        """Most likely tokens, best first."""
 
     @_builtins.property
     def asked_tokens(self) -> _containers.RepeatedCompositeFieldContainer[_messages_pb2.TokenProbability]:

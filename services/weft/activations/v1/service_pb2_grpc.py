@@ -212,7 +212,7 @@ class ActivationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Run(self, request, context):
-        """Runs a prompt with interventions and returns the last position's logits and top tokens.
+        """Runs a prompt with interventions and returns a position's logits and top tokens. FAILED_PRECONDITION: the model has no head.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,7 @@ class ActivationServiceStub:
     Capture: _grpc.UnaryStreamMultiCallable[_service_pb2.CaptureRequest, _service_pb2.CaptureResponse]
     """Runs a prompt once and streams what was asked for: first a header, then tensors in chunks, in the order of the hooks."""
     Run: _grpc.UnaryUnaryMultiCallable[_service_pb2.RunRequest, _service_pb2.RunResponse]
-    """Runs a prompt with interventions and returns the last position's logits and top tokens."""
+    """Runs a prompt with interventions and returns a position's logits and top tokens. FAILED_PRECONDITION: the model has no head."""
     CreateHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.CreateHarvestRequest, _operations_pb2.Operation]
     """Reads a corpus through a model into a dataset. Long work: metadata HarvestMetadata, response Harvest."""
     GetHarvest: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetHarvestRequest, _messages_pb2.Harvest]
@@ -118,7 +118,7 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     Capture: _aio.UnaryStreamMultiCallable[_service_pb2.CaptureRequest, _service_pb2.CaptureResponse]  # type: ignore[assignment]
     """Runs a prompt once and streams what was asked for: first a header, then tensors in chunks, in the order of the hooks."""
     Run: _aio.UnaryUnaryMultiCallable[_service_pb2.RunRequest, _service_pb2.RunResponse]  # type: ignore[assignment]
-    """Runs a prompt with interventions and returns the last position's logits and top tokens."""
+    """Runs a prompt with interventions and returns a position's logits and top tokens. FAILED_PRECONDITION: the model has no head."""
     CreateHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.CreateHarvestRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Reads a corpus through a model into a dataset. Long work: metadata HarvestMetadata, response Harvest."""
     GetHarvest: _aio.UnaryUnaryMultiCallable[_service_pb2.GetHarvestRequest, _messages_pb2.Harvest]  # type: ignore[assignment]
@@ -220,7 +220,7 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.RunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.RunResponse, _abc.Awaitable[_service_pb2.RunResponse]]:
-        """Runs a prompt with interventions and returns the last position's logits and top tokens."""
+        """Runs a prompt with interventions and returns a position's logits and top tokens. FAILED_PRECONDITION: the model has no head."""
 
     @_abc_1.abstractmethod
     def CreateHarvest(

@@ -23,33 +23,34 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from weft.attribution.v1 import steering_pb2 as weft_dot_attribution_dot_v1_dot_steering__pb2
 from weft.attribution.v1 import targets_pb2 as weft_dot_attribution_dot_v1_dot_targets__pb2
 from weft.common.v1 import operation_pb2 as weft_dot_common_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"weft/attribution/v1/messages.proto\x12\x13weft.attribution.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!weft/attribution/v1/targets.proto\x1a\x1eweft/common/v1/operation.proto\"\xb3\x02\n\tGraphSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ntranscoder\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x12\n\nmax_logits\x18\x04 \x01(\x05\x12\x19\n\x11logit_probability\x18\x05 \x01(\x01\x12\x18\n\x10target_token_ids\x18\x06 \x03(\x05\x12\x16\n\x0enode_threshold\x18\x07 \x01(\x01\x12\x16\n\x0e\x65\x64ge_threshold\x18\x08 \x01(\x01\x12\x12\n\nbatch_size\x18\t \x01(\x05\x12\x14\n\x0cmax_features\x18\n \x01(\x05\x12,\n\x07targets\x18\x0b \x03(\x0b\x32\x1b.weft.attribution.v1.Target\x12\x15\n\x08position\x18\x0c \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_position\"\xed\x02\n\x05Graph\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.weft.attribution.v1.GraphSpec\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.weft.attribution.v1.GraphState\x12\x15\n\rprompt_tokens\x18\x04 \x03(\t\x12\x38\n\nstatistics\x18\x05 \x01(\x0b\x32$.weft.attribution.v1.GraphStatistics\x12\x0c\n\x04json\x18\x06 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x08 \x01(\t\x12\x11\n\toperation\x18\t \x01(\t\x12>\n\rinterventions\x18\n \x03(\x0b\x32\'.weft.attribution.v1.InterventionResult\"\xb8\x02\n\x0fGraphStatistics\x12\x14\n\x0cnum_features\x18\x01 \x01(\x05\x12\x11\n\tnum_nodes\x18\x02 \x01(\x05\x12\x11\n\tnum_edges\x18\x03 \x01(\x03\x12\x16\n\x0enum_nodes_kept\x18\x04 \x01(\x05\x12\x16\n\x0enum_edges_kept\x18\x05 \x01(\x03\x12\x19\n\x11replacement_score\x18\x06 \x01(\x01\x12\x1a\n\x12\x63ompleteness_score\x18\x07 \x01(\x01\x12\x1a\n\x12\x63onservation_error\x18\x08 \x01(\x01\x12\x0f\n\x07seconds\x18\t \x01(\x01\x12\x38\n\rstage_seconds\x18\n \x03(\x0b\x32!.weft.attribution.v1.StageSeconds\x12\x1b\n\x13num_active_features\x18\x0b \x01(\x05\".\n\x0cStageSeconds\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"S\n\x13\x46\x65\x61tureIntervention\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x06\x66\x61\x63tor\x18\x02 \x01(\x01H\x00\x12\x0f\n\x05value\x18\x03 \x01(\x01H\x00\x42\x08\n\x06\x63hange\"\xbb\x01\n\x0bLogitEffect\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tpredicted\x18\x03 \x01(\x01\x12\x17\n\x0fmeasured_frozen\x18\x04 \x01(\x01\x12\x10\n\x08measured\x18\x05 \x01(\x01\x12\x1a\n\x12probability_before\x18\x06 \x01(\x01\x12\x19\n\x11probability_after\x18\x07 \x01(\x01\x12\x17\n\x0fpredicted_total\x18\x08 \x01(\x01\"\xb9\x01\n\x12InterventionResult\x12?\n\rinterventions\x18\x01 \x03(\x0b\x32(.weft.attribution.v1.FeatureIntervention\x12\x31\n\x07\x65\x66\x66\x65\x63ts\x18\x02 \x03(\x0b\x32 .weft.attribution.v1.LogitEffect\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\rGraphMetadata\x12\r\n\x05graph\x18\x01 \x01(\t\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.weft.common.v1.Progress*\x90\x01\n\nGraphState\x12\x1b\n\x17GRAPH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13GRAPH_STATE_RUNNING\x10\x01\x12\x19\n\x15GRAPH_STATE_SUCCEEDED\x10\x02\x12\x16\n\x12GRAPH_STATE_FAILED\x10\x03\x12\x19\n\x15GRAPH_STATE_CANCELLED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"weft/attribution/v1/messages.proto\x12\x13weft.attribution.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"weft/attribution/v1/steering.proto\x1a!weft/attribution/v1/targets.proto\x1a\x1eweft/common/v1/operation.proto\"\xb3\x02\n\tGraphSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ntranscoder\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x12\n\nmax_logits\x18\x04 \x01(\x05\x12\x19\n\x11logit_probability\x18\x05 \x01(\x01\x12\x18\n\x10target_token_ids\x18\x06 \x03(\x05\x12\x16\n\x0enode_threshold\x18\x07 \x01(\x01\x12\x16\n\x0e\x65\x64ge_threshold\x18\x08 \x01(\x01\x12\x12\n\nbatch_size\x18\t \x01(\x05\x12\x14\n\x0cmax_features\x18\n \x01(\x05\x12,\n\x07targets\x18\x0b \x03(\x0b\x32\x1b.weft.attribution.v1.Target\x12\x15\n\x08position\x18\x0c \x01(\x05H\x00\x88\x01\x01\x42\x0b\n\t_position\"\xa6\x03\n\x05Graph\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.weft.attribution.v1.GraphSpec\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.weft.attribution.v1.GraphState\x12\x15\n\rprompt_tokens\x18\x04 \x03(\t\x12\x38\n\nstatistics\x18\x05 \x01(\x0b\x32$.weft.attribution.v1.GraphStatistics\x12\x0c\n\x04json\x18\x06 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x08 \x01(\t\x12\x11\n\toperation\x18\t \x01(\t\x12>\n\rinterventions\x18\n \x03(\x0b\x32\'.weft.attribution.v1.InterventionResult\x12\x37\n\x0c\x66\x61ithfulness\x18\x0b \x01(\x0b\x32!.weft.attribution.v1.Faithfulness\"\xc8\x02\n\x0fGraphStatistics\x12\x14\n\x0cnum_features\x18\x01 \x01(\x05\x12\x11\n\tnum_nodes\x18\x02 \x01(\x05\x12\x11\n\tnum_edges\x18\x03 \x01(\x03\x12\x16\n\x0enum_nodes_kept\x18\x04 \x01(\x05\x12\x16\n\x0enum_edges_kept\x18\x05 \x01(\x03\x12\x19\n\x11replacement_score\x18\x06 \x01(\x01\x12\x1a\n\x12\x63ompleteness_score\x18\x07 \x01(\x01\x12\x1a\n\x12\x63onservation_error\x18\x08 \x01(\x01\x12\x0f\n\x07seconds\x18\t \x01(\x01\x12\x38\n\rstage_seconds\x18\n \x03(\x0b\x32!.weft.attribution.v1.StageSeconds\x12\x1b\n\x13num_active_features\x18\x0b \x01(\x05\x12\x0e\n\x06reused\x18\x0c \x01(\x08\".\n\x0cStageSeconds\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"S\n\x13\x46\x65\x61tureIntervention\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x06\x66\x61\x63tor\x18\x02 \x01(\x01H\x00\x12\x0f\n\x05value\x18\x03 \x01(\x01H\x00\x42\x08\n\x06\x63hange\"\xbb\x01\n\x0bLogitEffect\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tpredicted\x18\x03 \x01(\x01\x12\x17\n\x0fmeasured_frozen\x18\x04 \x01(\x01\x12\x10\n\x08measured\x18\x05 \x01(\x01\x12\x1a\n\x12probability_before\x18\x06 \x01(\x01\x12\x19\n\x11probability_after\x18\x07 \x01(\x01\x12\x17\n\x0fpredicted_total\x18\x08 \x01(\x01\"\xb9\x01\n\x12InterventionResult\x12?\n\rinterventions\x18\x01 \x03(\x0b\x32(.weft.attribution.v1.FeatureIntervention\x12\x31\n\x07\x65\x66\x66\x65\x63ts\x18\x02 \x03(\x0b\x32 .weft.attribution.v1.LogitEffect\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\rGraphMetadata\x12\r\n\x05graph\x18\x01 \x01(\t\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.weft.common.v1.Progress*\x90\x01\n\nGraphState\x12\x1b\n\x17GRAPH_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13GRAPH_STATE_RUNNING\x10\x01\x12\x19\n\x15GRAPH_STATE_SUCCEEDED\x10\x02\x12\x16\n\x12GRAPH_STATE_FAILED\x10\x03\x12\x19\n\x15GRAPH_STATE_CANCELLED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.attribution.v1.messages_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GRAPHSTATE']._serialized_start=1740
-  _globals['_GRAPHSTATE']._serialized_end=1884
-  _globals['_GRAPHSPEC']._serialized_start=160
-  _globals['_GRAPHSPEC']._serialized_end=467
-  _globals['_GRAPH']._serialized_start=470
-  _globals['_GRAPH']._serialized_end=835
-  _globals['_GRAPHSTATISTICS']._serialized_start=838
-  _globals['_GRAPHSTATISTICS']._serialized_end=1150
-  _globals['_STAGESECONDS']._serialized_start=1152
-  _globals['_STAGESECONDS']._serialized_end=1198
-  _globals['_FEATUREINTERVENTION']._serialized_start=1200
-  _globals['_FEATUREINTERVENTION']._serialized_end=1283
-  _globals['_LOGITEFFECT']._serialized_start=1286
-  _globals['_LOGITEFFECT']._serialized_end=1473
-  _globals['_INTERVENTIONRESULT']._serialized_start=1476
-  _globals['_INTERVENTIONRESULT']._serialized_end=1661
-  _globals['_GRAPHMETADATA']._serialized_start=1663
-  _globals['_GRAPHMETADATA']._serialized_end=1737
+  _globals['_GRAPHSTATE']._serialized_start=1849
+  _globals['_GRAPHSTATE']._serialized_end=1993
+  _globals['_GRAPHSPEC']._serialized_start=196
+  _globals['_GRAPHSPEC']._serialized_end=503
+  _globals['_GRAPH']._serialized_start=506
+  _globals['_GRAPH']._serialized_end=928
+  _globals['_GRAPHSTATISTICS']._serialized_start=931
+  _globals['_GRAPHSTATISTICS']._serialized_end=1259
+  _globals['_STAGESECONDS']._serialized_start=1261
+  _globals['_STAGESECONDS']._serialized_end=1307
+  _globals['_FEATUREINTERVENTION']._serialized_start=1309
+  _globals['_FEATUREINTERVENTION']._serialized_end=1392
+  _globals['_LOGITEFFECT']._serialized_start=1395
+  _globals['_LOGITEFFECT']._serialized_end=1582
+  _globals['_INTERVENTIONRESULT']._serialized_start=1585
+  _globals['_INTERVENTIONRESULT']._serialized_end=1770
+  _globals['_GRAPHMETADATA']._serialized_start=1772
+  _globals['_GRAPHMETADATA']._serialized_end=1846
 # @@protoc_insertion_point(module_scope)

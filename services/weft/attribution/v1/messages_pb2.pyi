@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from weft.attribution.v1 import steering_pb2 as _steering_pb2
 from weft.attribution.v1 import targets_pb2 as _targets_pb2
 from weft.common.v1 import operation_pb2 as _operation_pb2
 import builtins as _builtins
@@ -142,6 +143,7 @@ class Graph(_message.Message):
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     INTERVENTIONS_FIELD_NUMBER: _builtins.int
+    FAITHFULNESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `graphs/{graph}`."""
     state: Global___GraphState.ValueType
@@ -172,6 +174,10 @@ class Graph(_message.Message):
     def interventions(self) -> _containers.RepeatedCompositeFieldContainer[Global___InterventionResult]:
         """Interventions that were measured on it."""
 
+    @_builtins.property
+    def faithfulness(self) -> _steering_pb2.Faithfulness:
+        """How far it can be trusted, where that was measured."""
+
     def __init__(
         self,
         *,
@@ -185,10 +191,11 @@ class Graph(_message.Message):
         error_message: _builtins.str = ...,
         operation: _builtins.str = ...,
         interventions: _abc.Iterable[Global___InterventionResult] | None = ...,
+        faithfulness: _steering_pb2.Faithfulness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "statistics", b"statistics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "faithfulness", b"faithfulness", "spec", b"spec", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error_message", b"error_message", "interventions", b"interventions", "json", b"json", "name", b"name", "operation", b"operation", "prompt_tokens", b"prompt_tokens", "spec", b"spec", "state", b"state", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error_message", b"error_message", "faithfulness", b"faithfulness", "interventions", b"interventions", "json", b"json", "name", b"name", "operation", b"operation", "prompt_tokens", b"prompt_tokens", "spec", b"spec", "state", b"state", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,6 +218,7 @@ class GraphStatistics(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     STAGE_SECONDS_FIELD_NUMBER: _builtins.int
     NUM_ACTIVE_FEATURES_FIELD_NUMBER: _builtins.int
+    REUSED_FIELD_NUMBER: _builtins.int
     num_features: _builtins.int
     """Features that are nodes of the whole graph: all that are active on the prompt, or as many as were asked for."""
     num_nodes: _builtins.int
@@ -231,6 +239,8 @@ class GraphStatistics(_message.Message):
     """Wall time in seconds, from the request to the stored graph."""
     num_active_features: _builtins.int
     """Active features on the prompt."""
+    reused: _builtins.bool
+    """Whether rows were taken over from a graph made before of the same model, transcoder, prompt and settings."""
     @_builtins.property
     def stage_seconds(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageSeconds]:
         """Wall time by stage."""
@@ -249,10 +259,11 @@ class GraphStatistics(_message.Message):
         seconds: _builtins.float = ...,
         stage_seconds: _abc.Iterable[Global___StageSeconds] | None = ...,
         num_active_features: _builtins.int = ...,
+        reused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness_score", b"completeness_score", "conservation_error", b"conservation_error", "num_active_features", b"num_active_features", "num_edges", b"num_edges", "num_edges_kept", b"num_edges_kept", "num_features", b"num_features", "num_nodes", b"num_nodes", "num_nodes_kept", b"num_nodes_kept", "replacement_score", b"replacement_score", "seconds", b"seconds", "stage_seconds", b"stage_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness_score", b"completeness_score", "conservation_error", b"conservation_error", "num_active_features", b"num_active_features", "num_edges", b"num_edges", "num_edges_kept", b"num_edges_kept", "num_features", b"num_features", "num_nodes", b"num_nodes", "num_nodes_kept", b"num_nodes_kept", "replacement_score", b"replacement_score", "reused", b"reused", "seconds", b"seconds", "stage_seconds", b"stage_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,37 +23,40 @@ _sym_db = _symbol_database.Default()
 
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from weft.attribution.v1 import attention_pb2 as weft_dot_attribution_dot_v1_dot_attention__pb2
+from weft.attribution.v1 import batches_pb2 as weft_dot_attribution_dot_v1_dot_batches__pb2
 from weft.attribution.v1 import messages_pb2 as weft_dot_attribution_dot_v1_dot_messages__pb2
 from weft.attribution.v1 import reading_pb2 as weft_dot_attribution_dot_v1_dot_reading__pb2
+from weft.attribution.v1 import steering_pb2 as weft_dot_attribution_dot_v1_dot_steering__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weft/attribution/v1/service.proto\x12\x13weft.attribution.v1\x1a#google/longrunning/operations.proto\x1a\"weft/attribution/v1/messages.proto\x1a!weft/attribution/v1/reading.proto\"\x7f\n\x12\x43reateGraphRequest\x12\x10\n\x08graph_id\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.weft.attribution.v1.GraphSpec\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x11WatchGraphRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"u\n\x12WatchGraphResponse\x12\x34\n\x08metadata\x18\x01 \x01(\x0b\x32\".weft.attribution.v1.GraphMetadata\x12)\n\x05graph\x18\x02 \x01(\x0b\x32\x1a.weft.attribution.v1.Graph\"\x1f\n\x0fGetGraphRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListGraphsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x12ListGraphsResponse\x12*\n\x06graphs\x18\x01 \x03(\x0b\x32\x1a.weft.attribution.v1.Graph\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteGraphRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteGraphResponse\"Q\n\x11PruneGraphRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0enode_threshold\x18\x02 \x01(\x01\x12\x16\n\x0e\x65\x64ge_threshold\x18\x03 \x01(\x01\"a\n\x10InterveneRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\rinterventions\x18\x02 \x03(\x0b\x32(.weft.attribution.v1.FeatureIntervention2\xa1\x08\n\x12\x41ttributionService\x12U\n\x0b\x43reateGraph\x12\'.weft.attribution.v1.CreateGraphRequest\x1a\x1d.google.longrunning.Operation\x12_\n\nWatchGraph\x12&.weft.attribution.v1.WatchGraphRequest\x1a\'.weft.attribution.v1.WatchGraphResponse0\x01\x12L\n\x08GetGraph\x12$.weft.attribution.v1.GetGraphRequest\x1a\x1a.weft.attribution.v1.Graph\x12]\n\nListGraphs\x12&.weft.attribution.v1.ListGraphsRequest\x1a\'.weft.attribution.v1.ListGraphsResponse\x12`\n\x0b\x44\x65leteGraph\x12\'.weft.attribution.v1.DeleteGraphRequest\x1a(.weft.attribution.v1.DeleteGraphResponse\x12P\n\nPruneGraph\x12&.weft.attribution.v1.PruneGraphRequest\x1a\x1a.weft.attribution.v1.Graph\x12[\n\tIntervene\x12%.weft.attribution.v1.InterveneRequest\x1a\'.weft.attribution.v1.InterventionResult\x12\x66\n\rScoreSubgraph\x12).weft.attribution.v1.ScoreSubgraphRequest\x1a*.weft.attribution.v1.ScoreSubgraphResponse\x12Z\n\tFindPaths\x12%.weft.attribution.v1.FindPathsRequest\x1a&.weft.attribution.v1.FindPathsResponse\x12i\n\x0eSummarizeGraph\x12*.weft.attribution.v1.SummarizeGraphRequest\x1a+.weft.attribution.v1.SummarizeGraphResponse\x12\x66\n\rCompareGraphs\x12).weft.attribution.v1.CompareGraphsRequest\x1a*.weft.attribution.v1.CompareGraphsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weft/attribution/v1/service.proto\x12\x13weft.attribution.v1\x1a#google/longrunning/operations.proto\x1a#weft/attribution/v1/attention.proto\x1a!weft/attribution/v1/batches.proto\x1a\"weft/attribution/v1/messages.proto\x1a!weft/attribution/v1/reading.proto\x1a\"weft/attribution/v1/steering.proto\"\x7f\n\x12\x43reateGraphRequest\x12\x10\n\x08graph_id\x18\x01 \x01(\t\x12,\n\x04spec\x18\x02 \x01(\x0b\x32\x1e.weft.attribution.v1.GraphSpec\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\x11WatchGraphRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"u\n\x12WatchGraphResponse\x12\x34\n\x08metadata\x18\x01 \x01(\x0b\x32\".weft.attribution.v1.GraphMetadata\x12)\n\x05graph\x18\x02 \x01(\x0b\x32\x1a.weft.attribution.v1.Graph\"\x1f\n\x0fGetGraphRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListGraphsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x12ListGraphsResponse\x12*\n\x06graphs\x18\x01 \x03(\x0b\x32\x1a.weft.attribution.v1.Graph\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteGraphRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteGraphResponse\"Q\n\x11PruneGraphRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0enode_threshold\x18\x02 \x01(\x01\x12\x16\n\x0e\x65\x64ge_threshold\x18\x03 \x01(\x01\"a\n\x10InterveneRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\rinterventions\x18\x02 \x03(\x0b\x32(.weft.attribution.v1.FeatureIntervention2\xe3\x0c\n\x12\x41ttributionService\x12U\n\x0b\x43reateGraph\x12\'.weft.attribution.v1.CreateGraphRequest\x1a\x1d.google.longrunning.Operation\x12_\n\nWatchGraph\x12&.weft.attribution.v1.WatchGraphRequest\x1a\'.weft.attribution.v1.WatchGraphResponse0\x01\x12L\n\x08GetGraph\x12$.weft.attribution.v1.GetGraphRequest\x1a\x1a.weft.attribution.v1.Graph\x12]\n\nListGraphs\x12&.weft.attribution.v1.ListGraphsRequest\x1a\'.weft.attribution.v1.ListGraphsResponse\x12`\n\x0b\x44\x65leteGraph\x12\'.weft.attribution.v1.DeleteGraphRequest\x1a(.weft.attribution.v1.DeleteGraphResponse\x12P\n\nPruneGraph\x12&.weft.attribution.v1.PruneGraphRequest\x1a\x1a.weft.attribution.v1.Graph\x12[\n\tIntervene\x12%.weft.attribution.v1.InterveneRequest\x1a\'.weft.attribution.v1.InterventionResult\x12\x66\n\rScoreSubgraph\x12).weft.attribution.v1.ScoreSubgraphRequest\x1a*.weft.attribution.v1.ScoreSubgraphResponse\x12Z\n\tFindPaths\x12%.weft.attribution.v1.FindPathsRequest\x1a&.weft.attribution.v1.FindPathsResponse\x12i\n\x0eSummarizeGraph\x12*.weft.attribution.v1.SummarizeGraphRequest\x1a+.weft.attribution.v1.SummarizeGraphResponse\x12\x66\n\rCompareGraphs\x12).weft.attribution.v1.CompareGraphsRequest\x1a*.weft.attribution.v1.CompareGraphsResponse\x12Z\n\tSplitEdge\x12%.weft.attribution.v1.SplitEdgeRequest\x1a&.weft.attribution.v1.SplitEdgeResponse\x12o\n\x10\x45xplainAttention\x12,.weft.attribution.v1.ExplainAttentionRequest\x1a-.weft.attribution.v1.ExplainAttentionResponse\x12N\n\x05Steer\x12!.weft.attribution.v1.SteerRequest\x1a\".weft.attribution.v1.SteerResponse\x12\x65\n\x13MeasureFaithfulness\x12/.weft.attribution.v1.MeasureFaithfulnessRequest\x1a\x1d.google.longrunning.Operation\x12_\n\x10\x43reateGraphBatch\x12,.weft.attribution.v1.CreateGraphBatchRequest\x1a\x1d.google.longrunning.Operation\x12[\n\rGetGraphBatch\x12).weft.attribution.v1.GetGraphBatchRequest\x1a\x1f.weft.attribution.v1.GraphBatchb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.attribution.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEGRAPHREQUEST']._serialized_start=166
-  _globals['_CREATEGRAPHREQUEST']._serialized_end=293
-  _globals['_WATCHGRAPHREQUEST']._serialized_start=295
-  _globals['_WATCHGRAPHREQUEST']._serialized_end=328
-  _globals['_WATCHGRAPHRESPONSE']._serialized_start=330
-  _globals['_WATCHGRAPHRESPONSE']._serialized_end=447
-  _globals['_GETGRAPHREQUEST']._serialized_start=449
-  _globals['_GETGRAPHREQUEST']._serialized_end=480
-  _globals['_LISTGRAPHSREQUEST']._serialized_start=482
-  _globals['_LISTGRAPHSREQUEST']._serialized_end=540
-  _globals['_LISTGRAPHSRESPONSE']._serialized_start=542
-  _globals['_LISTGRAPHSRESPONSE']._serialized_end=631
-  _globals['_DELETEGRAPHREQUEST']._serialized_start=633
-  _globals['_DELETEGRAPHREQUEST']._serialized_end=667
-  _globals['_DELETEGRAPHRESPONSE']._serialized_start=669
-  _globals['_DELETEGRAPHRESPONSE']._serialized_end=690
-  _globals['_PRUNEGRAPHREQUEST']._serialized_start=692
-  _globals['_PRUNEGRAPHREQUEST']._serialized_end=773
-  _globals['_INTERVENEREQUEST']._serialized_start=775
-  _globals['_INTERVENEREQUEST']._serialized_end=872
-  _globals['_ATTRIBUTIONSERVICE']._serialized_start=875
-  _globals['_ATTRIBUTIONSERVICE']._serialized_end=1932
+  _globals['_CREATEGRAPHREQUEST']._serialized_start=274
+  _globals['_CREATEGRAPHREQUEST']._serialized_end=401
+  _globals['_WATCHGRAPHREQUEST']._serialized_start=403
+  _globals['_WATCHGRAPHREQUEST']._serialized_end=436
+  _globals['_WATCHGRAPHRESPONSE']._serialized_start=438
+  _globals['_WATCHGRAPHRESPONSE']._serialized_end=555
+  _globals['_GETGRAPHREQUEST']._serialized_start=557
+  _globals['_GETGRAPHREQUEST']._serialized_end=588
+  _globals['_LISTGRAPHSREQUEST']._serialized_start=590
+  _globals['_LISTGRAPHSREQUEST']._serialized_end=648
+  _globals['_LISTGRAPHSRESPONSE']._serialized_start=650
+  _globals['_LISTGRAPHSRESPONSE']._serialized_end=739
+  _globals['_DELETEGRAPHREQUEST']._serialized_start=741
+  _globals['_DELETEGRAPHREQUEST']._serialized_end=775
+  _globals['_DELETEGRAPHRESPONSE']._serialized_start=777
+  _globals['_DELETEGRAPHRESPONSE']._serialized_end=798
+  _globals['_PRUNEGRAPHREQUEST']._serialized_start=800
+  _globals['_PRUNEGRAPHREQUEST']._serialized_end=881
+  _globals['_INTERVENEREQUEST']._serialized_start=883
+  _globals['_INTERVENEREQUEST']._serialized_end=980
+  _globals['_ATTRIBUTIONSERVICE']._serialized_start=983
+  _globals['_ATTRIBUTIONSERVICE']._serialized_end=2618
 # @@protoc_insertion_point(module_scope)

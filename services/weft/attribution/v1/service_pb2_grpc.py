@@ -4,9 +4,12 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from weft.attribution.v1 import attention_pb2 as weft_dot_attribution_dot_v1_dot_attention__pb2
+from weft.attribution.v1 import batches_pb2 as weft_dot_attribution_dot_v1_dot_batches__pb2
 from weft.attribution.v1 import messages_pb2 as weft_dot_attribution_dot_v1_dot_messages__pb2
 from weft.attribution.v1 import reading_pb2 as weft_dot_attribution_dot_v1_dot_reading__pb2
 from weft.attribution.v1 import service_pb2 as weft_dot_attribution_dot_v1_dot_service__pb2
+from weft.attribution.v1 import steering_pb2 as weft_dot_attribution_dot_v1_dot_steering__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -93,6 +96,36 @@ class AttributionServiceStub:
                 request_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.SerializeToString,
                 response_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.FromString,
                 _registered_method=True)
+        self.SplitEdge = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/SplitEdge',
+                request_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeResponse.FromString,
+                _registered_method=True)
+        self.ExplainAttention = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/ExplainAttention',
+                request_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.FromString,
+                _registered_method=True)
+        self.Steer = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/Steer',
+                request_serializer=weft_dot_attribution_dot_v1_dot_steering__pb2.SteerRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_steering__pb2.SteerResponse.FromString,
+                _registered_method=True)
+        self.MeasureFaithfulness = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/MeasureFaithfulness',
+                request_serializer=weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.CreateGraphBatch = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/CreateGraphBatch',
+                request_serializer=weft_dot_attribution_dot_v1_dot_batches__pb2.CreateGraphBatchRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetGraphBatch = channel.unary_unary(
+                '/weft.attribution.v1.AttributionService/GetGraphBatch',
+                request_serializer=weft_dot_attribution_dot_v1_dot_batches__pb2.GetGraphBatchRequest.SerializeToString,
+                response_deserializer=weft_dot_attribution_dot_v1_dot_batches__pb2.GraphBatch.FromString,
+                _registered_method=True)
 
 
 class AttributionServiceServicer:
@@ -100,7 +133,7 @@ class AttributionServiceServicer:
     """
 
     def CreateGraph(self, request, context):
-        """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`.
+        """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`. One that was made before of the same model, transcoder, prompt and settings is taken over. RESOURCE_EXHAUSTED: too many wait already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +209,48 @@ class AttributionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SplitEdge(self, request, context):
+        """Splits an edge over the attention heads and positions that it goes through. Runs the model once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainAttention(self, request, context):
+        """Explains an attention score by pairs of nodes. Runs the model once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Steer(self, request, context):
+        """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasureFaithfulness(self, request, context):
+        """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateGraphBatch(self, request, context):
+        """Makes many graphs. A batch has two of its graphs in the queue at a time, so that others take their turns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGraphBatch(self, request, context):
+        """Describes a batch. NOT_FOUND: no such batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttributionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -233,6 +308,36 @@ def add_AttributionServiceServicer_to_server(servicer, server):
                     servicer.CompareGraphs,
                     request_deserializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.FromString,
                     response_serializer=weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.SerializeToString,
+            ),
+            'SplitEdge': grpc.unary_unary_rpc_method_handler(
+                    servicer.SplitEdge,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeResponse.SerializeToString,
+            ),
+            'ExplainAttention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAttention,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.SerializeToString,
+            ),
+            'Steer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Steer,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_steering__pb2.SteerRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_steering__pb2.SteerResponse.SerializeToString,
+            ),
+            'MeasureFaithfulness': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureFaithfulness,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'CreateGraphBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateGraphBatch,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_batches__pb2.CreateGraphBatchRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetGraphBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGraphBatch,
+                    request_deserializer=weft_dot_attribution_dot_v1_dot_batches__pb2.GetGraphBatchRequest.FromString,
+                    response_serializer=weft_dot_attribution_dot_v1_dot_batches__pb2.GraphBatch.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -533,6 +638,168 @@ class AttributionService:
             '/weft.attribution.v1.AttributionService/CompareGraphs',
             weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsRequest.SerializeToString,
             weft_dot_attribution_dot_v1_dot_reading__pb2.CompareGraphsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SplitEdge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/SplitEdge',
+            weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_attention__pb2.SplitEdgeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainAttention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/ExplainAttention',
+            weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_attention__pb2.ExplainAttentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Steer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/Steer',
+            weft_dot_attribution_dot_v1_dot_steering__pb2.SteerRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_steering__pb2.SteerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureFaithfulness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/MeasureFaithfulness',
+            weft_dot_attribution_dot_v1_dot_steering__pb2.MeasureFaithfulnessRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateGraphBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/CreateGraphBatch',
+            weft_dot_attribution_dot_v1_dot_batches__pb2.CreateGraphBatchRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGraphBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.attribution.v1.AttributionService/GetGraphBatch',
+            weft_dot_attribution_dot_v1_dot_batches__pb2.GetGraphBatchRequest.SerializeToString,
+            weft_dot_attribution_dot_v1_dot_batches__pb2.GraphBatch.FromString,
             options,
             channel_credentials,
             insecure,

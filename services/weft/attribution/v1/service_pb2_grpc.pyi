@@ -6,9 +6,12 @@ Explains single predictions as graphs over a transcoder's features."""
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
+from weft.attribution.v1 import attention_pb2 as _attention_pb2
+from weft.attribution.v1 import batches_pb2 as _batches_pb2
 from weft.attribution.v1 import messages_pb2 as _messages_pb2
 from weft.attribution.v1 import reading_pb2 as _reading_pb2
 from weft.attribution.v1 import service_pb2 as _service_pb2
+from weft.attribution.v1 import steering_pb2 as _steering_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -37,7 +40,7 @@ class AttributionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AttributionServiceAsyncStub: ...
     CreateGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.CreateGraphRequest, _operations_pb2.Operation]
-    """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`."""
+    """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`. One that was made before of the same model, transcoder, prompt and settings is taken over. RESOURCE_EXHAUSTED: too many wait already."""
     WatchGraph: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchGraphRequest, _service_pb2.WatchGraphResponse]
     """Streams a graph's progress, what there is of the graph as rows come, and the graph once it is complete."""
     GetGraph: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetGraphRequest, _messages_pb2.Graph]
@@ -58,6 +61,18 @@ class AttributionServiceStub:
     """Groups a graph's features into a few supernodes and tells what flows between them."""
     CompareGraphs: _grpc.UnaryUnaryMultiCallable[_reading_pb2.CompareGraphsRequest, _reading_pb2.CompareGraphsResponse]
     """Holds two graphs of one model and transcoder side by side."""
+    SplitEdge: _grpc.UnaryUnaryMultiCallable[_attention_pb2.SplitEdgeRequest, _attention_pb2.SplitEdgeResponse]
+    """Splits an edge over the attention heads and positions that it goes through. Runs the model once."""
+    ExplainAttention: _grpc.UnaryUnaryMultiCallable[_attention_pb2.ExplainAttentionRequest, _attention_pb2.ExplainAttentionResponse]
+    """Explains an attention score by pairs of nodes. Runs the model once."""
+    Steer: _grpc.UnaryUnaryMultiCallable[_steering_pb2.SteerRequest, _steering_pb2.SteerResponse]
+    """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown."""
+    MeasureFaithfulness: _grpc.UnaryUnaryMultiCallable[_steering_pb2.MeasureFaithfulnessRequest, _operations_pb2.Operation]
+    """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
+    CreateGraphBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.CreateGraphBatchRequest, _operations_pb2.Operation]
+    """Makes many graphs. A batch has two of its graphs in the queue at a time, so that others take their turns."""
+    GetGraphBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.GetGraphBatchRequest, _batches_pb2.GraphBatch]
+    """Describes a batch. NOT_FOUND: no such batch."""
 
 @_typing.type_check_only
 class AttributionServiceAsyncStub(AttributionServiceStub):
@@ -65,7 +80,7 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.CreateGraphRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`."""
+    """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`. One that was made before of the same model, transcoder, prompt and settings is taken over. RESOURCE_EXHAUSTED: too many wait already."""
     WatchGraph: _aio.UnaryStreamMultiCallable[_service_pb2.WatchGraphRequest, _service_pb2.WatchGraphResponse]  # type: ignore[assignment]
     """Streams a graph's progress, what there is of the graph as rows come, and the graph once it is complete."""
     GetGraph: _aio.UnaryUnaryMultiCallable[_service_pb2.GetGraphRequest, _messages_pb2.Graph]  # type: ignore[assignment]
@@ -86,6 +101,18 @@ class AttributionServiceAsyncStub(AttributionServiceStub):
     """Groups a graph's features into a few supernodes and tells what flows between them."""
     CompareGraphs: _aio.UnaryUnaryMultiCallable[_reading_pb2.CompareGraphsRequest, _reading_pb2.CompareGraphsResponse]  # type: ignore[assignment]
     """Holds two graphs of one model and transcoder side by side."""
+    SplitEdge: _aio.UnaryUnaryMultiCallable[_attention_pb2.SplitEdgeRequest, _attention_pb2.SplitEdgeResponse]  # type: ignore[assignment]
+    """Splits an edge over the attention heads and positions that it goes through. Runs the model once."""
+    ExplainAttention: _aio.UnaryUnaryMultiCallable[_attention_pb2.ExplainAttentionRequest, _attention_pb2.ExplainAttentionResponse]  # type: ignore[assignment]
+    """Explains an attention score by pairs of nodes. Runs the model once."""
+    Steer: _aio.UnaryUnaryMultiCallable[_steering_pb2.SteerRequest, _steering_pb2.SteerResponse]  # type: ignore[assignment]
+    """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown."""
+    MeasureFaithfulness: _aio.UnaryUnaryMultiCallable[_steering_pb2.MeasureFaithfulnessRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
+    CreateGraphBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.CreateGraphBatchRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Makes many graphs. A batch has two of its graphs in the queue at a time, so that others take their turns."""
+    GetGraphBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.GetGraphBatchRequest, _batches_pb2.GraphBatch]  # type: ignore[assignment]
+    """Describes a batch. NOT_FOUND: no such batch."""
 
 class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes, prunes, keeps and checks attribution graphs."""
@@ -96,7 +123,7 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.CreateGraphRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`."""
+        """Makes a graph. Long work: metadata GraphMetadata, response Graph without `json`. One that was made before of the same model, transcoder, prompt and settings is taken over. RESOURCE_EXHAUSTED: too many wait already."""
 
     @_abc_1.abstractmethod
     def WatchGraph(
@@ -177,5 +204,53 @@ class AttributionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reading_pb2.CompareGraphsResponse, _abc.Awaitable[_reading_pb2.CompareGraphsResponse]]:
         """Holds two graphs of one model and transcoder side by side."""
+
+    @_abc_1.abstractmethod
+    def SplitEdge(
+        self,
+        request: _attention_pb2.SplitEdgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attention_pb2.SplitEdgeResponse, _abc.Awaitable[_attention_pb2.SplitEdgeResponse]]:
+        """Splits an edge over the attention heads and positions that it goes through. Runs the model once."""
+
+    @_abc_1.abstractmethod
+    def ExplainAttention(
+        self,
+        request: _attention_pb2.ExplainAttentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attention_pb2.ExplainAttentionResponse, _abc.Awaitable[_attention_pb2.ExplainAttentionResponse]]:
+        """Explains an attention score by pairs of nodes. Runs the model once."""
+
+    @_abc_1.abstractmethod
+    def Steer(
+        self,
+        request: _steering_pb2.SteerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_steering_pb2.SteerResponse, _abc.Awaitable[_steering_pb2.SteerResponse]]:
+        """Changes features and supernodes of a graph in the model, open or with layers held, and tells predicted beside measured for every node shown."""
+
+    @_abc_1.abstractmethod
+    def MeasureFaithfulness(
+        self,
+        request: _steering_pb2.MeasureFaithfulnessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Ablates the most influential features one by one and holds the effects against their influence. Long work; the result is kept with the graph."""
+
+    @_abc_1.abstractmethod
+    def CreateGraphBatch(
+        self,
+        request: _batches_pb2.CreateGraphBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Makes many graphs. A batch has two of its graphs in the queue at a time, so that others take their turns."""
+
+    @_abc_1.abstractmethod
+    def GetGraphBatch(
+        self,
+        request: _batches_pb2.GetGraphBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batches_pb2.GraphBatch, _abc.Awaitable[_batches_pb2.GraphBatch]]:
+        """Describes a batch. NOT_FOUND: no such batch."""
 
 def add_AttributionServiceServicer_to_server(servicer: AttributionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -99,9 +99,9 @@ class DatasetSpec(_message.Message):
     output_hook: _builtins.str
     """Hook of the outputs, without the layer: `mlp_out`."""
     codec: _builtins.str
-    """`bf16` or `uniform`."""
+    """`bf16`, `uniform` or `klt`."""
     target_fvu: _builtins.float
-    """For `uniform`: wanted fraction of variance unexplained."""
+    """For `uniform` and `klt`: wanted fraction of variance unexplained."""
     corpus: _builtins.str
     """What the tokens come from, for people and for lineage."""
     corpus_digest: _builtins.str

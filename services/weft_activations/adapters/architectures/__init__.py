@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from weft_activations.adapters.architectures.bert import locate_bert
 from weft_activations.adapters.architectures.gemma import locate_gemma
 from weft_activations.adapters.architectures.gpt2 import locate_gpt2
 from weft_activations.adapters.architectures.gpt_neox import locate_gpt_neox
@@ -20,6 +21,10 @@ _FAMILIES: dict[str, Callable[[Any], Located]] = {
     "Gemma2ForCausalLM": locate_gemma,
     "Gemma3ForCausalLM": locate_gemma,
     "GPTNeoXForCausalLM": locate_gpt_neox,
+    "BertModel": locate_bert,
+    "BertForMaskedLM": locate_bert,
+    "RobertaModel": locate_bert,
+    "RobertaForMaskedLM": locate_bert,
 }
 
 

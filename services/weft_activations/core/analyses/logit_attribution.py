@@ -17,6 +17,7 @@ import numpy as np
 from weft_activations.core.analyses.choosing import choose_one
 from weft_activations.core.changing import Prompt
 from weft_activations.core.inference import Inference, TokenText, check_ids, read_prompt, with_texts
+from weft_activations.core.kinds import check_decoder
 from weft_activations.core.ports import Doubles, Floats, ModelBackend, ModelInfo
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 
@@ -77,7 +78,8 @@ async def attribute_logits(
 
     Raises:
         InvalidArgumentError: There is no such position or token, or no token or too many are named.
-        FailedPreconditionError: The model norms what attention or MLP return, so heads and neurons do not add up.
+        FailedPreconditionError: The model is no decoder, or norms what attention or MLP return, so that heads and
+            neurons do not add up.
         ResourceExhaustedError: What the parts write is more than a pass may hold.
     """
     if not 1 <= len(token_ids) <= _MAX_TARGETS:
@@ -89,6 +91,7 @@ async def attribute_logits(
 
     def work(backend: ModelBackend) -> Attributed:
         info, prompt_ids = read_prompt(backend, model_id, prompt)
+        check_decoder(info, "logit attribution")
         _check_level(level, info)
         check_ids(token_ids, info, "token_ids")
         at = choose_one(position, len(prompt_ids), "position", "position")

@@ -15,6 +15,7 @@ import numpy as np
 from weft_activations.core.analyses.choosing import check_token, choose
 from weft_activations.core.changing import Prompt
 from weft_activations.core.inference import Inference, TokenText, read_prompt, with_texts
+from weft_activations.core.kinds import check_logits
 from weft_activations.core.ports import Array, Doubles, Floats, ModelBackend, ModelInfo
 from weft_common.errors import InvalidArgumentError
 
@@ -77,6 +78,7 @@ async def logit_lens(
 
     Raises:
         InvalidArgumentError: There is no such depth, position or token, or too many top tokens are asked for.
+        FailedPreconditionError: The model has no head.
         ResourceExhaustedError: The streams of these depths are more than a pass may hold.
     """
     if not 0 <= num_top_tokens <= _MAX_TOP_TOKENS:
@@ -87,6 +89,7 @@ async def logit_lens(
 
     def open_streams(backend: ModelBackend) -> tuple[LensStart, Floats]:
         info, token_ids = read_prompt(backend, model_id, prompt)
+        check_logits(info)
         targets = [] if target_token_id is None else [target_token_id]
         for token_id in targets:
             check_token(token_id, info, "target_token_id")

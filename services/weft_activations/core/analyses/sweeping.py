@@ -16,6 +16,7 @@ import numpy as np
 from weft_activations.core.analyses.choosing import check_token
 from weft_activations.core.changing import Prompt
 from weft_activations.core.inference import Inference, TokenText, read_prompt, with_texts
+from weft_activations.core.kinds import check_decoder
 from weft_activations.core.ports import Doubles, Floats, ModelBackend, ModelInfo
 from weft_common.errors import InvalidArgumentError
 
@@ -81,8 +82,10 @@ def read_pair(backend: ModelBackend, model_id: str, clean: Prompt, corrupted: Pr
 
     Raises:
         InvalidArgumentError: One cannot be read, or their lengths differ.
+        FailedPreconditionError: The model is no decoder.
     """
     info, clean_ids = read_prompt(backend, model_id, clean, field="clean")
+    check_decoder(info, "a sweep")
     _, corrupted_ids = read_prompt(backend, model_id, corrupted, field="corrupted")
     if len(clean_ids) != len(corrupted_ids):
         raise InvalidArgumentError(

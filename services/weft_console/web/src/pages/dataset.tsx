@@ -26,14 +26,14 @@ export function DatasetPage({ id }: { id: string }) {
         <Stat label="bits a value" id="bits" value={stats.data ? stats.data.bits_per_value.toFixed(3) : "–"} />
         <Stat label="bytes a token" value={stats.data ? count(stats.data.bytes_per_token) : "–"} />
         <Stat label="largest FVU" value={stats.data ? figure(stats.data.fvu_max) : "–"} title="Fraction of variance unexplained by the stored values, worst layer and stream" />
-        <Stat label="codec" value={spec?.codec === "uniform" ? `uniform, ${spec.target_fvu}` : spec?.codec ?? "–"} />
+        <Stat label="codec" value={spec && spec.codec !== "bf16" ? `${spec.codec}, ${spec.target_fvu}` : spec?.codec ?? "–"} />
       </dl>
       {stats.problem ? <Problem problem={stats.problem} onRetry={stats.reload} /> : null}
       {stats.data ? (
         <div class="charts">
-          <LayerBars title="Fraction of variance unexplained by layer" series={byStream((one) => one.fvu)} note={spec?.codec === "uniform" ? `asked for ${spec.target_fvu}` : ""} />
+          <LayerBars title="Fraction of variance unexplained by layer" series={byStream((one) => one.fvu)} note={spec && spec.codec !== "bf16" ? `asked for ${spec.target_fvu}` : ""} />
           <LayerBars title="Bits a value by layer" series={byStream((one) => one.bits_per_value)} note="as stored" />
-          {spec?.codec === "uniform" ? <LayerBars title="Entropy of the codes by layer" series={byStream((one) => one.entropy_bits)} note="bits a value" /> : null}
+          {spec && spec.codec !== "bf16" ? <LayerBars title="Entropy of the codes by layer" series={byStream((one) => one.entropy_bits)} note="bits a value" /> : null}
         </div>
       ) : null}
       <dl class="facts">

@@ -26,7 +26,7 @@ export function DatasetsPage() {
                     <td class="num">{count(one.num_held_out_tokens)}</td>
                     <td class="num">{bytes(one.size_bytes)}</td>
                     <td class="num">{tokens > 0 ? bytes(one.size_bytes / tokens) : "–"}</td>
-                    <td>{one.spec?.codec}{one.spec?.codec === "uniform" ? ` · FVU ${one.spec.target_fvu}` : ""}</td>
+                    <td>{one.spec?.codec}{one.spec && one.spec.codec !== "bf16" ? ` · FVU ${one.spec.target_fvu}` : ""}</td>
                     <td class="nowrap">{ago(one.create_time)}</td>
                   </tr>
                 );

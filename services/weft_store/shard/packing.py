@@ -1,0 +1,168 @@
+"""
+Loops between codes and symbols, compiled when they are first used and without Python's lock while they run.
+
+Only `coding` calls what is here. Compiled code checks no bounds, so whatever comes from a file is compared with a
+length before it is used as a place.
+Shapes: T tokens of a block, D d_model, N values of a group of channels, M symbols of it, E escapes of W bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from weft_store.shard.compiling import compiled
+
+__all__ = ["pack", "round_rows", "unpack"]
+
+_u = np.uint64  # an index that cannot be negative needs no look at its sign
+
+
+@compiled()
+def pack(
+    codes_TD: Any,
+    order_D: Any,
+    group: Any,
+    alphabets: Any,
+    few: Any,
+    kinds: Any,
+    symbols: Any,
+    escapes: Any,
+    scratch: Any,
+) -> Any:
+    """
+    Make symbols of the codes of a block.
+
+    Args:
+        codes_TD: int32.
+        order_D: uint64, the channel of each place.
+        group: Places of a group; the last may have fewer.
+        alphabets: uint32 [kinds, 3]: codes of a symbol, base, and the first code that is no digit, the kinds in the
+            order in which they are tried; the last has room for any code.
+        few: A kind is taken where at most one code in so many is an escape; with no escape digit, where none is.
+        kinds: uint8 [groups], filled with codes of a symbol, 0 where all codes are 0.
+        symbols, escapes: uint8 and uint32 of one value for each code, filled from their starts.
+        scratch: uint32, with room for the largest group.
+
+    Returns:
+        Bytes of all symbols, and the number of escapes.
+    """
+    num_tokens, d_model, step = _u(codes_TD.shape[0]), _u(order_D.size), _u(group)
+    made: Any = _u(0)
+    kept: Any = _u(0)
+    for index in range(kinds.size):
+        first = _u(index) * step
+        width = min(step, d_model - first)
+        size = num_tokens * width
+        channels = order_D[first : first + width]
+        at: Any = _u(0)
+        largest: Any = np.uint32(0)
+        for t in range(num_tokens):
+            for place in range(width):
+                code = codes_TD[t, channels[place]]
+                zigzag = np.uint32((code << np.int32(1)) ^ (code >> np.int32(31)))
+                scratch[at] = zigzag
+                largest = max(largest, zigzag)
+                at += _u(1)
+        kinds[index] = 0
+        if largest == 0:
+            continue
+        chosen = alphabets.shape[0] - 1
+        for kind in range(alphabets.shape[0] - 1):
+            direct, over = alphabets[kind, 2], _u(0)
+            if largest >= direct:
+                for other in range(size):
+                    over += _u(scratch[other] >= direct)
+            if over == 0 or (direct < alphabets[kind, 1] and over * _u(few) <= size):
+                chosen = kind
+                break
+        values, base, direct = alphabets[chosen, 0], alphabets[chosen, 1], alphabets[chosen, 2]
+        kinds[index] = values
+        at = _u(0)
+        while at < size:
+            symbol, weight = np.uint32(0), np.uint32(1)
+            for _ in range(min(_u(values), size - at)):
+                digit = scratch[at]
+                at += _u(1)
+                if digit >= direct:
+                    escapes[kept] = digit
+                    kept += _u(1)
+                    digit = direct
+                symbol += digit * weight
+                weight *= base
+            symbols[made] = symbol
+            made += _u(1)
+    return made, kept
+
+
+@compiled()
+def unpack(content: Any, groups: Any, digits: Any, places: Any, planes_WE: Any, scratch: Any, out_TD: Any) -> int:
+    """
+    Write the codes of a block to where they belong.
+
+    Args:
+        content: uint8, the symbols of all groups.
+        groups: int64 [groups, 5]: first place, places, codes of a symbol (0 where all are 0), largest symbol, and the
+            digit that stands for the next escape, above 255 where there is none.
+        digits: uint8 [codes of a symbol, 256, 5], what a symbol is made of.
+        places: uint64, the channel of each place, below D.
+        planes_WE: uint8, the bytes of the escapes, lowest first.
+        scratch: uint8, with room for the largest group and five more.
+        out_TD: Signed integers, wide enough.
+
+    Returns:
+        0, or 1 where a symbol is none of its alphabet, or 2 where the escapes are not those of the symbols.
+    """
+    start, used = _u(0), _u(0)
+    num_tokens, num_escapes = _u(out_TD.shape[0]), _u(planes_WE.shape[1])
+    for group in range(groups.shape[0]):
+        first, width, values = _u(groups[group, 0]), _u(groups[group, 1]), _u(groups[group, 2])
+        largest, escape = groups[group, 3], groups[group, 4]
+        channels = places[first : first + width]
+        if values == 0:
+            for t in range(num_tokens):
+                for place in range(width):
+                    out_TD[t, channels[place]] = 0
+            continue
+        count = (num_tokens * width + values - _u(1)) // values
+        symbols = content[start : start + count]
+        start += count
+        if values > 1:
+            at, seen = _u(0), np.uint8(0)
+            for m in range(count):
+                symbol = symbols[m]
+                seen = max(seen, symbol)
+                for i in range(values):
+                    scratch[at] = digits[values, symbol, i]
+                    at += _u(1)
+            if seen > largest:
+                return 1
+            symbols = scratch
+        at = _u(0)
+        for t in range(num_tokens):
+            for place in range(width):
+                digit = symbols[at]
+                at += _u(1)
+                zigzag = np.uint32(digit)
+                if digit == escape:
+                    if used >= num_escapes:
+                        return 2
+                    zigzag = np.uint32(0)
+                    for plane in range(planes_WE.shape[0]):
+                        zigzag |= np.uint32(planes_WE[plane, used]) << np.uint32(8 * plane)
+                    used += _u(1)
+                out_TD[t, channels[place]] = np.int32(zigzag >> np.uint32(1)) ^ -np.int32(zigzag & np.uint32(1))
+    return 0 if used == num_escapes else 2
+
+
+@compiled()
+def round_rows(codes_TD: Any, step: Any, mean_D: Any, bits_TD: Any) -> None:
+    """Give the bits of the bfloat16 nearest to each value that a reader makes of its code, ties to even."""
+    for t in range(codes_TD.shape[0]):
+        for d in range(codes_TD.shape[1]):
+            value = np.float32(np.float32(np.float32(codes_TD[t, d]) * step) + mean_D[d])
+            bits = np.float32(value).view(np.uint32)
+            bits_TD[t, d] = np.uint16(
+                (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            )
