@@ -4,11 +4,13 @@ from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from attribution_house import AttributionHouse, attribution_house
 from attribution_real import activations, random_transcoder
 from tiny_models import make_llama
 
+from weft.attribution.v1 import steering_pb2
 from weft_common.errors import InvalidArgumentError
 from weft_store.opening import open_store
 
@@ -57,6 +59,26 @@ async def test_edge_is_split_and_head_explained(house: AttributionHouse) -> None
     assert 0 < score.pattern < 1
     table = await house.text("graphs", "attention", "g1", "--layer", "2", "--head", "1", "--query", "4", "--key", "0")
     assert "attention paid" in table
+
+
+async def test_service_holds_what_is_held(house: AttributionHouse) -> None:
+    """With all held the real service moves every node as the edges say; with some held or none it does not."""
+    nodes = (await house.content())["nodes"]
+    features = [node["node_id"] for node in nodes if node["feature_type"] == "cross layer transcoder"]
+    change = steering_pb2.FeatureChange(node_ids=features[:3], factor=0.0)
+    held = await house.client.graphs.steer("g1", changes=[change], held=(0, 2), freeze_attention=True)
+    measured = np.array([each.measured for each in (*held.nodes, *held.logits)])
+    predicted = np.array([each.predicted for each in (*held.nodes, *held.logits)])
+    np.testing.assert_allclose(measured, predicted, rtol=2e-3, atol=2e-4 * np.abs(predicted).max())
+    some = await house.client.graphs.steer("g1", changes=[change], held=(0, 1))
+    free = await house.client.graphs.steer("g1", changes=[change])
+    for found, other in ((some, held), (free, some)):
+        difference = [a.measured - b.measured for a, b in zip(found.logits, other.logits, strict=True)]
+        assert np.abs(difference).max() > 1e-6
+    operation = await house.client.graphs.measure_faithfulness("g1", num_nodes=5)
+    trust = await house.client.operations.wait(operation)
+    assert isinstance(trust, steering_pb2.Faithfulness)
+    assert trust.spearman_direct > 0.99
 
 
 async def test_what_is_not_there_is_refused(house: AttributionHouse) -> None:
