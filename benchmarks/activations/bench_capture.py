@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from figures import FIGURES, machine, row, write_rows
-from transformer_lens import HookedTransformer
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
@@ -42,14 +42,14 @@ WAYS = ("plain", "lens plain", "lens", "in process", "gRPC", "gRPC, streams")
 Way = Callable[[], Awaitable[None]]
 
 
-def _by_lens(folder: Path) -> HookedTransformer:
+def _by_lens(folder: Path) -> Any:
     """Return the model as TransformerLens runs it, with the weights as they are."""
-    own = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    # A name of its table with the same sizes; weights are those of the folder.
-    return HookedTransformer.from_pretrained_no_processing(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=own, tokenizer=tokenizer, device="cpu"
+    own = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    bridge = TransformerBridge.boot_transformers(
+        str(folder), hf_model=own, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu", dtype=torch.float32
     )
+    bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    return bridge
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:

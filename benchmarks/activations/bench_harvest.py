@@ -106,7 +106,7 @@ class Bench:
         planner = HarvestPlanner(store, inference)
         harvests = Harvests(store, catalog, inference, planner, max_lease_bytes=1 << 31)
         planned = await planner.plan(spec)
-        sequences = [sequence for lease in planned.plan.leases for sequence in lease.sequences]
+        sequences = [sequence.ids for lease in planned.plan.leases for sequence in lease.sequences]
         num_tokens = sum(map(len, sequences))
         harvest_id = f"{self.name}-{number}"
         await harvests.create(harvest_id, spec, harvest_id)
