@@ -92,10 +92,10 @@ async def test_patch_takes_the_other_prompts_activation(house: AttributionHouse)
 async def test_faithfulness_is_measured_and_kept(house: AttributionHouse) -> None:
     """Figures are scipy's over the ablations told; single ablations are those of Steer; the graph keeps the result."""
     await house.make(**ALL)
-    operation = await house.client.graphs.measure_faithfulness("g1", num_nodes=12)
+    operation = await house.client.graphs.measure_faithfulness("g1", num_nodes=5)
     found = await house.client.operations.wait(operation)
     assert isinstance(found, steering_pb2.Faithfulness)
-    assert found.num_nodes == len(found.nodes) == 12
+    assert found.num_nodes == len(found.nodes) == 5
     influence = [node.influence for node in found.nodes]
     assert influence == sorted(influence, reverse=True)
     for figure, first, effect in (
@@ -117,7 +117,7 @@ async def test_faithfulness_is_measured_and_kept(house: AttributionHouse) -> Non
     listed = (await anext(house.client.graphs.list())).faithfulness
     assert listed.spearman == found.spearman
     assert not listed.nodes
-    again = await house.client.graphs.measure_faithfulness("g1", num_nodes=12)
+    again = await house.client.graphs.measure_faithfulness("g1", num_nodes=5)
     assert again.name == operation.name
     assert "rank agreement" in await house.text("graphs", "faithfulness", "g1", "--num-nodes", "3")
     assert "over 3 ablations" in await house.text("graphs", "get", "g1")

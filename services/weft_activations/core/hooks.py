@@ -94,8 +94,9 @@ def _model_name(hook: str, info: ModelInfo) -> str:
 
 
 def _by_lens_name(lens: str, info: ModelInfo) -> str:
-    """Return the component of a model that TransformerLens calls so; empty where there is none."""
-    return next((name for name in info.components if lens and lens_name(name, info.components) == lens), "")
+    """Return the component of a model that TransformerLens calls so, shown or not; empty where there is none."""
+    names = component_patterns(info.architecture) if info.shown_in_part else info.components
+    return next((name for name in names if lens and lens_name(name, names) == lens), "")
 
 
 def _unknown(hook: str, pattern: str, info: ModelInfo, field: str) -> WeftError:
