@@ -104,6 +104,10 @@ bench-activations: setup-dev setup-vllm model  ## Harvests, captures and load by
 	$(BIN)/python $(BENCH)/capture_load.py $(MODELS) smollm2-135m-instruct $(ACTIVATIONS_FLAGS)
 	$(VLLM_BIN)/python $(BENCH)/capture_load.py $(MODELS) smollm2-135m-instruct --backend vllm $(ACTIVATIONS_FLAGS)
 
+.PHONY: bench-console
+bench-console: setup-dev page chromium  ## Frames a second of the graph page
+	$(BIN)/python benchmarks/console/graph_frames.py $(BENCH_FLAGS)
+
 setup:
 	@$(PYTHON) scripts/setup.py all
 

@@ -97,6 +97,47 @@ async def test_graph_of_a_real_prompt_is_read_on_the_page(page: Page, up: tuple[
     await page.screenshot(path=ARTIFACTS / "feature.png")
 
 
+async def test_questions_on_the_page_get_the_services_answers(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
+    """Scores of pins, paths, summary and comparison on the page are those of the command line."""
+    run, summary = up
+    files = [Path(graph["json"]) for graph in summary["graphs"]]
+    graph = json.loads(files[0].read_text())
+    name, console = files[0].stem, run.endpoints["console"]
+
+    def asked(*arguments: str) -> Any:
+        result = run.weft("graphs", *arguments, "--json")
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    features = [node for node in graph["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    pins = [node["node_id"] for node in sorted(features, key=lambda node: node["influence"])[:20]]
+    logit = next(node["node_id"] for node in graph["nodes"] if node["is_target_logit"])
+    await page.goto(f"http://{console.target}/graphs/{name}#pinned={','.join(pins)}")
+    scores = asked("score", name, *(part for pin in pins for part in ("--pin", pin)))["subgraph"]
+    await expect(page.locator("[data-stat=part-replacement]")).to_have_text(f"{scores['replacement_score']:.3f}")
+    await expect(page.locator("[data-stat=part-completeness]")).to_have_text(f"{scores['completeness_score']:.3f}")
+    await page.screenshot(path=ARTIFACTS / "part.png")
+
+    await select_node(page, pins[0])
+    paths = page.locator("[data-list=paths]")
+    await paths.get_by_label("Other end").select_option(logit)
+    await paths.get_by_role("button", name="Find").click()
+    total = asked("paths", name, pins[0], logit)["total_strength"]
+    await expect(page.locator("[data-stat=total-strength]")).to_have_text(f"{100 * total:.2f}%")
+
+    await page.get_by_role("radiogroup", name="View").get_by_text("Summary").click()
+    told = asked("summary", name)
+    await expect(page.locator("[data-stat=summary-influence]")).to_have_text(f"{100 * told['influence_share']:.1f}%")
+    await expect(page.locator(".supernode")).to_have_count(len(told["supernodes"]))
+    await page.screenshot(path=ARTIFACTS / "summary.png")
+
+    await page.get_by_role("radiogroup", name="View").get_by_text("Compare").click()
+    await page.get_by_label("Compare with").select_option(files[1].stem)
+    overlap = asked("compare", name, files[1].stem)["overlap"]
+    await expect(page.locator("[data-stat=overlap]")).to_have_text(f"{100 * overlap:.1f}%")
+    await page.screenshot(path=ARTIFACTS / "compare.png")
+
+
 async def test_run_and_dataset_pages_show_the_demos(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
     """The pages of the run and the dataset name them and draw without an error."""
     console = up[0].endpoints["console"]

@@ -17,6 +17,7 @@ from weft.training.v1 import service_pb2 as training_pb2
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_common.resource_names import check_id
 from weft_console.api.requests import page_of, path_id, read_field, read_json
+from weft_console.api.targets import read_targets
 from weft_console.events import Event, event_stream
 from weft_console.messages import to_json
 from weft_console.peers import STREAM_S, Peers
@@ -53,7 +54,13 @@ async def create_graph(request: Request) -> Response:
         max_logits=max_logits,
         node_threshold=read_field(body, "node_threshold", float, 0.0),
         edge_threshold=read_field(body, "edge_threshold", float, 0.0),
+        targets=read_targets(read_field(body, "targets", list, [])),
     )
+    if body.get("position") is not None:
+        position = read_field(body, "position", int)
+        if not 0 <= position < 2**31:
+            raise InvalidArgumentError(f"position is {position}; give a number from 0 on", field="position")
+        spec.position = position
     graph_id = new_graph_id(prompt)
     await peers.attribution.CreateGraph(
         service_pb2.CreateGraphRequest(graph_id=graph_id, spec=spec, request_id=str(uuid.uuid4()))
@@ -141,7 +148,8 @@ def _graph_events(response: service_pb2.WatchGraphResponse) -> Iterator[Event]:
     if response.HasField("metadata"):
         yield Event("progress", to_json(response.metadata.progress))
     if response.HasField("graph"):
-        yield Event("graph", to_json(response.graph))
+        # The file itself is fetched apart: this only says that there is a newer one.
+        yield Event("graph", {**to_json(response.graph), "has_json": bool(response.graph.json)})
 
 
 def _intervention(change: Any) -> messages_pb2.FeatureIntervention:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from chromium_browser import chromium
+from fake_readings import FakeReadings
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from watched_page import TOKEN, built_page, watched
 
 from weft.attribution.v1 import messages_pb2 as graph_pb2
 from weft.attribution.v1 import service_pb2 as attribution_pb2
@@ -34,9 +36,8 @@ from weft_common.settings import ServiceSettings
 from weft_console.serve import Console, serving_console
 from weft_console.settings import ConsoleSettings
 
-__all__ = ["chromium"]
+__all__ = ["built_page", "chromium", "watched"]
 
-TOKEN = "a-token-for-tests"
 PEER_TOKEN = "another-token"
 TOKENS = ["<|im_start|>", "The", " capital", " of", " France", " is"]
 NUM_LAYERS = 30
@@ -135,6 +136,9 @@ class World:
     created: list[attribution_pb2.CreateGraphRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     interventions: list[attribution_pb2.InterveneRequest] = field(default_factory=list)
+    scored: list[list[str]] = field(default_factory=list)
+    summarized: list[tuple[int, int]] = field(default_factory=list)
+    partial_json: bytes = b""
     finish_graphs: asyncio.Event = field(default_factory=asyncio.Event)
     steps: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
 
@@ -162,7 +166,9 @@ class World:
         )
 
 
-class Attribution(AttributionServiceServicer, FeatureServiceServicer, operations_pb2_grpc.OperationsServicer):
+class Attribution(
+    FakeReadings, AttributionServiceServicer, FeatureServiceServicer, operations_pb2_grpc.OperationsServicer
+):
     def __init__(self, world: World) -> None:
         self.world = world
 
@@ -179,6 +185,8 @@ class Attribution(AttributionServiceServicer, FeatureServiceServicer, operations
         graph.CopyFrom(self._graph(request.name))
         if graph.state == graph_pb2.GRAPH_STATE_SUCCEEDED:
             graph.json = self.world.json
+        elif graph.state == graph_pb2.GRAPH_STATE_RUNNING:
+            graph.json = self.world.partial_json
         return graph
 
     async def CreateGraph(self, request: Any, context: Any) -> operations_pb2.Operation:
@@ -190,13 +198,18 @@ class Attribution(AttributionServiceServicer, FeatureServiceServicer, operations
         graph = self._graph(request.name)
         progress = operation_pb2.Progress(stage="sweeping", completed=128, total=2117, unit="rows")
         metadata = graph_pb2.GraphMetadata(graph=request.name, progress=progress)
-        yield attribution_pb2.WatchGraphResponse(metadata=metadata, graph=graph)
+        so_far = graph_pb2.Graph()
+        so_far.CopyFrom(graph)
+        so_far.json = self.world.partial_json
+        yield attribution_pb2.WatchGraphResponse(metadata=metadata, graph=so_far)
         await self.world.finish_graphs.wait()
-        graph.state = graph_pb2.GRAPH_STATE_SUCCEEDED
+        cancelled = graph.operation in self.world.cancelled
+        graph.state = graph_pb2.GRAPH_STATE_CANCELLED if cancelled else graph_pb2.GRAPH_STATE_SUCCEEDED
         yield attribution_pb2.WatchGraphResponse(graph=graph)
 
     async def CancelOperation(self, request: Any, context: Any) -> empty_pb2.Empty:
         self.world.cancelled.append(request.name)
+        self.world.finish_graphs.set()
         return empty_pb2.Empty()
 
     async def DeleteGraph(self, request: Any, context: Any) -> attribution_pb2.DeleteGraphResponse:
@@ -483,7 +496,7 @@ async def console(settings: ConsoleSettings) -> AsyncIterator[Console]:
 
 
 @pytest.fixture
-async def page_console(settings: ConsoleSettings) -> AsyncIterator[Console]:
+async def page_console(settings: ConsoleSettings, built_page: None) -> AsyncIterator[Console]:
     """A console that serves the built page."""
     built = type(settings).model_fields["static_dir"].default
     async with serving_console(settings.model_copy(update={"static_dir": built})) as console:

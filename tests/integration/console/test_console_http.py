@@ -4,10 +4,12 @@ import asyncio
 import json
 import urllib.request
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx2
 import pytest
 
+from weft.attribution.v1 import reading_pb2
 from weft_common.errors import FailedPreconditionError
 from weft_common.server import PortTakenError
 from weft_console.serve import Console, serving_console
@@ -143,6 +145,9 @@ async def test_peers_refusal_of_token_is_no_sign_out(settings: ConsoleSettings) 
         assert "WEFT_CONSOLE_CACHE_TOKEN" in answer.json()["detail"]
 
 
+ASKED = {"prompt": "a", "model": "models/m", "transcoder": "transcoders/t"}
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -152,6 +157,15 @@ async def test_peers_refusal_of_token_is_no_sign_out(settings: ConsoleSettings) 
         ({"prompt": "a", "model": "models/m", "transcoder": "transcoders/t", "max_logits": 101}, "max_logits"),
         ({"prompt": "a", "model": "models/m", "transcoder": "transcoders/t", "max_logits": True}, "max_logits"),
         ({"prompt": "a", "model": "models/m"}, "transcoder"),
+        (ASKED | {"targets": [{"text": ""}]}, "text"),
+        (ASKED | {"targets": [{"text": " a", "layer": 3}]}, "targets"),
+        (ASKED | {"targets": ["a"]}, "targets"),
+        (ASKED | {"targets": [{"text": "a"}] * 101}, "targets"),
+        (ASKED | {"targets": [{"layer": -1, "index": 0}]}, "layer"),
+        (ASKED | {"targets": [{"plus": 1, "minus": 2**31}]}, "minus"),
+        (ASKED | {"targets": [{"token_id": True}]}, "token_id"),
+        (ASKED | {"position": -1}, "position"),
+        (ASKED | {"position": "2"}, "position"),
     ],
 )
 async def test_bad_graph_request_names_its_field(
@@ -252,3 +266,36 @@ async def test_page_that_is_not_built_says_so(settings: ConsoleSettings) -> None
     with pytest.raises(FailedPreconditionError, match="make page"):
         async with serving_console(settings.model_copy(update={"static_dir": settings.static_dir / "none"})):
             pass
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("summary?likeness=colour", "likeness"),
+        ("summary?max_supernodes=13", "max_supernodes"),
+        ("summary?max_supernodes=-1", "max_supernodes"),
+        ("paths?source=a&target=b&num_paths=101", "num_paths"),
+        ("comparison/a%20b", "other"),
+    ],
+)
+async def test_bad_question_to_a_graph_names_its_field(person: httpx2.AsyncClient, path: str, field: str) -> None:
+    """What is out of bounds is refused before another service is asked."""
+    answer = await person.get(f"/api/graphs/france/{path}")
+    assert answer.status_code == 400
+    assert answer.json()["field"] == field
+
+
+async def test_questions_to_a_graph_pass_through(person: httpx2.AsyncClient, world: Any) -> None:
+    """Scores, paths, summary and comparison come as the attribution service has them."""
+    scored = await person.post("/api/graphs/france/score", json={"node_ids": ["E_100_0", "E_101_1"]}, headers=POST)
+    assert scored.json()["subgraph"] == {"replacement_score": 0.02, "completeness_score": 0.32}
+    bad = await person.post("/api/graphs/france/score", json={"node_ids": [3]}, headers=POST)
+    assert (bad.status_code, bad.json()["field"]) == (400, "node_ids")
+    paths = await person.get("/api/graphs/france/paths", params={"source": "E_104_4", "target": "31_500_5"})
+    assert [path["strength"] for path in paths.json()["paths"]] == [0.04, 0.02]
+    backwards = await person.get("/api/graphs/france/paths", params={"source": "31_500_5", "target": "E_104_4"})
+    assert backwards.status_code == 400
+    summary = (await person.get("/api/graphs/france/summary?max_supernodes=2&likeness=decoder")).json()
+    assert [group["kind"] for group in summary["supernodes"]][:3] == ["features", "features", "tokens"]
+    assert world.summarized == [(2, reading_pb2.LIKENESS_DECODER)]
+    assert (await person.get("/api/graphs/france/comparison/italy")).json()["overlap"] == 0.643

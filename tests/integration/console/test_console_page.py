@@ -4,12 +4,13 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from graph_page import select_node
 from playwright.async_api import Browser, Locator, Page, expect
+from watched_page import TOKEN, Watched
 
 from weft_console.serve import Console
 from weft_console.settings import ConsoleSettings
@@ -22,40 +23,6 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[3]
 ARTIFACTS = ROOT / "tests" / "artifacts" / "console"
-TOKEN = "a-token-for-tests"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def built_page() -> None:
-    """Build the page where its sources are newer."""
-    subprocess.run([sys.executable, ROOT / "scripts" / "page.py"], check=True)
-
-
-class Watched:
-    """A page whose console errors are kept."""
-
-    def __init__(self, page: Page, url: str) -> None:
-        self.page = page
-        self.url = url
-        self.errors: list[str] = []
-        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-
-    async def open(self, path: str) -> Page:
-        await self.page.goto(f"{self.url}{path}")
-        return self.page
-
-
-@pytest.fixture
-async def watched(chromium: Browser, page_console: Console) -> AsyncIterator[Watched]:
-    """A signed-in person's page, which must end without an error in the browser's console."""
-    context = await chromium.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light")
-    watched = Watched(await context.new_page(), page_console.url)
-    await watched.open(f"?token={TOKEN}")
-    await expect(watched.page.get_by_role("heading", name="Graphs")).to_be_visible()
-    yield watched
-    await context.close()
-    assert watched.errors == []
 
 
 def shares_into(graph: dict[str, Any], target: str) -> dict[str, float]:
@@ -88,22 +55,11 @@ async def open_graph(watched: Watched, fragment: str = "") -> Page:
     return page
 
 
-async def place_of(page: Page, node: str) -> tuple[float, float]:
-    """Where a node stands on the screen: the button that carries the keyboard stands on it once it is selected."""
-    await page.get_by_role("combobox", name="Search nodes").fill(node)
-    await page.keyboard.press("Enter")
-    cursor = page.locator(f".graph-cursor[data-node='{node}']")
-    await expect(cursor).to_be_attached()
-    box = await cursor.bounding_box()
-    assert box is not None
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-
 async def test_lists_show_the_files_numbers(watched: Watched, graph_json: dict[str, Any]) -> None:
     """A click on a logit lists all of its inputs, strongest first, with the shares that the file's weights give."""
     page = await open_graph(watched)
     logit = next(node["node_id"] for node in graph_json["nodes"] if node["is_target_logit"])
-    x, y = await place_of(page, logit)
+    x, y = await select_node(page, logit)
     await page.keyboard.press("Escape")
     await expect(stat(page, "node")).to_have_count(0)
     await page.mouse.click(x, y)
@@ -122,7 +78,7 @@ async def test_feature_panel_tells_what_the_feature_does(watched: Watched, graph
     links = graph_json["links"]
     features = [node for node in graph_json["nodes"] if node["feature_type"] == "cross layer transcoder"]
     feature = max(features, key=lambda node: sum(link["source"] == node["node_id"] for link in links))
-    await place_of(page, feature["node_id"])
+    await select_node(page, feature["node_id"])
     assert float((await stat(page, "activation").inner_text()).replace(",", "")) == pytest.approx(
         feature["activation"], rel=1e-3
     )
@@ -140,7 +96,7 @@ async def test_feature_panel_tells_what_the_feature_does(watched: Watched, graph
 async def test_hover_traces_edges_and_names_the_node(watched: Watched, graph_json: dict[str, Any]) -> None:
     """The pointer on a node brings its tip and fades the rest; away from it, all is as before."""
     page = await open_graph(watched)
-    x, y = await place_of(page, "E_104_4")
+    x, y = await select_node(page, "E_104_4")
     await page.keyboard.press("Escape")
     host = page.locator(".drawing-host")
     await page.mouse.move(x - 200, y - 130)
@@ -220,7 +176,7 @@ async def test_intervention_puts_prediction_beside_measurement(
     """Ablating from the panel asks for that node and shows predicted, frozen and free side by side."""
     page = await open_graph(watched)
     feature = next(node for node in graph_json["nodes"] if node["feature_type"] == "cross layer transcoder")
-    await place_of(page, feature["node_id"])
+    await select_node(page, feature["node_id"])
     section = page.locator("[data-list=intervention]")
     await section.get_by_role("button", name="Measure").click()
     row = section.get_by_role("row", name="·Paris")

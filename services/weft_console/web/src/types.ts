@@ -19,7 +19,13 @@ export interface GraphSpec {
   max_logits: number;
   node_threshold: number;
   edge_threshold: number;
+  targets: unknown[];
+  target_token_ids: number[];
+  position: number | null;
 }
+
+/** A target as the backend takes it: a token, a difference of two, or a feature. Tokens are texts or ids. */
+export type NewTarget = { text: string } | { token_id: number } | { plus: string | number; minus: string | number } | { layer: number; index: number };
 
 export interface GraphStatistics {
   num_features: number;
@@ -66,6 +72,84 @@ export interface Graph {
   create_time: string | null;
   error_message: string;
   interventions: InterventionResult[];
+}
+
+export interface GraphScores {
+  replacement_score: number;
+  completeness_score: number;
+}
+
+export interface PartScore {
+  whole: GraphScores;
+  subgraph: GraphScores;
+  influence_share: number;
+  num_features: number;
+}
+
+export interface GraphPath {
+  node_ids: string[];
+  weights: number[];
+  strength: number;
+}
+
+export interface FoundPaths {
+  paths: GraphPath[];
+  total_strength: number;
+}
+
+export interface Supernode {
+  kind: "features" | "tokens" | "errors" | "logits" | "others";
+  label: string;
+  node_ids: string[];
+  num_nodes: number;
+  influence: number;
+  first_layer: number;
+  last_layer: number;
+  raised_tokens: string[];
+}
+
+export interface Flow {
+  source: number;
+  target: number;
+  influence: number;
+  net: number;
+}
+
+export interface Summary {
+  supernodes: Supernode[];
+  flows: Flow[];
+  influence_share: number;
+  flow_share: number;
+  whole: GraphScores;
+  summary: GraphScores;
+}
+
+export interface ComparedNode {
+  node_id: string;
+  other_node_id: string;
+  influence: number;
+  other_influence: number;
+  activation: number;
+  other_activation: number;
+}
+
+export interface ComparedEdge {
+  source: number;
+  target: number;
+  weight: number;
+  other_weight: number;
+  influence: number;
+  other_influence: number;
+}
+
+export interface Comparison {
+  positions: number[];
+  overlap: number;
+  num_common: number;
+  num_first_only: number;
+  num_other_only: number;
+  nodes: ComparedNode[];
+  edges: ComparedEdge[];
 }
 
 export interface Metrics {

@@ -2,8 +2,12 @@ import { describe, expect, it } from "vitest";
 import { Geometry } from "../src/graph/geometry";
 import { layOut } from "../src/graph/layout";
 import { buildModel, fullThreshold, inputsOf, outputsOf, searchNodes, showToken, visibleNodes, type RawGraph, type RawNode } from "../src/graph/model";
-import { edgesOf, strongestVisible } from "../src/graph/paint";
-import { readState, writeState } from "../src/graph/state";
+import { BOX_HEIGHT, placeGroups } from "../src/graph/groups-layout";
+import { advance, startHistory } from "../src/graph/history";
+import { edgesOf, hull, strongestVisible } from "../src/graph/paint";
+import { groupPins, MAX_PART, partOf, readState, togglePin, ungroup, writeState, type PageState } from "../src/graph/state";
+import { targetsOf } from "../src/graph/targets";
+import type { Summary, Supernode } from "../src/types";
 
 function node(id: string, layer: number | string, position: number, type: string, more: Partial<RawNode> = {}): RawNode {
   return { node_id: id, feature: null, layer, ctx_idx: position, feature_type: type, clerp: "", ...more };
@@ -65,8 +69,8 @@ describe("model", () => {
 
   it("keeps tokens, logits and what a person wants at every threshold", () => {
     const model = buildModel(small());
-    const kept = (threshold: number, errors: boolean, wanted: string[] = []) => {
-      const visible = visibleNodes(model, threshold, errors, new Set(wanted));
+    const kept = (threshold: number, showErrors: boolean, wanted: string[] = []) => {
+      const visible = visibleNodes(model, { threshold, showErrors, maxPositions: 0 }, new Set(wanted));
       return model.nodes.filter((one) => visible[one.index]).map((one) => one.id);
     };
     expect(kept(0, true)).toEqual(["E_1_0", "E_2_1", "3_50_1", "3_51_1"]);
@@ -81,7 +85,7 @@ describe("model", () => {
     raw.nodes[3]!.influence = 0.8125;
     const model = buildModel(raw);
     expect(fullThreshold(model, 0.8)).toBe(0.8125);
-    expect(visibleNodes(model, fullThreshold(model, 0.8), true, new Set())).not.toContain(0);
+    expect(visibleNodes(model, { threshold: fullThreshold(model, 0.8), showErrors: true, maxPositions: 0 }, new Set())).not.toContain(0);
     expect(fullThreshold(buildModel(small()), 0.8)).toBe(0.8);
   });
 
@@ -106,7 +110,7 @@ describe("model", () => {
 
   it("draws only edges between visible nodes, strongest first", () => {
     const model = buildModel(small());
-    const visible = visibleNodes(model, 0.8, false, new Set());
+    const visible = visibleNodes(model, { threshold: 0.8, showErrors: false, maxPositions: 0 }, new Set());
     const edges = strongestVisible(model, visible, 3);
     expect(edges).toHaveLength(3);
     const scores = edges.map((edge) => model.edgeScore[edge]!);
@@ -183,7 +187,10 @@ describe("geometry", () => {
 
 describe("state in the address", () => {
   it("comes back as it went", () => {
-    const state = { selected: "1_9_1", pinned: ["0_7_1", "E_1_0"], threshold: 0.5, showErrors: false, numEdges: 50 };
+    const state: PageState = {
+      selected: "1_9_1", pinned: ["0_7_1", "E_1_0"], groups: [{ name: "a|b, c&d", ids: ["1_9_1"] }], moved: { "0_7_1": [1.5, -2] },
+      threshold: 0.5, showErrors: false, maxPositions: 3, numEdges: 50, view: "compare", other: "italy",
+    };
     expect(readState(writeState(state, 0.8), 0.8)).toEqual(state);
     expect(writeState(readState("", 0.8), 0.8)).toBe("");
   });
@@ -191,5 +198,128 @@ describe("state in the address", () => {
   it("bounds what somebody else wrote", () => {
     expect(readState("#influence=9&edges=-4&errors=1", 0.8)).toMatchObject({ threshold: 1, numEdges: 0, showErrors: true });
     expect(readState("#influence=no", 0.8).threshold).toBe(0.8);
+    const long = readState(`#pinned=${Array.from({ length: 5000 }, (_, i) => i).join(",")}&moved=a:1:x,b:2:3&group=|&group=n|a,a`, 0.8);
+    expect(long.pinned).toHaveLength(MAX_PART);
+    expect(long.moved).toEqual({ b: [2, 3] });
+    expect(long.groups).toEqual([{ name: "n", ids: ["a"] }]);
+  });
+});
+
+describe("pins and groups", () => {
+  const start = (): PageState => ({ ...readState("", 0.8), pinned: ["a", "b"] });
+  const apply = (state: PageState, part: Partial<PageState>): PageState => ({ ...state, ...part });
+
+  it("keeps the same part through grouping and back", () => {
+    const grouped = apply(start(), groupPins(start()));
+    expect(grouped.groups).toEqual([{ name: "Group 1", ids: ["a", "b"] }]);
+    expect(grouped.pinned).toEqual([]);
+    expect(partOf(grouped)).toEqual(["a", "b"]);
+    const back = apply(grouped, ungroup(grouped, 0));
+    expect(back).toMatchObject({ groups: [], pinned: ["a", "b"] });
+  });
+
+  it("takes an unpinned node out of its group too, and the group with its last node", () => {
+    const grouped = apply(start(), groupPins(start()));
+    const one = apply(grouped, togglePin(grouped, "a"));
+    expect(one.groups[0]!.ids).toEqual(["b"]);
+    expect(apply(one, togglePin(one, "b")).groups).toEqual([]);
+  });
+
+  it("counts a feature's positions, and hides dense ones unless they are wanted", () => {
+    const raw = small();
+    raw.nodes.push(node("0_7_0", "0", 0, "cross layer transcoder", { influence: 0.5 }));
+    const model = buildModel(raw);
+    expect(model.byId.get("0_7_1")!.spread).toBe(2);
+    expect(model.byId.get("1_9_1")!.spread).toBe(1);
+    const filter = { threshold: 1, showErrors: true, maxPositions: 1 };
+    const shown = (wanted: string[]) => [...visibleNodes(model, filter, new Set(wanted))].reduce((sum, flag) => sum + flag, 0);
+    expect(shown([])).toBe(6);
+    expect(shown(["0_7_0"])).toBe(7);
+  });
+});
+
+describe("history", () => {
+  it("undoes and does again what was set, and leaves the eye where it is", () => {
+    let history = startHistory(readState("", 0.8));
+    history = advance(history, { change: { pinned: ["a"] }, time: 0 });
+    history = advance(history, { change: { selected: "x" }, time: 1 });
+    history = advance(history, { change: (before) => ({ pinned: [...before.pinned, "b"] }), time: 2 });
+    history = advance(history, "undo");
+    expect(history.present).toMatchObject({ pinned: ["a"], selected: "x" });
+    expect(advance(history, "undo").present.pinned).toEqual([]);
+    expect(advance(history, "redo").present.pinned).toEqual(["a", "b"]);
+    expect(advance(history, { change: { pinned: ["c"] }, time: 3 }).future).toEqual([]);
+  });
+
+  it("joins a slider's many changes into one step, and no others", () => {
+    let history = startHistory(readState("", 0.8));
+    for (let i = 0; i < 20; i++) history = advance(history, { change: { threshold: i / 40 }, time: 10 * i });
+    expect(history.past).toHaveLength(1);
+    history = advance(history, { change: { threshold: 0.6 }, time: 5000 });
+    expect(history.past).toHaveLength(2);
+    for (let i = 0; i < 3; i++) history = advance(history, { change: { pinned: [String(i)] }, time: 5001 + i });
+    expect(history.past).toHaveLength(5);
+    expect(advance(history, { change: { pinned: history.present.pinned }, time: 6000 })).toBe(history);
+  });
+});
+
+describe("places that people choose", () => {
+  it("move a node, stay through a new size, and go when they are taken back", () => {
+    const model = buildModel(small());
+    const geometry = new Geometry(model, layOut(model), 800, 500);
+    const index = model.byId.get("0_7_1")!.index;
+    const home = [geometry.px[index], geometry.py[index]];
+    geometry.shift(index, 30, -12);
+    expect([geometry.px[index]! - home[0]!, geometry.py[index]! - home[1]!].map((delta) => Math.round(delta * 1e6) / 1e6)).toEqual([30, -12]);
+    const place = geometry.placeOf(index);
+    geometry.setMoved({ "0_7_1": place, "9_9_9": [0, 0] });
+    geometry.resize(400, 900);
+    geometry.resize(800, 500);
+    expect(geometry.px[index]).toBeCloseTo(home[0]! + 30, 9);
+    geometry.shift(index, 1e6, 1e6);
+    expect(geometry.placeOf(index)).toEqual([geometry.layout.width, geometry.layout.height]);
+    geometry.setMoved({});
+    expect([geometry.px[index], geometry.py[index]]).toEqual(home);
+  });
+
+  it("are wrapped by a convex outline", () => {
+    const outline = hull([[0, 0], [4, 0], [4, 4], [0, 4], [2, 2], [1, 3], [2, 0]]);
+    expect(outline).toHaveLength(4);
+    expect(new Set(outline.map(String))).toEqual(new Set(["0,0", "4,0", "4,4", "0,4"]));
+    expect(hull([[1, 1]])).toEqual([[1, 1]]);
+  });
+});
+
+describe("groups of a summary", () => {
+  const group = (kind: Supernode["kind"], first_layer = 0): Supernode => ({ kind, label: kind, node_ids: [], num_nodes: 1, influence: 0.1, first_layer, last_layer: first_layer, raised_tokens: [] });
+  const summary: Summary = {
+    supernodes: [...[0, 3, 9, 5, 7].map((layer) => group("features", layer)), ...Array.from({ length: 6 }, () => group("tokens")), group("errors"), group("logits"), group("others")],
+    flows: [], influence_share: 1, flow_share: 1, whole: { replacement_score: 1, completeness_score: 1 }, summary: { replacement_score: 1, completeness_score: 1 },
+  };
+
+  it("stand within the width and apart from each other, deeper layers above", () => {
+    for (const width of [320, 700, 1400]) {
+      const { boxes, height } = placeGroups(summary, width);
+      expect(boxes.map((box) => box.index)).toEqual(summary.supernodes.map((_, index) => index));
+      for (const box of boxes) {
+        expect(box.x).toBeGreaterThanOrEqual(0);
+        expect(box.x + box.width).toBeLessThanOrEqual(width + 1e-9);
+        expect(box.y + BOX_HEIGHT).toBeLessThanOrEqual(height);
+        for (const other of boxes) {
+          const apart = other === box || other.y !== box.y || other.x >= box.x + box.width || box.x >= other.x + other.width;
+          expect(apart).toBe(true);
+        }
+      }
+      expect(boxes[2]!.y).toBeLessThanOrEqual(boxes[0]!.y);
+      expect(Math.max(...boxes.slice(5, 12).map((box) => box.y))).toBeGreaterThan(boxes[0]!.y);
+    }
+  });
+});
+
+describe("targets", () => {
+  it("keep the spaces of tokens and number features", () => {
+    expect(targetsOf([
+      { kind: "token", first: " Paris", second: "" }, { kind: "difference", first: " a", second: "b" }, { kind: "feature", first: "3", second: "12" },
+    ])).toEqual([{ text: " Paris" }, { plus: " a", minus: "b" }, { layer: 3, index: 12 }]);
   });
 });

@@ -9,7 +9,9 @@ import { GraphView, type ViewState } from "./view";
 export function describe(model: GraphModel, node: GraphNode): { title: string; lines: string[] } {
   const where = `at ${showToken(model.tokens[node.position] ?? "")} (${node.position})`;
   if (node.kind === "token") return { title: `Token ${node.label}`, lines: [where, `influence ${percent(node.influence)}`] };
-  if (node.kind === "logit") return { title: `Logit ${node.label}`, lines: [`probability ${percent(node.probability)}`] };
+  if (node.kind === "logit") {
+    return node.isLikely ? { title: `Logit ${node.label}`, lines: [`probability ${percent(node.probability)}`] } : { title: `Target ${node.label}`, lines: ["explained as asked for"] };
+  }
   const lines = [`layer ${node.layer}, ${where}`, `influence ${percent(node.influence, 2)}`];
   if (node.kind === "feature" && node.activation !== null) lines.push(`activation ${figure(node.activation)}`);
   return { title: node.kind === "feature" ? `Feature ${node.label}` : node.label, lines };
@@ -20,19 +22,23 @@ interface Props {
   state: ViewState;
   onSelect: (node: GraphNode | null) => void;
   onPin: (node: GraphNode) => void;
+  onMove: (node: GraphNode, place: [number, number]) => void;
+  /** Takes all nodes back to where the layout has them. */
+  onLayOut: () => void;
   view: RefObject<GraphView | null>;
 }
 
 /** Holds the drawing and hands it what is shown. */
-export function Drawing({ model, state, onSelect, onPin, view }: Props) {
+export function Drawing({ model, state, onSelect, onPin, onMove, onLayOut, view }: Props) {
   const host = useRef<HTMLDivElement>(null);
-  const calls = useRef({ onSelect, onPin });
-  calls.current = { onSelect, onPin };
-  const { visible, selected, pinned, numEdges } = state;
+  const calls = useRef({ onSelect, onPin, onMove });
+  calls.current = { onSelect, onPin, onMove };
+  const { visible, selected, pinned, groups, moved, path, numEdges } = state;
   useEffect(() => {
     const made = new GraphView(host.current!, model, {
       onSelect: (node) => calls.current.onSelect(node),
       onPin: (node) => calls.current.onPin(node),
+      onMove: (node, place) => calls.current.onMove(node, place),
       describe: (node) => describe(model, node),
     });
     view.current = made;
@@ -44,11 +50,14 @@ export function Drawing({ model, state, onSelect, onPin, view }: Props) {
       view.current = null;
     };
   }, [model, view]);
-  useEffect(() => view.current?.update({ visible, selected, pinned, numEdges }), [model, view, visible, selected, pinned, numEdges]);
+  useEffect(
+    () => view.current?.update({ visible, selected, pinned, groups, moved, path, numEdges }),
+    [model, view, visible, selected, pinned, groups, moved, path, numEdges],
+  );
   return (
     <div class="drawing">
       <div class="drawing-host" ref={host} role="group"
-        aria-label="Attribution graph. Arrow keys move between nodes, Enter selects, P pins, Escape clears, plus and minus zoom." />
+        aria-label="Attribution graph. Arrow keys move between nodes, Shift and arrows move a node, Enter selects, P pins, Escape clears, plus and minus zoom." />
       <ul class="legend" aria-label="Legend">
         <li><i class="mark is-feature" />feature</li>
         <li><i class="mark is-error" />error</li>
@@ -61,6 +70,7 @@ export function Drawing({ model, state, onSelect, onPin, view }: Props) {
         <button type="button" aria-label="Zoom in" onClick={() => view.current?.zoom(1.4)}>+</button>
         <button type="button" aria-label="Zoom out" onClick={() => view.current?.zoom(1 / 1.4)}>−</button>
         <button type="button" aria-label="Show the whole graph" onClick={() => view.current?.fit()}>⤢</button>
+        <button type="button" aria-label="Lay out again" title="Takes dragged nodes back" disabled={Object.keys(moved).length === 0} onClick={onLayOut}>↺</button>
       </div>
     </div>
   );

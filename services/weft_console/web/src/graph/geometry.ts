@@ -24,7 +24,12 @@ export class Geometry {
   scaleY = 1;
   gutterBottom = 40;
   rotateTokens = false;
+  /** The layout's x, and the logits' as wide as the page allows. */
+  private readonly homeX: Float64Array;
   private readonly worldX: Float64Array;
+  private readonly worldY: Float64Array;
+  /** By node index, where a person put a node, in world units. */
+  private moved = new Map<number, [number, number]>();
   private readonly maxInfluence: number;
 
   constructor(
@@ -36,7 +41,9 @@ export class Geometry {
     this.px = new Float64Array(model.nodes.length);
     this.py = new Float64Array(model.nodes.length);
     this.radius = new Float64Array(model.nodes.length);
+    this.homeX = layout.x.slice();
     this.worldX = layout.x.slice();
+    this.worldY = layout.y.slice();
     this.maxInfluence = model.nodes.reduce((most, node) => (node.kind === "feature" ? Math.max(most, node.influence) : most), 1e-12);
     this.resize(width, height);
   }
@@ -53,10 +60,45 @@ export class Geometry {
     const logits = this.model.nodes.filter((node) => node.kind === "logit").sort((a, b) => a.probability - b.probability);
     const pitch = Math.min(LOGIT_PITCH_PX / this.scaleX, this.layout.width / Math.max(logits.length, 1));
     logits.forEach((node, i) => {
-      this.worldX[node.index] = this.layout.width - (logits.length - i - 0.5) * pitch;
+      this.homeX[node.index] = this.layout.width - (logits.length - i - 0.5) * pitch;
     });
+    this.placeAll();
     this.clampPan();
     this.project();
+  }
+
+  /** Takes where people put nodes; all others stand where the layout has them. */
+  setMoved(moved: Record<string, [number, number]>): void {
+    this.moved = new Map();
+    for (const [id, place] of Object.entries(moved)) {
+      const node = this.model.byId.get(id);
+      if (node) this.moved.set(node.index, place);
+    }
+    this.placeAll();
+    this.project();
+  }
+
+  private placeAll(): void {
+    this.worldX.set(this.homeX);
+    this.worldY.set(this.layout.y);
+    for (const [index, [x, y]] of this.moved) {
+      this.worldX[index] = x;
+      this.worldY[index] = y;
+    }
+  }
+
+  /** Moves one node by pixels while it is dragged, and keeps it on the page. */
+  shift(index: number, dx: number, dy: number): void {
+    const within = (value: number, most: number) => Math.min(most, Math.max(0, value));
+    this.worldX[index] = within(this.worldX[index]! + dx / (this.scaleX * this.zoom), this.layout.width);
+    this.worldY[index] = within(this.worldY[index]! + dy / (this.scaleY * this.zoom), this.layout.height);
+    this.px[index] = this.toX(this.worldX[index]!);
+    this.py[index] = this.toY(this.worldY[index]!);
+  }
+
+  /** Where a node stands, in world units. */
+  placeOf(index: number): [number, number] {
+    return [this.worldX[index]!, this.worldY[index]!];
   }
 
   private clampPan(): void {
@@ -71,7 +113,7 @@ export class Geometry {
     const largest = Math.max(2.6, Math.min(8.5, room));
     for (const node of this.model.nodes) {
       this.px[node.index] = this.toX(this.worldX[node.index]!);
-      this.py[node.index] = this.toY(this.layout.y[node.index]!);
+      this.py[node.index] = this.toY(this.worldY[node.index]!);
       const weight = node.kind === "feature" || node.kind === "error" ? Math.sqrt(node.influence / this.maxInfluence) : 0.5;
       this.radius[node.index] = Math.max(1.8, largest * (0.42 + 0.58 * Math.min(1, weight)));
     }
@@ -152,13 +194,13 @@ export class Geometry {
   /** The next visible node in a direction: along its row, or in the nearest row that has one. */
   neighbour(from: GraphNode, direction: Direction, visible: Uint8Array): GraphNode | null {
     const x = this.worldX[from.index]!;
-    const y = this.layout.y[from.index]!;
+    const y = this.worldY[from.index]!;
     let best: GraphNode | null = null;
     let least = Infinity;
     for (const node of this.model.nodes) {
       if (!visible[node.index] || node === from) continue;
       const dx = this.worldX[node.index]! - x;
-      const dy = this.layout.y[node.index]! - y;
+      const dy = this.worldY[node.index]! - y;
       let cost: number;
       if (direction === "left" || direction === "right") {
         const ahead = direction === "right" ? dx : -dx;

@@ -49,6 +49,10 @@ export interface GraphNode {
   influence: number;
   activation: number | null;
   probability: number;
+  /** Whether `probability` is one, and not the weight of a target that is no token. */
+  isLikely: boolean;
+  /** Positions of the prompt at which this node's feature stands in the file; 1 for other kinds. */
+  spread: number;
 }
 
 export interface GraphModel {
@@ -103,8 +107,8 @@ function labelOf(raw: RawNode, kind: NodeKind, layer: number, feature: number, t
   return raw.clerp || `L${layer} · ${feature}`;
 }
 
-/** Reads the graph file. Throws an Error that names what is wrong. */
-export function buildModel(raw: RawGraph): GraphModel {
+/** Reads the graph file; `hasTargets` where a person said what to explain. Throws an Error that names what is wrong. */
+export function buildModel(raw: RawGraph, hasTargets = false): GraphModel {
   const tokens = raw.metadata.prompt_tokens;
   const kinds = raw.nodes.map(kindOf);
   let numLayers = 0;
@@ -130,11 +134,14 @@ export function buildModel(raw: RawGraph): GraphModel {
       influence: 0,
       activation: node.activation ?? null,
       probability: node.token_prob ?? 0,
+      isLikely: kind === "logit" && !(hasTargets && node.token_prob === 1),
+      spread: 1,
     };
     if (byId.has(built.id)) throw new Error(`Node ${built.id} stands twice in the graph.`);
     byId.set(built.id, built);
     return built;
   });
+  setSpread(nodes);
 
   const links = raw.links;
   const numEdges = links.length;
@@ -163,6 +170,14 @@ export function buildModel(raw: RawGraph): GraphModel {
     edgeSource, edgeTarget, edgeWeight, edgeShare, edgeScore,
     inEdges, inStart, outEdges, outStart, strongest,
   };
+}
+
+function setSpread(nodes: GraphNode[]): void {
+  const positions = new Map<string, number>();
+  const key = (node: GraphNode) => `${node.layer}_${node.feature}`;
+  const features = nodes.filter((node) => node.kind === "feature");
+  for (const node of features) positions.set(key(node), (positions.get(key(node)) ?? 0) + 1);
+  for (const node of features) node.spread = positions.get(key(node))!;
 }
 
 /** Edge indices by one end, in order of falling share within each node. */
@@ -204,10 +219,19 @@ function influenceOf(
   return arrived;
 }
 
-/** Whether a node is on the page at a threshold: tokens and logits always are. */
-export function isKept(node: GraphNode, threshold: number, showErrors: boolean): boolean {
+/** Which nodes are on the page. */
+export interface Filter {
+  threshold: number;
+  showErrors: boolean;
+  /** Features at more positions of the prompt are dense here and hidden; 0 hides none. */
+  maxPositions: number;
+}
+
+/** Whether a node is on the page: tokens and logits always are. */
+export function isKept(node: GraphNode, { threshold, showErrors, maxPositions }: Filter): boolean {
   if (node.kind === "token" || node.kind === "logit") return true;
   if (node.kind === "error" && !showErrors) return false;
+  if (maxPositions > 0 && node.spread > maxPositions) return false;
   return node.cumulative <= threshold + 1e-9;
 }
 
@@ -216,11 +240,19 @@ export function fullThreshold(model: GraphModel, asked: number): number {
   return model.nodes.reduce((most, node) => (node.kind === "feature" || node.kind === "error" ? Math.max(most, node.cumulative) : most), asked);
 }
 
-/** One flag a node: kept by the threshold, or wanted by the person. */
-export function visibleNodes(
-  model: GraphModel, threshold: number, showErrors: boolean, wanted: ReadonlySet<string>,
-): Uint8Array {
-  return Uint8Array.from(model.nodes, (node) => (isKept(node, threshold, showErrors) || wanted.has(node.id) ? 1 : 0));
+/** One flag a node: kept by the filter, or wanted by the person. */
+export function visibleNodes(model: GraphModel, filter: Filter, wanted: ReadonlySet<string>): Uint8Array {
+  return Uint8Array.from(model.nodes, (node) => (isKept(node, filter) || wanted.has(node.id) ? 1 : 0));
+}
+
+/** What a node is called, also one that the file leaves out: ids say layer, index and position. */
+export function nameOf(model: GraphModel, id: string): string {
+  const node = model.byId.get(id);
+  if (node) return node.label;
+  const [first = "", second = "", third = ""] = id.split("_");
+  if (second === "error") return `Error L${first}`;
+  if (first === "E") return showToken(model.tokens[Number(third)] ?? id);
+  return `L${first} · ${second}`;
 }
 
 export interface ListedEdge {

@@ -1,20 +1,23 @@
+import type { ComponentChildren } from "preact";
 import { useMemo } from "preact/hooks";
 import { percent } from "../format";
-import type { InterventionResult } from "../types";
-import { Effects } from "./intervene";
-import { showToken, type GraphModel, type GraphNode } from "./model";
+import type { Graph, InterventionResult } from "../types";
+import { nameOf, showToken, type GraphModel, type GraphNode } from "./model";
+import { Effects } from "./steer";
+import { ExplainOther } from "./targets";
 
 interface Props {
+  graph: Graph;
   model: GraphModel;
   visible: Uint8Array;
-  pinned: GraphNode[];
   interventions: InterventionResult[];
   onGo: (node: GraphNode) => void;
-  onPin: (node: GraphNode) => void;
+  /** What stands between predictions and features: the pinned part. */
+  children: ComponentChildren;
 }
 
 /** What stands beside the drawing while nothing is selected. */
-export function Overview({ model, visible, pinned, interventions, onGo, onPin }: Props) {
+export function Overview({ graph, model, visible, interventions, onGo, children }: Props) {
   const logits = useMemo(() => model.nodes.filter((node) => node.kind === "logit").sort((a, b) => b.probability - a.probability), [model]);
   const strongest = useMemo(
     () => model.nodes.filter((node) => node.kind === "feature" && visible[node.index]).sort((a, b) => b.influence - a.influence).slice(0, 14),
@@ -23,22 +26,11 @@ export function Overview({ model, visible, pinned, interventions, onGo, onPin }:
   return (
     <>
       <section aria-label="Predictions" data-list="predictions">
-        <h3>The model predicts</h3>
+        <h3>{logits.every((node) => node.isLikely) ? "The model predicts" : "Explained as asked for"}</h3>
         <Bars model={model} nodes={logits} value={(node) => node.probability} onGo={onGo} />
+        <ExplainOther graph={graph} logits={logits} />
       </section>
-      {pinned.length > 0 ? (
-        <section aria-label="Pinned" data-list="pinned">
-          <h3>Pinned <span class="count">{pinned.length}</span></h3>
-          <ul class="chips">
-            {pinned.map((node) => (
-              <li key={node.id}>
-                <button type="button" class="chip" onClick={() => onGo(node)}><i class={`mark is-${node.kind}`} aria-hidden="true" />{node.label}</button>
-                <button type="button" class="chip-end" aria-label={`Unpin ${node.label}`} onClick={() => onPin(node)}>✕</button>
-              </li>
-            ))}
-          </ul>
-        </section>
-      ) : null}
+      {children}
       <section aria-label="Strongest features" data-list="strongest">
         <h3>Strongest features <small>share of influence</small></h3>
         <Bars model={model} nodes={strongest} value={(node) => node.influence} onGo={onGo} />
@@ -49,16 +41,25 @@ export function Overview({ model, visible, pinned, interventions, onGo, onPin }:
           {interventions.slice().reverse().map((result, i) => (
             <details key={interventions.length - i} open={i === 0}>
               <summary>
-                {result.interventions.map((change) => `${model.byId.get(change.node_id)?.label ?? change.node_id} ${change.value !== undefined ? `= ${change.value}` : change.factor ? `× ${change.factor}` : "ablated"}`).join(", ")}
+                {told(model, result)}
               </summary>
               <Effects result={result} />
             </details>
           ))}
         </section>
       ) : null}
-      <p class="note keys">Hover traces edges, a click selects. <kbd>←↑↓→</kbd> move, <kbd>Enter</kbd> selects, <kbd>P</kbd> pins, <kbd>/</kbd> searches.</p>
+      <p class="note keys">Hover traces edges, a click selects. <kbd>←↑↓→</kbd> move, <kbd>Enter</kbd> selects, <kbd>P</kbd> pins, <kbd>Shift</kbd> <kbd>←↑↓→</kbd> or a drag puts a node elsewhere, <kbd>Ctrl</kbd> <kbd>Z</kbd> undoes, <kbd>/</kbd> searches.</p>
     </>
   );
+}
+
+/** What was changed, the first few by name. */
+function told(model: GraphModel, result: InterventionResult): string {
+  const each = result.interventions.map((change) => {
+    const done = change.value !== undefined ? `= ${change.value}` : change.factor ? `× ${change.factor}` : "ablated";
+    return `${nameOf(model, change.node_id)} ${done}`;
+  });
+  return each.length > 3 ? `${each.slice(0, 2).join(", ")} and ${each.length - 2} more` : each.join(", ");
 }
 
 function Bars({ model, nodes, value, onGo }: { model: GraphModel; nodes: GraphNode[]; value: (node: GraphNode) => number; onGo: (node: GraphNode) => void }) {
@@ -71,7 +72,7 @@ function Bars({ model, nodes, value, onGo }: { model: GraphModel; nodes: GraphNo
             <i style={{ width: `${(100 * value(node)) / most}%` }} aria-hidden="true" />
             <span class="bar-name">{node.label}</span>
             {node.kind === "feature" ? <span class="edge-at mono">{showToken(model.tokens[node.position] ?? "")}</span> : null}
-            <span class="bar-value">{percent(value(node))}</span>
+            <span class="bar-value">{node.kind === "logit" && !node.isLikely ? "target" : percent(value(node))}</span>
           </button>
         </li>
       ))}

@@ -102,9 +102,15 @@ function shorten(ctx: CanvasRenderingContext2D, text: string, room: number): str
 export function paintEdge(
   ctx: CanvasRenderingContext2D, geometry: Geometry, edge: number, color: string, width: number, alpha: number,
 ): void {
-  const { model, px, py } = geometry;
-  const source = model.edgeSource[edge]!;
-  const target = model.edgeTarget[edge]!;
+  const { model } = geometry;
+  paintCurve(ctx, geometry, model.edgeSource[edge]!, model.edgeTarget[edge]!, color, width, alpha);
+}
+
+/** The curve between two nodes, whether the file has an edge there or not. */
+export function paintCurve(
+  ctx: CanvasRenderingContext2D, geometry: Geometry, source: number, target: number, color: string, width: number, alpha: number,
+): void {
+  const { px, py } = geometry;
   const x1 = px[source]!;
   const y1 = py[source]!;
   const x2 = px[target]!;
@@ -119,34 +125,46 @@ export function paintEdge(
   ctx.stroke();
 }
 
-export function paintNode(ctx: CanvasRenderingContext2D, geometry: Geometry, palette: Palette, node: GraphNode): void {
-  const x = geometry.px[node.index]!;
-  const y = geometry.py[node.index]!;
-  const r = geometry.radius[node.index]!;
-  ctx.globalAlpha = 1;
-  ctx.beginPath();
-  if (node.kind === "feature" || node.kind === "bias") {
-    ctx.fillStyle = palette.feature;
-    ctx.arc(x, y, r, 0, 2 * Math.PI);
-    ctx.fill();
-  } else if (node.kind === "error") {
-    ctx.moveTo(x, y - r * 1.2);
-    ctx.lineTo(x + r * 1.2, y);
-    ctx.lineTo(x, y + r * 1.2);
-    ctx.lineTo(x - r * 1.2, y);
-    ctx.closePath();
-    ctx.fillStyle = palette.surface;
-    ctx.fill();
-    ctx.strokeStyle = palette.error;
-    ctx.lineWidth = 1.3;
-    ctx.stroke();
-  } else {
-    const half = node.kind === "token" ? 4 : 5;
-    ctx.fillStyle = node.kind === "token" ? palette.token : palette.logit;
-    ctx.roundRect(x - half, y - half, 2 * half, 2 * half, 2);
-    ctx.fill();
-    if (node.kind === "logit") paintLogitName(ctx, palette, node, x, y);
+/** Nodes kind by kind, each kind in one path: thousands of fills take longer than a frame. */
+export function paintNodes(ctx: CanvasRenderingContext2D, geometry: Geometry, palette: Palette, nodes: Iterable<GraphNode>): void {
+  const { px, py, radius } = geometry;
+  const dots = new Path2D();
+  const diamonds = new Path2D();
+  const tokens = new Path2D();
+  const logits = new Path2D();
+  const named: GraphNode[] = [];
+  for (const node of nodes) {
+    const x = px[node.index]!;
+    const y = py[node.index]!;
+    const r = radius[node.index]!;
+    if (node.kind === "feature" || node.kind === "bias") {
+      dots.moveTo(x + r, y);
+      dots.arc(x, y, r, 0, 2 * Math.PI);
+    } else if (node.kind === "error") {
+      diamonds.moveTo(x, y - r * 1.2);
+      diamonds.lineTo(x + r * 1.2, y);
+      diamonds.lineTo(x, y + r * 1.2);
+      diamonds.lineTo(x - r * 1.2, y);
+      diamonds.closePath();
+    } else if (node.kind === "token") tokens.roundRect(x - 4, y - 4, 8, 8, 2);
+    else {
+      logits.roundRect(x - 5, y - 5, 10, 10, 2);
+      named.push(node);
+    }
   }
+  ctx.globalAlpha = 1;
+  const fill = (path: Path2D, color: string) => {
+    ctx.fillStyle = color;
+    ctx.fill(path);
+  };
+  fill(dots, palette.feature);
+  fill(diamonds, palette.surface);
+  ctx.strokeStyle = palette.error;
+  ctx.lineWidth = 1.3;
+  ctx.stroke(diamonds);
+  fill(tokens, palette.token);
+  fill(logits, palette.logit);
+  for (const node of named) paintLogitName(ctx, palette, node, px[node.index]!, py[node.index]!);
 }
 
 function paintLogitName(ctx: CanvasRenderingContext2D, palette: Palette, node: GraphNode, x: number, y: number): void {
@@ -156,8 +174,61 @@ function paintLogitName(ctx: CanvasRenderingContext2D, palette: Palette, node: G
   ctx.font = `500 11px ${MONO}`;
   ctx.fillText(shorten(ctx, node.label, 78), x, y - 21);
   ctx.font = `500 10px ${SANS}`;
+  if (!node.isLikely) return;
   ctx.fillStyle = palette.muted;
   ctx.fillText(`${(100 * node.probability).toFixed(1)}%`, x, y - 9);
+}
+
+/** Offsets of a circle around a node: outlines stay clear of their nodes, with round corners. */
+const ROUND = Array.from({ length: 16 }, (_, i): [number, number] => [13 * Math.cos((i * Math.PI) / 8), 13 * Math.sin((i * Math.PI) / 8)]);
+
+/** A soft field under a group's nodes, with the group's name over its highest one. */
+export function paintGroup(ctx: CanvasRenderingContext2D, geometry: Geometry, palette: Palette, nodes: GraphNode[], name: string): void {
+  const corners = nodes.flatMap((node) => ROUND.map(([dx, dy]): [number, number] => [geometry.px[node.index]! + dx, geometry.py[node.index]! + dy]));
+  const points = hull(corners);
+  const top = points.reduce((best, point) => (point[1] < best[1] ? point : best), points[0]!);
+  ctx.beginPath();
+  points.forEach(([x, y], i) => (i === 0 ? ctx.moveTo(x, y) : ctx.lineTo(x, y)));
+  ctx.closePath();
+  ctx.fillStyle = palette.accent;
+  ctx.globalAlpha = 0.09;
+  ctx.fill();
+  ctx.strokeStyle = palette.accent;
+  ctx.lineWidth = 1;
+  ctx.globalAlpha = 0.4;
+  ctx.stroke();
+  ctx.globalAlpha = 1;
+  ctx.font = `600 10.5px ${SANS}`;
+  const text = shorten(ctx, name, 170);
+  const half = ctx.measureText(text).width / 2;
+  const x = Math.min(Math.max(top[0], GUTTER_LEFT + half + 2), geometry.width - half - 6);
+  const y = Math.max(top[1] - 5, 10);
+  ctx.textAlign = "center";
+  ctx.textBaseline = "alphabetic";
+  ctx.lineWidth = 3;
+  ctx.strokeStyle = palette.surface;
+  ctx.strokeText(text, x, y);
+  ctx.fillStyle = palette.accent;
+  ctx.fillText(text, x, y);
+}
+
+/** Corners of the smallest convex polygon around points, in order (Andrew's monotone chain). */
+export function hull(points: [number, number][]): [number, number][] {
+  const sorted = points.slice().sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  if (sorted.length < 3) return sorted;
+  const half = (list: [number, number][]) => {
+    const chain: [number, number][] = [];
+    for (const point of list) {
+      while (chain.length > 1) {
+        const [[ax, ay], [bx, by]] = chain.slice(-2) as [[number, number], [number, number]];
+        if ((bx - ax) * (point[1] - ay) - (by - ay) * (point[0] - ax) > 0) break;
+        chain.pop();
+      }
+      chain.push(point);
+    }
+    return chain.slice(0, -1);
+  };
+  return [...half(sorted), ...half(sorted.reverse())];
 }
 
 /** A ring around a node: solid for the selected one, broken for pins. */

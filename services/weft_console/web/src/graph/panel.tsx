@@ -3,20 +3,27 @@ import { figure, percent, signed } from "../format";
 import { idOf, type Feature, type FeatureLogit, type Graph, type InterventionResult } from "../types";
 import { useLoad } from "../ui/load";
 import { Loading, Problem, Stat } from "../ui/parts";
-import { Intervene } from "./intervene";
 import { EdgeLists } from "./lists";
 import { showToken, type GraphModel, type GraphNode } from "./model";
+import { Paths } from "./paths";
+import { Steer } from "./steer";
+import { ExplainFeature } from "./targets";
 
 interface Props {
   graph: Graph;
   model: GraphModel;
   node: GraphNode;
   visible: Uint8Array;
+  part: GraphNode[];
   isPinned: boolean;
+  /** While the graph is being made, nothing can be asked of it yet. */
+  isPartial: boolean;
   onGo: (node: GraphNode) => void;
   onPin: (node: GraphNode) => void;
   onClose: () => void;
   onMeasured: (result: InterventionResult) => void;
+  onShowPath: (ids: string[]) => void;
+  onPinAll: (ids: string[]) => void;
 }
 
 const KIND_NAMES = { feature: "Feature", error: "Reconstruction error", token: "Token", logit: "Logit", bias: "Bias" };
@@ -35,14 +42,16 @@ export function NodePanel(props: Props) {
         <dl class="stats">
           {node.layer >= 0 && node.kind !== "logit" ? <Stat label="layer" value={String(node.layer)} /> : null}
           <Stat label="position" value={`${node.position} ${showToken(model.tokens[node.position] ?? "")}`} />
-          {node.kind === "logit" ? <Stat label="probability" value={percent(node.probability)} /> : <Stat label="influence" value={percent(node.influence, 2)} title="Influence on the explained logits, over the edges of this file" />}
+          {node.kind === "logit" ? <Stat label={node.isLikely ? "probability" : "weight"} value={node.isLikely ? percent(node.probability) : figure(node.probability)} /> : <Stat label="influence" value={percent(node.influence, 2)} title="Influence on the explained logits, over the edges of this file" />}
           {node.kind === "feature" && node.activation !== null ? <Stat label="activation" id="activation" value={figure(node.activation)} /> : null}
         </dl>
       </header>
       {node.kind === "feature" ? <OnPrompt model={model} node={node} onGo={props.onGo} /> : null}
       <EdgeLists model={model} node={node} visible={props.visible} onGo={props.onGo} />
-      {node.kind === "feature" ? <Intervene graph={graph} node={node} onMeasured={props.onMeasured} /> : null}
+      {props.isPartial ? null : <Paths graphId={idOf(graph.name)} model={model} node={node} part={props.part} onGo={props.onGo} onShow={props.onShowPath} onPin={props.onPinAll} />}
+      {node.kind === "feature" && !props.isPartial ? <Steer graph={graph} nodes={[node]} title="Intervene" note="change it in the model and measure" onMeasured={props.onMeasured} /> : null}
       {node.kind === "feature" ? <FeatureDetails graph={graph} node={node} /> : null}
+      {node.kind === "feature" ? <ExplainFeature graph={graph} node={node} /> : null}
     </>
   );
 }

@@ -1,24 +1,56 @@
-import type { RefObject } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { count, percent } from "../format";
 import { describe } from "./drawing";
 import { searchNodes, type GraphModel, type GraphNode } from "./model";
-import type { PageState } from "./state";
-import type { GraphView } from "./view";
+import type { PageState, ViewName } from "./state";
 
 interface Props {
   model: GraphModel;
   state: PageState;
   visible: Uint8Array;
   limit: number;
+  isPartial: boolean;
   onChange: (part: Partial<PageState>) => void;
   onGo: (node: GraphNode) => void;
-  view: RefObject<GraphView | null>;
+  /** Null where there is nothing to undo, or to do again. */
+  undo: (() => void) | null;
+  redo: (() => void) | null;
+  /** The whole address of what is shown. */
+  address: () => string;
   graphId: string;
 }
 
-/** Search, pruning and what is drawn. */
-export function Toolbar({ model, state, visible, limit, onChange, onGo, graphId }: Props) {
+const VIEWS: [ViewName, string][] = [["graph", "Graph"], ["summary", "Summary"], ["compare", "Compare"]];
+
+/** What is shown, search, what is left out, and steps back. */
+export function Toolbar(props: Props) {
+  const { model, state, isPartial, onChange, onGo, undo, redo, address, graphId } = props;
+  return (
+    <div class="toolbar" role="group" aria-label="Graph controls">
+      {isPartial ? null : (
+        <div class="segments" role="radiogroup" aria-label="View">
+          {VIEWS.map(([view, name]) => (
+            <label key={view}>
+              <input type="radio" name="view" checked={state.view === view} onChange={() => onChange({ view })} />
+              <span>{name}</span>
+            </label>
+          ))}
+        </div>
+      )}
+      <Search model={model} onGo={onGo} />
+      {state.view === "graph" || isPartial ? <Filters {...props} /> : null}
+      <div class="toolbar-end">
+        <button type="button" class="button quiet small" aria-label="Undo" title="Undo (Ctrl Z)" disabled={!undo} onClick={() => undo?.()}>↶</button>
+        <button type="button" class="button quiet small" aria-label="Redo" title="Do again (Ctrl Shift Z)" disabled={!redo} onClick={() => redo?.()}>↷</button>
+        <CopyLink address={address} />
+        <a class="button small" href={`/api/graphs/${encodeURIComponent(graphId)}/json`} download={`${graphId}.json`}>Download JSON</a>
+      </div>
+    </div>
+  );
+}
+
+/** Which nodes and edges of the file are drawn. */
+function Filters({ model, state, visible, limit, onChange }: Props) {
   const shown = useMemo(() => {
     let nodes = 0;
     let edges = 0;
@@ -26,15 +58,23 @@ export function Toolbar({ model, state, visible, limit, onChange, onGo, graphId 
     for (let e = 0; e < model.edgeSource.length; e++) edges += visible[model.edgeSource[e]!]! & visible[model.edgeTarget[e]!]!;
     return { nodes, edges };
   }, [model, visible]);
+  const mostPositions = useMemo(() => model.nodes.reduce((most, node) => Math.max(most, node.spread), 1), [model]);
+  const positions = state.maxPositions > 0 ? Math.min(state.maxPositions, mostPositions) : mostPositions;
   return (
-    <div class="toolbar" role="toolbar" aria-label="Graph controls">
-      <Search model={model} onGo={onGo} />
+    <>
       <label class="slider">
         <span>Influence kept</span>
-        <input type="range" min={0} max={1000} step={1} value={Math.round((1000 * state.threshold) / limit)} aria-label="Influence kept"
+        <input type="range" min={0} max={1000} step={1} value={Math.min(1000, Math.round((1000 * state.threshold) / limit))} aria-label="Influence kept"
           aria-valuetext={`${percent(state.threshold)}, ${shown.nodes} nodes`}
           onInput={(event) => onChange({ threshold: (Number(event.currentTarget.value) / 1000) * limit })} />
-        <output data-stat="threshold">{percent(state.threshold)}</output>
+        <output data-stat="threshold">{percent(Math.min(state.threshold, limit))}</output>
+      </label>
+      <label class="slider" title="Hides features that stand at more positions of this prompt: dense ones say little about a single place">
+        <span>Density</span>
+        <input type="range" min={1} max={mostPositions} step={1} value={positions} disabled={mostPositions === 1} aria-label="Most positions of a feature"
+          aria-valuetext={`features at ${positions} positions at most`}
+          onInput={(event) => { const value = Number(event.currentTarget.value); onChange({ maxPositions: value >= mostPositions ? 0 : value }); }} />
+        <output data-stat="positions">≤ {positions} of {model.tokens.length}</output>
       </label>
       <label class="slider">
         <span>Edges at rest</span>
@@ -50,9 +90,28 @@ export function Toolbar({ model, state, visible, limit, onChange, onGo, graphId 
         <b data-stat="nodes">{count(shown.nodes)}</b> of <span data-stat="all-nodes">{count(model.nodes.length)}</span> nodes,{" "}
         <b data-stat="edges">{count(shown.edges)}</b> edges
       </p>
-      <a class="button small" href={`/api/graphs/${encodeURIComponent(graphId)}/json`} download={`${graphId}.json`}>Download JSON</a>
-    </div>
+    </>
   );
+}
+
+/** Puts the address of what is shown where it can be pasted; without a clipboard it is shown to be copied by hand. */
+function CopyLink({ address }: { address: () => string }) {
+  const [done, setDone] = useState(false);
+  const [shown, setShown] = useState<string | null>(null);
+  const copy = async () => {
+    const url = address();
+    try {
+      await navigator.clipboard.writeText(url);
+      setDone(true);
+      window.setTimeout(() => setDone(false), 2000);
+    } catch {
+      setShown(url);
+    }
+  };
+  if (shown !== null) {
+    return <input class="mono link" type="text" readOnly aria-label="Link to this view" value={shown} ref={(input) => input?.select()} onBlur={() => setShown(null)} />;
+  }
+  return <button type="button" class="button small" onClick={() => void copy()}>{done ? "Copied" : "Copy link"}</button>;
 }
 
 function Search({ model, onGo }: { model: GraphModel; onGo: (node: GraphNode) => void }) {

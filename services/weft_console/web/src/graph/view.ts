@@ -6,22 +6,29 @@
 import { Geometry, type Direction } from "./geometry";
 import { layOut } from "./layout";
 import type { GraphModel, GraphNode } from "./model";
-import { edgesOf, paintEdge, paintGrid, paintNode, paintRing, readPalette, strongestVisible, type Palette } from "./paint";
+import { edgesOf, paintCurve, paintEdge, paintGrid, paintGroup, paintNodes, paintRing, readPalette, strongestVisible, type Palette } from "./paint";
 
 const FOCUS_EDGES = 60;
 const PIN_EDGES = 12;
+/** How far Shift and an arrow move a node, in world units. */
+const NUDGE = 0.5;
 const ARROWS: Record<string, Direction> = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
 
 export interface ViewState {
   visible: Uint8Array;
   selected: GraphNode | null;
   pinned: GraphNode[];
+  groups: { name: string; nodes: GraphNode[] }[];
+  moved: Record<string, [number, number]>;
+  /** Nodes of the path that is shown; null for those that the file leaves out. */
+  path: (GraphNode | null)[];
   numEdges: number;
 }
 
 export interface ViewEvents {
   onSelect(node: GraphNode | null): void;
   onPin(node: GraphNode): void;
+  onMove(node: GraphNode, place: [number, number]): void;
   describe(node: GraphNode): { title: string; lines: string[] };
 }
 
@@ -39,7 +46,10 @@ export class GraphView {
   private current: GraphNode;
   private frame = 0;
   private isRestStale = true;
-  private drag: { x: number; y: number; moved: boolean } | null = null;
+  /** What the pressed pointer holds: a node, or the page. */
+  private drag: { x: number; y: number; moved: boolean; node: GraphNode | null } | null = null;
+  /** The node that is being dragged: drawn above, so that nothing below is drawn again. */
+  private lifted: GraphNode | null = null;
 
   constructor(
     private readonly host: HTMLElement,
@@ -48,7 +58,7 @@ export class GraphView {
   ) {
     this.geometry = new Geometry(model, layOut(model), host.clientWidth, host.clientHeight);
     this.palette = readPalette(host);
-    this.state = { visible: new Uint8Array(model.nodes.length).fill(1), selected: null, pinned: [], numEdges: 0 };
+    this.state = { visible: new Uint8Array(model.nodes.length).fill(1), selected: null, pinned: [], groups: [], moved: {}, path: [], numEdges: 0 };
     const logits = model.nodes.filter((node) => node.kind === "logit");
     this.current = logits.sort((a, b) => b.probability - a.probability)[0] ?? model.nodes[0]!;
     this.rest.className = "graph-rest";
@@ -73,6 +83,7 @@ export class GraphView {
 
   /** Takes what is shown; draws on the next frame. */
   update(state: ViewState): void {
+    if (state.moved !== this.state.moved) this.geometry.setMoved(state.moved);
     this.state = state;
     if (state.selected) this.current = state.selected;
     if (this.hovered && !state.visible[this.hovered.index]) this.hovered = null;
@@ -116,11 +127,7 @@ export class GraphView {
       const [x, y] = point(event);
       if (this.drag) {
         const moved = Math.hypot(x - this.drag.x, y - this.drag.y);
-        if (moved > 3 || this.drag.moved) {
-          this.geometry.pan(x - this.drag.x, y - this.drag.y);
-          this.drag = { x, y, moved: true };
-          this.redraw();
-        }
+        if (moved > 3 || this.drag.moved) this.dragTo(x, y);
         return;
       }
       this.hover(this.geometry.at(x, y, this.state.visible));
@@ -129,11 +136,12 @@ export class GraphView {
     this.host.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
       const [x, y] = point(event);
-      this.drag = { x, y, moved: false };
+      this.drag = { x, y, moved: false, node: this.geometry.at(x, y, this.state.visible) };
     }, options);
+    window.addEventListener("pointercancel", () => this.drop(), options);
     window.addEventListener("pointerup", (event) => {
       const drag = this.drag;
-      this.drag = null;
+      this.drop();
       if (!drag || drag.moved || !this.host.contains(event.target as Node)) return;
       const [x, y] = point(event);
       const node = this.geometry.at(x, y, this.state.visible);
@@ -151,9 +159,47 @@ export class GraphView {
     this.cursor.addEventListener("blur", () => this.redraw(), options);
   }
 
+  /** Moves what the pointer holds. */
+  private dragTo(x: number, y: number): void {
+    const drag = this.drag!;
+    const { node } = drag;
+    if (!node) {
+      this.geometry.pan(x - drag.x, y - drag.y);
+      this.redraw();
+    } else {
+      this.geometry.shift(node.index, x - drag.x, y - drag.y);
+      if (this.lifted === node) this.scheduleLive();
+      else {
+        this.lifted = node;
+        this.hovered = node;
+        this.redraw();
+      }
+    }
+    this.drag = { x, y, moved: true, node };
+  }
+
+  private drop(): void {
+    const node = this.lifted;
+    this.drag = null;
+    if (!node) return;
+    this.lifted = null;
+    this.redraw();
+    this.events.onMove(node, this.geometry.placeOf(node.index));
+  }
+
+  private nudge(direction: Direction): void {
+    const [x, y] = this.geometry.placeOf(this.current.index);
+    const dx = direction === "left" ? -NUDGE : direction === "right" ? NUDGE : 0;
+    const dy = direction === "up" ? -NUDGE : direction === "down" ? NUDGE : 0;
+    const { width, height } = this.geometry.layout;
+    this.events.onMove(this.current, [Math.min(width, Math.max(0, x + dx)), Math.min(height, Math.max(0, y + dy))]);
+  }
+
   private onKey(event: KeyboardEvent): void {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const direction = ARROWS[event.key];
-    if (direction) {
+    if (direction && event.shiftKey) this.nudge(direction);
+    else if (direction) {
       const next = this.geometry.neighbour(this.current, direction, this.state.visible);
       if (next) this.focusNode(next);
     } else if (event.key === "Enter" || event.key === " ") this.events.onSelect(this.current);
@@ -221,12 +267,11 @@ export class GraphView {
     const edges = strongestVisible(model, state.visible, state.numEdges);
     const top = Math.max(...edges.slice(0, 1).map((edge) => model.edgeScore[edge]!), 1e-12);
     for (const edge of edges.reverse()) {
+      if (model.edgeSource[edge] === this.lifted?.index || model.edgeTarget[edge] === this.lifted?.index) continue;
       const strength = Math.sqrt(model.edgeScore[edge]! / top);
       paintEdge(ctx, geometry, edge, palette.edge, 0.6 + 1.6 * strength, 0.1 + 0.5 * strength);
     }
-    for (const node of model.nodes) {
-      if (state.visible[node.index] && geometry.isInside(node.index)) paintNode(ctx, geometry, palette, node);
-    }
+    paintNodes(ctx, geometry, palette, model.nodes.filter((node) => state.visible[node.index] && node !== this.lifted && geometry.isInside(node.index)));
     ctx.restore();
   }
 
@@ -239,6 +284,7 @@ export class GraphView {
     ctx.beginPath();
     ctx.rect(38, 0, geometry.width, geometry.plotBottom);
     ctx.clip();
+    for (const group of state.groups) paintGroup(ctx, geometry, palette, group.nodes, group.name);
     const lit = new Set<GraphNode>(state.pinned);
     const draw = (node: GraphNode, limit: number, strength: number) => {
       for (const edge of edgesOf(model, node, state.visible, limit).reverse()) {
@@ -252,7 +298,12 @@ export class GraphView {
     };
     for (const pin of state.pinned) if (pin !== focus && state.visible[pin.index]) draw(pin, PIN_EDGES, focus ? 0.35 : 0.7);
     if (focus) draw(focus, FOCUS_EDGES, 1);
-    for (const node of lit) paintNode(ctx, geometry, palette, node);
+    state.path.forEach((node, i) => {
+      const next = state.path[i + 1];
+      if (node) lit.add(node);
+      if (node && next) paintCurve(ctx, geometry, node.index, next.index, palette.accent, 3, 0.95);
+    });
+    paintNodes(ctx, geometry, palette, lit);
     for (const pin of state.pinned) paintRing(ctx, geometry, palette.accent, pin, true);
     if (state.selected) paintRing(ctx, geometry, palette.accent, state.selected, false);
     if (this.hovered) paintRing(ctx, geometry, palette.ink, this.hovered, false);

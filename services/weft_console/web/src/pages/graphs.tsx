@@ -1,6 +1,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { follow, get, post, remove, type ApiError } from "../api";
 import { ago, count, seconds } from "../format";
+import { emptyRow, TargetRows, targetsOf, type TargetRow } from "../graph/targets";
 import { navigate } from "../routes";
 import { idOf, type Graph, type Progress, type Transcoder } from "../types";
 import { toApiError, useLoad } from "../ui/load";
@@ -74,6 +75,8 @@ function CreateForm({ onMade }: { onMade: (id: string) => void }) {
   const [prompt, setPrompt] = useState("");
   const [chosen, setChosen] = useState("");
   const [maxLogits, setMaxLogits] = useState(10);
+  const [rows, setRows] = useState<TargetRow[]>([]);
+  const [position, setPosition] = useState("");
   const [isBusy, setBusy] = useState(false);
   const [refusal, setRefusal] = useState<ApiError | null>(null);
   const transcoders = data?.transcoders ?? [];
@@ -85,7 +88,10 @@ function CreateForm({ onMade }: { onMade: (id: string) => void }) {
     setBusy(true);
     setRefusal(null);
     try {
-      const graph = await post<{ graph_id: string }>("/api/graphs", { prompt, transcoder: transcoder.name, model: transcoder.model, max_logits: maxLogits });
+      const graph = await post<{ graph_id: string }>("/api/graphs", {
+        prompt, transcoder: transcoder.name, model: transcoder.model, max_logits: maxLogits,
+        targets: targetsOf(rows), position: position === "" ? null : Number(position),
+      });
       setPrompt("");
       onMade(graph.graph_id);
     } catch (error) {
@@ -109,9 +115,26 @@ function CreateForm({ onMade }: { onMade: (id: string) => void }) {
       </label>
       <label class="field short">
         <span>Logits</span>
-        <input type="number" min={1} max={100} value={maxLogits} onInput={(event) => setMaxLogits(Number(event.currentTarget.value))} />
+        <input type="number" min={1} max={100} value={maxLogits} disabled={rows.length > 0} onInput={(event) => setMaxLogits(Number(event.currentTarget.value))} />
       </label>
       <button type="submit" class="button primary" disabled={isBusy || transcoders.length === 0}>{isBusy ? "Asking…" : "Explain"}</button>
+      <details class="create-more" onToggle={(event) => { if (!event.currentTarget.open) { setRows([]); setPosition(""); } }}>
+        <summary>Choose what to explain</summary>
+        <div class="create-targets">
+          <label class="field-inline">
+            <span>Explain</span>
+            <select value={rows.length > 0 ? "own" : "likely"} onChange={(event) => setRows(event.currentTarget.value === "own" ? [emptyRow()] : [])}>
+              <option value="likely">the most likely tokens</option>
+              <option value="own">targets of my own</option>
+            </select>
+          </label>
+          {rows.length > 0 ? <TargetRows rows={rows} onChange={setRows} /> : null}
+          <label class="field-inline" title="What follows it in the prompt plays no part">
+            <span>after position</span>
+            <input type="number" min={0} step={1} placeholder="the last" aria-label="Position whose next token is explained" value={position} onInput={(event) => setPosition(event.currentTarget.value)} />
+          </label>
+        </div>
+      </details>
       {refusal ? <Problem problem={refusal} /> : null}
     </form>
   );
