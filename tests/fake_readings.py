@@ -4,7 +4,7 @@
 import json
 from typing import Any
 
-from weft.attribution.v1 import reading_pb2
+from weft.attribution.v1 import attention_pb2, reading_pb2
 from weft_common.errors import InvalidArgumentError
 
 __all__ = ["FakeReadings"]
@@ -44,6 +44,20 @@ class FakeReadings:
                 reading_pb2.GraphPath(node_ids=ends, weights=[0.9], strength=0.02),
             ],
             total_strength=0.31,
+        )
+
+    async def SplitEdge(self, request: Any, context: Any) -> attention_pb2.SplitEdgeResponse:
+        """Half of an edge of 0.8 goes through two heads, one of them against it."""
+        self.world.split.append((request.source_node_id, request.target_node_id))
+        return attention_pb2.SplitEdgeResponse(
+            weight=0.8,
+            total=0.8,
+            direct=0.3,
+            parts=[
+                attention_pb2.HeadPart(layer=11, head=2, position=4, value=0.6),
+                attention_pb2.HeadPart(layer=9, head=0, position=2, value=-0.2),
+            ],
+            rest=0.1,
         )
 
     async def SummarizeGraph(self, request: Any, context: Any) -> reading_pb2.SummarizeGraphResponse:

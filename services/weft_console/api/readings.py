@@ -1,10 +1,10 @@
-"""Questions to finished graphs over HTTP: scores of a part, paths, a summary, two graphs side by side."""
+"""Questions to finished graphs over HTTP: scores of a part, paths, heads of an edge, a summary, two side by side."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from weft.attribution.v1 import reading_pb2
+from weft.attribution.v1 import attention_pb2, reading_pb2
 from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import check_id
 from weft_console.api.requests import path_id, read_field, read_json
@@ -21,6 +21,7 @@ _LIKENESS = {
 # What a person reads of a comparison.
 _COMPARED_NODES = 60
 _COMPARED_EDGES = 40
+_HEAD_PARTS = 20
 
 
 async def score(request: Request) -> Response:
@@ -41,6 +42,17 @@ async def paths(request: Request) -> Response:
         num_paths=_number(request, "num_paths", 100),
     )
     return JSONResponse(to_json(await peers.attribution.FindPaths(asked, timeout=peers.slow_s)))
+
+
+async def heads(request: Request) -> Response:
+    peers: Peers = request.app.state.peers
+    asked = attention_pb2.SplitEdgeRequest(
+        name=path_id(request, "graphs"),
+        source_node_id=request.query_params.get("source", ""),
+        target_node_id=request.query_params.get("target", ""),
+        max_parts=_HEAD_PARTS,
+    )
+    return JSONResponse(to_json(await peers.attribution.SplitEdge(asked, timeout=peers.slow_s)))
 
 
 async def summary(request: Request) -> Response:
@@ -81,6 +93,7 @@ def _number(request: Request, name: str, most: int) -> int:
 ROUTES = [
     Route("/api/graphs/{id}/score", score, methods=["POST"]),
     Route("/api/graphs/{id}/paths", paths),
+    Route("/api/graphs/{id}/heads", heads),
     Route("/api/graphs/{id}/summary", summary),
     Route("/api/graphs/{id}/comparison/{other}", comparison),
 ]

@@ -138,6 +138,7 @@ class World:
     interventions: list[attribution_pb2.InterveneRequest] = field(default_factory=list)
     scored: list[list[str]] = field(default_factory=list)
     summarized: list[tuple[int, int]] = field(default_factory=list)
+    split: list[tuple[str, str]] = field(default_factory=list)
     partial_json: bytes = b""
     finish_graphs: asyncio.Event = field(default_factory=asyncio.Event)
     steps: asyncio.Queue[int] = field(default_factory=asyncio.Queue)

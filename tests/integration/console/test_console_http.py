@@ -295,6 +295,9 @@ async def test_questions_to_a_graph_pass_through(person: httpx2.AsyncClient, wor
     assert [path["strength"] for path in paths.json()["paths"]] == [0.04, 0.02]
     backwards = await person.get("/api/graphs/france/paths", params={"source": "31_500_5", "target": "E_104_4"})
     assert backwards.status_code == 400
+    heads = (await person.get("/api/graphs/france/heads", params={"source": "E_104_4", "target": "31_500_5"})).json()
+    assert heads["parts"][1] == {"layer": 9, "head": 0, "position": 2, "value": -0.2}
+    assert world.split == [("E_104_4", "31_500_5")]
     summary = (await person.get("/api/graphs/france/summary?max_supernodes=2&likeness=decoder")).json()
     assert [group["kind"] for group in summary["supernodes"]][:3] == ["features", "features", "tokens"]
     assert world.summarized == [(2, reading_pb2.LIKENESS_DECODER)]

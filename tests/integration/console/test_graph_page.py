@@ -139,6 +139,14 @@ async def test_paths_and_places_are_shown_kept_and_shared(
     await expect(paths.locator(".path-steps .chip")).to_have_count(3)
     await expect(paths.locator(".path-steps")).to_contain_text("−0.25")
     await page.screenshot(path=ARTIFACTS / "paths.png")
+    outputs = page.locator("[data-list=outputs]")
+    target = await outputs.locator(".edge").first.get_attribute("data-node")
+    await outputs.get_by_role("button", name="Heads of the edge").first.click()
+    # Shares are of the edge as it adds up: 0.6, -0.2, 0.3 and 0.1 of 0.8.
+    await expect(page.locator("[data-list=heads] .head-share")).to_have_text(["+75.0%", "−25.0%", "+37.5%", "+12.5%"])
+    await expect(page.locator("[data-list=heads]")).to_contain_text("L11 head 2 reads ·France")
+    assert world.split == [(token, target)]
+    await page.screenshot(path=ARTIFACTS / "heads.png")
     await paths.get_by_role("button", name="Pin this path").click()
     await page.keyboard.press("Escape")
     await page.get_by_role("button", name="Close the panel").click()

@@ -97,6 +97,15 @@ export interface FoundPaths {
   total_strength: number;
 }
 
+/** An edge in parts: `direct`, the parts and `rest` add up to `total`. */
+export interface SplitEdge {
+  weight: number;
+  total: number;
+  direct: number;
+  parts: { layer: number; head: number; position: number; value: number }[];
+  rest: number;
+}
+
 export interface Supernode {
   kind: "features" | "tokens" | "errors" | "logits" | "others";
   label: string;

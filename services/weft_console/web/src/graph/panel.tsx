@@ -47,7 +47,7 @@ export function NodePanel(props: Props) {
         </dl>
       </header>
       {node.kind === "feature" ? <OnPrompt model={model} node={node} onGo={props.onGo} /> : null}
-      <EdgeLists model={model} node={node} visible={props.visible} onGo={props.onGo} />
+      <EdgeLists key={node.id} graphId={props.isPartial ? null : idOf(graph.name)} model={model} node={node} visible={props.visible} onGo={props.onGo} />
       {props.isPartial ? null : <Paths graphId={idOf(graph.name)} model={model} node={node} part={props.part} onGo={props.onGo} onShow={props.onShowPath} onPin={props.onPinAll} />}
       {node.kind === "feature" && !props.isPartial ? <Steer graph={graph} nodes={[node]} title="Intervene" note="change it in the model and measure" onMeasured={props.onMeasured} /> : null}
       {node.kind === "feature" ? <FeatureDetails graph={graph} node={node} /> : null}

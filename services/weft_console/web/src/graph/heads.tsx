@@ -1,0 +1,39 @@
+/** What of an edge goes through which attention head. */
+import { signedPercent } from "../format";
+import type { SplitEdge } from "../types";
+import { useLoad } from "../ui/load";
+import { Loading, Problem } from "../ui/parts";
+import { showToken, type GraphModel } from "./model";
+
+interface Props {
+  graphId: string;
+  model: GraphModel;
+  source: string;
+  target: string;
+}
+
+export function Heads({ graphId, model, source, target }: Props) {
+  const query = new URLSearchParams({ source, target });
+  const { data, problem, reload } = useLoad<SplitEdge>(`/api/graphs/${encodeURIComponent(graphId)}/heads?${query.toString()}`);
+  if (problem) return <Problem problem={problem} onRetry={reload} />;
+  if (!data) return <Loading what="the heads" />;
+  const parts = [
+    ...data.parts.map((part) => ({
+      name: `L${part.layer} head ${part.head} reads ${showToken(model.tokens[part.position] ?? "")}`, value: part.value, title: `the last head on the way; position ${part.position}`,
+    })),
+    { name: "through no head", value: data.direct, title: "the source writes where the target reads" },
+    { name: "other heads", value: data.rest, title: "parts that are not listed" },
+  ];
+  const scale = Math.max(1e-12, ...parts.map((part) => Math.abs(part.value)));
+  return (
+    <ul class="heads" data-list="heads">
+      {parts.map((part) => (
+        <li key={part.name} title={part.title}>
+          <span class="edge-bar" aria-hidden="true"><i class={part.value < 0 ? "is-negative" : "is-positive"} style={{ width: `${(100 * Math.abs(part.value)) / scale}%` }} /></span>
+          <span class={`head-share ${part.value < 0 ? "is-negative" : "is-positive"}`}>{data.total === 0 ? "–" : signedPercent(part.value / Math.abs(data.total))}</span>
+          <span class="edge-name">{part.name}</span>
+        </li>
+      ))}
+    </ul>
+  );
+}
