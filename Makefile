@@ -46,6 +46,11 @@ slow: setup-dev model encoder page minio toxiproxy chromium prometheus  ## Real 
 vllm: setup-vllm model  ## The vLLM backend beside transformers, in an environment of its own
 	$(VLLM_BIN)/pytest -q --durations=10 -m vllm $(VLLM_TESTS)
 
+.PHONY: fuzz
+FUZZ_MINUTES ?= 5
+fuzz: setup-dev  ## Fuzz the readers of shards (FUZZ_MINUTES=60, FUZZ_FLAGS=--keep)
+	$(BIN)/python tests/fuzz/run.py --minutes $(FUZZ_MINUTES) $(FUZZ_FLAGS)
+
 packaging: setup-dev helm prometheus  ## What is installed: charts, images, rules, dashboards
 	$(BIN)/pytest -q -n auto --dist worksteal -m packaging tests/packaging
 
