@@ -5,6 +5,7 @@ Tiny random models as real Hugging Face folders, with a real byte-level tokenize
     make_gpt2(folder)    GPT-2 with biases and learned positions
     make_model(folder)   any architecture of FAMILIES, by its name there
     make_encoder(folder) any of ENCODERS, by its name there
+    make_whisper(folder) Whisper, which hears one second in 100 steps of 16 mel bins
 
 Weights are drawn from the seed; norm weights and biases are moved off 1 and 0, so that a part that forgets them fails.
 """
@@ -27,6 +28,9 @@ from transformers import (
     PreTrainedModel,
     RobertaForMaskedLM,
     RobertaModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
 )
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
@@ -150,6 +154,29 @@ def make_encoder(folder: Path, family: str, *, num_layers: int = 3, seed: int = 
         **others,
     }
     return _save(model_class, model_class.config_class(**settings), folder, seed)
+
+
+def make_whisper(folder: Path, *, seed: int = 0) -> Path:
+    """Make a Whisper folder and return its path: 2 layers of 2 heads read frames, 3 layers of 4 heads tokens."""
+    config = WhisperConfig(
+        vocab_size=_make_tokenizer(folder, add_bos=True),
+        num_mel_bins=16,
+        d_model=32,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=40,
+        decoder_layers=3,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=48,
+        max_source_positions=50,
+        max_target_positions=64,
+        decoder_start_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(folder)
+    return _save(WhisperForConditionalGeneration, config, folder, seed)
 
 
 def _make_tokenizer(folder: Path, *, add_bos: bool) -> int:

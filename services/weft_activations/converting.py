@@ -2,14 +2,15 @@
 
 import datetime
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from google.longrunning import operations_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from weft.activations.v1 import components_pb2, generation_pb2, messages_pb2, packing_pb2
+from weft.activations.v1 import components_pb2, generation_pb2, messages_pb2, packing_pb2, speech_pb2
 from weft.common.v1 import operation_pb2, tensor_pb2
-from weft_activations.core.changing import Change, ChangeKind, Prompt
+from weft_activations.core.changing import Audio, Change, ChangeKind, Prompt
 from weft_activations.core.components import component_at, lens_name
 from weft_activations.core.generating import End, Generated, Sampling
 from weft_activations.core.harvest_records import HarvestProgress, HarvestSpec, StreamPair
@@ -50,6 +51,7 @@ _ENDS = {End.LENGTH: generation_pb2.GENERATION_END_LENGTH, End.STOP: generation_
 _MODEL_KINDS = {
     ModelKind.DECODER: components_pb2.MODEL_KIND_DECODER,
     ModelKind.ENCODER: components_pb2.MODEL_KIND_ENCODER,
+    ModelKind.SPEECH: components_pb2.MODEL_KIND_SPEECH,
 }
 _DIMS = {
     "P": components_pb2.DIM_POSITION,
@@ -59,6 +61,9 @@ _DIMS = {
     "E": components_pb2.DIM_HEAD_WIDTH,
     "M": components_pb2.DIM_MLP,
     "V": components_pb2.DIM_VOCABULARY,
+    "F": components_pb2.DIM_FRAME,
+    "S": components_pb2.DIM_STEP,
+    "N": components_pb2.DIM_MEL_BIN,
 }
 _START_RULES = {
     packing_pb2.START_RULE_UNSPECIFIED: StartRule.MODEL,
@@ -95,6 +100,7 @@ def model_to_proto(info: ModelInfo) -> messages_pb2.Model:
         d_mlp=info.d_mlp,
         components=[_component_to_proto(pattern, info) for pattern in info.components],
         kind=_MODEL_KINDS[kind_of(info)],
+        speech=None if info.speech is None else speech_pb2.Speech(**asdict(info.speech)),
     )
 
 
@@ -120,9 +126,17 @@ def likely_to_proto(likely: LikelyToken) -> messages_pb2.TokenProbability:
 def prompt_from_proto(prompt: messages_pb2.Prompt) -> Prompt:
     """Read a prompt."""
     kind = prompt.WhichOneof("content")
+    audio = _audio_from_proto(prompt.audio) if prompt.HasField("audio") else None
     if kind == "token_ids":
-        return Prompt(token_ids=tuple(prompt.token_ids.ids))
-    return Prompt(text=prompt.text) if kind == "text" else Prompt()
+        return Prompt(token_ids=tuple(prompt.token_ids.ids), audio=audio)
+    return Prompt(text=prompt.text if kind == "text" else None, audio=audio)
+
+
+def _audio_from_proto(audio: speech_pb2.Audio) -> Audio:
+    kind = audio.WhichOneof("source")
+    if kind == "features":
+        return Audio(features_NS=_array(audio.features, "audio.features"))
+    return Audio(wav=audio.wav if kind == "wav" else None)
 
 
 def changes_from_proto(interventions: Sequence[messages_pb2.Intervention]) -> list[Change]:

@@ -9,6 +9,9 @@ import numpy.typing as npt
 from weft.activations.v1 import messages_pb2
 from weft_common.tensors import tensor_to_proto
 
+Source = str | Sequence[int] | messages_pb2.Prompt
+"""Text, token ids that are taken as they are, or what `weft_client.speech.heard` makes of a recording."""
+
 
 def add(hook: str, value: npt.ArrayLike, **where: Any) -> messages_pb2.Intervention:
     """Add to what stands at a hook: [d_model], [num_positions, d_model] and so on; `where` as in `at`."""
@@ -43,7 +46,7 @@ def mean_ablate(hook: str, mean: npt.ArrayLike | None = None, **where: Any) -> m
 
 
 def patch(
-    hook: str, source: str | Sequence[int], *, source_positions: Sequence[int] = (), **where: Any
+    hook: str, source: Source, *, source_positions: Sequence[int] = (), **where: Any
 ) -> messages_pb2.Intervention:
     """Set what stands at a hook to what stands there in another prompt, text or token ids; `where` as in `at`."""
     made = at(hook, messages_pb2.INTERVENTION_KIND_PATCH, **where)
@@ -52,7 +55,7 @@ def patch(
     return made
 
 
-def resample(hook: str, source: str | Sequence[int], *, seed: int = 0, **where: Any) -> messages_pb2.Intervention:
+def resample(hook: str, source: Source, *, seed: int = 0, **where: Any) -> messages_pb2.Intervention:
     """Set each position to what stands at a drawn position of another prompt; `where` as in `at`."""
     made = at(hook, messages_pb2.INTERVENTION_KIND_RESAMPLE, **where)
     made.source.CopyFrom(_prompt(source))
@@ -93,7 +96,9 @@ def at(
     )
 
 
-def _prompt(prompt: str | Sequence[int]) -> messages_pb2.Prompt:
+def _prompt(prompt: Source) -> messages_pb2.Prompt:
+    if isinstance(prompt, messages_pb2.Prompt):
+        return prompt
     if isinstance(prompt, str):
         return messages_pb2.Prompt(text=prompt)
     return messages_pb2.Prompt(token_ids=messages_pb2.TokenIds(ids=prompt))

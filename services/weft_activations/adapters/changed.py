@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from weft_activations.core.component import position_dim
 from weft_activations.core.components import component_at
 from weft_activations.core.ports import Intervention, InterventionKind
 
@@ -19,13 +20,14 @@ def changed(value: Tensor, intervention: Intervention) -> Tensor:
         value: [B, ...], the component's dims after the first.
         intervention: Checked against the component's shape.
     """
-    dims = component_at(intervention.name).dims
+    component = component_at(intervention.name)
+    dims = component.dims
     picks: list[tuple[int, ...]] = [()] * len(dims)
     if dims[0] in "HK":
         picks[0] = intervention.heads
     if len(dims) > 1:
         picks[-1] = intervention.neurons
-    picks[dims.index("P")] = intervention.positions
+    picks[position_dim(component)] = intervention.positions
     if not any(picks) and intervention.row is None:
         return _new(value, intervention)
     index = _mesh(value, picks, range(value.shape[0]) if intervention.row is None else [intervention.row])

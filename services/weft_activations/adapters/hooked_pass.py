@@ -23,18 +23,16 @@ from weft_activations.core.ports import Freeze, Intervention
 __all__ = ["held_hooks", "run_pass"]
 
 
-def held_hooks(freeze: Freeze, components: Collection[str], num_layers: int) -> list[str]:
-    """List what a clean pass must record so that a second one can hold it."""
-    kinds = []
+def held_hooks(freeze: Freeze, components: Collection[str]) -> list[str]:
+    """List what a clean pass must record so that a second one can hold it; `components` with their layers."""
+    ends: list[str] = []
     if freeze.attention_patterns:
-        kinds += ["layers.*.attn.pattern"]
+        ends += [".attn.pattern", ".cross.pattern"]
     if freeze.norm_scales:
-        kinds += [name for name in components if name.endswith(".scale")]
+        ends += [".scale"]
     if freeze.mlp_outputs:
-        kinds += ["layers.*.mlp_out"]
-    return [
-        kind.replace("*", str(layer)) for kind in kinds for layer in (range(num_layers) if "*" in kind else range(1))
-    ]
+        ends += [".mlp_out"]
+    return [name for name in components if name.endswith(tuple(ends))]
 
 
 def run_pass(
@@ -46,6 +44,7 @@ def run_pass(
     held: Mapping[str, Tensor] | None = None,
     take: Callable[[str, Tensor], None] | None = None,
     cache: Any = None,
+    features_BNS: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """
     Run a pass and return the wanted hooks.
@@ -71,7 +70,7 @@ def run_pass(
                 for handle in _stand(name, place, taps):
                     standing.callback(handle.remove)
         all_logits = "logits_all" in wanted or taps.touches("logits_uncapped")
-        logits_BPV = located.call(located.model, tokens_BP, all_logits, cache)
+        logits_BPV = located.call(located.model, tokens_BP, all_logits, cache, features_BNS)
     if logits_BPV is not None:
         taps.visit("logits", logits_BPV[:, -1])
         taps.visit("logits_all", logits_BPV)

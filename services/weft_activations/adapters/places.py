@@ -19,6 +19,7 @@ __all__ = [
     "Place",
     "Result",
     "Site",
+    "Transposed",
     "View",
     "final_places",
     "layer_places",
@@ -58,6 +59,16 @@ class Heads:
 
     def write(self, tensor: Tensor, value: Tensor) -> Tensor:
         return value.transpose(1, 2).flatten(-2)
+
+
+class Transposed:
+    """[B, N, S] read as [B, S, N]."""
+
+    def read(self, tensor: Tensor) -> Tensor:
+        return tensor.transpose(1, 2)
+
+    def write(self, tensor: Tensor, value: Tensor) -> Tensor:
+        return value.transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,14 @@ class Result:
 Place = Site | Norm | OpenAttention | Result
 
 
-def call_decoder(model: Any, tokens_BP: Tensor, all_logits: bool, cache: Any) -> Tensor | None:
+Call = Callable[[Any, Tensor, bool, Any, Tensor | None], Tensor | None]
+"""Takes a model, token ids [B, P], whether all logits are wanted, a cache, and what a model of speech reads besides;
+returns logits, None where the model has no head."""
+
+
+def call_decoder(
+    model: Any, tokens_BP: Tensor, all_logits: bool, cache: Any, features_BNS: Tensor | None
+) -> Tensor | None:
     """Read tokens after those of the cache; logits of all positions, or of the last alone."""
     logits_BPV: Tensor = model(
         tokens_BP, use_cache=cache is not None, past_key_values=cache, logits_to_keep=0 if all_logits else 1
@@ -187,14 +205,13 @@ class Located:
         model: transformers' own.
         places: By component, with the layer, in the order in which a pass reaches them.
         always_open: The fused kernels leave out a part of this model's attention (a soft cap).
-        call: Takes the model, token ids [B, P], whether all logits are wanted, and a cache; returns logits, None where
-            the model has no head.
+        call: Runs the model.
     """
 
     model: Any
     places: Mapping[str, Place]
     always_open: bool = False
-    call: Callable[[Any, Tensor, bool, Any], Tensor | None] = call_decoder
+    call: Call = call_decoder
     open_modules: Mapping[nn.Module, Mapping[str, str]] = field(init=False)
     """Of each attention module, the components inside it by `OpenAttention.inner`."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weft_activations.adapters.model_folder import has_weight, model_revision, most_positions
-from weft_activations.core.components import ARCHITECTURES, component_patterns
+from weft_activations.core.components import ARCHITECTURES, SPEECH, component_patterns
 from weft_activations.core.ports import Freeze, Intervention, ModelInfo
 from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.logging import get_logger
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["TransformersBackend", "equal_lengths"]
 
 _LOG = get_logger(__name__)
-_ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, GPT-2, GPT-NeoX, BERT and RoBERTa"
+_ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, GPT-2, GPT-NeoX, BERT, RoBERTa and Whisper"
 
 # Tokens of one pass of a harvest: enough that products dominate, few enough that threads end about together.
 _CPU_TOKENS = 512
@@ -138,16 +138,52 @@ class TransformersBackend:
         freeze: Freeze | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Run one prompt; a clean pass comes first where something is held."""
+        return self._run(model_id, token_ids, hooks, interventions, freeze)
+
+    def log_mel(self, model_id: str, samples_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Turn audio into the log-mel features that a model of speech reads."""
+        from weft_activations.adapters.speech import extractor_of, log_mel
+
+        return log_mel(extractor_of(self._folder(model_id), self._load(model_id).model.config), samples_T)
+
+    def forward_speech(
+        self,
+        model_id: str,
+        features_NS: npt.NDArray[np.float32],
+        token_ids: Sequence[int],
+        hooks: Sequence[str],
+        interventions: Sequence[Intervention] = (),
+        freeze: Freeze | None = None,
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Run one recording and the tokens that were said so far."""
+        return self._run(model_id, token_ids, hooks, interventions, freeze, features_NS)
+
+    def _run(
+        self,
+        model_id: str,
+        token_ids: Sequence[int],
+        hooks: Sequence[str],
+        interventions: Sequence[Intervention],
+        freeze: Freeze | None,
+        features_NS: npt.NDArray[np.float32] | None = None,
+    ) -> dict[str, npt.NDArray[np.float32]]:
         import torch
 
         from weft_activations.adapters.hooked_pass import held_hooks, run_pass
 
         located = self._load(model_id).located
-        frozen = held_hooks(freeze, located.places, self.describe(model_id).num_layers) if freeze else []
+        frozen = held_hooks(freeze, located.places) if freeze else []
         with torch.inference_mode():
             tokens_BP = torch.tensor([list(token_ids)], device=self._device())
-            held = run_pass(located, tokens_BP, frozen) if frozen and interventions else None
-            kept = run_pass(located, tokens_BP, hooks, interventions=interventions, held=held)
+            features_BNS = None
+            if features_NS is not None:
+                features_BNS = torch.from_numpy(features_NS).to(self._device())[None]
+            held = None
+            if frozen and interventions:
+                held = run_pass(located, tokens_BP, frozen, features_BNS=features_BNS)
+            kept = run_pass(
+                located, tokens_BP, hooks, interventions=interventions, held=held, features_BNS=features_BNS
+            )
             return {hook: np.asarray(kept[hook][0].float().cpu().numpy()) for hook in hooks}
 
     def streams(
@@ -296,16 +332,18 @@ class TransformersBackend:
                 f"config.json of the model {model_id!r} cannot be read ({error}); put a complete Hugging Face "
                 "folder there"
             ) from error
-        if architecture not in ARCHITECTURES:
+        if architecture not in ARCHITECTURES and architecture not in SPEECH:
             raise FailedPreconditionError(
                 f"the model {model_id!r} has the architecture {architecture}, which is not supported; expected one of "
-                f"{_ARCHITECTURES_SHOWN} ({', '.join(ARCHITECTURES)})"
+                f"{_ARCHITECTURES_SHOWN} ({', '.join([*ARCHITECTURES, *SPEECH])})"
             )
         from transformers import AutoConfig
 
         full = AutoConfig.from_pretrained(folder, local_files_only=True)
-        d_model, num_heads = int(full.hidden_size), int(full.num_attention_heads)
         tokenizer = self._tokenizer(model_id)
+        if architecture in SPEECH:
+            return self._read_speech_info(model_id, folder, architecture, full)
+        d_model, num_heads = int(full.hidden_size), int(full.num_attention_heads)
         added = tokenizer.encode("", add_special_tokens=True)
         return ModelInfo(
             model_id=model_id,
@@ -329,6 +367,28 @@ class TransformersBackend:
                 capped=getattr(full, "final_logit_softcapping", None) is not None,
                 pooled=has_weight(folder, "pooler.dense.weight"),
             ),
+        )
+
+    def _read_speech_info(self, model_id: str, folder: Path, architecture: str, config: Any) -> ModelInfo:
+        from weft_activations.adapters.speech import extractor_of, speech_sizes
+
+        num_heads = int(config.decoder_attention_heads)
+        return ModelInfo(
+            model_id=model_id,
+            architecture=architecture,
+            num_layers=int(config.decoder_layers),
+            d_model=int(config.d_model),
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            vocab_size=int(config.vocab_size),
+            max_tokens=min(int(config.max_target_positions), self._max_prompt_tokens),
+            revision=model_revision(folder),
+            data_type=self._data_type(),
+            bos_token_id=int(config.decoder_start_token_id),
+            d_head=int(config.d_model) // num_heads,
+            d_mlp=int(config.decoder_ffn_dim),
+            components=component_patterns(architecture),
+            speech=speech_sizes(config, extractor_of(folder, config)),
         )
 
     def _tokenizer(self, model_id: str) -> Any:

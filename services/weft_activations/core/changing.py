@@ -14,12 +14,13 @@ from enum import Enum
 
 import numpy as np
 
-from weft_activations.core.components import Component, component_at
+from weft_activations.core.component import Component, position_dim
+from weft_activations.core.components import component_at
 from weft_activations.core.hooks import expand_hooks, hook_shape
-from weft_activations.core.ports import Floats, Intervention, InterventionKind, ModelInfo
+from weft_activations.core.ports import Floats, Intervention, InterventionKind, ModelInfo, ModelInput
 from weft_common.errors import InvalidArgumentError, ResourceExhaustedError
 
-__all__ = ["Change", "ChangeKind", "Prompt", "work_out"]
+__all__ = ["Audio", "Change", "ChangeKind", "Prompt", "work_out"]
 
 _MAX_CHANGES = 4096
 _MAX_SOURCES = 8
@@ -38,11 +39,20 @@ class ChangeKind(Enum):
 
 
 @dataclass(frozen=True)
+class Audio:
+    """A recording: a WAV file, or its log-mel features [N, S]."""
+
+    wav: bytes | None = None
+    features_NS: Floats | None = None
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """What a model reads: text, or token ids as they are."""
+    """What a model reads: text, or token ids as they are; a model of speech reads audio besides."""
 
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
+    audio: Audio | None = None
 
 
 @dataclass(frozen=True)
@@ -83,16 +93,16 @@ class Change:
         return self.kind in (ChangeKind.PATCH, ChangeKind.RESAMPLE)
 
 
-Read = Callable[[Prompt, str], Sequence[int]]
-"""Checks a prompt, named by its field, and returns its token ids."""
-Clean = Callable[[Sequence[int], Sequence[str]], dict[str, Floats]]
-"""Runs token ids without changes and returns hooks."""
+Read = Callable[[Prompt, str], ModelInput]
+"""Checks a prompt, named by its field, and returns what a pass reads."""
+Clean = Callable[[ModelInput, Sequence[str]], dict[str, Floats]]
+"""Runs a pass without changes and returns hooks."""
 
 
 def work_out(
     changes: Sequence[Change],
     info: ModelInfo,
-    token_ids: Sequence[int],
+    given: ModelInput,
     *,
     read: Read,
     clean: Clean,
@@ -104,7 +114,7 @@ def work_out(
     Args:
         changes: In the order in which they are made.
         info: The model.
-        token_ids: The prompt that is changed.
+        given: What the pass that is changed reads.
         read: Reads another prompt.
         clean: Runs a prompt without changes.
         max_held_bytes: Most that is read from other passes.
@@ -117,30 +127,36 @@ def work_out(
         raise ResourceExhaustedError(
             f"{len(changes)} interventions were asked for; one pass takes {_MAX_CHANGES} at most", field="interventions"
         )
-    checked = [_check(change, f"interventions[{i}]", info, len(token_ids)) for i, change in enumerate(changes)]
-    needed: dict[tuple[int, ...], set[str]] = {}
-    sources: list[tuple[int, ...] | None] = []
+    num_tokens = len(given.token_ids)
+    checked = [_check(change, f"interventions[{i}]", info, num_tokens) for i, change in enumerate(changes)]
+    needed: dict[ModelInput, set[str]] = {}
+    sources: list[ModelInput | None] = []
     for index, (change, made) in enumerate(zip(changes, checked, strict=True)):
-        source = _source(change, f"interventions[{index}]", token_ids, read)
+        source = _source(change, f"interventions[{index}]", given, read)
         sources.append(source)
         if source is not None:
-            _check_rows(change, f"interventions[{index}]", len(source), len(token_ids), made.component)
+            sizes = [_positions(made.hook, info, len(each.token_ids)) for each in (source, given)]
+            _check_rows(change, f"interventions[{index}]", sizes[0], sizes[1], made.component)
             needed.setdefault(source, set()).add(made.hook)
     if len(needed) > _MAX_SOURCES:
         raise ResourceExhaustedError(
             f"the interventions read {len(needed)} prompts; one call reads {_MAX_SOURCES} at most",
             field="interventions",
         )
-    held = sum(4 * math.prod(hook_shape(hook, info, len(ids))) for ids, hooks in needed.items() for hook in hooks)
+    held = sum(
+        4 * math.prod(hook_shape(hook, info, len(each.token_ids))) for each, hooks in needed.items() for hook in hooks
+    )
     if held > max_held_bytes:
         raise ResourceExhaustedError(
             f"what the interventions read from other passes would hold {held} bytes, more than the "
             f"{max_held_bytes} that one call may; read fewer components or shorter prompts",
             field="interventions",
         )
-    found = {ids: clean(ids, sorted(hooks)) for ids, hooks in needed.items()}
+    found = {each: clean(each, sorted(hooks)) for each, hooks in needed.items()}
     return [
-        made.intervention if source is None else _taken(change, made, found[source][made.hook], len(token_ids))
+        made.intervention
+        if source is None
+        else _taken(change, made, found[source][made.hook], _positions(made.hook, info, num_tokens))
         for change, made, source in zip(changes, checked, sources, strict=True)
     ]
 
@@ -152,7 +168,12 @@ class _Checked:
     intervention: Intervention
 
 
-def _check(change: Change, field: str, info: ModelInfo, num_positions: int) -> _Checked:
+def _positions(hook: str, info: ModelInfo, num_tokens: int) -> int:
+    """Return how many positions a component has: tokens, or the frames that an encoder of speech always has."""
+    return hook_shape(hook, info, num_tokens)[position_dim(component_at(hook))]
+
+
+def _check(change: Change, field: str, info: ModelInfo, num_tokens: int) -> _Checked:
     names = list(expand_hooks([change.hook], info, field=f"{field}.hook").values())
     if "*" in change.hook or names[0] in ("logits", "logits_all", "pooled"):
         raise InvalidArgumentError(
@@ -161,8 +182,8 @@ def _check(change: Change, field: str, info: ModelInfo, num_positions: int) -> _
             field=f"{field}.hook",
         )
     hook, component = names[0], component_at(names[0])
-    shape = hook_shape(hook, info, num_positions)
-    _check_indices(change.positions, num_positions, "position", f"{field}.positions", hook)
+    shape = hook_shape(hook, info, num_tokens)
+    _check_indices(change.positions, shape[position_dim(component)], "position", f"{field}.positions", hook)
     num_heads = shape[0] if component.dims[0] in "HK" else 0
     _check_indices(change.heads, num_heads, "head", f"{field}.heads", hook)
     num_entries = shape[-1] if len(shape) > 1 else 0
@@ -183,7 +204,7 @@ def _check(change: Change, field: str, info: ModelInfo, num_positions: int) -> _
         hook,
         Intervention(
             layer=int(hook.split(".")[1]) if hook.startswith("layers.") else None,
-            hook=component.name,
+            hook=component.name if hook.startswith("layers.") else hook,
             kind=kinds.get(change.kind, InterventionKind.SET),
             positions=change.positions,
             heads=change.heads,
@@ -202,7 +223,7 @@ def _picks(component: Component, change: Change) -> list[tuple[int, ...]]:
         picks[0] = change.heads
     if len(component.dims) > 1:
         picks[-1] = change.neurons
-    picks[component.dims.index("P")] = change.positions
+    picks[position_dim(component)] = change.positions
     return picks
 
 
@@ -254,17 +275,17 @@ def _unit(change: Change, field: str, num_entries: int) -> Floats | None:
     return np.asarray(change.direction / length, dtype=np.float32)
 
 
-def _source(change: Change, field: str, token_ids: Sequence[int], read: Read) -> tuple[int, ...] | None:
-    """Return the tokens of the pass that a change reads, None where it reads none."""
+def _source(change: Change, field: str, given: ModelInput, read: Read) -> ModelInput | None:
+    """Return what the pass reads from which a change takes something, None where it takes nothing."""
     if change.kind is ChangeKind.MEAN:
-        return tuple(token_ids) if change.value is None else None
+        return given if change.value is None else None
     if change.kind not in (ChangeKind.PATCH, ChangeKind.RESAMPLE):
         return None
     if change.source is None:
         raise InvalidArgumentError(
             f"{change.kind.value} takes what lies in another prompt; set source", field=f"{field}.source"
         )
-    return tuple(read(change.source, f"{field}.source"))
+    return read(change.source, f"{field}.source")
 
 
 def _check_rows(change: Change, field: str, source_size: int, num_positions: int, component: Component) -> None:
@@ -295,7 +316,7 @@ def _check_rows(change: Change, field: str, source_size: int, num_positions: int
 
 def _taken(change: Change, made: _Checked, found: Floats, num_positions: int) -> Intervention:
     """Make a change that sets what was found in another pass."""
-    dim = made.component.dims.index("P")
+    dim = position_dim(made.component)
     count = len(change.positions) or num_positions
     if change.kind is ChangeKind.MEAN:
         value = found.mean(axis=dim, keepdims=True)

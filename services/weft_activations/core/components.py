@@ -5,46 +5,32 @@ A component of the whole model goes by its name; one of a layer by `layers.{l}.`
 name in TransformerLens, `blocks.{l}.` and the name in the column of that title. In an encoder of BERT's kind a norm
 stands behind each sum: `resid_mid` and `resid_post` are the sums, `ln1.normed` and `ln2.normed` what goes on.
 
-Dims: P positions, D d_model, H query heads, K key and value heads, E head width, M MLP width, V vocabulary.
+A model of speech has two stacks: `encoder.embed`, `encoder.layers.{l}.` and `decoder.layers.{l}.` with the names of a
+layer, and what joins them, `decoder.layers.{l}.cross.pattern`. TransformerLens has no names for these.
+
+Dims: P positions, D d_model, H query heads, K key and value heads, E head width, M MLP width, V vocabulary; F frames of
+an encoder of speech, S steps of the spectrogram, N its mel bins.
 """
 
+import re
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from weft_activations.core.component import Component, by_name
 
 __all__ = [
     "ARCHITECTURES",
     "ENCODERS",
     "LAYER_COMPONENTS",
     "MODEL_COMPONENTS",
-    "Component",
+    "SPEECH",
     "component_at",
     "component_patterns",
     "lens_name",
 ]
 
 
-@dataclass(frozen=True)
-class Component:
-    """
-    A named place.
-
-    Attributes:
-        name: Without the layer.
-        dims: One letter a dim, outermost first.
-        lens: Its name in TransformerLens, without the layer; empty where it has none.
-    """
-
-    name: str
-    dims: str
-    lens: str = ""
-
-
-def _by_name(*components: Component) -> dict[str, Component]:
-    return {component.name: component for component in components}
-
-
 # In the order in which a pass of a decoder reaches them.
-MODEL_COMPONENTS = _by_name(
+MODEL_COMPONENTS = by_name(
     Component("tok_embed", "PD", "hook_embed"),
     Component("pos_embed", "PD", "hook_pos_embed"),
     Component("type_embed", "PD", "token_type_embed.hook_out"),
@@ -60,7 +46,7 @@ MODEL_COMPONENTS = _by_name(
     Component("logits", "V"),
     Component("logits_all", "PV", "unembed.hook_out"),
 )
-LAYER_COMPONENTS = _by_name(
+LAYER_COMPONENTS = by_name(
     Component("resid_pre", "PD", "hook_resid_pre"),
     Component("ln1.scale", "P", "ln1.hook_scale"),
     Component("ln1.normed", "PD", "ln1.hook_out"),
@@ -121,6 +107,47 @@ ARCHITECTURES = {
 ENCODERS = frozenset({"BertModel", "BertForMaskedLM", "RobertaModel", "RobertaForMaskedLM"})
 """Those that read a text in both directions, with a norm behind each sum."""
 
+SPEECH = frozenset({"WhisperForConditionalGeneration"})
+"""Those that read a spectrogram with one stack and tokens with another."""
+_LAYER_OF_STACK = re.compile(r"^(encoder|decoder)\.layers\.(?:\*|[0-9]+)\.")
+_NOT_IN_SPEECH = _ROTATED | _GATED | _POST_NORMS
+_ENCODER = by_name(
+    Component("encoder.features", "SN"),
+    Component("encoder.embed", "FD"),
+    *(
+        Component(f"encoder.layers.{name}", component.dims.replace("P", "F"))
+        for name, component in LAYER_COMPONENTS.items()
+        if name not in _NOT_IN_SPEECH
+    ),
+    Component("encoder.resid_final", "FD"),
+    Component("encoder.ln_final.scale", "F"),
+    Component("encoder.ln_final.normed", "FD"),
+)
+_CROSS = by_name(
+    Component("ln_cross.scale", "P"),
+    Component("ln_cross.normed", "PD"),
+    Component("cross.q", "HPE"),
+    Component("cross.k", "KFE"),
+    Component("cross.v", "KFE"),
+    Component("cross.scores", "HPF"),
+    Component("cross.pattern", "HPF"),
+    Component("cross.z", "HPE"),
+    Component("cross.result", "HPD"),
+    Component("cross_out", "PD"),
+    Component("resid_cross", "PD"),
+)
+_OF_DECODER_LAYER = {name: each for name, each in LAYER_COMPONENTS.items() if name not in _NOT_IN_SPEECH} | _CROSS
+_DECODER_STACK = by_name(
+    Component("decoder.tok_embed", "PD"),
+    Component("decoder.pos_embed", "PD"),
+    Component("decoder.embed", "PD"),
+    *(Component(f"decoder.layers.{name}", component.dims) for name, component in _OF_DECODER_LAYER.items()),
+    Component("decoder.resid_final", "PD"),
+    Component("decoder.ln_final.scale", "P"),
+    Component("decoder.ln_final.normed", "PD"),
+)
+_STACKS = _ENCODER | _DECODER_STACK
+
 _EARLIER = (("tok_embed", "embed"), ("logits_uncapped", "logits_all"))
 """Two components of one name in TransformerLens, which is the first one's where a model has both."""
 _POST_NORMED_LENS = {
@@ -141,7 +168,7 @@ def component_patterns(
     List an architecture's components, with `*` for the layer.
 
     Args:
-        architecture: A key of ARCHITECTURES.
+        architecture: A key of ARCHITECTURES, or one of SPEECH.
         parallel: Attention and MLP read the same stream, so that nothing lies between them.
         capped: Logits go through a soft cap.
         pooled: The weights have a pooler.
@@ -149,6 +176,9 @@ def component_patterns(
     >>> "layers.*.resid_mid" in component_patterns("GPTNeoXForCausalLM", parallel=True)
     False
     """
+    if architecture in SPEECH:
+        stacks = [name.replace(".layers.", ".layers.*.") for name in _STACKS]
+        return (*stacks, "logits", "logits_all")
     left_out = _SOME_HAVE - ARCHITECTURES[architecture]
     if parallel:
         left_out |= _BETWEEN
@@ -171,6 +201,8 @@ def component_at(hook: str) -> Component:
     """
     if hook in MODEL_COMPONENTS:
         return MODEL_COMPONENTS[hook]
+    if hook.startswith(("encoder.", "decoder.")):
+        return _STACKS[_LAYER_OF_STACK.sub(r"\1.layers.", hook)]
     return LAYER_COMPONENTS[hook.split(".", 2)[2]]
 
 
@@ -186,6 +218,8 @@ def lens_name(hook: str, components: Collection[str] = ()) -> str:
     'blocks.3.attn.hook_pattern'
     """
     component = component_at(hook)
+    if component.name in _STACKS:
+        return ""
     if "ln_embed.scale" in components:
         lens = _POST_NORMED_LENS.get(component.name, component.lens)
     elif any(hook == later and earlier in components for earlier, later in _EARLIER):

@@ -26,7 +26,7 @@ __all__ = [
 
 INPUT_HOOKS = ("mlp_in", "resid_mid")
 OUTPUT_HOOKS = ("mlp_out",)
-_LAYER = re.compile(r"(layers|blocks)\.(\*|0|[1-9][0-9]{0,5})\.(.+)")
+_LAYER = re.compile(r"((?:encoder\.|decoder\.)?)(layers|blocks)\.(\*|0|[1-9][0-9]{0,5})\.(.+)")
 
 
 def expand_hooks(hooks: Iterable[str], info: ModelInfo, *, field: str = "") -> dict[str, str]:
@@ -55,13 +55,15 @@ def expand_hooks(hooks: Iterable[str], info: ModelInfo, *, field: str = "") -> d
                 raise _unknown(hook, name, info, place)
             expanded[hook] = name
             continue
-        name = _layer_name(match, info)
-        if f"layers.*.{name}" not in info.components:
-            raise _unknown(hook, f"layers.*.{name}", info, place)
-        if match[2] != "*":
-            _check_layer(int(match[2]), info.num_layers, place)
-        for layer in range(info.num_layers) if match[2] == "*" else (int(match[2]),):
-            expanded[f"{match[1]}.{layer}.{match[3]}"] = f"layers.{layer}.{name}"
+        stack, layers, chosen, rest = match.groups()
+        name = rest if layers == "layers" else _by_lens_name(f"blocks.*.{rest}", info).removeprefix("layers.*.")
+        if f"{stack}layers.*.{name}" not in info.components:
+            raise _unknown(hook, f"{stack}layers.*.{name}", info, place)
+        num_layers = info.speech.num_layers if info.speech is not None and stack == "encoder." else info.num_layers
+        if chosen != "*":
+            _check_layer(int(chosen), num_layers, place)
+        for layer in range(num_layers) if chosen == "*" else (int(chosen),):
+            expanded[f"{stack}{layers}.{layer}.{rest}"] = f"{stack}layers.{layer}.{name}"
     if not expanded:
         raise InvalidArgumentError(
             f"no hooks were asked for; name at least one of {', '.join(info.components)}", field="hooks"
@@ -80,17 +82,16 @@ def hook_shape(hook: str, info: ModelInfo, positions: int) -> tuple[int, ...]:
         "M": info.d_mlp,
         "V": info.vocab_size,
     }
+    if info.speech is not None:
+        sizes |= {"F": info.speech.num_frames, "S": info.speech.num_steps, "N": info.speech.num_mel_bins}
+        if hook.startswith("encoder."):
+            heads = info.speech.num_heads
+            sizes |= {"H": heads, "K": heads, "E": info.d_model // heads, "M": info.speech.d_mlp}
     return tuple(sizes[dim] for dim in component_at(hook).dims)
 
 
-def _layer_name(match: re.Match[str], info: ModelInfo) -> str:
-    if match[1] == "layers":
-        return match[3]
-    return _by_lens_name(f"blocks.*.{match[3]}", info).removeprefix("layers.*.")
-
-
 def _model_name(hook: str, info: ModelInfo) -> str:
-    return hook if hook in MODEL_COMPONENTS else _by_lens_name(hook, info)
+    return hook if hook in MODEL_COMPONENTS or hook in info.components else _by_lens_name(hook, info)
 
 
 def _by_lens_name(lens: str, info: ModelInfo) -> str:

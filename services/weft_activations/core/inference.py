@@ -5,7 +5,7 @@ Legend: P positions, D d_model, V vocabulary.
 """
 
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from weft_activations.core.changing import Change, Prompt, work_out
 from weft_activations.core.hooks import expand_hooks, hook_shape
 from weft_activations.core.kinds import check_logits
 from weft_activations.core.metrics import CAPTURED_BYTES, QUEUE_DEPTH
-from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBackend, ModelInfo
+from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBackend, ModelInfo, ModelInput
+from weft_activations.core.speech import check_text_alone, read_spectrogram, speech_of
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from weft_common.logging import get_logger
 
@@ -31,6 +32,7 @@ __all__ = [
     "Predicted",
     "TokenText",
     "check_ids",
+    "read_input",
     "read_prompt",
     "with_texts",
 ]
@@ -41,6 +43,7 @@ _MAX_TOP_TOKENS = 100
 _DEFAULT_TOP_TOKENS = 10
 _MAX_DETOKENIZE = 10_000
 _NOTHING = Freeze()
+_TRACED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,8 @@ class Inference:
         def work(backend: ModelBackend) -> Checked:
             info, token_ids = read_prompt(backend, model_id, prompt)
             tokens = with_texts(backend, model_id, token_ids)
-            return Checked(info, token_ids, tokens, self._work_out(backend, info, token_ids, changes))
+            given = ModelInput(tuple(token_ids))
+            return Checked(info, token_ids, tokens, self._work_out(backend, info, given, changes))
 
         return await self.on_model_thread(work)
 
@@ -188,24 +192,24 @@ class Inference:
     ) -> AsyncIterator[Passed]:
         """Run a prompt once and keep what lies at the hooks, for as long as the context lasts."""
 
-        def check(backend: ModelBackend) -> tuple[ModelInfo, list[int], dict[str, str], int]:
-            info, token_ids = read_prompt(backend, model_id, prompt)
+        def check(backend: ModelBackend) -> tuple[ModelInfo, ModelInput, dict[str, str], int]:
+            info, given = read_input(backend, model_id, prompt)
             names = expand_hooks(hooks, info)
             size = self.check_size(
-                list(dict.fromkeys(names.values())), info, len(token_ids), freeze if changes else Freeze()
+                list(dict.fromkeys(names.values())), info, len(given.token_ids), freeze if changes else Freeze()
             )
-            return info, token_ids, names, size
+            return info, given, names, size
 
-        info, token_ids, names, size = await self.on_model_thread(check)
+        info, given, names, size = await self.on_model_thread(check)
         if any(change.reads_a_pass for change in changes):
             size += self._max_capture_bytes
 
         def work(backend: ModelBackend) -> Passed:
-            interventions = self._work_out(backend, info, token_ids, changes)
+            interventions = self._work_out(backend, info, given, changes)
             own_names = list(dict.fromkeys(names.values()))
-            found = _forward(backend, info, token_ids, own_names, interventions, freeze)
+            found = _forward(backend, info, given, own_names, interventions, freeze)
             captures = {asked: found[name] for asked, name in names.items()}
-            return Passed(info, with_texts(backend, model_id, token_ids), captures)
+            return Passed(info, with_texts(backend, model_id, given.token_ids), captures)
 
         async with self._captured.taking(size):
             CAPTURED_BYTES.inc(size)
@@ -233,7 +237,8 @@ class Inference:
             )
 
         def work(backend: ModelBackend) -> Predicted:
-            info, token_ids = read_prompt(backend, model_id, prompt)
+            info, given = read_input(backend, model_id, prompt)
+            token_ids = given.token_ids
             check_logits(info)
             check_ids(asked_token_ids, info, "logit_token_ids")
             if position is not None and not 0 <= position < len(token_ids):
@@ -244,8 +249,8 @@ class Inference:
                 )
             hook = "logits" if position is None else "logits_all"
             self.check_size([hook], info, len(token_ids), freeze if changes else Freeze())
-            interventions = self._work_out(backend, info, token_ids, changes)
-            logits = _forward(backend, info, token_ids, [hook], interventions, freeze)[hook]
+            interventions = self._work_out(backend, info, given, changes)
+            logits = _forward(backend, info, given, [hook], interventions, freeze)[hook]
             logits_V = logits if position is None else logits[position]
             count = min(num_top_tokens or _DEFAULT_TOP_TOKENS, info.vocab_size)
             best = np.argsort(-logits_V, kind="stable")[:count]
@@ -269,14 +274,14 @@ class Inference:
         await self.on_model_thread(lambda backend: backend.streams(model_id, sequences, into))
 
     def _work_out(
-        self, backend: ModelBackend, info: ModelInfo, token_ids: Sequence[int], changes: Sequence[Change]
+        self, backend: ModelBackend, info: ModelInfo, given: ModelInput, changes: Sequence[Change]
     ) -> list[Intervention]:
         return work_out(
             changes,
             info,
-            token_ids,
-            read=lambda prompt, field: read_prompt(backend, info.model_id, prompt, field)[1],
-            clean=lambda ids, hooks: _forward(backend, info, ids, hooks, (), None),
+            given,
+            read=lambda prompt, field: read_input(backend, info.model_id, prompt, field)[1],
+            clean=lambda source, hooks: _forward(backend, info, source, hooks, (), None),
             max_held_bytes=self._max_capture_bytes,
         )
 
@@ -292,10 +297,11 @@ class Inference:
             return 4 * math.prod(hook_shape(hook, info, positions))
 
         total = sum(map(size, names))
-        if freeze.attention_patterns:
-            total += info.num_layers * size("layers.0.attn.pattern")
-        if freeze.mlp_outputs:
-            total += info.num_layers * size("layers.0.mlp_out")
+        held: tuple[str, ...] = (".attn.pattern", ".cross.pattern") if freeze.attention_patterns else ()
+        held += (".mlp_out",) if freeze.mlp_outputs else ()
+        if held:
+            frozen = [pattern for pattern in info.components if pattern.endswith(held)]
+            total += sum(map(size, expand_hooks(frozen, info).values()))
         if total > self._max_capture_bytes:
             raise ResourceExhaustedError(
                 f"this pass over {positions} tokens would hold {total} bytes, more than the {self._max_capture_bytes} "
@@ -317,7 +323,7 @@ def _likely(backend: ModelBackend, model_id: str, logits_V: Floats, token_ids: S
 def _forward(
     backend: ModelBackend,
     info: ModelInfo,
-    token_ids: Sequence[int],
+    given: ModelInput,
     hooks: Sequence[str],
     interventions: Sequence[Intervention],
     freeze: Freeze | None,
@@ -328,16 +334,26 @@ def _forward(
     Raises:
         FailedPreconditionError: Something in it is no number; the message names the first place.
     """
-    found = backend.forward(info.model_id, token_ids, hooks, interventions, freeze)
+
+    def run(wanted: Sequence[str]) -> dict[str, Floats]:
+        if given.spectrogram is None:
+            return backend.forward(info.model_id, given.token_ids, wanted, interventions, freeze)
+        features_NS = given.spectrogram.features_NS
+        return speech_of(backend).forward_speech(
+            info.model_id, features_NS, given.token_ids, wanted, interventions, freeze
+        )
+
+    found = run(hooks)
     if not any(_holds_nan(value) for value in found.values()):
         return found
     streams = [
-        f"layers.{layer}.{name}"
-        for layer in range(info.num_layers)
-        for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")
-        if f"layers.*.{name}" in info.components
+        name
+        for stack in ("encoder.", "decoder.", "")
+        if f"{stack}layers.*.resid_pre" in info.components
+        for layer in _by_layer(expand_hooks([f"{stack}layers.*.{each}" for each in _TRACED], info).values())
+        for name in layer
     ]
-    trace = backend.forward(info.model_id, token_ids, streams, interventions, freeze)
+    trace = run(streams)
     bad = next((name for name in streams if _holds_nan(trace[name])), None)
     bad = bad or next(name for name, value in found.items() if _holds_nan(value))
     raise FailedPreconditionError(
@@ -345,6 +361,14 @@ def _forward(
         "place of bfloat16, or whole weights may mend it",
         field="model",
     )
+
+
+def _by_layer(names: Iterable[str]) -> list[list[str]]:
+    """Put components in order of their layers, those of a layer in the order in which they are."""
+    layers: dict[int, list[str]] = {}
+    for name in names:
+        layers.setdefault(int(name.partition("layers.")[2].split(".")[0]), []).append(name)
+    return [layers[layer] for layer in sorted(layers)]
 
 
 def _holds_nan(value: Floats) -> bool:
@@ -363,12 +387,38 @@ def read_prompt(
         InvalidArgumentError: The prompt is empty, too long, or has an id outside the vocabulary.
     """
     info = backend.describe(model_id)
+    check_text_alone(info, prompt, field)
+    return info, _read_tokens(backend, info, prompt, field)
+
+
+def read_input(
+    backend: ModelBackend, model_id: str, prompt: Prompt, field: str = "prompt"
+) -> tuple[ModelInfo, ModelInput]:
+    """
+    Describe a model and read what a pass of it reads, audio too.
+
+    Raises:
+        InvalidArgumentError: The prompt does not fit the model; the message says where.
+    """
+    info = backend.describe(model_id)
+    if info.speech is None:
+        info, token_ids = read_prompt(backend, model_id, prompt, field)
+        return info, ModelInput(tuple(token_ids))
+    spectrogram = read_spectrogram(backend, info, prompt.audio, f"{field}.audio")
+    return info, ModelInput(tuple(_read_tokens(backend, info, prompt, field)), spectrogram)
+
+
+def _read_tokens(backend: ModelBackend, info: ModelInfo, prompt: Prompt, field: str) -> list[int]:
+    model_id = info.model_id
     if prompt.token_ids is not None:
         token_ids = list(prompt.token_ids)
         place = f"{field}.token_ids"
     elif prompt.text is not None:
         _check_text(prompt.text, f"{field}.text")
         token_ids = backend.tokenize(model_id, prompt.text)
+        if info.speech is not None and token_ids[-1:] == [info.speech.end_token_id]:
+            # The tokenizer ends a transcript; here it goes on.
+            token_ids = token_ids[:-1]
         place = f"{field}.text"
     else:
         raise InvalidArgumentError(f"there is no prompt; set {field}.text or {field}.token_ids", field=field)
@@ -380,7 +430,7 @@ def read_prompt(
             field=place,
         )
     check_ids(token_ids, info, place)
-    return info, token_ids
+    return token_ids
 
 
 def _check_text(text: str, field: str) -> None:

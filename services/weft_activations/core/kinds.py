@@ -6,7 +6,7 @@ An encoder reads a whole text at once and predicts no next token, so what goes o
 
 from enum import Enum
 
-from weft_activations.core.components import ENCODERS
+from weft_activations.core.components import ENCODERS, SPEECH
 from weft_activations.core.ports import ModelInfo
 from weft_common.errors import FailedPreconditionError
 
@@ -18,19 +18,29 @@ class ModelKind(Enum):
 
     DECODER = "decoder"
     ENCODER = "encoder"
+    SPEECH = "speech model"
 
 
 def kind_of(info: ModelInfo) -> ModelKind:
     """Return a model's kind."""
+    if info.architecture in SPEECH:
+        return ModelKind.SPEECH
     return ModelKind.ENCODER if info.architecture in ENCODERS else ModelKind.DECODER
 
 
 def check_decoder(info: ModelInfo, what: str, *, field: str = "model") -> None:
     """Raise FailedPreconditionError unless a model predicts next tokens; `what` begins the sentence."""
-    if kind_of(info) is not ModelKind.DECODER:
+    kind = kind_of(info)
+    if kind is ModelKind.ENCODER:
         raise FailedPreconditionError(
-            f"{what} goes over the next token, which {info.model_id}, an {kind_of(info).value} "
-            f"({info.architecture}), does not predict; take a decoder, or capture what you need",
+            f"{what} goes over the next token, which {info.model_id}, an encoder ({info.architecture}), does not "
+            "predict; take a decoder, or capture what you need",
+            field=field,
+        )
+    if kind is ModelKind.SPEECH:
+        raise FailedPreconditionError(
+            f"{what} goes over text alone, and {info.model_id} ({info.architecture}) reads speech besides; take a "
+            "decoder, or capture what you need",
             field=field,
         )
 

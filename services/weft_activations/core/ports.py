@@ -5,10 +5,10 @@ Legend: B sequences, P positions, L layers, D d_model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,14 @@ __all__ = [
     "MlpStop",
     "ModelBackend",
     "ModelInfo",
+    "ModelInput",
     "PassPlan",
     "PassScore",
     "Passes",
     "RecordFormat",
+    "Spectrogram",
+    "SpeechBackend",
+    "SpeechSizes",
     "Split",
     "UploadTarget",
 ]
@@ -42,6 +46,34 @@ __all__ = [
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SpeechSizes:
+    """
+    What a model of speech has besides its decoder, whose sizes stand in `ModelInfo`.
+
+    Attributes:
+        num_layers: Of the encoder.
+        num_heads: Of an encoder's layer.
+        d_mlp: Of an encoder's layer.
+        num_frames: Positions of the encoder; it always reads so many.
+        num_steps: Steps of the spectrogram that become these frames.
+        num_mel_bins: Of the spectrogram.
+        sampling_rate: Of audio, in Hz.
+        max_samples: Longest audio.
+        end_token_id: What its tokenizer ends a transcript with.
+    """
+
+    num_layers: int
+    num_heads: int
+    d_mlp: int
+    num_frames: int
+    num_steps: int
+    num_mel_bins: int
+    sampling_rate: int
+    max_samples: int
+    end_token_id: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,7 @@ class ModelInfo:
         d_mlp: Width of an MLP's hidden layer.
         components: What can be captured, `*` for the layer; see `components.component_patterns`.
         shown_in_part: The model has other components that another backend shows.
+        speech: What a model of speech reads; None for all others.
     """
 
     model_id: str
@@ -72,6 +105,7 @@ class ModelInfo:
     d_mlp: int
     components: tuple[str, ...]
     shown_in_part: bool = False
+    speech: SpeechSizes | None = None
 
 
 class InterventionKind(Enum):
@@ -303,6 +337,49 @@ class ModelBackend(Protocol):
         Raises:
             UnimplementedError: This backend does not show its weights.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Spectrogram:
+    """
+    What an encoder of speech reads.
+
+    Attributes:
+        digest: Tells two of them apart.
+        features_NS: Log-mel, float32.
+    """
+
+    digest: str
+    features_NS: Floats = field(compare=False)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a pass reads: tokens, and in a model of speech a spectrogram besides."""
+
+    token_ids: tuple[int, ...]
+    spectrogram: Spectrogram | None = None
+
+
+@runtime_checkable
+class SpeechBackend(Protocol):
+    """A backend that has models of speech too. It raises what `ModelBackend` does."""
+
+    def log_mel(self, model_id: str, samples_T: Floats) -> Floats:
+        """Turn audio, -1 to 1, at the model's rate and no longer than it reads, into its log-mel features [N, S]."""
+        ...
+
+    def forward_speech(
+        self,
+        model_id: str,
+        features_NS: Floats,
+        token_ids: Sequence[int],
+        hooks: Sequence[str],
+        interventions: Sequence[Intervention] = (),
+        freeze: Freeze | None = None,
+    ) -> dict[str, Floats]:
+        """Run one recording and the tokens that were said so far; see `ModelBackend.forward`."""
         ...
 
 

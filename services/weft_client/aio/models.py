@@ -9,8 +9,8 @@ from weft_client.capture import Capture
 from weft_client.names import full_name
 from weft_common.tensors import TensorAssembler
 
-Prompt = str | Sequence[int]
-"""Text, or token ids that are taken as they are."""
+Prompt = str | Sequence[int] | messages_pb2.Prompt
+"""Text, token ids that are taken as they are, or what `weft_client.speech.heard` makes of a recording."""
 MAX_CAPTURE_BYTES = 8 << 30
 
 
@@ -151,6 +151,8 @@ class AsyncModels:
 
 def to_prompt(prompt: Prompt) -> messages_pb2.Prompt:
     """What a model reads, as its message."""
+    if isinstance(prompt, messages_pb2.Prompt):
+        return prompt
     if isinstance(prompt, str):
         return messages_pb2.Prompt(text=prompt)
     return messages_pb2.Prompt(token_ids=messages_pb2.TokenIds(ids=prompt))

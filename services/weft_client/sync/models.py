@@ -10,8 +10,8 @@ from weft_client.sync.calls import pages, stream, unary
 from weft_client.sync.connection import Connection
 from weft_common.tensors import TensorAssembler
 
-Prompt = str | Sequence[int]
-"""Text, or token ids that are taken as they are."""
+Prompt = str | Sequence[int] | messages_pb2.Prompt
+"""Text, token ids that are taken as they are, or what `weft_client.speech.heard` makes of a recording."""
 MAX_CAPTURE_BYTES = 8 << 30
 
 
@@ -149,6 +149,8 @@ class Models:
 
 def to_prompt(prompt: Prompt) -> messages_pb2.Prompt:
     """What a model reads, as its message."""
+    if isinstance(prompt, messages_pb2.Prompt):
+        return prompt
     if isinstance(prompt, str):
         return messages_pb2.Prompt(text=prompt)
     return messages_pb2.Prompt(token_ids=messages_pb2.TokenIds(ids=prompt))

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from weft.activations.v1 import messages_pb2
+from weft.activations.v1 import components_pb2, messages_pb2
 from weft_client import Capture
 from weft_client.interventions import ablate, add, replace
+from weft_common.errors import FailedPreconditionError
 from weft_common.tensors import tensor_from_proto
 
 
@@ -28,6 +29,46 @@ def test_capture_gives_torch_tensors_that_share_memory() -> None:
     assert list(tensors) == list(found)
     tensors["layers.1.mlp_in"][0, 0] = 9
     assert found["layers.1.mlp_in"][0, 0] == 9
+
+
+def heard() -> Capture:
+    """Of 2 tokens and 4 frames of half a second."""
+    position, head, frame = components_pb2.DIM_POSITION, components_pb2.DIM_HEAD, components_pb2.DIM_FRAME
+    model = messages_pb2.Model(
+        name="models/m",
+        speech={"num_frames": 4, "num_steps": 8, "max_samples": 8000, "sampling_rate": 16_000},
+        components=[
+            {"name": "encoder.layers.*.attn.pattern", "dims": [head, frame, frame]},
+            {"name": "decoder.layers.*.attn.pattern", "dims": [head, position, position]},
+            {"name": "decoder.layers.*.cross.pattern", "dims": [head, position, frame]},
+        ],
+    )
+    arrays = {
+        "encoder.layers.0.attn.pattern": np.zeros((3, 4, 4), np.float32),
+        "decoder.layers.1.attn.pattern": np.zeros((2, 2, 2), np.float32),
+        "decoder.layers.1.cross.pattern": np.arange(16, dtype=np.float32).reshape(2, 2, 4),
+    }
+    return Capture(model, [messages_pb2.Token(text=" a"), messages_pb2.Token(text=" b")], arrays)
+
+
+def test_dims_of_a_capture_have_names() -> None:
+    """Stacks have heads of their own, what is looked at is a source, tokens and seconds stand along."""
+    found = heard()
+    assert found.dims("encoder.layers.0.attn.pattern") == ("encoder_head", "frame", "source_frame")
+    assert found.dims("decoder.layers.1.attn.pattern") == ("head", "position", "source")
+    dataset = found.xarray()
+    cross = dataset["decoder.layers.1.cross.pattern"]
+    assert cross.dims == ("head", "position", "frame")
+    assert float(cross.isel(head=1, position=0, frame=2)) == 10.0
+    assert cross.coords["token"].values.tolist() == [" a", " b"]
+    np.testing.assert_allclose(cross.coords["frame_s"], [0, 0.125, 0.25, 0.375])
+    assert dataset.attrs["model"] == "models/m"
+
+
+def test_dims_that_a_service_does_not_tell_are_named() -> None:
+    """An older service has no components in its answer."""
+    with pytest.raises(FailedPreconditionError, match=r"did not tell the dims of layers\.0\.mlp_in"):
+        capture().dims("layers.0.mlp_in")
 
 
 def test_interventions_carry_float32() -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$weft/activations/v1/components.proto\x12\x13weft.activations.v1\"T\n\tComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04\x64ims\x18\x02 \x03(\x0e\x32\x18.weft.activations.v1.Dim\x12\x11\n\tlens_name\x18\x03 \x01(\t*W\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_KIND_DECODER\x10\x01\x12\x16\n\x12MODEL_KIND_ENCODER\x10\x02*\x8f\x01\n\x03\x44im\x12\x13\n\x0f\x44IM_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x44IM_POSITION\x10\x01\x12\r\n\tDIM_MODEL\x10\x02\x12\x0c\n\x08\x44IM_HEAD\x10\x03\x12\x0f\n\x0b\x44IM_KV_HEAD\x10\x04\x12\x12\n\x0e\x44IM_HEAD_WIDTH\x10\x05\x12\x0b\n\x07\x44IM_MLP\x10\x06\x12\x12\n\x0e\x44IM_VOCABULARY\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$weft/activations/v1/components.proto\x12\x13weft.activations.v1\"T\n\tComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04\x64ims\x18\x02 \x03(\x0e\x32\x18.weft.activations.v1.Dim\x12\x11\n\tlens_name\x18\x03 \x01(\t*n\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_KIND_DECODER\x10\x01\x12\x16\n\x12MODEL_KIND_ENCODER\x10\x02\x12\x15\n\x11MODEL_KIND_SPEECH\x10\x03*\xbd\x01\n\x03\x44im\x12\x13\n\x0f\x44IM_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x44IM_POSITION\x10\x01\x12\r\n\tDIM_MODEL\x10\x02\x12\x0c\n\x08\x44IM_HEAD\x10\x03\x12\x0f\n\x0b\x44IM_KV_HEAD\x10\x04\x12\x12\n\x0e\x44IM_HEAD_WIDTH\x10\x05\x12\x0b\n\x07\x44IM_MLP\x10\x06\x12\x12\n\x0e\x44IM_VOCABULARY\x10\x07\x12\r\n\tDIM_FRAME\x10\x08\x12\x0c\n\x08\x44IM_STEP\x10\t\x12\x0f\n\x0b\x44IM_MEL_BIN\x10\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.activations.v1.compone
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELKIND']._serialized_start=147
-  _globals['_MODELKIND']._serialized_end=234
-  _globals['_DIM']._serialized_start=237
-  _globals['_DIM']._serialized_end=380
+  _globals['_MODELKIND']._serialized_end=257
+  _globals['_DIM']._serialized_start=260
+  _globals['_DIM']._serialized_end=449
   _globals['_COMPONENT']._serialized_start=61
   _globals['_COMPONENT']._serialized_end=145
 # @@protoc_insertion_point(module_scope)

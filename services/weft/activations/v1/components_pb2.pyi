@@ -31,6 +31,8 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     """Predicts the next token."""
     MODEL_KIND_ENCODER: _ModelKind.ValueType  # 2
     """Reads a text in both directions; what goes over next tokens is refused for it: generation, harvests, sweeps, logit attribution."""
+    MODEL_KIND_SPEECH: _ModelKind.ValueType  # 3
+    """Hears a recording and predicts the next token of what is said; Capture and Run alone take it."""
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
     """What a model does with what it reads."""
@@ -41,6 +43,8 @@ MODEL_KIND_DECODER: ModelKind.ValueType  # 1
 """Predicts the next token."""
 MODEL_KIND_ENCODER: ModelKind.ValueType  # 2
 """Reads a text in both directions; what goes over next tokens is refused for it: generation, harvests, sweeps, logit attribution."""
+MODEL_KIND_SPEECH: ModelKind.ValueType  # 3
+"""Hears a recording and predicts the next token of what is said; Capture and Run alone take it."""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
 class _Dim:
@@ -65,6 +69,12 @@ class _DimEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dim.ValueType], _
     """An MLP's hidden layer: its neurons."""
     DIM_VOCABULARY: _Dim.ValueType  # 7
     """The vocabulary."""
+    DIM_FRAME: _Dim.ValueType  # 8
+    """Frames: positions of an encoder of speech."""
+    DIM_STEP: _Dim.ValueType  # 9
+    """Steps of a spectrogram."""
+    DIM_MEL_BIN: _Dim.ValueType  # 10
+    """Mel bins of a spectrogram."""
 
 class Dim(_Dim, metaclass=_DimEnumTypeWrapper):
     """What a dim of a component counts."""
@@ -85,6 +95,12 @@ DIM_MLP: Dim.ValueType  # 6
 """An MLP's hidden layer: its neurons."""
 DIM_VOCABULARY: Dim.ValueType  # 7
 """The vocabulary."""
+DIM_FRAME: Dim.ValueType  # 8
+"""Frames: positions of an encoder of speech."""
+DIM_STEP: Dim.ValueType  # 9
+"""Steps of a spectrogram."""
+DIM_MEL_BIN: Dim.ValueType  # 10
+"""Mel bins of a spectrogram."""
 Global___Dim: _TypeAlias = Dim  # noqa: Y015
 
 @_typing.final

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from weft.activations.v1 import components_pb2 as _components_pb2
 from weft.activations.v1 import packing_pb2 as _packing_pb2
+from weft.activations.v1 import speech_pb2 as _speech_pb2
 from weft.common.v1 import operation_pb2 as _operation_pb2
 from weft.common.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -126,6 +127,7 @@ class Model(_message.Message):
     D_MLP_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    SPEECH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `models/{model}`."""
     architecture: _builtins.str
@@ -162,6 +164,10 @@ class Model(_message.Message):
     def components(self) -> _containers.RepeatedCompositeFieldContainer[_components_pb2.Component]:
         """What the hooks are: one component a hook, in the same order."""
 
+    @_builtins.property
+    def speech(self) -> _speech_pb2.Speech:
+        """What it reads besides tokens; set for a model of speech alone, whose other sizes here are its decoder's."""
+
     def __init__(
         self,
         *,
@@ -181,10 +187,11 @@ class Model(_message.Message):
         d_mlp: _builtins.int = ...,
         components: _abc.Iterable[_components_pb2.Component] | None = ...,
         kind: _components_pb2.ModelKind.ValueType = ...,
+        speech: _speech_pb2.Speech | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "bos_token_id", b"bos_token_id", "speech", b"speech"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "architecture", b"architecture", "bos_token_id", b"bos_token_id", "components", b"components", "d_head", b"d_head", "d_mlp", b"d_mlp", "d_model", b"d_model", "data_type", b"data_type", "hooks", b"hooks", "kind", b"kind", "max_tokens", b"max_tokens", "name", b"name", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "revision", b"revision", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id", "architecture", b"architecture", "bos_token_id", b"bos_token_id", "components", b"components", "d_head", b"d_head", "d_mlp", b"d_mlp", "d_model", b"d_model", "data_type", b"data_type", "hooks", b"hooks", "kind", b"kind", "max_tokens", b"max_tokens", "name", b"name", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "revision", b"revision", "speech", b"speech", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_token_id: _TypeAlias = _typing.Literal["bos_token_id"]  # noqa: Y015
     _WhichOneofArgType__bos_token_id: _TypeAlias = _typing.Literal["_bos_token_id", b"_bos_token_id"]  # noqa: Y015
@@ -226,21 +233,27 @@ class Prompt(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """UTF-8 text; the tokenizer adds the model's own start token, if it has one."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, taken as they are."""
 
+    @_builtins.property
+    def audio(self) -> _speech_pb2.Audio:
+        """What a model of speech hears; the content is what was said so far, without the end token that its tokenizer adds."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
+        audio: _speech_pb2.Audio | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015

@@ -8,6 +8,7 @@ from weft_activations.adapters.architectures.gemma import locate_gemma
 from weft_activations.adapters.architectures.gpt2 import locate_gpt2
 from weft_activations.adapters.architectures.gpt_neox import locate_gpt_neox
 from weft_activations.adapters.architectures.llama import locate_llama
+from weft_activations.adapters.architectures.whisper import locate_whisper
 from weft_activations.adapters.places import Located
 
 __all__ = ["locate"]
@@ -25,9 +26,10 @@ _FAMILIES: dict[str, Callable[[Any], Located]] = {
     "BertForMaskedLM": locate_bert,
     "RobertaModel": locate_bert,
     "RobertaForMaskedLM": locate_bert,
+    "WhisperForConditionalGeneration": locate_whisper,
 }
 
 
 def locate(model: Any) -> Located:
-    """Find the components of a model of one of `components.ARCHITECTURES`."""
+    """Find the components of a model of one of `components.ARCHITECTURES` or `components.SPEECH`."""
     return _FAMILIES[type(model).__name__](model)

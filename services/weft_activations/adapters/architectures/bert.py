@@ -71,6 +71,6 @@ def _head_places(model: Any) -> dict[str, Place]:
     }
 
 
-def _call(model: Any, tokens_BP: Tensor, all_logits: bool, cache: Any) -> Tensor | None:
+def _call(model: Any, tokens_BP: Tensor, all_logits: bool, cache: Any, features_BNS: Tensor | None) -> Tensor | None:
     logits_BPV: Tensor | None = getattr(model(tokens_BP), "logits", None)
     return logits_BPV

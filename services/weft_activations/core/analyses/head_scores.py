@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weft_activations.core.changing import Prompt
 from weft_activations.core.inference import Inference
 from weft_activations.core.ports import Array, Floats, ModelBackend, ModelInfo
+from weft_activations.core.speech import check_text_alone
 from weft_common.errors import InvalidArgumentError
 
 __all__ = ["HeadScores", "repeated_tokens", "score_heads", "score_pattern"]
@@ -61,6 +63,7 @@ async def score_heads(
     Score every head of a model, one sequence a turn on the models' thread.
 
     Raises:
+        FailedPreconditionError: A model of speech.
         InvalidArgumentError: Too many tokens or sequences, or more tokens than the vocabulary or the model has.
         ResourceExhaustedError: The patterns are more than a pass may hold.
     """
@@ -72,6 +75,7 @@ async def score_heads(
             raise InvalidArgumentError(f"{name} is {value}; give 0 to {most}", field=name)
     count, sequences = num_tokens or _DEFAULT_TOKENS, num_sequences or _DEFAULT_SEQUENCES
     info = await inference.describe(model_id)
+    check_text_alone(info, Prompt(), "prompt")
     longest = 2 * count + (info.bos_token_id is not None)
     if count < 2 or longest > info.max_tokens or count + 1 > info.vocab_size:
         raise InvalidArgumentError(
