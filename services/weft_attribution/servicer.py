@@ -134,12 +134,20 @@ class AttributionServicer(ReadingRpcs, AttentionRpcs, SteeringRpcs, BatchRpcs):
         wanted = GraphRequest(graph_id, settings, time.time(), request.request_id)
         if request.validate_only:
             return operations_pb2.Operation(name=self._operations.name(graph_id))
-        if self._operations.unfinished(KIND) >= self._max_waiting:
+        if self._operations.unfinished(KIND) >= self._max_waiting and not await self._is_there(graph_id):
             raise ResourceExhaustedError(
                 f"{self._max_waiting} graphs wait or are being made already; ask again when some are done, ask for "
                 "many in a batch, or raise WEFT_ATTRIBUTION_MAX_WAITING_GRAPHS"
             )
         return await self.start_graph(wanted)
+
+    async def _is_there(self, graph_id: str) -> bool:
+        """Whether a graph was asked for already: a request that is sent again takes no place in the queue."""
+        try:
+            await asyncio.to_thread(self._graphs.request, graph_id)
+        except NotFoundError:
+            return False
+        return True
 
     async def start_graph(self, wanted: GraphRequest) -> operations_pb2.Operation:
         """Write a graph's request down and start its work; the same one again is the same work."""

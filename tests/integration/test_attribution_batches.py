@@ -121,7 +121,7 @@ async def test_single_graphs_take_turns_with_a_batch(house: AttributionHouse) ->
 
 
 async def test_queue_has_an_end(house: AttributionHouse) -> None:
-    """More graphs than may wait are refused with what to do; when they are done there is room again."""
+    """More graphs than may wait are refused, one that is asked for again is not; when they are done there is room."""
     going = asyncio.Event()
     capture = house.runner.capture
 
@@ -130,13 +130,16 @@ async def test_queue_has_an_end(house: AttributionHouse) -> None:
         return await capture(*args)
 
     house.runner.capture = waiting  # type: ignore[method-assign]
+    specs = [messages_pb2.GraphSpec(prompt=f"capital{number}", **SPEC) for number in range(3)]
     asked = [
-        await house.client.graphs.create(f"g{number}", spec=messages_pb2.GraphSpec(prompt=f"capital{number}", **SPEC))
-        for number in range(3)
+        await house.client.graphs.create(f"g{number}", spec=each, request_id=f"r{number}")
+        for number, each in enumerate(specs)
     ]
     spec = messages_pb2.GraphSpec(prompt="another", **SPEC)
     with pytest.raises(ResourceExhaustedError, match="WAITING_GRAPHS"):
         await house.client.graphs.create("g9", spec=spec)
+    again = await house.client.graphs.create("g1", spec=specs[1], request_id="r1")
+    assert again.name == asked[1].name
     going.set()
     for operation in asked:
         await house.client.operations.wait(operation)
