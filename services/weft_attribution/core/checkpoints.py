@@ -21,7 +21,7 @@ from torch import Tensor
 from weft_attribution.core.weights import LayerWeights, LinearWeights, Norm
 from weft_common.errors import FailedPreconditionError, NotFoundError
 
-__all__ = ["load_linear_weights"]
+__all__ = ["Checkpoint", "load_linear_weights"]
 
 _LLAMA_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 _GEMMA_TYPES = ("gemma2", "gemma3_text")
@@ -30,7 +30,7 @@ _TURN_TOKENS = 4
 """Of Gemma 3's instructed models: the start, `<start_of_turn>`, `user` and a new line, as in circuit-tracer."""
 
 
-class _Checkpoint:
+class Checkpoint:
     """Named tensors of the safetensors files in one folder, read one at a time."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
@@ -105,7 +105,7 @@ def load_linear_weights(folder: Path, dtype: torch.dtype = torch.float32) -> Lin
         raise FailedPreconditionError(
             f"model type {kind!r} in {config_path} is not supported: expected one of {', '.join(loaders)}"
         )
-    return loaders[kind](config, _Checkpoint(folder, dtype))
+    return loaders[kind](config, Checkpoint(folder, dtype))
 
 
 def _layer(
@@ -129,11 +129,11 @@ def _layer(
     )
 
 
-def _load_llama(config: Mapping[str, Any], checkpoint: _Checkpoint) -> LinearWeights:
+def _load_llama(config: Mapping[str, Any], checkpoint: Checkpoint) -> LinearWeights:
     return _load_rms(config, checkpoint)
 
 
-def _load_gemma(config: Mapping[str, Any], checkpoint: _Checkpoint) -> LinearWeights:
+def _load_gemma(config: Mapping[str, Any], checkpoint: Checkpoint) -> LinearWeights:
     is_second = config["model_type"] == "gemma2"
     cap = config.get("final_logit_softcapping", _GEMMA2_LOGIT_CAP if is_second else None)
     instructed = not is_second and checkpoint.name.lower().endswith("-it")
@@ -148,9 +148,7 @@ def _load_gemma(config: Mapping[str, Any], checkpoint: _Checkpoint) -> LinearWei
     )
 
 
-def _load_rms(
-    config: Mapping[str, Any], checkpoint: _Checkpoint, *, added: float = 0.0, **others: Any
-) -> LinearWeights:
+def _load_rms(config: Mapping[str, Any], checkpoint: Checkpoint, *, added: float = 0.0, **others: Any) -> LinearWeights:
     """Read a model of Llama's shape; `added` is added to norm weights, `others` are fields of its weights."""
     num_heads, d_model = int(config["num_attention_heads"]), int(config["hidden_size"])
     has_post_norms = bool(others.get("has_post_norms"))
@@ -187,7 +185,7 @@ def _load_rms(
     )
 
 
-def _load_gpt2(config: Mapping[str, Any], checkpoint: _Checkpoint) -> LinearWeights:
+def _load_gpt2(config: Mapping[str, Any], checkpoint: Checkpoint) -> LinearWeights:
     prefix = "transformer." if checkpoint.has("transformer.wte.weight") else ""
     d_model = int(config["n_embd"])
     layers = []
@@ -218,7 +216,7 @@ def _load_gpt2(config: Mapping[str, Any], checkpoint: _Checkpoint) -> LinearWeig
     )
 
 
-def _load_gpt_neox(config: Mapping[str, Any], checkpoint: _Checkpoint) -> LinearWeights:
+def _load_gpt_neox(config: Mapping[str, Any], checkpoint: Checkpoint) -> LinearWeights:
     d_model, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     layers = []
     for layer in range(int(config["num_hidden_layers"])):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft_attribution.core.checkpoints import _Checkpoint
+from weft_attribution.core.checkpoints import Checkpoint
 from weft_attribution.core.weights import Norm
 
 __all__ = ["HeadSide", "QueryKeyWeights", "load_query_key"]
@@ -72,7 +72,7 @@ def load_query_key(folder: Path, layer: int, head: int, dtype: torch.dtype) -> Q
         dtype: What is computed in.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    checkpoint = _Checkpoint(folder, dtype)
+    checkpoint = Checkpoint(folder, dtype)
     if config["model_type"] == "gpt2":
         return _load_gpt2(config, checkpoint, layer, head)
     if config["model_type"] == "gpt_neox":
@@ -84,7 +84,7 @@ def _side(before: Norm, project_ED: Tensor, bias_E: Tensor, norm_E: Tensor | Non
     return HeadSide(before.fold(project_ED), bias_E + before.offset(project_ED), norm_E)
 
 
-def _load_rms(config: Mapping[str, Any], checkpoint: _Checkpoint, layer: int, head: int) -> QueryKeyWeights:
+def _load_rms(config: Mapping[str, Any], checkpoint: Checkpoint, layer: int, head: int) -> QueryKeyWeights:
     is_gemma = str(config["model_type"]).startswith("gemma")
     heads = int(config["num_attention_heads"])
     key_head = head // (heads // int(config.get("num_key_value_heads") or heads))
@@ -111,7 +111,7 @@ def _load_rms(config: Mapping[str, Any], checkpoint: _Checkpoint, layer: int, he
     )
 
 
-def _load_gpt2(config: Mapping[str, Any], checkpoint: _Checkpoint, layer: int, head: int) -> QueryKeyWeights:
+def _load_gpt2(config: Mapping[str, Any], checkpoint: Checkpoint, layer: int, head: int) -> QueryKeyWeights:
     prefix = "transformer." if checkpoint.has("transformer.wte.weight") else ""
     d_model, size = int(config["n_embd"]), int(config["n_embd"]) // int(config["n_head"])
     base = f"{prefix}h.{layer}."
@@ -128,7 +128,7 @@ def _load_gpt2(config: Mapping[str, Any], checkpoint: _Checkpoint, layer: int, h
     return QueryKeyWeights(sides[0], sides[1], head, scaling, epsilon=0.0, num_rotated=0)
 
 
-def _load_gpt_neox(config: Mapping[str, Any], checkpoint: _Checkpoint, layer: int, head: int) -> QueryKeyWeights:
+def _load_gpt_neox(config: Mapping[str, Any], checkpoint: Checkpoint, layer: int, head: int) -> QueryKeyWeights:
     d_model, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     base = f"gpt_neox.layers.{layer}."
     before = checkpoint.layer_norm(f"{base}input_layernorm")
