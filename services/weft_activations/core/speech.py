@@ -99,7 +99,8 @@ def read_wav(content: bytes, sizes: SpeechSizes, field: str) -> Floats:
                     f"the WAV file has {channels} channels; send 1 to {_MAX_CHANNELS}", field=field
                 )
             data = file.readframes(frames)
-    except (wave.Error, EOFError) as error:
+    # `wave` leaves sizes that point past the end to a RuntimeError without words.
+    except (wave.Error, EOFError, RuntimeError) as error:
         raise InvalidArgumentError(
             f"this is no WAV file of integer samples ({error or 'it ends too early'}); send PCM of 8 to 32 bits",
             field=field,
