@@ -99,10 +99,10 @@ def read_wav(content: bytes, sizes: SpeechSizes, field: str) -> Floats:
                     f"the WAV file has {channels} channels; send 1 to {_MAX_CHANNELS}", field=field
                 )
             data = file.readframes(frames)
-    # `wave` leaves sizes that point past the end to a RuntimeError without words.
-    except (wave.Error, EOFError, RuntimeError) as error:
+    # Its reader of chunks gives up on lengths that cannot be with a bare RuntimeError.
+    except (wave.Error, EOFError, RuntimeError, ValueError) as error:
         raise InvalidArgumentError(
-            f"this is no WAV file of integer samples ({error or 'it ends too early'}); send PCM of 8 to 32 bits",
+            f"this is no WAV file of integer samples ({str(error) or 'it ends too early'}); send PCM of 8 to 32 bits",
             field=field,
         ) from error
     if len(data) != frames * channels * width:

@@ -346,6 +346,7 @@ SILENCE = np.zeros((160, 1))
         (None, "there is none; set prompt.audio.wav"),
         (Audio(), "there is none"),
         (Audio(wav=b"RIFF"), "no WAV file"),
+        (Audio(wav=wav(SILENCE)[:17] + b"\x01" + wav(SILENCE)[18:36]), "no WAV file"),
         (Audio(wav=wav(SILENCE)[:-10]), "cut off: 310 of 320 bytes"),
         (Audio(wav=wav(SILENCE, rate=44_100)), "44100 samples a second; send 16000"),
         (Audio(wav=wav(np.zeros((16_001, 1)))), "16001 samples; send 1 to 16000, 1 seconds"),
