@@ -9,7 +9,7 @@ import pytest
 
 from weft_client.plan.estimate import BITS, dataset_bytes
 from weft_store import open_store
-from weft_store.shard import CodecSpec, ShardReader, encode_shard, learn_basis
+from weft_store.shard import CodecSpec, ShardReader, encode_shard
 
 pytestmark = pytest.mark.real
 
@@ -57,13 +57,13 @@ def test_uniform_meets_the_wanted_fvu_on_the_model(streams: dict[str, np.ndarray
         np.testing.assert_allclose(error / deviation, target, rtol=0.02)
 
 
-@pytest.mark.parametrize(("codec", "target"), [("uniform", 1e-3), ("klt", 1e-3), ("bf16", 0.0)])
+# A basis of a thousand tokens would fit these tokens and no others, so that klt's size here says nothing of a dataset's.
+@pytest.mark.parametrize(("codec", "target"), [("uniform", 1e-3), ("bf16", 0.0)])
 def test_planned_dataset_bytes_are_those_of_the_model(
     streams: dict[str, np.ndarray], codec: str, target: float
 ) -> None:
     """`weft plan` knows within 15 % how large a shard of what SmolLM2 really computes is."""
     given = {"input": streams["mlp_in"], "output": streams["mlp_out"]}
-    basis = learn_basis(given) if codec == "klt" else None
-    shard = encode_shard(given, CodecSpec(codec, target), attributes={}, basis=basis)
+    shard = encode_shard(given, CodecSpec(codec, target), attributes={})
     layers, num_tokens, width = streams["mlp_in"].shape
     assert dataset_bytes(layers, width, num_tokens, BITS[codec]) == pytest.approx(len(shard.data), rel=0.15)
