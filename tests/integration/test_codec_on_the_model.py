@@ -57,7 +57,7 @@ def test_uniform_meets_the_wanted_fvu_on_the_model(streams: dict[str, np.ndarray
         np.testing.assert_allclose(error / deviation, target, rtol=0.02)
 
 
-# A basis of a thousand tokens would fit these tokens and no others, so that klt's size here says nothing of a dataset's.
+# A basis of a thousand tokens fits these tokens and no others: klt's size here would say nothing of a dataset's.
 @pytest.mark.parametrize(("codec", "target"), [("uniform", 1e-3), ("bf16", 0.0)])
 def test_planned_dataset_bytes_are_those_of_the_model(
     streams: dict[str, np.ndarray], codec: str, target: float
