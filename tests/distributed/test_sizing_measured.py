@@ -26,8 +26,8 @@ pytestmark = pytest.mark.distributed
 
 WITHIN = 0.1
 # A difference of two peaks, each of which the allocator moves by up to 10 MiB from run to run; and the JumpReLU run's
-# lists grow from step to step, so that what is kept of the shorter ones counts too, for which the plan takes half of all
-# features as active.
+# lists grow from step to step, so that what is kept of the shorter ones counts too: the plan takes half of all features
+# as active for that.
 WITHIN_GROWTH = {"features": 0.15, "jump": 0.2, "tokens": 0.15}
 _MOVED_BYTES = 20 << 20
 SHAPES = {"small": (3, 16, ROW_GROUP_TOKENS), "wide": (8, 256, 1024)}
