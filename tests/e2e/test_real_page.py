@@ -100,9 +100,9 @@ async def test_graph_of_a_real_prompt_is_read_on_the_page(page: Page, up: tuple[
 async def test_questions_on_the_page_get_the_services_answers(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
     """Scores of pins, paths, summary and comparison on the page are those of the command line."""
     run, summary = up
-    files = [Path(graph["json"]) for graph in summary["graphs"]]
-    graph = json.loads(files[0].read_text())
-    name, console = files[0].stem, run.endpoints["console"]
+    file, *_ = [Path(graph["json"]) for graph in summary["graphs"]]
+    graph = json.loads(file.read_text())
+    name, console = file.stem, run.endpoints["console"]
 
     def asked(*arguments: str) -> Any:
         result = run.weft("graphs", *arguments, "--json")
@@ -131,11 +131,16 @@ async def test_questions_on_the_page_get_the_services_answers(page: Page, up: tu
     await expect(page.locator(".supernode")).to_have_count(len(told["supernodes"]))
     await page.screenshot(path=ARTIFACTS / "summary.png")
 
+    transcoder = asked("get", name)["spec"]["transcoder"].removeprefix("transcoders/")
+    made = run.weft("graphs", "create", "italy", "--prompt", "The capital of Italy is", "--transcoder", transcoder)
+    assert made.returncode == 0, made.stderr
+    await page.reload()
     await page.get_by_role("radiogroup", name="View").get_by_text("Compare").click()
-    await page.get_by_label("Compare with").select_option(files[1].stem)
-    overlap = asked("compare", name, files[1].stem)["overlap"]
+    await page.get_by_label("Compare with").select_option("italy")
+    overlap = asked("compare", name, "italy")["overlap"]
     await expect(page.locator("[data-stat=overlap]")).to_have_text(f"{100 * overlap:.1f}%")
     await page.screenshot(path=ARTIFACTS / "compare.png")
+    assert run.weft("graphs", "delete", "italy").returncode == 0
 
 
 async def test_run_and_dataset_pages_show_the_demos(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
