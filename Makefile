@@ -96,6 +96,10 @@ bench-long-run: setup-dev model  ## Train for half an hour, evaluate, and write 
 bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circuit-tracer PYTHON")
 	$(BIN)/python benchmarks/attribution/bench_graphs.py $(GRAPH_FLAGS)
 
+.PHONY: bench-whole-graphs
+bench-whole-graphs: setup-dev model  ## Whole attribution graphs through the services (GRAPH_FLAGS)
+	$(BIN)/python benchmarks/attribution/bench_whole.py $(GRAPH_FLAGS)
+
 .PHONY: bench-growth
 bench-growth: setup-dev model  ## Growth of attribution graphs over tokens and active features (GROWTH_FLAGS)
 	$(BIN)/python benchmarks/attribution/bench_growth.py $(GROWTH_FLAGS)
