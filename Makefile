@@ -96,6 +96,10 @@ bench-long-run: setup-dev model  ## Train for half an hour, evaluate, and write 
 bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circuit-tracer PYTHON")
 	$(BIN)/python benchmarks/attribution/bench_graphs.py $(GRAPH_FLAGS)
 
+.PHONY: bench-same-graph
+bench-same-graph: setup-dev model  ## Whole graphs against circuit-tracer's (GRAPH_FLAGS="--circuit-tracer PYTHON")
+	$(BIN)/python benchmarks/attribution/compare_graphs.py $(GRAPH_FLAGS)
+
 .PHONY: bench-growth
 bench-growth: setup-dev model  ## Growth of attribution graphs over tokens and active features (GROWTH_FLAGS)
 	$(BIN)/python benchmarks/attribution/bench_growth.py $(GROWTH_FLAGS)
