@@ -100,6 +100,10 @@ bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circui
 bench-whole-graphs: setup-dev model  ## Whole attribution graphs through the services (GRAPH_FLAGS)
 	$(BIN)/python benchmarks/attribution/bench_whole.py $(GRAPH_FLAGS)
 
+.PHONY: bench-same-graph
+bench-same-graph: setup-dev model  ## Whole graphs against circuit-tracer's (GRAPH_FLAGS="--circuit-tracer PYTHON")
+	$(BIN)/python benchmarks/attribution/compare_graphs.py $(GRAPH_FLAGS)
+
 .PHONY: bench-growth
 bench-growth: setup-dev model  ## Growth of attribution graphs over tokens and active features (GROWTH_FLAGS)
 	$(BIN)/python benchmarks/attribution/bench_growth.py $(GROWTH_FLAGS)
