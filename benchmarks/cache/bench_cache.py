@@ -5,11 +5,11 @@ Measure the cache: bits, errors and rates of the codecs, and the way from a buck
         [--training] [--sequences 24] [--sequence-tokens 512] [--rounds 5] [--quick] [--threads 2]
 
 The peer is CLT-Forge's `CompressedActivationsStore` out of a working tree of its code, int8 with zstd -3 as it is set
-by default, in a process and environment of its own; without `--clt-forge` its rows are left out. The bound is the rate
-of a Gaussian with the same covariance at the same error. Writes `.weft/bench/cache.json`, whose rows are kept where a
-part is not measured again, and fills `docs/benchmarks/cache.md`. `--training` trains fifteen small CLTs, for about a
-quarter of an hour on two cores. `--quick` tries all of it at a size at which only the rows' form means something, and
-fills no page.
+by default, in a process and environment of its own; without `--clt-forge` its rows are left out. Rates depend on the
+allocator in LD_PRELOAD, which both sides have; those of another one are kept. The bound is the rate of a Gaussian with
+the same covariance at the same error. Writes `.weft/bench/cache.json`, whose rows are kept where a part is not measured
+again, and fills `docs/benchmarks/cache.md`. `--training` trains fifteen small CLTs, for about a quarter of an hour on
+two cores. `--quick` tries all of it at a size at which only the rows' form means something, and fills no page.
 """
 
 from __future__ import annotations
@@ -116,8 +116,10 @@ def main() -> None:
         print(f"{row['name']:84}{row['ours']:10.4g}{peer} {row['unit']}", flush=True)
     parts = [*options.only, *(["training"] if options.training else [])]
     again = {of for part in parts for of in PARTS[part]}
+    allocators = {row.get("allocator") for row in rows}
     if options.out.is_file() and not options.quick:
-        rows = [row for row in json.loads(options.out.read_text()) if row.get("of") not in again] + rows
+        before = json.loads(options.out.read_text())
+        rows = [row for row in before if row["of"] not in again or row.get("allocator") not in allocators] + rows
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(rows, indent=1) + "\n")
     if not options.quick:

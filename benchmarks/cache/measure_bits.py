@@ -53,7 +53,7 @@ def _rows(
     given = {**what, "unit": "bits/value"}
 
     def row(label: str, ours: float, peer: float, **more: Any) -> Row:
-        return {"name": f"{name}: {label}", "ours": ours, "peer": peer, "ratio": ours / peer, **given, **more}
+        return {"name": f"{name}: {label}", "ours": ours, "peer": peer, "ratio": peer / ours, **given, **more}
 
     beside = {"of": "bits", "layers": bits.tolist()}
     yield row("bits beside the entropy of the codes", float(bits.mean()), float(entropies.mean()), **beside,

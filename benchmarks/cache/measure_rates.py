@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ def rate_rows(streams: Streams, peer: Peer | None, folder: Path, rounds: int, co
         for way in ("write", "read") if peer else ():
             taken.setdefault(("CLT-Forge", way), []).append(peer.ask(way)["cpu_s"])
     megabytes = 2 * 2 * streams["input"].size / 1e6
+    allocator = Path(os.environ.get("LD_PRELOAD", "").split(":", 1)[0]).name or "allocator of the C library"
     # The first round compiles loops and fills caches.
     rates = {what: megabytes / statistics.median(times[1:]) for what, times in taken.items()}
     for (name, way), rate in rates.items():
@@ -47,9 +49,9 @@ def rate_rows(streams: Streams, peer: Peer | None, folder: Path, rounds: int, co
         other = rates.get(("CLT-Forge", way))
         beside = " beside CLT-Forge's int8 with zstd" if other else ""
         yield {
-            "name": f"{name}: {'encode' if way == 'write' else 'decode to bfloat16'}{beside}",
+            "name": f"{name}: {'encode' if way == 'write' else 'decode to bfloat16'}, {allocator}{beside}",
             "ours": rate, "peer": other, "ratio": rate / other if other else None, "unit": "MB/s of bfloat16",
-            "wanted": _WANTED.get((name, way)), "of": "rate",
+            "wanted": _WANTED.get((name, way)), "of": "rate", "allocator": allocator,
             "conditions": f"{conditions}; both streams, to and from a file, one core, processor time, median of "
             f"{rounds} rounds in which sides take turns; weft reads row group by row group, CLT-Forge its whole file",
         }  # fmt: skip

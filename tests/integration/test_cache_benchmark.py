@@ -46,5 +46,5 @@ def test_cache_benchmark_writes_rows_and_page(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program, page, out], check=True, cwd=_FOLDER)
     text = page.read_text()
     assert "| klt | 0.01 | `resid_mid` |" in text
-    assert "| uniform: encode |" in text
+    assert "| uniform: encode, allocator of the C library |" in text
     assert (tmp_path / "docs" / "images" / "cache-bits.svg").read_text().lstrip().startswith("<?xml")
