@@ -5,11 +5,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from weft.attribution.v1 import service_pb2, service_pb2_grpc
+from weft.features.v1 import labels_pb2, labels_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.faithfulness import FaithfulnessSweep
 from weft_attribution.core.frozen_graphs import FrozenGraphs
 from weft_attribution.core.graphs import Graphs, ModelFolder
+from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
@@ -18,6 +20,7 @@ from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
+from weft_attribution.servicer_labels import LabelServicer
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
 from weft_common.operations import OperationManager
 from weft_common.operations_servicer import operations_registration
@@ -78,6 +81,7 @@ async def registrations(
     )
     batches.operations, batches.start_graph = manager, attribution.start_graph
     features = FeatureServicer(store, runner, models)
+    labels = LabelServicer(store, LabelStore(store))
     async with manager.run():
         yield [
             Registration(
@@ -87,6 +91,10 @@ async def registrations(
             Registration(
                 features_pb2.DESCRIPTOR.services_by_name["FeatureService"].full_name,
                 lambda server: features_pb2_grpc.add_FeatureServiceServicer_to_server(features, server),
+            ),
+            Registration(
+                labels_pb2.DESCRIPTOR.services_by_name["LabelService"].full_name,
+                lambda server: labels_pb2_grpc.add_LabelServiceServicer_to_server(labels, server),
             ),
             operations_registration(manager),
         ]

@@ -23,6 +23,7 @@ from weft_client.cli import (
     graphs,
     harvests,
     health,
+    labels,
     models,
     runs,
     tracking,
@@ -99,5 +100,6 @@ graphs.app.command("batch")(graph_batches.create_batch)
 graphs.app.command("steer")(graph_steering.steer)
 graphs.app.command("faithfulness")(graph_steering.measure_faithfulness)
 app.add_typer(graphs.app, name="graphs")
+app.add_typer(labels.app, name="labels")
 
 __all__ = ["app"]

@@ -14,6 +14,7 @@ from weft_client.sync.datasets import Datasets
 from weft_client.sync.features import Features
 from weft_client.sync.graphs import Graphs
 from weft_client.sync.harvests import Harvests
+from weft_client.sync.labels import Labels
 from weft_client.sync.models import Models
 from weft_client.sync.operations import Operations
 from weft_client.sync.runs import Runs
@@ -40,6 +41,7 @@ class Client:
         self.transcoders = Transcoders(self._connection)
         self.graphs = Graphs(self._connection)
         self.features = Features(self._connection)
+        self.labels = Labels(self._connection)
         self.operations = Operations(self._connection)
 
     @classmethod

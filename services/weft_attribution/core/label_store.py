@@ -1,0 +1,229 @@
+"""
+Labels in the bucket.
+
+    features/{transcoder}/labels/{layer}/{page}.json                     the last revisions of 256 features each
+    features/{transcoder}/label-revisions/{layer}-{index}/{number}.json  what no longer fits in there, one revision each
+
+A change is one conditional write of one page, so that of two writers at once neither loses anything. A page is bounded,
+since a feature keeps a few revisions in it and older ones move out; one that stands never does.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from weft_attribution.core.labels import Label, Origin, Place, latest, same_words, standing
+from weft_common.errors import AlreadyExistsError, ConflictError, DataLossError, FailedPreconditionError, NotFoundError
+from weft_store.documents import Document, create_json, encode_json, read_json, update_json
+from weft_store.port import ObjectStore
+
+__all__ = ["Imported", "LabelStore", "LabelledFeature"]
+
+FEATURES_A_PAGE = 256
+REVISIONS_A_FEATURE = 8
+MAX_REVISIONS = 100_000
+
+
+@dataclass(frozen=True)
+class LabelledFeature:
+    """
+    What a page holds of one feature.
+
+    Args:
+        place: The feature.
+        revisions: The last ones, oldest first, and those that stand.
+    """
+
+    place: Place
+    revisions: tuple[Label, ...]
+
+    @property
+    def etag(self) -> str:
+        """Changes with everything that is said."""
+        return str(self.revisions[-1].revision) if self.revisions else "0"
+
+    def label(self, origin: Origin | None = None) -> Label | None:
+        """What stands, or what one origin says."""
+        return standing(self.revisions) if origin is None else latest(self.revisions, origin)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """How many labels an import added, and how many were there already."""
+
+    num_added: int
+    num_unchanged: int
+
+
+class LabelStore:
+    """
+    Reads and writes the labels of all transcoders. Calls block.
+
+    Args:
+        store: The bucket.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+
+    def get(self, transcoder: str, place: Place) -> LabelledFeature:
+        """What the page has of one feature; without revisions where nothing was ever said."""
+        try:
+            document, _ = read_json(self._store, _key(transcoder, place))
+        except NotFoundError:
+            document = {}
+        return _labels(document, place)
+
+    def add(self, transcoder: str, label: Label, *, etag: str = "") -> LabelledFeature:
+        """
+        Keep a label as the newest revision of its feature; one without text withdraws what its origin said.
+
+        Args:
+            transcoder: Id of the transcoder.
+            label: A checked label, or one without text.
+            etag: What the feature's must be; empty for any.
+
+        Raises:
+            ConflictError: The etag is another by now.
+            NotFoundError: There is nothing to withdraw.
+        """
+
+        def change(document: Document) -> Document:
+            there = _labels(document, label.place)
+            if etag and etag != there.etag:
+                raise ConflictError(
+                    f"feature {_id(label.place)} is at etag {there.etag}, not {etag[:40]!r}: somebody else has said "
+                    "something meanwhile; read the label again and decide anew"
+                )
+            if not label.text and there.label(label.origin) is None:
+                raise NotFoundError(f"feature {_id(label.place)} has no label of a {label.origin.value}")
+            return self._with(transcoder, document, label)
+
+        return _labels(self._change(_key(transcoder, label.place), change), label.place)
+
+    def add_many(self, transcoder: str, labels: Sequence[Label]) -> Imported:
+        """
+        Keep many labels, a page at a time; what is there word for word is left.
+
+        Where it fails between two pages, the pages before are written; the same call again writes the others.
+        """
+        by_page: dict[str, list[Label]] = defaultdict(list)
+        for label in labels:
+            by_page[_key(transcoder, label.place)].append(label)
+        num_added = 0
+        for key, group in by_page.items():
+            added: list[Label] = []
+
+            def change(document: Document, group: list[Label] = group, added: list[Label] = added) -> Document:
+                added.clear()
+                for label in group:
+                    there = _labels(document, label.place).label(label.origin)
+                    if there is None or not same_words(there, label):
+                        document = self._with(transcoder, document, label)
+                        added.append(label)
+                return document
+
+            self._change(key, change)
+            num_added += len(added)
+        return Imported(num_added, len(labels) - num_added)
+
+    def walk(
+        self, transcoder: str, *, layer: int | None = None, after: Place | None = None
+    ) -> Iterator[LabelledFeature]:
+        """All features that something was ever said of, by layer and index, beginning after a place."""
+        folder = f"features/{transcoder}/labels/"
+        first = "" if after is None else _key(transcoder, after)
+        for info in self._store.list(folder if layer is None else f"{folder}{layer:04d}/"):
+            if info.key < first:
+                continue
+            try:
+                document, _ = read_json(self._store, info.key)
+            except NotFoundError:
+                continue
+            for place in sorted(_places(info.key, document)):
+                if after is None or place > after:
+                    yield _labels(document, place)
+
+    def history(self, transcoder: str, place: Place) -> list[Label]:
+        """Every revision of a feature, newest first."""
+        # The page comes first: a revision leaves it after it was written elsewhere.
+        found = {each.revision: each for each in self.get(transcoder, place).revisions}
+        for info in self._store.list(f"{_history(transcoder, place)}/"):
+            document, _ = read_json(self._store, info.key)
+            label = Label.from_json(place, document)
+            found.setdefault(label.revision, label)
+        return [found[number] for number in sorted(found, reverse=True)]
+
+    def _with(self, transcoder: str, document: Document, label: Label) -> Document:
+        """A page with one label more; what has no place in it any more is written elsewhere before."""
+        there = list(_labels(document, label.place).revisions)
+        number = there[-1].revision + 1 if there else 1
+        if number > MAX_REVISIONS:
+            raise FailedPreconditionError(
+                f"feature {_id(label.place)} was labelled {MAX_REVISIONS} times; that is all that is kept"
+            )
+        there.append(replace(label, revision=number, create_s=self._clock()))
+        while len(there) > REVISIONS_A_FEATURE:
+            kept = {each.revision for each in (_last(there, origin) for origin in Origin) if each is not None}
+            oldest = next(each for each in there if each.revision not in kept)
+            # The same bytes whoever writes them.
+            self._store.put(f"{_history(transcoder, label.place)}/{oldest.revision:06d}.json", _encoded(oldest))
+            there.remove(oldest)
+        features = dict(document.get("features", {}))
+        features[str(label.place.index)] = [each.to_json() for each in there]
+        return {**document, "features": features}
+
+    def _change(self, key: str, change: Callable[[Document], Document]) -> Document:
+        while True:
+            try:
+                return update_json(self._store, key, change)
+            except NotFoundError:
+                document = change({})
+                if not document:
+                    return document
+            try:
+                create_json(self._store, key, document)
+            except AlreadyExistsError:
+                continue
+            return document
+
+
+def _last(revisions: Sequence[Label], origin: Origin) -> Label | None:
+    """The last revision of an origin, withdrawn or not: without it, the one before would stand again."""
+    return next((each for each in reversed(revisions) if each.origin is origin), None)
+
+
+def _encoded(label: Label) -> bytes:
+    return encode_json(label.to_json())
+
+
+def _id(place: Place) -> str:
+    return f"{place.layer}-{place.index}"
+
+
+def _key(transcoder: str, place: Place) -> str:
+    # Padded, so that keys are in the order of numbers.
+    return f"features/{transcoder}/labels/{place.layer:04d}/{place.index // FEATURES_A_PAGE:07d}.json"
+
+
+def _history(transcoder: str, place: Place) -> str:
+    return f"features/{transcoder}/label-revisions/{_id(place)}"
+
+
+def _places(key: str, document: Mapping[str, Any]) -> list[Place]:
+    layer, features = key.split("/")[-2], document.get("features")
+    if not isinstance(features, dict) or not layer.isdecimal() or not all(index.isdecimal() for index in features):
+        raise DataLossError(f"object {key!r} is no page of labels; restore it from a backup")
+    return [Place(int(layer), int(index)) for index in features]
+
+
+def _labels(document: Mapping[str, Any], place: Place) -> LabelledFeature:
+    features = document.get("features", {})
+    revisions = features.get(str(place.index), ()) if isinstance(features, dict) else None
+    if not isinstance(revisions, list | tuple):
+        raise DataLossError(f"the page with the labels of feature {_id(place)} is damaged; restore it from a backup")
+    return LabelledFeature(place, tuple(Label.from_json(place, each) for each in revisions))

@@ -1,0 +1,113 @@
+"""Labels of features."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from weft.features.v1 import labels_pb2, labels_pb2_grpc
+from weft_client.aio.calls import pages, unary
+from weft_client.aio.connection import AsyncConnection
+from weft_client.names import full_name
+
+IMPORT_S = 300.0
+"""Deadline of one call with many labels, in seconds."""
+_LABELS_A_CALL = 1_000
+_LABELS_A_PAGE = 1_000
+
+
+class AsyncLabels:
+    """What people and models say that features stand for; served by the attribution service."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @property
+    def _stub(self) -> "labels_pb2_grpc.LabelServiceAsyncStub":
+        return labels_pb2_grpc.LabelServiceStub(self._connection.channel("attribution"))
+
+    async def get(self, transcoder: str, *, layer: int, index: int) -> labels_pb2.Label:
+        """The label that stands; NotFoundError where there is none."""
+        return await unary(self._stub.GetLabel, labels_pb2.GetLabelRequest(name=_name(transcoder, layer, index)))
+
+    async def set(
+        self, transcoder: str, *, layer: int, index: int, text: str, author: str = "", etag: str = ""
+    ) -> labels_pb2.Label:
+        """
+        Label a feature as a person.
+
+        Args:
+            transcoder: Id or name.
+            layer: Layer of the feature.
+            index: Index within the layer.
+            text: One line of plain text.
+            author: Who says it.
+            etag: That of the label it is to follow, or "0" where there must be none; ConflictError where it is another.
+        """
+        label = labels_pb2.Label(
+            name=_name(transcoder, layer, index), text=text, origin=labels_pb2.LABEL_ORIGIN_HUMAN, author=author
+        )
+        return await unary(self._stub.UpdateLabel, labels_pb2.UpdateLabelRequest(label=label, etag=etag))
+
+    async def delete(
+        self,
+        transcoder: str,
+        *,
+        layer: int,
+        index: int,
+        origin: labels_pb2.LabelOrigin.ValueType = labels_pb2.LABEL_ORIGIN_HUMAN,
+        etag: str = "",
+    ) -> None:
+        """Withdraw what an origin says of a feature; the history keeps it."""
+        name = _name(transcoder, layer, index)
+        await unary(self._stub.DeleteLabel, labels_pb2.DeleteLabelRequest(name=name, origin=origin, etag=etag))
+
+    def list(
+        self,
+        transcoder: str,
+        *,
+        layer: int | None = None,
+        origin: labels_pb2.LabelOrigin.ValueType = labels_pb2.LABEL_ORIGIN_UNSPECIFIED,
+    ) -> AsyncIterator[labels_pb2.Label]:
+        """Labels that stand, by layer and index; with an origin, what that one says, also where another one stands."""
+        request = labels_pb2.ListLabelsRequest(
+            parent=full_name("transcoders", transcoder), layer=layer, origin=origin, page_size=_LABELS_A_PAGE
+        )
+        return pages(self._stub.ListLabels, request, lambda page: page.labels)
+
+    def history(self, transcoder: str, *, layer: int, index: int) -> AsyncIterator[labels_pb2.Label]:
+        """Everything that was ever said of a feature, newest first."""
+        request = labels_pb2.ListLabelRevisionsRequest(name=_name(transcoder, layer, index))
+        return pages(self._stub.ListLabelRevisions, request, lambda page: page.revisions)
+
+    async def add(
+        self, transcoder: str, labels: Iterable[labels_pb2.Label], *, validate_only: bool = False
+    ) -> labels_pb2.ImportLabelsResponse:
+        """
+        Add many labels, a thousand a call; sent again, it changes nothing more.
+
+        Args:
+            transcoder: Id or name.
+            labels: With layer, index, text and origin; `weft_client.label_files` reads them from files.
+            validate_only: Check everything and change nothing.
+        """
+        parent = full_name("transcoders", transcoder)
+        done = labels_pb2.ImportLabelsResponse()
+        for group in _groups(labels):
+            request = labels_pb2.ImportLabelsRequest(parent=parent, labels=group, validate_only=validate_only)
+            part = await unary(self._stub.ImportLabels, request, timeout_s=IMPORT_S)
+            done.num_added += part.num_added
+            done.num_unchanged += part.num_unchanged
+        return done
+
+
+def _name(transcoder: str, layer: int, index: int) -> str:
+    return f"{full_name('transcoders', transcoder)}/features/{layer}-{index}/label"
+
+
+def _groups(labels: Iterable[labels_pb2.Label]) -> Iterable[Sequence[labels_pb2.Label]]:
+    group: list[labels_pb2.Label] = []
+    for label in labels:
+        group.append(label)
+        if len(group) == _LABELS_A_CALL:
+            yield group
+            group = []
+    if group:
+        yield group
