@@ -229,6 +229,7 @@ class Graphs:
         for key in (graph_key(graph_id), summary_key(graph_id), edges_key(graph_id)):
             self._store.delete(key)
         self._partial.delete(graph_id)
+        self._cache.forget(graph_id)
         self._store.delete(request_key(graph_id))
 
     async def build(self, request: GraphRequest, progress: ProgressFn) -> Json:
@@ -306,9 +307,8 @@ class Graphs:
                     },
                     "json": content,
                 }
-                kept_document = self._keep(request, document)
                 self._cache.note(made_of, request)
-                return kept_document
+                return self._keep(request, document)
 
         return await _in_thread(compute)
 
@@ -343,6 +343,7 @@ class Graphs:
         statistics = {
             **source["statistics"], **kept, "seconds": seconds, "stage_seconds": {"store": seconds}, "reused": True,
         }  # fmt: skip
+        self._cache.note(made_of, request)
         return self._keep(request, {**source, "json": content, "statistics": statistics})
 
     def pruned(self, graph_id: str, node_threshold: float, edge_threshold: float) -> tuple[GraphRequest, Json]:
