@@ -35,6 +35,8 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     """Most graphs that are asked for one by one and not done; more are refused. A batch counts two at most."""
     memory_bytes: int = Field(default=1 << 30, ge=64 << 20)
     """Memory of one graph's sweep, in bytes; decoders beyond half of it lie in scratch files."""
+    shared_rows: int = Field(default=0, ge=0, le=1 << 20)
+    """Rows of a graph that another replica may take at a time; 0 has each replica make its graphs alone."""
     max_capture_bytes: int = 1 << 29
     """Largest tensor accepted from a capture, in bytes."""
     threads: int = 0

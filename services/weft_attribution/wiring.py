@@ -1,5 +1,7 @@
 """How the attribution service is put together from a bucket, a base model and a folder of models."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,11 +12,14 @@ from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.faithfulness import FaithfulnessSweep
 from weft_attribution.core.frozen_graphs import FrozenGraphs
+from weft_attribution.core.gate import Gate
 from weft_attribution.core.graphs import Graphs, ModelFolder
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.open_graphs import OpenGraphs
+from weft_attribution.core.pipeline import Limits
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
+from weft_attribution.core.row_helper import RowHelper
 from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureServicer
@@ -22,6 +27,8 @@ from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
 from weft_attribution.servicer_labels import LabelServicer
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
+from weft_common.errors import WeftError
+from weft_common.logging import get_logger
 from weft_common.operations import OperationManager
 from weft_common.operations_servicer import operations_registration
 from weft_common.server import Registration
@@ -31,6 +38,9 @@ from weft_store.port import ObjectStore
 __all__ = ["SERVICE", "registrations"]
 
 SERVICE = "attribution"
+_LOOK_S = 2.0
+"""Seconds between two looks for graphs that hand out rows."""
+_log = get_logger(__name__)
 
 
 @asynccontextmanager
@@ -43,12 +53,13 @@ async def registrations(
     max_features: int,
     memory_bytes: int = 1 << 30,
     workers: int = 1,
+    shared_rows: int = 0,
     max_message_bytes: int = 64 << 20,
     max_waiting: int = 1000,
     observe: Callable[[Mapping[str, float]], None],
 ) -> AsyncIterator[Sequence[Registration]]:
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
-    models, opened = ModelFolder(models_dir), OpenGraphs(store)
+    models, opened, gate = ModelFolder(models_dir), OpenGraphs(store), Gate()
     graphs = Graphs(
         store,
         runner,
@@ -57,8 +68,12 @@ async def registrations(
         max_features=max_features,
         memory_bytes=memory_bytes,
         workers=workers,
+        part_rows=shared_rows,
+        gate=gate,
         opened=opened,
     )
+    limits = Limits(batch_size=0, workers=workers, max_active=max_features, max_features=0, memory_bytes=memory_bytes)
+    helper = RowHelper(store, models, limits, gate, _warn) if shared_rows else None
     steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
     batches = BatchWork(graphs)
     kinds = {
@@ -82,7 +97,7 @@ async def registrations(
     batches.operations, batches.start_graph = manager, attribution.start_graph
     features = FeatureServicer(store, runner, models)
     labels = LabelServicer(store, LabelStore(store))
-    async with manager.run():
+    async with manager.run(), _helping(helper):
         yield [
             Registration(
                 service_pb2.DESCRIPTOR.services_by_name["AttributionService"].full_name,
@@ -98,3 +113,35 @@ async def registrations(
             ),
             operations_registration(manager),
         ]
+
+
+@asynccontextmanager
+async def _helping(helper: RowHelper | None) -> AsyncIterator[None]:
+    """Help with graphs that other replicas make, for as long as the context lasts."""
+    if helper is None:
+        yield
+        return
+    stopping = threading.Event()
+
+    async def look_forever() -> None:
+        while not stopping.is_set():
+            helped = 0
+            try:
+                helped = await asyncio.to_thread(helper.look, lambda: not stopping.is_set())
+            except WeftError as error:
+                # The next look may find the bucket again.
+                _log.warning("not_helping", reason=str(error))
+            if not helped:
+                await asyncio.sleep(_LOOK_S)
+
+    looking = asyncio.create_task(look_forever())
+    try:
+        yield
+    finally:
+        stopping.set()
+        looking.cancel()
+        await asyncio.wait({looking})
+
+
+def _warn(prefix: str, reason: str) -> None:
+    _log.warning("cannot_help", work=prefix, reason=reason)

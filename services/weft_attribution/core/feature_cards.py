@@ -19,7 +19,7 @@ __all__ = ["FeatureCard", "feature_logits", "name_tokens"]
 
 @dataclass(frozen=True)
 class FeatureCard:
-    """One feature; logits are (token, weight), highest and lowest first."""
+    """One feature; logits are (token, weight), highest and lowest first; no threshold where features are counted."""
 
     decoder_norms: tuple[float, ...]
     encoder_bias: float
@@ -54,7 +54,9 @@ def feature_logits(
     return FeatureCard(
         decoder_norms=tuple(decoder_SD.norm(dim=1).tolist()),
         encoder_bias=float(encoder.b_enc_F[index]),
-        threshold=None if encoder.threshold_F is None else float(encoder.threshold_F[index]),
+        threshold=(
+            None if encoder.threshold_F is None or transcoder.manifest.top_k else float(encoder.threshold_F[index])
+        ),
         top=tuple((Token(int(i), ""), float(v)) for v, i in zip(*top, strict=True)),
         bottom=tuple((Token(int(i), ""), float(v)) for v, i in zip(*bottom, strict=True)),
     )
