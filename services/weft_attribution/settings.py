@@ -34,7 +34,10 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     max_waiting_graphs: int = Field(default=1000, ge=1)
     """Most graphs that are asked for one by one and not done; more are refused. A batch counts two at most."""
     memory_bytes: int = Field(default=1 << 30, ge=64 << 20)
-    """Memory of one graph's sweep, in bytes; decoders beyond half of it lie in scratch files."""
+    """
+    Memory of one graph's sweep, in bytes; decoders beyond half of it lie in scratch files. As much again is held by an
+    index of features while it is made, and half of it by encoders for what fires on texts.
+    """
     shared_rows: int = Field(default=0, ge=0, le=1 << 20)
     """Rows of a graph that another replica may take at a time; 0 has each replica make its graphs alone."""
     max_capture_bytes: int = 1 << 29
