@@ -9,6 +9,7 @@ Legend: L layers, T tokens, D d_model.
 """
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -52,6 +53,8 @@ _KEPT_BASES = 2
 # Of one turn on the models' thread: what a capture may have to wait for.
 _TURN_TOKENS = 2048
 _NORM_SEQUENCES = 8
+# The last lease has no other beside it in the model, and a processor each for what is left of it.
+_ENCODING_THREADS = min(8, os.cpu_count() or 1)
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
@@ -341,6 +344,7 @@ class HarvestWorker:
                 "split": lease.split.value,
             },
             basis=self._basis(key, streams) if record.spec.codec == "klt" else None,
+            threads=_ENCODING_THREADS,
         )
 
     def _basis(self, shard_key: str, streams: Mapping[str, Floats]) -> Basis:

@@ -6,7 +6,9 @@ Shapes: L layers, T tokens, D d_model.
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -50,9 +52,10 @@ def encode_shard(
     row_group_tokens: int = 256,
     attributes: Mapping[str, str],
     basis: Basis | None = None,
+    threads: int = 1,
 ) -> EncodedShard:
     """
-    Encode both streams of all layers.
+    Encode both streams of all layers; the bytes do not depend on `threads`.
 
     Args:
         streams: `input` and `output`, float32 of one shape [L, T, D]; T may be 0.
@@ -60,6 +63,7 @@ def encode_shard(
         row_group_tokens: Tokens that are decoded together.
         attributes: Text to keep with the shard.
         basis: For `klt`, and only there: what its readers find under `basis_key`.
+        threads: Layers of a stream that are encoded at once; each takes the memory of its codes, 4 T D bytes.
 
     Raises:
         InvalidArgumentError: Wrong streams, shapes or types; values that are not finite; an FVU out of reach.
@@ -86,27 +90,33 @@ def encode_shard(
             np.zeros((len(STREAMS), num_layers, d_model), np.float32),
             np.zeros((len(STREAMS), num_layers, d_model), np.uint16),
         )
-    statistics: dict[str, list[StreamStatistics]] = {stream: [] for stream in STREAMS}
-    blocks: dict[tuple[int, int, int], bytes] = {}
-    # Fresh pages cost as much as a pass over them: all layers share these.
-    codes_TD = np.empty((num_tokens, d_model) if parameters is not None else (0, 0), np.int32)
-    for at, stream in enumerate(STREAMS):
-        for layer in range(num_layers):
-            what = f"stream {stream!r} of layer {layer}"
-            values_TD = np.ascontiguousarray(streams[stream][layer])
-            vectors_DD = basis.vectors_SLCD[at, layer] if basis is not None else None
-            encoded, figures = _encode_stream(values_TD, header, parameters, vectors_DD, (at, layer), codes_TD, what)
-            statistics[stream].append(figures)
-            blocks.update({(group, at, layer): block for group, block in enumerate(encoded)})
+    # Fresh pages cost as much as a pass over them: the layers that a thread encodes share these.
+    shape = (num_tokens, d_model) if parameters is not None else (0, 0)
+    spare: SimpleQueue[NDArray[np.int32]] = SimpleQueue()
+    for _ in range(threads):
+        spare.put(np.empty(shape, np.int32))
+
+    def encode(place: tuple[int, int]) -> tuple[list[bytes], StreamStatistics]:
+        at, layer = place
+        what = f"stream {STREAMS[at]!r} of layer {layer}"
+        values_TD = np.ascontiguousarray(streams[STREAMS[at]][layer])
+        vectors_DD = basis.vectors_SLCD[place] if basis is not None else None
+        codes_TD = spare.get()
+        try:
+            return _encode_stream(values_TD, header, parameters, vectors_DD, place, codes_TD, what)
+        finally:
+            spare.put(codes_TD)
+
+    places = [(at, layer) for at in range(len(STREAMS)) for layer in range(num_layers)]
+    with ThreadPoolExecutor(threads, "weft-encode") as pool:
+        encoded = dict(zip(places, pool.map(encode, places), strict=True))
+    blocks = {(group, *place): block for place, (found, _) in encoded.items() for group, block in enumerate(found)}
     in_order = [blocks[place] for place in sorted(blocks)]
     data = b"".join([write_index(header, parameters, in_order), *in_order])
     return EncodedShard(
         data,
         hashlib.sha256(data).hexdigest(),
-        [
-            LayerStatistics(layer, statistics["input"][layer], statistics["output"][layer])
-            for layer in range(num_layers)
-        ],
+        [LayerStatistics(layer, *(encoded[at, layer][1] for at in range(len(STREAMS)))) for layer in range(num_layers)],
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from weft_common.errors import InvalidArgumentError, NotFoundError
 from weft_store import open_store
-from weft_store.shard import CodecSpec, EncodedShard, ShardReader, encode_shard, merge_statistics, verify
+from weft_store.shard import CodecSpec, EncodedShard, ShardReader, encode_shard, learn_basis, merge_statistics, verify
 
 _FINITE = st.floats(min_value=-(2.0**100), max_value=2.0**100, width=32, allow_subnormal=False)
 
@@ -67,6 +67,15 @@ def test_bf16_reads_the_nearest_bfloat16(values: np.ndarray, row_group_tokens: i
     for stream, read in _read_all(shard).items():
         expected = np.vectorize(_nearest_bf16, otypes=[np.float64])(streams[stream].astype(np.float64))
         np.testing.assert_array_equal(read.astype(np.float64), expected)
+
+
+@pytest.mark.parametrize("codec", ["bf16", "uniform", "klt"])
+def test_shard_does_not_depend_on_threads(codec: str) -> None:
+    """Layers that are encoded at once give the bytes and figures that they give one after the other."""
+    streams = _activations(num_layers=5, num_tokens=700, d_model=24)
+    basis = learn_basis(streams) if codec == "klt" else None
+    shards = [encode_shard(streams, CodecSpec(codec), attributes={}, basis=basis, threads=n) for n in (1, 3, 16)]
+    assert shards[0] == shards[1] == shards[2]
 
 
 def test_bf16_is_lossless_for_bfloat16() -> None:
