@@ -12,7 +12,7 @@ SLOW_TESTS := tests/contract tests/distributed tests/e2e tests/integration
 VLLM_TESTS := $(addprefix tests/integration/test_,backends_parity.py vllm_tensor_parallel.py vllm_page.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-store bench-training \
+.PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-cache bench-training \
 	bench-page bench-attribution setup setup-dev model encoder page minio toxiproxy helm chromium prometheus locks clean
 
 help:  ## Show this list
@@ -75,10 +75,10 @@ format: setup-dev  ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: bench-store bench-training bench-attribution bench-activations  ## Measure, into .weft/bench/
+bench: bench-cache bench-training bench-attribution bench-activations  ## Measure, into .weft/bench/
 
-bench-store: setup-dev model  ## Codec: bits, error and speed
-	$(BIN)/python benchmarks/store/bench_codec.py
+bench-cache: setup-dev model minio  ## Cache: bits, errors, rates, reads (BENCH_FLAGS="--clt-forge FOLDER --clt-forge-python PYTHON")
+	$(BIN)/python benchmarks/cache/bench_cache.py $(BENCH_FLAGS)
 
 bench-training: setup-dev  ## Training: step, scaling, kernels (BENCH_FLAGS="--clt-forge FOLDER --clt-forge-python PYTHON")
 	$(BIN)/python benchmarks/training/bench_all.py $(BENCH_FLAGS)
@@ -95,6 +95,14 @@ bench-long-run: setup-dev model  ## Train for half an hour, evaluate, and write 
 
 bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circuit-tracer PYTHON")
 	$(BIN)/python benchmarks/attribution/bench_graphs.py $(GRAPH_FLAGS)
+
+.PHONY: bench-whole-graphs
+bench-whole-graphs: setup-dev model  ## Whole attribution graphs through the services (GRAPH_FLAGS)
+	$(BIN)/python benchmarks/attribution/bench_whole.py $(GRAPH_FLAGS)
+
+.PHONY: bench-same-graph
+bench-same-graph: setup-dev model  ## Whole graphs against circuit-tracer's (GRAPH_FLAGS="--circuit-tracer PYTHON")
+	$(BIN)/python benchmarks/attribution/compare_graphs.py $(GRAPH_FLAGS)
 
 .PHONY: bench-growth
 bench-growth: setup-dev model  ## Growth of attribution graphs over tokens and active features (GROWTH_FLAGS)

@@ -41,10 +41,11 @@ def _collect(file: FileDescriptor, into: dict[str, FileDescriptor]) -> None:
 def _write_google_descriptors(target: Path) -> None:
     files: dict[str, FileDescriptor] = {}
     _collect(operations_proto_pb2.DESCRIPTOR, files)
-    # Timestamp is not among the imports of operations.proto.
-    from google.protobuf import timestamp_pb2
+    # These are not among the imports of operations.proto.
+    from google.protobuf import field_mask_pb2, timestamp_pb2
 
-    _collect(timestamp_pb2.DESCRIPTOR, files)
+    for module in (timestamp_pb2, field_mask_pb2):
+        _collect(module.DESCRIPTOR, files)
     descriptors = descriptor_pb2.FileDescriptorSet()
     for file in files.values():
         file.CopyToProto(descriptors.file.add())

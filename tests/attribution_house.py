@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attribution_rig import ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
+from attribution_rig import NoSequences, ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
@@ -72,9 +72,13 @@ class AttributionHouse:
 
 @asynccontextmanager
 async def attribution_house(
-    folder: Path, family: str = "llama", runner: Any = None, **options: Any
+    folder: Path, family: str = "llama", runner: Any = None, sequences: Any = None, **options: Any
 ) -> AsyncIterator[AttributionHouse]:
-    """Serve; `options` go to the wiring, and another runner has models and transcoders of its own."""
+    """
+    Serve; `options` go to the wiring.
+
+    Another runner has models and transcoders of its own; `sequences` are those behind datasets, if there are any.
+    """
     store = open_store(f"file://{folder}/bucket")
     if runner is None:
         model = ReferenceModel(make_reference_folder(folder / "models" / "tiny", family))
@@ -85,7 +89,7 @@ async def attribution_house(
     # Logs of services in this process would mix with what the command prints.
     with capture_logs():
         async with (
-            registrations(store, runner, folder / "models", **options) as served,
+            registrations(store, runner, folder / "models", sequences or NoSequences(), **options) as served,
             serving("attribution", settings, served) as server,
         ):
             target = f"127.0.0.1:{server.port}"

@@ -19,6 +19,7 @@ import torch
 from frozen_transformer import FrozenTransformer, Written
 from torch import Tensor
 
+from weft_attribution.core.feature_index.sequences import HarvestedSequences
 from weft_attribution.core.ports import Addition, Capture, ModelInfo, SteeredLogits, Token
 from weft_common.errors import NotFoundError
 from weft_store.port import ObjectStore
@@ -287,6 +288,13 @@ class ReferenceRunner:
         probabilities = logits.softmax(-1)
         asked = list(logits_of)
         return SteeredLogits(tuple(logits[asked].tolist()), tuple(probabilities[asked].tolist()), float(logits.mean()))
+
+
+class NoSequences:
+    """The port SequenceSource where no harvest wrote anything."""
+
+    async def sequences(self, dataset: str, *, held_out: bool, max_tokens: int) -> HarvestedSequences:
+        raise NotFoundError(f"no harvest wrote datasets/{dataset}")
 
 
 def make_transcoder(

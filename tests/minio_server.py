@@ -10,7 +10,6 @@ import os
 import secrets
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,12 +21,12 @@ from pathlib import Path
 import pytest
 import trustme
 import urllib3
+from built_tool import built_tool
 from free_ports import free_port
 from minio import Minio
 
 from weft_store import ObjectStore, open_store
 
-_ROOT = Path(__file__).resolve().parent.parent
 _START_S = 60.0
 
 
@@ -52,8 +51,8 @@ class MinioServer:
             "MINIO_UPDATE": "off",
         }
         log = self.folder / "log"
-        command = [_executable(), "server", "--quiet", "--address", self.endpoint, "--certs-dir", self.folder / "certs"]
-        command.append(self.folder / "data")
+        command = [built_tool("minio"), "server", "--quiet", "--address", self.endpoint]
+        command += ["--certs-dir", self.folder / "certs", self.folder / "data"]
         with open(log, "ab") as output:
             self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         self._wait_until_ready(log)
@@ -88,16 +87,6 @@ class MinioServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
         pytest.fail(f"MinIO did not come up at {self.endpoint}: {log.read_text(errors='replace')[-2000:]}")
-
-
-def _executable() -> Path:
-    script = _ROOT / "scripts" / "minio.py"
-    path = Path(subprocess.check_output([sys.executable, script, "--path"], text=True).strip())
-    if not path.is_file():
-        pytest.fail(
-            f"no MinIO server at {path}: run `make minio`, which builds it once (Go and its module proxy needed)."
-        )
-    return path
 
 
 @contextmanager

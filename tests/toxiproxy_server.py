@@ -8,7 +8,6 @@ say so.
 import json
 import random
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from built_tool import built_tool
 from free_ports import free_port
 
 __all__ = ["HARMFUL", "TOXICS", "Toxiproxy", "toxiproxy"]
@@ -35,7 +35,6 @@ TOXICS: Mapping[str, dict[str, int]] = HARMFUL | {
     "bandwidth": {"rate": 300},  # KB/s
     "slicer": {"average_size": 64, "size_variation": 32, "delay": 50},  # bytes; us between them
 }
-_ROOT = Path(__file__).resolve().parent.parent
 _NAME, _START_S = "bucket", 20.0
 _ON_S, _OFF_S = (0.002, 0.02), (0.03, 0.12)
 
@@ -97,7 +96,7 @@ def toxiproxy(upstream: str, folder: Path) -> Iterator[Toxiproxy]:
     proxy = Toxiproxy(f"http://127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [_executable(), "-host", "127.0.0.1", "-port", str(port)], stdout=output, stderr=output
+            [built_tool("toxiproxy"), "-host", "127.0.0.1", "-port", str(port)], stdout=output, stderr=output
         )
     try:
         end = time.monotonic() + _START_S
@@ -114,13 +113,3 @@ def toxiproxy(upstream: str, folder: Path) -> Iterator[Toxiproxy]:
     finally:
         process.terminate()
         process.wait(20)
-
-
-def _executable() -> Path:
-    script = _ROOT / "scripts" / "toxiproxy.py"
-    path = Path(subprocess.check_output([sys.executable, script, "--path"], text=True).strip())
-    if not path.is_file():
-        pytest.fail(
-            f"no Toxiproxy at {path}: run `make toxiproxy`, which builds it once (Go and its module proxy needed)."
-        )
-    return path

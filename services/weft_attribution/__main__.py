@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import torch
 
 from weft_attribution.adapters.grpc_activations import GrpcModelRunner
+from weft_attribution.adapters.grpc_sequences import GrpcSequences
 from weft_attribution.adapters.prometheus_stages import PrometheusStages
 from weft_attribution.settings import AttributionSettings
 from weft_attribution.wiring import SERVICE, registrations
@@ -37,6 +38,7 @@ def main() -> None:
                 store,
                 runner,
                 settings.models_dir,
+                GrpcSequences(channel, timeout_s=settings.activations_timeout_s),
                 max_prompt_tokens=settings.max_prompt_tokens,
                 max_features=settings.max_features,
                 memory_bytes=settings.memory_bytes,

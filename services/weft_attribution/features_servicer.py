@@ -1,68 +1,133 @@
 # ruff: noqa: N802  gRPC names the methods
-"""weft.features.v1.FeatureService: what a feature reads and writes."""
+"""weft.features.v1.FeatureService: what a feature reads and writes, where it is active, and which are like it."""
 
 import asyncio
-import re
+from dataclasses import dataclass
 
 import grpc.aio
 
-from weft.features.v1 import service_pb2, service_pb2_grpc
+from weft.features.v1 import service_pb2
+from weft_attribution import converting_features as converting
 from weft_attribution.core.feature_cards import FeatureCard, feature_logits, name_tokens
+from weft_attribution.core.feature_index.indexing import FeatureIndexing
+from weft_attribution.core.feature_index.matching import FeatureMatching
+from weft_attribution.core.feature_index.on_prompt import PromptActivations
+from weft_attribution.core.feature_index.opened import FeatureRow, OpenIndex
+from weft_attribution.core.feature_index.queries import FeatureQueries
+from weft_attribution.core.feature_ports import Examples, Window
 from weft_attribution.core.graphs import ModelFolder
+from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.servicer_feature_index import IndexRpcs
+from weft_attribution.servicer_feature_queries import QueryRpcs
 from weft_common.errors import InvalidArgumentError
-from weft_common.resource_names import parse_child_name
+from weft_common.operations import OperationManager
 from weft_store.port import ObjectStore
 
-__all__ = ["FeatureServicer"]
+__all__ = ["FeatureDomain", "FeatureServicer"]
 
 Context = grpc.aio.ServicerContext[object, object]
-_FEATURE = re.compile(r"(\d{1,6})-(\d{1,9})")
 _MAX_LOGITS = 100
+_QUIET_SHOWN = 10
+_CARD = {"decoder_norms", "encoder_bias", "threshold", "top_logits", "bottom_logits", "target_logits"}
+_ROW = {"statistics", "neighbours", "partners"}
 
 
-class FeatureServicer(service_pb2_grpc.FeatureServiceServicer):
-    """Answers the RPCs on features."""
+@dataclass(frozen=True)
+class FeatureDomain:
+    """What answers."""
 
-    def __init__(self, store: ObjectStore, runner: ModelRunner, models: ModelFolder) -> None:
-        self._store = store
-        self._runner = runner
-        self._models = models
+    indexing: FeatureIndexing
+    queries: FeatureQueries
+    matching: FeatureMatching
+    on_prompt: PromptActivations
+    opened: OpenGraphs
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was read of a feature, as far as it was asked for and is there."""
+
+    model: str
+    card: FeatureCard | None
+    index: OpenIndex | None
+    row: FeatureRow | None
+    examples: Examples | None
+    quiet: tuple[Window, ...]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens of its text, each once."""
+        windows = (*self.quiet, *(self.examples.top + self.examples.by_quantile if self.examples else ()))
+        return sorted({token_id for window in windows for token_id in window.token_ids})
+
+
+class FeatureServicer(IndexRpcs, QueryRpcs):
+    """
+    Answers the RPCs on features.
+
+    Args:
+        store: The bucket.
+        runner: The base model.
+        models: Frozen weights.
+        domain: What answers beside them.
+        work: Where long work is kept.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        runner: ModelRunner,
+        models: ModelFolder,
+        domain: FeatureDomain,
+        work: OperationManager,
+    ) -> None:
+        self._store, self._models = store, models
+        self.runner, self.work = runner, work
+        self.indexing, self.queries = domain.indexing, domain.queries
+        self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
+        self.indexes = domain.queries.indexes
 
     async def GetFeature(self, request: service_pb2.GetFeatureRequest, context: Context) -> service_pb2.Feature:
-        transcoder, feature = parse_child_name(request.name, "transcoders", "features")
-        place = _FEATURE.fullmatch(feature)
-        if place is None:
-            raise InvalidArgumentError(
-                f"name ends in {feature!r}; a feature is {{layer}}-{{index}}, for example 12-345", field="name"
-            )
+        transcoder, layer, index = converting.feature_place(request.name)
         if not 0 <= request.num_logits <= _MAX_LOGITS:
             raise InvalidArgumentError(
                 f"num_logits is {request.num_logits}; give 1 to {_MAX_LOGITS}, or 0 for 10", field="num_logits"
             )
-        layer, index = int(place[1]), int(place[2])
+        everything = [field.name for field in service_pb2.Feature.DESCRIPTOR.fields]
+        usual = [name for name in everything if name not in converting.ON_REQUEST]
+        wanted = converting.wanted_fields(request.read_mask, usual)
+        known = await asyncio.to_thread(self._read, transcoder, layer, index, request.num_logits or 10, wanted)
+        labels = await asyncio.to_thread(self.queries.labels.labels, transcoder)
+        feature = converting.summary_to_proto(transcoder, layer, index, known.index, labels.get((layer, index)))
+        if known.card is not None:
+            converting.card_into_proto(feature, await name_tokens(self.runner, known.model, known.card))
+        if known.row is not None:
+            converting.row_into_proto(feature, known.row)
+        ids = known.token_ids
+        text_of = dict(zip(ids, await self.runner.detokenize(known.model, ids) if ids else (), strict=True))
+        if known.examples is not None:
+            feature.examples.extend(converting.examples_to_proto(known.examples, text_of))
+        feature.quiet_examples.extend(converting.window_to_proto(window, text_of) for window in known.quiet)
+        return converting.masked(feature, request.read_mask)
 
-        def describe() -> tuple[str, FeatureCard]:
-            reader = TranscoderReader(self._store, transcoder)
-            weights = self._models.weights(reader.manifest.model)
-            return reader.manifest.model, feature_logits(weights, reader, layer, index, request.num_logits or 10)
-
-        model, card = await asyncio.to_thread(describe)
-        card = await name_tokens(self._runner, model, card)
-        return service_pb2.Feature(
-            name=request.name,
-            layer=layer,
-            index=index,
-            decoder_norms=card.decoder_norms,
-            encoder_bias=card.encoder_bias,
-            threshold=card.threshold,
-            top_logits=[
-                service_pb2.FeatureLogit(token_id=token.id, text=token.text, weight=weight)
-                for token, weight in card.top
-            ],
-            bottom_logits=[
-                service_pb2.FeatureLogit(token_id=token.id, text=token.text, weight=weight)
-                for token, weight in card.bottom
-            ],
+    def _read(self, transcoder: str, layer: int, index: int, num_logits: int, wanted: set[str]) -> _Known:
+        reader = TranscoderReader(self._store, transcoder)
+        model, card = reader.manifest.model, None
+        opened = self.indexes.find(transcoder)
+        if wanted & _CARD or opened is None:
+            weights = self._models.weights(model)
+            with_targets = "target_logits" in wanted
+            card = feature_logits(weights, reader, layer, index, num_logits, with_targets=with_targets)
+        if opened is None:
+            return _Known(model, card, None, None, None, ())
+        opened.number(layer, index)
+        return _Known(
+            model,
+            card,
+            opened,
+            opened.row(layer, index) if wanted & _ROW else None,
+            opened.examples(layer, index) if "examples" in wanted else None,
+            tuple(opened.quiet(layer, index, _QUIET_SHOWN)) if "quiet_examples" in wanted else (),
         )

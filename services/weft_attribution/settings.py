@@ -34,7 +34,10 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     max_waiting_graphs: int = Field(default=1000, ge=1)
     """Most graphs that are asked for one by one and not done; more are refused. A batch counts two at most."""
     memory_bytes: int = Field(default=1 << 30, ge=64 << 20)
-    """Memory of one graph's sweep, in bytes; decoders beyond half of it lie in scratch files."""
+    """
+    Memory of one graph's sweep, in bytes; decoders beyond half of it lie in scratch files. As much again is held by an
+    index of features while it is made, and half of it by encoders for what fires on texts.
+    """
     max_capture_bytes: int = 1 << 29
     """Largest tensor accepted from a capture, in bytes."""
     threads: int = 0

@@ -9,6 +9,13 @@ from weft.features.v1 import labels_pb2, labels_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.faithfulness import FaithfulnessSweep
+from weft_attribution.core.feature_index.indexing import FeatureIndexing
+from weft_attribution.core.feature_index.labelled import LabelTable, NoLabels
+from weft_attribution.core.feature_index.matching import FeatureMatching
+from weft_attribution.core.feature_index.on_prompt import PromptActivations
+from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_attribution.core.feature_index.queries import FeatureQueries
+from weft_attribution.core.feature_index.sequences import SequenceSource
 from weft_attribution.core.frozen_graphs import FrozenGraphs
 from weft_attribution.core.graphs import Graphs, ModelFolder
 from weft_attribution.core.label_store import LabelStore
@@ -17,9 +24,10 @@ from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
 from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
-from weft_attribution.features_servicer import FeatureServicer
+from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
+from weft_attribution.servicer_feature_index import INDEX, IndexWork
 from weft_attribution.servicer_labels import LabelServicer
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
 from weft_common.operations import OperationManager
@@ -38,6 +46,7 @@ async def registrations(
     store: ObjectStore,
     runner: ModelRunner,
     models_dir: Path,
+    sequences: SequenceSource,
     *,
     max_prompt_tokens: int,
     max_features: int,
@@ -61,10 +70,21 @@ async def registrations(
     )
     steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
     batches = BatchWork(graphs)
+    indexes = OpenIndexes(store)
+    features_of = FeatureDomain(
+        FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers),
+        FeatureQueries(indexes, LabelTable(NoLabels())),
+        FeatureMatching(indexes),
+        PromptActivations(
+            store, runner, models, indexes, max_prompt_tokens=max_prompt_tokens, memory_bytes=memory_bytes // 2
+        ),
+        opened,
+    )
     kinds = {
         KIND: GraphWork(graphs, observe).kind(),
         FAITHFULNESS: FaithfulnessWork(steering.sweep).kind(),
         BATCH: batches.kind(),
+        INDEX: IndexWork(features_of.indexing).kind(),
     }
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), kinds)
     frozen = FrozenGraphs(
@@ -80,8 +100,8 @@ async def registrations(
         max_waiting=max_waiting,
     )
     batches.operations, batches.start_graph = manager, attribution.start_graph
-    features = FeatureServicer(store, runner, models)
     labels = LabelServicer(store, LabelStore(store))
+    features = FeatureServicer(store, runner, models, features_of, manager)
     async with manager.run():
         yield [
             Registration(

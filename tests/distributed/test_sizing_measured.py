@@ -25,11 +25,9 @@ from weft_store.shard import CodecSpec, encode_shard
 pytestmark = pytest.mark.distributed
 
 WITHIN = 0.1
-# A difference of two peaks, each of which the allocator moves by up to 10 MiB from run to run; and the JumpReLU run's
-# lists grow from step to step, so that what is kept of the shorter ones counts too: the plan takes half of all features
-# as active for that.
+# The JumpReLU run's lists grow from step to step, so that what is kept of the shorter ones counts too: the plan takes
+# half of all features as active for that.
 WITHIN_GROWTH = {"features": 0.15, "jump": 0.2, "tokens": 0.15}
-_MOVED_BYTES = 20 << 20
 SHAPES = {"small": (3, 16, ROW_GROUP_TOKENS), "wide": (8, 256, 1024)}
 """Layers, width and tokens of a row group."""
 TRAIN_TOKENS = 350
@@ -49,7 +47,8 @@ WARM = {"jump": JUMPS, "narrow": NARROW}
 """What a run must have for the same kernels as those of its kind."""
 RUNS: Mapping[str, dict[str, Any]] = {
     "features-small": {"num_features": 4096, "step_tokens": 8},
-    "features-large": {"num_features": 65_536, "step_tokens": 8},
+    # So large that the 10 MiB by which the allocator moves a peak from run to run are little of the difference.
+    "features-large": {"num_features": 262_144, "step_tokens": 8},
     "narrow-large": NARROW | {"num_features": 65_536, "step_tokens": 8},
     "jump-small": JUMPS | {"num_features": 4096},
     "jump-large": JUMPS | {"num_features": 65_536},
@@ -124,7 +123,7 @@ def test_memory_of_a_rank_grows_as_planned(bench: Bench, what: str) -> None:
     """Between two sizes the peak of a rank grows by what the formulas say; the interpreter's own memory drops out."""
     grown = bench.peak(f"{what}-large") - bench.peak(f"{what}-small")
     planned = workload(f"{what}-large").memory().total - workload(f"{what}-small").memory().total
-    assert planned == pytest.approx(grown, rel=WITHIN_GROWTH[what], abs=_MOVED_BYTES)
+    assert planned == pytest.approx(grown, rel=WITHIN_GROWTH[what])
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -13,7 +13,7 @@ import grpc
 import jsonschema
 import numpy as np
 import pytest
-from attribution_rig import ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
+from attribution_rig import NoSequences, ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from prometheus_client import CollectorRegistry
 
@@ -79,6 +79,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         store,
         runner,
         tmp_path / "models",
+        NoSequences(),
         max_prompt_tokens=20,
         max_features=5000,
         observe=PrometheusStages(registry),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attribution_rig import ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
+from attribution_rig import NoSequences, ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc
@@ -39,7 +39,13 @@ async def attribution(store: ObjectStore, models_dir: Path) -> AsyncIterator[tup
     """Serve a bucket; gives the stubs of graphs and of their operations."""
     runner = ReferenceRunner(ReferenceModel(models_dir / "tiny"))
     wired = registrations(
-        store, runner, models_dir, max_prompt_tokens=20, max_features=5000, observe=lambda stage_seconds: None
+        store,
+        runner,
+        models_dir,
+        NoSequences(),
+        max_prompt_tokens=20,
+        max_features=5000,
+        observe=lambda stage_seconds: None,
     )
     async with (
         wired as served,

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attribution_rig import ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
+from attribution_rig import NoSequences, ReferenceModel, ReferenceRunner, make_reference_folder, make_transcoder
 from google.longrunning import operations_pb2, operations_pb2_grpc
 
 from weft.attribution.v1 import messages_pb2, service_pb2, service_pb2_grpc
@@ -37,6 +37,7 @@ async def test_next_service_finishes_the_graph(tmp_path: Path) -> None:
             store,
             runner,
             tmp_path / "models",
+            NoSequences(),
             max_prompt_tokens=20,
             max_features=5000,
             observe=lambda stage_seconds: None,

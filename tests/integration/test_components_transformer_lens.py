@@ -5,19 +5,17 @@ Legend: P positions, H heads, E head width.
 """
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lens_runs import captured, from_lens, lens_cache
 from tiny_models import FAMILIES, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from weft_activations.adapters.transformers_backend import TransformersBackend
-from weft_activations.core.components import component_at, lens_name
-from weft_activations.core.hooks import expand_hooks
+from weft_activations.core.components import component_at
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]
 MODELS = Path(os.environ.get("WEFT_TEST_MODELS_DIR", Path(__file__).resolve().parents[2] / ".weft" / "models"))
@@ -25,38 +23,6 @@ SMOLLM2 = "smollm2-135m-instruct"
 IDS = [280, 283, 264, 273, 302, 290, 276]
 # What folding, centring and moving biases leaves as it is, up to the mean that centring takes away.
 UNTOUCHED = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.scores", "attn.pattern", "mlp.post")
-
-
-def lens_cache(folder: Path, ids: list[int], *, processed: bool) -> dict[str, Any]:
-    """Run TransformerLens over the same weights."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformer_lens.model_bridge import TransformerBridge
-    own = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
-    bridge = TransformerBridge.boot_transformers(
-        str(folder), hf_model=own, tokenizer=AutoTokenizer.from_pretrained(folder), device="cpu", dtype=torch.float32
-    )
-    bridge.enable_compatibility_mode(no_processing=not processed, disable_warnings=True)
-    with torch.no_grad():
-        logits, cache = bridge.run_with_cache(torch.tensor([ids]))
-    found = {name: value[0].numpy().astype(np.float64) for name, value in cache.items() if value.dim() > 1}
-    return found | {"logits": logits[0].numpy().astype(np.float64)}
-
-
-def captured(folder: Path, ids: list[int]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return every component, and the names that TransformerLens has for them."""
-    backend = TransformersBackend(folder.parent)
-    info = backend.describe(folder.name)
-    found = backend.forward(folder.name, ids, list(expand_hooks(info.components, info)))
-    return found, {name: lens_name(name, info.components) for name in found}
-
-
-def from_lens(name: str, value: Any) -> Any:
-    """Put TransformerLens's dims into the order of ours."""
-    dims = component_at(name).dims
-    if dims in ("HPE", "KPE", "HPD"):
-        return value.transpose(1, 0, 2)
-    return value[..., 0] if dims == "P" else value
 
 
 def rotated(lens: dict[str, Any], layer: int, name: str) -> Any:
@@ -75,7 +41,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_components_equal_transformer_lens(folder: Path) -> None:
     """Every component that both name is the same to 1e-5, on weights as they are."""
-    lens, (found, names) = lens_cache(folder, IDS, processed=False), captured(folder, IDS)
+    lens, (found, names) = lens_cache(folder, AutoModelForCausalLM, IDS, processed=False), captured(folder, IDS)
     compared = [name for name in found if names[name] in lens]
     for name in compared:
         np.testing.assert_allclose(found[name], from_lens(name, lens[names[name]]), atol=1e-5, rtol=1e-5, err_msg=name)
@@ -95,7 +61,7 @@ def test_components_equal_transformer_lens(folder: Path) -> None:
 @pytest.mark.parametrize("folder", ["neox", "neox-serial"], indirect=True)
 def test_rotations_equal_those_of_transformer_lens(folder: Path) -> None:
     """Where TransformerLens shows queries, keys and angles but nothing rotated, its own put together are ours."""
-    lens, (found, _) = lens_cache(folder, IDS, processed=False), captured(folder, IDS)
+    lens, (found, _) = lens_cache(folder, AutoModelForCausalLM, IDS, processed=False), captured(folder, IDS)
     for layer in range(3):
         for name in "qk":
             ours, theirs = found[f"layers.{layer}.attn.{name}_rot"], rotated(lens, layer, name).transpose(1, 0, 2)
@@ -105,7 +71,7 @@ def test_rotations_equal_those_of_transformer_lens(folder: Path) -> None:
 
 def test_processed_weights_predict_the_same(folder: Path) -> None:
     """With its weight processing, what that leaves alone is the same, and the residuals but for their mean."""
-    lens, (found, names) = lens_cache(folder, IDS, processed=True), captured(folder, IDS)
+    lens, (found, names) = lens_cache(folder, AutoModelForCausalLM, IDS, processed=True), captured(folder, IDS)
     for name in found:
         if component_at(name).name in UNTOUCHED:
             ours, theirs = found[name].astype(np.float64), from_lens(name, lens[names[name]])
@@ -122,7 +88,7 @@ def test_smollm2_equals_transformer_lens() -> None:
     """On the real model every component agrees to float32's rounding over 30 layers."""
     folder = MODELS / SMOLLM2
     ids = AutoTokenizer.from_pretrained(folder).encode("The capital of France is Paris, and that of Italy is")
-    lens, (found, names) = lens_cache(folder, ids, processed=False), captured(folder, ids)
+    lens, (found, names) = lens_cache(folder, AutoModelForCausalLM, ids, processed=False), captured(folder, ids)
     for name in found:
         if names[name] in lens:
             theirs = from_lens(name, lens[names[name]])

@@ -4,32 +4,52 @@ What one feature reads and writes: norms of its decoders, and the logits that it
 Legend: S target layers, D d_model, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from weft_attribution.core.ports import ModelRunner, Token
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import NotFoundError
 
-__all__ = ["FeatureCard", "feature_logits", "name_tokens"]
+__all__ = ["FeatureCard", "TargetCard", "TokenWeights", "feature_logits", "name_tokens"]
+
+
+TokenWeights = tuple[tuple[Token, float], ...]
+
+
+@dataclass(frozen=True)
+class TargetCard:
+    """What a feature does through one target layer."""
+
+    layer: int
+    top: TokenWeights
+    bottom: TokenWeights
 
 
 @dataclass(frozen=True)
 class FeatureCard:
-    """One feature; logits are (token, weight), highest and lowest first."""
+    """One feature; logits are (token, weight), highest and lowest first; `targets` only where they were asked for."""
 
     decoder_norms: tuple[float, ...]
     encoder_bias: float
     threshold: float | None
-    top: tuple[tuple[Token, float], ...]
-    bottom: tuple[tuple[Token, float], ...]
+    top: TokenWeights
+    bottom: TokenWeights
+    targets: tuple[TargetCard, ...] = ()
 
 
 def feature_logits(
-    weights: LinearWeights, transcoder: TranscoderReader, layer: int, index: int, num_logits: int
+    weights: LinearWeights,
+    transcoder: TranscoderReader,
+    layer: int,
+    index: int,
+    num_logits: int,
+    *,
+    with_targets: bool = False,
 ) -> FeatureCard:
     """
     Describe a feature; the tokens have no text yet.
@@ -43,28 +63,45 @@ def feature_logits(
     num_features = transcoder.encoder_shape(layer)[0]
     if index >= num_features:
         raise NotFoundError(f"layer {layer} of transcoders/{name} has no feature {index}; it has {num_features}")
-    encoder = transcoder.encoder(layer)
+    bias, threshold = transcoder.encoder_scalars(layer, index)
     (rows,) = (rows for _, rows in transcoder.decoders(layer, np.array([index], dtype=np.int64)))
     decoder_SD = torch.from_numpy(rows[0].astype(np.float32))
-    written_D = weights.final_norm.fold(decoder_SD.sum(dim=0).to(weights.dtype))
-    effect_V = weights.unembedding_VD @ written_D
-    effect_V -= effect_V.mean()
-    count = min(num_logits, len(effect_V))
-    top, bottom = effect_V.topk(count), effect_V.topk(count, largest=False)
+    top, bottom = _extremes(weights, decoder_SD.sum(dim=0, keepdim=True), num_logits)[0]
+    by_target = _extremes(weights, decoder_SD, num_logits) if with_targets else []
     return FeatureCard(
         decoder_norms=tuple(decoder_SD.norm(dim=1).tolist()),
-        encoder_bias=float(encoder.b_enc_F[index]),
-        threshold=None if encoder.threshold_F is None else float(encoder.threshold_F[index]),
-        top=tuple((Token(int(i), ""), float(v)) for v, i in zip(*top, strict=True)),
-        bottom=tuple((Token(int(i), ""), float(v)) for v, i in zip(*bottom, strict=True)),
+        encoder_bias=bias,
+        threshold=threshold,
+        top=top,
+        bottom=bottom,
+        targets=tuple(TargetCard(layer + place, *extremes) for place, extremes in enumerate(by_target)),
     )
+
+
+def _extremes(weights: LinearWeights, written_SD: Tensor, num_logits: int) -> list[tuple[TokenWeights, TokenWeights]]:
+    """Highest and lowest logits of each of some directions, through the unembedding alone."""
+    effect_SV = weights.final_norm.fold(written_SD.to(weights.dtype)) @ weights.unembedding_VD.T
+    effect_SV -= effect_SV.mean(dim=1, keepdim=True)
+    count = min(num_logits, effect_SV.shape[1])
+    found = []
+    for effect_V in effect_SV:
+        top, bottom = effect_V.topk(count), effect_V.topk(count, largest=False)
+        found.append((_paired(top), _paired(bottom)))
+    return found
+
+
+def _paired(found: tuple[Tensor, Tensor]) -> TokenWeights:
+    return tuple((Token(int(i), ""), float(v)) for v, i in zip(*found, strict=True))
 
 
 async def name_tokens(runner: ModelRunner, model: str, card: FeatureCard) -> FeatureCard:
     """Fill in the text of a card's tokens."""
-    both = (*card.top, *card.bottom)
-    texts = await runner.detokenize(model, [token.id for token, _ in both])
-    named = tuple((Token(token.id, text), weight) for (token, weight), text in zip(both, texts, strict=True))
-    return FeatureCard(
-        card.decoder_norms, card.encoder_bias, card.threshold, named[: len(card.top)], named[len(card.top) :]
-    )
+    lists = [card.top, card.bottom, *(each for target in card.targets for each in (target.top, target.bottom))]
+    ids = sorted({token.id for each in lists for token, _ in each})
+    text_of = dict(zip(ids, await runner.detokenize(model, ids), strict=True))
+
+    def named(weights: TokenWeights) -> TokenWeights:
+        return tuple((Token(token.id, text_of[token.id]), weight) for token, weight in weights)
+
+    targets = tuple(TargetCard(each.layer, named(each.top), named(each.bottom)) for each in card.targets)
+    return replace(card, top=named(card.top), bottom=named(card.bottom), targets=targets)

@@ -115,7 +115,7 @@ class LabelRecord(Protocol):
         """`human` or `model`."""
 
     @property
-    def scores(self) -> Mapping[str, Any]:
+    def scores(self) -> Mapping[Any, Any]:
         """Score by kind; each has a `value`, 0 to 1, and `n`, the number of trials behind it."""
 
 

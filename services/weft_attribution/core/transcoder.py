@@ -6,6 +6,7 @@ Features may write to fewer layers than there are from their own on, down to the
 Legend: F features of a layer, D d_model, S target layers from a feature's own on.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,9 @@ class TranscoderReader:
     """
     Reads what `transcoders/{id}/manifest.json` names: encoders whole, decoders only for the features asked for.
 
+    Attributes:
+        mark: What tells it from another one that had its name: the hex SHA-256 of its manifest.
+
     Raises:
         NotFoundError: There is no such transcoder.
         FailedPreconditionError: Its hooks are not ones that a graph can be made for.
@@ -70,11 +74,13 @@ class TranscoderReader:
         self._store = store
         self._entries: dict[str, dict[str, _Entry]] = {}
         try:
-            document = json.loads(store.get(f"transcoders/{transcoder}/manifest.json"))
+            manifest = store.get(f"transcoders/{transcoder}/manifest.json")
         except NotFoundError:
             raise NotFoundError(
                 f"no transcoder transcoders/{transcoder}: export or import one first, or list those that there are"
             ) from None
+        document = json.loads(manifest)
+        self.mark = hashlib.sha256(manifest).hexdigest()
         # Files that were taken over lie where they lay.
         self._prefix = str(document.get("prefix") or f"transcoders/{transcoder}/")
         self.manifest = TranscoderManifest(
@@ -114,6 +120,23 @@ class TranscoderReader:
             threshold_F=self._read(file, f"threshold_{layer}") if has_threshold else None,
             w_skip_DD=self.skip(layer),
         )
+
+    def encoder_rows(self, layer: int, low: int, high: int) -> tuple[Array, Array, Array]:
+        """Read weights, biases and thresholds (0 where there are none) of the features `low` to `high` of one layer."""
+        file = f"W_enc_{layer}.safetensors"
+        bias_F = self._read(file, f"b_enc_{layer}", low, high)
+        threshold_F = np.zeros_like(bias_F)
+        if f"threshold_{layer}" in self._header(file):
+            # One for all features is broadcast.
+            is_single = self._entry(file, f"threshold_{layer}").shape[0] == 1
+            threshold_F += self._read(file, f"threshold_{layer}", *((0, 1) if is_single else (low, high)))
+        return self._read(file, f"W_enc_{layer}", low, high), bias_F, threshold_F
+
+    def encoder_scalars(self, layer: int, index: int) -> tuple[float, float | None]:
+        """Read one feature's bias and, where it has one, its threshold."""
+        _, bias_F, threshold_F = self.encoder_rows(layer, index, index + 1)
+        has_threshold = f"threshold_{layer}" in self._header(f"W_enc_{layer}.safetensors")
+        return float(bias_F[0]), float(threshold_F[0]) if has_threshold else None
 
     def skip(self, layer: int) -> Array | None:
         """Read one layer's linear skip, if there is one."""

@@ -1,13 +1,21 @@
-"""Features of a transcoder."""
+"""Features of a transcoder: their index, what is asked of it, and what fires on a text."""
 
-from weft.features.v1 import service_pb2, service_pb2_grpc
-from weft_client.aio.calls import unary
+from collections.abc import AsyncIterator, Sequence
+
+from google.longrunning import operations_pb2
+from google.protobuf import field_mask_pb2
+
+from weft.features.v1 import index_pb2, queries_pb2, service_pb2, service_pb2_grpc
+from weft_client.aio.calls import pages, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
 
+READ_S = 300.0
+"""Deadline of what runs the model or goes over all features of a layer, in seconds."""
+
 
 class AsyncFeatures:
-    """What a feature reads and writes; served by the attribution service."""
+    """What features read and write, where they are active, which are like them; served by the attribution service."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -16,7 +24,192 @@ class AsyncFeatures:
     def _stub(self) -> "service_pb2_grpc.FeatureServiceAsyncStub":
         return service_pb2_grpc.FeatureServiceStub(self._connection.channel("attribution"))
 
-    async def get(self, transcoder: str, *, layer: int, index: int, num_logits: int = 10) -> service_pb2.Feature:
-        """Describe one feature."""
-        name = f"{full_name('transcoders', transcoder)}/features/{layer}-{index}"
-        return await unary(self._stub.GetFeature, service_pb2.GetFeatureRequest(name=name, num_logits=num_logits))
+    async def get(
+        self, transcoder: str, *, layer: int, index: int, num_logits: int = 10, fields: Sequence[str] = ()
+    ) -> service_pb2.Feature:
+        """
+        Describe one feature.
+
+        Args:
+            transcoder: The transcoder.
+            layer: Layer that it reads.
+            index: Index within it.
+            num_logits: Top and bottom logits, 1 to 100.
+            fields: Fields of Feature that are wanted; none means all but `target_logits` and `quiet_examples`.
+        """
+        request = service_pb2.GetFeatureRequest(
+            name=feature_name(transcoder, layer, index), num_logits=num_logits, read_mask=_mask(fields)
+        )
+        return await unary(self._stub.GetFeature, request)
+
+    async def index(
+        self,
+        transcoder: str,
+        index_id: str,
+        *,
+        dataset: str,
+        held_out: bool = False,
+        max_tokens: int = 0,
+        settings: index_pb2.FeatureIndexSettings | None = None,
+        validate_only: bool = False,
+    ) -> operations_pb2.Operation:
+        """
+        Start an index of a transcoder's features; wait for it with `operations.wait`.
+
+        Args:
+            transcoder: The transcoder.
+            index_id: Id of the index; the same request again goes on with it.
+            dataset: A sealed dataset that was harvested from its model, with what it reads.
+            held_out: Take the held-out split.
+            max_tokens: Stop after so many; 0 means all.
+            settings: What is kept of each feature; 0 means the service's default.
+            validate_only: Check everything and change nothing.
+        """
+        request = index_pb2.IndexFeaturesRequest(
+            transcoder=full_name("transcoders", transcoder),
+            index_id=index_id,
+            dataset=full_name("datasets", dataset),
+            held_out=held_out,
+            max_tokens=max_tokens,
+            settings=settings,
+            validate_only=validate_only,
+        )
+        return await unary(self._stub.IndexFeatures, request)
+
+    async def get_index(self, transcoder: str, index_id: str) -> index_pb2.FeatureIndex:
+        """Describe one index."""
+        name = f"{full_name('transcoders', transcoder)}/indexes/{index_id}"
+        return await unary(self._stub.GetFeatureIndex, index_pb2.GetFeatureIndexRequest(name=name))
+
+    def indexes(self, transcoder: str) -> AsyncIterator[index_pb2.FeatureIndex]:
+        """All whole indexes of a transcoder, newest first; the first is the one that answers."""
+        request = index_pb2.ListFeatureIndexesRequest(parent=full_name("transcoders", transcoder))
+        return pages(self._stub.ListFeatureIndexes, request, lambda page: page.indexes)
+
+    def list(
+        self,
+        transcoder: str,
+        *,
+        wanted: queries_pb2.FeatureFilter | None = None,
+        order_by: str = "",
+        page_size: int = 0,
+        fields: Sequence[str] = (),
+    ) -> AsyncIterator[service_pb2.Feature]:
+        """
+        Features by their figures, page by page for as long as they are read.
+
+        Args:
+            transcoder: The transcoder; it needs an index.
+            wanted: Which; none means all.
+            order_by: `layer`, `density`, `max_activation`, `mean_activation`, `decoder_norm`, `last_layer` or `score`,
+                with ` desc` to have it fall.
+            page_size: Features of one answer.
+            fields: Fields of Feature that are wanted; none means all that lists fill.
+        """
+        request = queries_pb2.ListFeaturesRequest(
+            parent=full_name("transcoders", transcoder),
+            filter=wanted,
+            order_by=order_by,
+            page_size=page_size,
+            read_mask=_mask(fields),
+        )
+        return pages(self._stub.ListFeatures, request, lambda page: page.features)
+
+    def search(
+        self,
+        transcoder: str,
+        *,
+        label: str | None = None,
+        token: str | None = None,
+        token_id: int | None = None,
+        wanted: queries_pb2.FeatureFilter | None = None,
+        order_by: str = "",
+        page_size: int = 0,
+        fields: Sequence[str] = (),
+    ) -> AsyncIterator[service_pb2.FoundFeature]:
+        """
+        Features by what is known of their meaning; give one of `label`, `token` and `token_id`.
+
+        Args:
+            transcoder: The transcoder; it needs an index.
+            label: Words that the label has in it.
+            token: Text of a token that the feature is strongest on.
+            token_id: The same by its index into the vocabulary.
+            wanted: Which features are looked at.
+            order_by: As of `list`.
+            page_size: Features of one answer.
+            fields: As of `list`.
+        """
+        request = queries_pb2.SearchFeaturesRequest(
+            parent=full_name("transcoders", transcoder),
+            filter=wanted,
+            order_by=order_by,
+            page_size=page_size,
+            read_mask=_mask(fields),
+        )
+        if label is not None:
+            request.label = label
+        if token is not None:
+            request.token = token
+        if token_id is not None:
+            request.token_id = token_id
+        return pages(self._stub.SearchFeatures, request, lambda page: page.features)
+
+    async def on_prompt(
+        self,
+        transcoder: str,
+        prompt: str,
+        *,
+        layers: Sequence[int] = (),
+        features: Sequence[tuple[int, int]] = (),
+        max_features: int = 0,
+    ) -> queries_pb2.GetActivationsOnPromptResponse:
+        """
+        Run a text through the model and tell what fires where.
+
+        Args:
+            transcoder: The transcoder.
+            prompt: The text.
+            layers: Layers; none means all.
+            features: Features by layer and index, told whether they fire or not; none means all that fire.
+            max_features: Most features told; 0 means 100.
+        """
+        request = queries_pb2.GetActivationsOnPromptRequest(
+            transcoder=full_name("transcoders", transcoder),
+            prompt=prompt,
+            layers=layers,
+            features=[feature_name(transcoder, layer, index) for layer, index in features],
+            max_features=max_features,
+        )
+        return await unary(self._stub.GetActivationsOnPrompt, request, timeout_s=READ_S)
+
+    def of_graph(self, graph: str, *, fields: Sequence[str] = ()) -> AsyncIterator[service_pb2.GraphFeature]:
+        """Features that are nodes of a graph, the most influential first."""
+        request = queries_pb2.ListGraphFeaturesRequest(graph=full_name("graphs", graph), read_mask=_mask(fields))
+        return pages(self._stub.ListGraphFeatures, request, lambda page: page.features)
+
+    def match(
+        self, transcoder: str, other: str, *, layer: int, min_cosine: float = 0.0
+    ) -> AsyncIterator[queries_pb2.FeatureMatch]:
+        """For the features of a layer the most alike of another transcoder, by their decoders."""
+        request = queries_pb2.MatchFeaturesRequest(
+            transcoder=full_name("transcoders", transcoder),
+            other=full_name("transcoders", other),
+            layer=layer,
+            min_cosine=min_cosine,
+        )
+        return pages(self._stub.MatchFeatures, request, lambda page: page.matches)
+
+
+def feature_name(transcoder: str, layer: int, index: int) -> str:
+    """
+    Name of a feature.
+
+    >>> feature_name("t", 3, 14)
+    'transcoders/t/features/3-14'
+    """
+    return f"{full_name('transcoders', transcoder)}/features/{layer}-{index}"
+
+
+def _mask(fields: Sequence[str]) -> field_mask_pb2.FieldMask:
+    return field_mask_pb2.FieldMask(paths=fields)

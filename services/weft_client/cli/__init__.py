@@ -16,6 +16,7 @@ from weft_client.cli import (
     dataset_care,
     dataset_files,
     datasets,
+    features,
     graph_attention,
     graph_batches,
     graph_reading,
@@ -90,6 +91,7 @@ app.add_typer(datasets.app, name="datasets")
 runs.app.command("log")(tracking.log_run)
 app.add_typer(runs.app, name="runs")
 app.add_typer(transcoders.app, name="transcoders")
+app.add_typer(features.app, name="features")
 graphs.app.command("score")(graph_reading.score_part)
 graphs.app.command("paths")(graph_reading.find_paths)
 graphs.app.command("summary")(graph_reading.summarize)

@@ -5,8 +5,10 @@ Describes a transcoder's features. Served by the attribution service."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from weft.features.v1 import index_pb2 as _index_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,19 +28,25 @@ class GetFeatureRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     NUM_LOGITS_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`transcoders/{transcoder}/features/{layer}-{index}`."""
     num_logits: _builtins.int
     """Number of top and bottom logits, 1 to 100; 0 means 10."""
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of Feature that are wanted; none means all but `target_logits` and `quiet_examples`."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         num_logits: _builtins.int = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "num_logits", b"num_logits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "num_logits", b"num_logits", "read_mask", b"read_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -58,6 +66,13 @@ class Feature(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     TOP_LOGITS_FIELD_NUMBER: _builtins.int
     BOTTOM_LOGITS_FIELD_NUMBER: _builtins.int
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    PARTNERS_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    TARGET_LOGITS_FIELD_NUMBER: _builtins.int
+    QUIET_EXAMPLES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`transcoders/{transcoder}/features/{layer}-{index}`."""
     layer: _builtins.int
@@ -80,6 +95,34 @@ class Feature(_message.Message):
     def bottom_logits(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureLogit]:
         """Logits that it lowers most, lowest first."""
 
+    @_builtins.property
+    def statistics(self) -> _index_pb2.FeatureStatistics:
+        """Figures over the newest index's text; absent where there is no index."""
+
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.FeatureExample]:
+        """Stretches where it is strongest, strongest first, then stretches drawn from all where it is active, strongest quantile first."""
+
+    @_builtins.property
+    def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.FeatureNeighbour]:
+        """What writes nearly the same, nearest first."""
+
+    @_builtins.property
+    def partners(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.FeaturePartner]:
+        """What is active with it, most first."""
+
+    @_builtins.property
+    def label(self) -> _index_pb2.StandingLabel:
+        """Its label, if it has one."""
+
+    @_builtins.property
+    def target_logits(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetLogits]:
+        """Logits by target layer; only where `read_mask` names it. Worked out when it is asked for, as all logits are."""
+
+    @_builtins.property
+    def quiet_examples(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.FeatureExample]:
+        """Stretches drawn at random in which it is nowhere active; only where `read_mask` names it."""
+
     def __init__(
         self,
         *,
@@ -91,16 +134,227 @@ class Feature(_message.Message):
         threshold: _builtins.float | None = ...,
         top_logits: _abc.Iterable[Global___FeatureLogit] | None = ...,
         bottom_logits: _abc.Iterable[Global___FeatureLogit] | None = ...,
+        statistics: _index_pb2.FeatureStatistics | None = ...,
+        examples: _abc.Iterable[_index_pb2.FeatureExample] | None = ...,
+        neighbours: _abc.Iterable[_index_pb2.FeatureNeighbour] | None = ...,
+        partners: _abc.Iterable[_index_pb2.FeaturePartner] | None = ...,
+        label: _index_pb2.StandingLabel | None = ...,
+        target_logits: _abc.Iterable[Global___TargetLogits] | None = ...,
+        quiet_examples: _abc.Iterable[_index_pb2.FeatureExample] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "label", b"label", "statistics", b"statistics", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "bottom_logits", b"bottom_logits", "decoder_norms", b"decoder_norms", "encoder_bias", b"encoder_bias", "index", b"index", "layer", b"layer", "name", b"name", "threshold", b"threshold", "top_logits", b"top_logits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "bottom_logits", b"bottom_logits", "decoder_norms", b"decoder_norms", "encoder_bias", b"encoder_bias", "examples", b"examples", "index", b"index", "label", b"label", "layer", b"layer", "name", b"name", "neighbours", b"neighbours", "partners", b"partners", "quiet_examples", b"quiet_examples", "statistics", b"statistics", "target_logits", b"target_logits", "threshold", b"threshold", "top_logits", b"top_logits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___Feature: _TypeAlias = Feature  # noqa: Y015
+
+@_typing.final
+class TargetLogits(_message.Message):
+    """Logits that a feature moves through one target layer alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    TOP_LOGITS_FIELD_NUMBER: _builtins.int
+    BOTTOM_LOGITS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    """The layer that it writes to."""
+    @_builtins.property
+    def top_logits(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureLogit]:
+        """Logits that it raises most, highest first."""
+
+    @_builtins.property
+    def bottom_logits(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureLogit]:
+        """Logits that it lowers most, lowest first."""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        top_logits: _abc.Iterable[Global___FeatureLogit] | None = ...,
+        bottom_logits: _abc.Iterable[Global___FeatureLogit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bottom_logits", b"bottom_logits", "layer", b"layer", "top_logits", b"top_logits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TargetLogits: _TypeAlias = TargetLogits  # noqa: Y015
+
+@_typing.final
+class ListFeaturesResponse(_message.Message):
+    """A page of features."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty after the last."""
+    total_size: _builtins.int
+    """Features that the filter takes, on all pages."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feature]:
+        """In the order asked for."""
+
+    def __init__(
+        self,
+        *,
+        features: _abc.Iterable[Global___Feature] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeaturesResponse: _TypeAlias = ListFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class SearchFeaturesResponse(_message.Message):
+    """A page of what was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty after the last."""
+    total_size: _builtins.int
+    """Features that were found, on all pages."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundFeature]:
+        """In the order asked for."""
+
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that were looked for, where a token was."""
+
+    def __init__(
+        self,
+        *,
+        features: _abc.Iterable[Global___FoundFeature] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "next_page_token", b"next_page_token", "token_ids", b"token_ids", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchFeaturesResponse: _TypeAlias = SearchFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class FoundFeature(_message.Message):
+    """A feature that was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    NUM_STRETCHES_FIELD_NUMBER: _builtins.int
+    num_stretches: _builtins.int
+    """Of its strongest stretches, how many are strongest on the token; 0 where none was looked for."""
+    @_builtins.property
+    def feature(self) -> Global___Feature:
+        """The feature."""
+
+    def __init__(
+        self,
+        *,
+        feature: Global___Feature | None = ...,
+        num_stretches: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "num_stretches", b"num_stretches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundFeature: _TypeAlias = FoundFeature  # noqa: Y015
+
+@_typing.final
+class ListGraphFeaturesResponse(_message.Message):
+    """A page of a graph's features."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty after the last."""
+    total_size: _builtins.int
+    """Features of the graph, on all pages."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphFeature]:
+        """The most influential first."""
+
+    def __init__(
+        self,
+        *,
+        features: _abc.Iterable[Global___GraphFeature] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "next_page_token", b"next_page_token", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGraphFeaturesResponse: _TypeAlias = ListGraphFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class GraphFeature(_message.Message):
+    """A feature in a graph."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    INFLUENCE_FIELD_NUMBER: _builtins.int
+    influence: _builtins.float
+    """Influence of its nodes together."""
+    @_builtins.property
+    def feature(self) -> Global___Feature:
+        """The feature; without figures where its transcoder has no index."""
+
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions where it is a node, rising."""
+
+    @_builtins.property
+    def activations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Its activation there."""
+
+    def __init__(
+        self,
+        *,
+        feature: Global___Feature | None = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        activations: _abc.Iterable[_builtins.float] | None = ...,
+        influence: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "feature", b"feature", "influence", b"influence", "positions", b"positions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraphFeature: _TypeAlias = GraphFeature  # noqa: Y015
 
 @_typing.final
 class FeatureLogit(_message.Message):

@@ -3,6 +3,9 @@
 import grpc
 import warnings
 
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from weft.features.v1 import index_pb2 as weft_dot_features_dot_v1_dot_index__pb2
+from weft.features.v1 import queries_pb2 as weft_dot_features_dot_v1_dot_queries__pb2
 from weft.features.v1 import service_pb2 as weft_dot_features_dot_v1_dot_service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -26,7 +29,7 @@ if _version_not_supported:
 
 
 class FeatureServiceStub:
-    """Answers what a feature reads and writes.
+    """Answers what features read and write, where they are active, and which are like others.
     """
 
     def __init__(self, channel):
@@ -40,14 +43,111 @@ class FeatureServiceStub:
                 request_serializer=weft_dot_features_dot_v1_dot_service__pb2.GetFeatureRequest.SerializeToString,
                 response_deserializer=weft_dot_features_dot_v1_dot_service__pb2.Feature.FromString,
                 _registered_method=True)
+        self.IndexFeatures = channel.unary_unary(
+                '/weft.features.v1.FeatureService/IndexFeatures',
+                request_serializer=weft_dot_features_dot_v1_dot_index__pb2.IndexFeaturesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetFeatureIndex = channel.unary_unary(
+                '/weft.features.v1.FeatureService/GetFeatureIndex',
+                request_serializer=weft_dot_features_dot_v1_dot_index__pb2.GetFeatureIndexRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_index__pb2.FeatureIndex.FromString,
+                _registered_method=True)
+        self.ListFeatureIndexes = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ListFeatureIndexes',
+                request_serializer=weft_dot_features_dot_v1_dot_index__pb2.ListFeatureIndexesRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_index__pb2.ListFeatureIndexesResponse.FromString,
+                _registered_method=True)
+        self.ListFeatures = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ListFeatures',
+                request_serializer=weft_dot_features_dot_v1_dot_queries__pb2.ListFeaturesRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_service__pb2.ListFeaturesResponse.FromString,
+                _registered_method=True)
+        self.SearchFeatures = channel.unary_unary(
+                '/weft.features.v1.FeatureService/SearchFeatures',
+                request_serializer=weft_dot_features_dot_v1_dot_queries__pb2.SearchFeaturesRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_service__pb2.SearchFeaturesResponse.FromString,
+                _registered_method=True)
+        self.GetActivationsOnPrompt = channel.unary_unary(
+                '/weft.features.v1.FeatureService/GetActivationsOnPrompt',
+                request_serializer=weft_dot_features_dot_v1_dot_queries__pb2.GetActivationsOnPromptRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.GetActivationsOnPromptResponse.FromString,
+                _registered_method=True)
+        self.ListGraphFeatures = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ListGraphFeatures',
+                request_serializer=weft_dot_features_dot_v1_dot_queries__pb2.ListGraphFeaturesRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_service__pb2.ListGraphFeaturesResponse.FromString,
+                _registered_method=True)
+        self.MatchFeatures = channel.unary_unary(
+                '/weft.features.v1.FeatureService/MatchFeatures',
+                request_serializer=weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
-    """Answers what a feature reads and writes.
+    """Answers what features read and write, where they are active, and which are like others.
     """
 
     def GetFeature(self, request, context):
         """Describes one feature. NOT_FOUND: no such transcoder, layer or feature.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IndexFeatures(self, request, context):
+        """Goes over a dataset once and gathers where every feature is active. Long work. The newest whole index of a transcoder is the one
+        that other calls answer from. ALREADY_EXISTS: the id stands for another index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFeatureIndex(self, request, context):
+        """Describes one index. NOT_FOUND: there is none, or it is not whole yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFeatureIndexes(self, request, context):
+        """Lists the whole indexes of a transcoder, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFeatures(self, request, context):
+        """Lists features by their figures and labels. FAILED_PRECONDITION: the transcoder has no index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchFeatures(self, request, context):
+        """Finds features by the words of their labels or by the token that they fire on. FAILED_PRECONDITION: the transcoder has no index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetActivationsOnPrompt(self, request, context):
+        """Runs a text through the model and tells which features fire where.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGraphFeatures(self, request, context):
+        """Lists the features that are nodes of a graph, the most influential first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MatchFeatures(self, request, context):
+        """Finds, for the features of one transcoder, the most alike of another. FAILED_PRECONDITION: one of them has no index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +161,46 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     request_deserializer=weft_dot_features_dot_v1_dot_service__pb2.GetFeatureRequest.FromString,
                     response_serializer=weft_dot_features_dot_v1_dot_service__pb2.Feature.SerializeToString,
             ),
+            'IndexFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.IndexFeatures,
+                    request_deserializer=weft_dot_features_dot_v1_dot_index__pb2.IndexFeaturesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetFeatureIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFeatureIndex,
+                    request_deserializer=weft_dot_features_dot_v1_dot_index__pb2.GetFeatureIndexRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_index__pb2.FeatureIndex.SerializeToString,
+            ),
+            'ListFeatureIndexes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatureIndexes,
+                    request_deserializer=weft_dot_features_dot_v1_dot_index__pb2.ListFeatureIndexesRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_index__pb2.ListFeatureIndexesResponse.SerializeToString,
+            ),
+            'ListFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatures,
+                    request_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.ListFeaturesRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_service__pb2.ListFeaturesResponse.SerializeToString,
+            ),
+            'SearchFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchFeatures,
+                    request_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.SearchFeaturesRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_service__pb2.SearchFeaturesResponse.SerializeToString,
+            ),
+            'GetActivationsOnPrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetActivationsOnPrompt,
+                    request_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.GetActivationsOnPromptRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_queries__pb2.GetActivationsOnPromptResponse.SerializeToString,
+            ),
+            'ListGraphFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGraphFeatures,
+                    request_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.ListGraphFeaturesRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_service__pb2.ListGraphFeaturesResponse.SerializeToString,
+            ),
+            'MatchFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.MatchFeatures,
+                    request_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'weft.features.v1.FeatureService', rpc_method_handlers)
@@ -70,7 +210,7 @@ def add_FeatureServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeatureService:
-    """Answers what a feature reads and writes.
+    """Answers what features read and write, where they are active, and which are like others.
     """
 
     @staticmethod
@@ -90,6 +230,222 @@ class FeatureService:
             '/weft.features.v1.FeatureService/GetFeature',
             weft_dot_features_dot_v1_dot_service__pb2.GetFeatureRequest.SerializeToString,
             weft_dot_features_dot_v1_dot_service__pb2.Feature.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IndexFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/IndexFeatures',
+            weft_dot_features_dot_v1_dot_index__pb2.IndexFeaturesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFeatureIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/GetFeatureIndex',
+            weft_dot_features_dot_v1_dot_index__pb2.GetFeatureIndexRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_index__pb2.FeatureIndex.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatureIndexes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ListFeatureIndexes',
+            weft_dot_features_dot_v1_dot_index__pb2.ListFeatureIndexesRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_index__pb2.ListFeatureIndexesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ListFeatures',
+            weft_dot_features_dot_v1_dot_queries__pb2.ListFeaturesRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_service__pb2.ListFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/SearchFeatures',
+            weft_dot_features_dot_v1_dot_queries__pb2.SearchFeaturesRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_service__pb2.SearchFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetActivationsOnPrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/GetActivationsOnPrompt',
+            weft_dot_features_dot_v1_dot_queries__pb2.GetActivationsOnPromptRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_queries__pb2.GetActivationsOnPromptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGraphFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ListGraphFeatures',
+            weft_dot_features_dot_v1_dot_queries__pb2.ListGraphFeaturesRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_service__pb2.ListGraphFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MatchFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/MatchFeatures',
+            weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

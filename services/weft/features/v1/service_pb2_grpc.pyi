@@ -4,7 +4,10 @@ isort:skip_file
 Describes a transcoder's features. Served by the attribution service."""
 
 from collections import abc as _abc
+from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
+from weft.features.v1 import index_pb2 as _index_pb2
+from weft.features.v1 import queries_pb2 as _queries_pb2
 from weft.features.v1 import service_pb2 as _service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -27,7 +30,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FeatureServiceStub:
-    """Answers what a feature reads and writes."""
+    """Answers what features read and write, where they are active, and which are like others."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,17 +38,53 @@ class FeatureServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FeatureServiceAsyncStub: ...
     GetFeature: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetFeatureRequest, _service_pb2.Feature]
     """Describes one feature. NOT_FOUND: no such transcoder, layer or feature."""
+    IndexFeatures: _grpc.UnaryUnaryMultiCallable[_index_pb2.IndexFeaturesRequest, _operations_pb2.Operation]
+    """Goes over a dataset once and gathers where every feature is active. Long work. The newest whole index of a transcoder is the one
+    that other calls answer from. ALREADY_EXISTS: the id stands for another index.
+    """
+    GetFeatureIndex: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetFeatureIndexRequest, _index_pb2.FeatureIndex]
+    """Describes one index. NOT_FOUND: there is none, or it is not whole yet."""
+    ListFeatureIndexes: _grpc.UnaryUnaryMultiCallable[_index_pb2.ListFeatureIndexesRequest, _index_pb2.ListFeatureIndexesResponse]
+    """Lists the whole indexes of a transcoder, newest first."""
+    ListFeatures: _grpc.UnaryUnaryMultiCallable[_queries_pb2.ListFeaturesRequest, _service_pb2.ListFeaturesResponse]
+    """Lists features by their figures and labels. FAILED_PRECONDITION: the transcoder has no index."""
+    SearchFeatures: _grpc.UnaryUnaryMultiCallable[_queries_pb2.SearchFeaturesRequest, _service_pb2.SearchFeaturesResponse]
+    """Finds features by the words of their labels or by the token that they fire on. FAILED_PRECONDITION: the transcoder has no index."""
+    GetActivationsOnPrompt: _grpc.UnaryUnaryMultiCallable[_queries_pb2.GetActivationsOnPromptRequest, _queries_pb2.GetActivationsOnPromptResponse]
+    """Runs a text through the model and tells which features fire where."""
+    ListGraphFeatures: _grpc.UnaryUnaryMultiCallable[_queries_pb2.ListGraphFeaturesRequest, _service_pb2.ListGraphFeaturesResponse]
+    """Lists the features that are nodes of a graph, the most influential first."""
+    MatchFeatures: _grpc.UnaryUnaryMultiCallable[_queries_pb2.MatchFeaturesRequest, _queries_pb2.MatchFeaturesResponse]
+    """Finds, for the features of one transcoder, the most alike of another. FAILED_PRECONDITION: one of them has no index."""
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
-    """Answers what a feature reads and writes."""
+    """Answers what features read and write, where they are active, and which are like others."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetFeature: _aio.UnaryUnaryMultiCallable[_service_pb2.GetFeatureRequest, _service_pb2.Feature]  # type: ignore[assignment]
     """Describes one feature. NOT_FOUND: no such transcoder, layer or feature."""
+    IndexFeatures: _aio.UnaryUnaryMultiCallable[_index_pb2.IndexFeaturesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Goes over a dataset once and gathers where every feature is active. Long work. The newest whole index of a transcoder is the one
+    that other calls answer from. ALREADY_EXISTS: the id stands for another index.
+    """
+    GetFeatureIndex: _aio.UnaryUnaryMultiCallable[_index_pb2.GetFeatureIndexRequest, _index_pb2.FeatureIndex]  # type: ignore[assignment]
+    """Describes one index. NOT_FOUND: there is none, or it is not whole yet."""
+    ListFeatureIndexes: _aio.UnaryUnaryMultiCallable[_index_pb2.ListFeatureIndexesRequest, _index_pb2.ListFeatureIndexesResponse]  # type: ignore[assignment]
+    """Lists the whole indexes of a transcoder, newest first."""
+    ListFeatures: _aio.UnaryUnaryMultiCallable[_queries_pb2.ListFeaturesRequest, _service_pb2.ListFeaturesResponse]  # type: ignore[assignment]
+    """Lists features by their figures and labels. FAILED_PRECONDITION: the transcoder has no index."""
+    SearchFeatures: _aio.UnaryUnaryMultiCallable[_queries_pb2.SearchFeaturesRequest, _service_pb2.SearchFeaturesResponse]  # type: ignore[assignment]
+    """Finds features by the words of their labels or by the token that they fire on. FAILED_PRECONDITION: the transcoder has no index."""
+    GetActivationsOnPrompt: _aio.UnaryUnaryMultiCallable[_queries_pb2.GetActivationsOnPromptRequest, _queries_pb2.GetActivationsOnPromptResponse]  # type: ignore[assignment]
+    """Runs a text through the model and tells which features fire where."""
+    ListGraphFeatures: _aio.UnaryUnaryMultiCallable[_queries_pb2.ListGraphFeaturesRequest, _service_pb2.ListGraphFeaturesResponse]  # type: ignore[assignment]
+    """Lists the features that are nodes of a graph, the most influential first."""
+    MatchFeatures: _aio.UnaryUnaryMultiCallable[_queries_pb2.MatchFeaturesRequest, _queries_pb2.MatchFeaturesResponse]  # type: ignore[assignment]
+    """Finds, for the features of one transcoder, the most alike of another. FAILED_PRECONDITION: one of them has no index."""
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers what a feature reads and writes."""
+    """Answers what features read and write, where they are active, and which are like others."""
 
     @_abc_1.abstractmethod
     def GetFeature(
@@ -54,5 +93,71 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.Feature, _abc.Awaitable[_service_pb2.Feature]]:
         """Describes one feature. NOT_FOUND: no such transcoder, layer or feature."""
+
+    @_abc_1.abstractmethod
+    def IndexFeatures(
+        self,
+        request: _index_pb2.IndexFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Goes over a dataset once and gathers where every feature is active. Long work. The newest whole index of a transcoder is the one
+        that other calls answer from. ALREADY_EXISTS: the id stands for another index.
+        """
+
+    @_abc_1.abstractmethod
+    def GetFeatureIndex(
+        self,
+        request: _index_pb2.GetFeatureIndexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.FeatureIndex, _abc.Awaitable[_index_pb2.FeatureIndex]]:
+        """Describes one index. NOT_FOUND: there is none, or it is not whole yet."""
+
+    @_abc_1.abstractmethod
+    def ListFeatureIndexes(
+        self,
+        request: _index_pb2.ListFeatureIndexesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.ListFeatureIndexesResponse, _abc.Awaitable[_index_pb2.ListFeatureIndexesResponse]]:
+        """Lists the whole indexes of a transcoder, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListFeatures(
+        self,
+        request: _queries_pb2.ListFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListFeaturesResponse, _abc.Awaitable[_service_pb2.ListFeaturesResponse]]:
+        """Lists features by their figures and labels. FAILED_PRECONDITION: the transcoder has no index."""
+
+    @_abc_1.abstractmethod
+    def SearchFeatures(
+        self,
+        request: _queries_pb2.SearchFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SearchFeaturesResponse, _abc.Awaitable[_service_pb2.SearchFeaturesResponse]]:
+        """Finds features by the words of their labels or by the token that they fire on. FAILED_PRECONDITION: the transcoder has no index."""
+
+    @_abc_1.abstractmethod
+    def GetActivationsOnPrompt(
+        self,
+        request: _queries_pb2.GetActivationsOnPromptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_queries_pb2.GetActivationsOnPromptResponse, _abc.Awaitable[_queries_pb2.GetActivationsOnPromptResponse]]:
+        """Runs a text through the model and tells which features fire where."""
+
+    @_abc_1.abstractmethod
+    def ListGraphFeatures(
+        self,
+        request: _queries_pb2.ListGraphFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListGraphFeaturesResponse, _abc.Awaitable[_service_pb2.ListGraphFeaturesResponse]]:
+        """Lists the features that are nodes of a graph, the most influential first."""
+
+    @_abc_1.abstractmethod
+    def MatchFeatures(
+        self,
+        request: _queries_pb2.MatchFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_queries_pb2.MatchFeaturesResponse, _abc.Awaitable[_queries_pb2.MatchFeaturesResponse]]:
+        """Finds, for the features of one transcoder, the most alike of another. FAILED_PRECONDITION: one of them has no index."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,233 @@
+"""
+An index from its first byte to its manifest: by parts of layers, each going over the text once.
+
+A part is as many features of a layer as its share of the memory holds. What a part has gathered is stored from time to
+time, and when it is done, by conditional writes: a process that dies loses what it gathered since, and of two that work
+on the same part none loses what the other has stored. All that is kept in the end depends on the request alone.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load, save
+
+from weft_attribution.core.feature_index.datasets import SealedDataset, read_rows
+from weft_attribution.core.feature_index.gathering import CHUNK, BlockText, PartState
+from weft_attribution.core.feature_index.layer_files import layer_groups
+from weft_attribution.core.feature_index.manifests import finish_index
+from weft_attribution.core.feature_index.settings import IndexRequest
+from weft_attribution.core.feature_index.tables import write_table
+from weft_attribution.core.feature_index.text import Span, Text, draw_positions, draw_tiles
+from weft_attribution.core.transcoder import TranscoderReader
+from weft_common.errors import AlreadyExistsError, ConflictError, NotFoundError
+from weft_store.port import ObjectStore
+from weft_store.shard import Bases
+
+__all__ = ["IndexBuilder", "part_features"]
+
+Array = npt.NDArray[Any]
+Progress = Callable[[int, int], None]
+"""Called with the tokens done, over all layers, and those there are; may raise to stop the work."""
+STORE_EVERY_S = 60.0
+"""A part that goes on for so long is stored."""
+
+
+def part_features(request: IndexRequest, memory_bytes: int, workers: int) -> int:
+    """Features of a part, so that `workers` of them hold `memory_bytes` together: a multiple of `CHUNK`."""
+    one = PartState.bytes_of_one(request.settings)
+    return max(1, memory_bytes // workers // one // CHUNK) * CHUNK
+
+
+@dataclass(frozen=True)
+class _Part:
+    layer: int
+    low: int
+    high: int
+
+
+class IndexBuilder:
+    """
+    Makes one index.
+
+    Args:
+        store: The bucket.
+        request: What is asked for.
+        dataset: The dataset.
+        transcoder: The transcoder.
+        text: The sequences behind the dataset.
+        spans: Which shard holds which of them.
+        num_layers: Layers of the model.
+        memory_bytes: What all parts that are worked on at once may hold; one chunk of features a worker is the least.
+        workers: Layers that are worked on at once.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        request: IndexRequest,
+        dataset: SealedDataset,
+        transcoder: TranscoderReader,
+        text: Text,
+        spans: tuple[Span, ...],
+        *,
+        num_layers: int,
+        memory_bytes: int,
+        workers: int = 1,
+    ) -> None:
+        self._store, self._request, self._dataset = store, request, dataset
+        self._transcoder, self._text, self._spans = transcoder, text, spans
+        self._num_layers, self._workers = num_layers, workers
+        self._part_features = part_features(request, memory_bytes, workers)
+        self._bases = Bases(store)
+        settings = request.settings
+        self._tile_bases = text.tile_bases(settings.window_tokens)
+        self._pool = draw_tiles(text, settings.window_tokens, settings.pool_windows, settings.seed)
+        self._pairs = draw_positions(text, settings.coactivation_tokens, settings.seed)
+        self._done: dict[_Part, float] = {}
+
+    def build(self, progress: Progress) -> Mapping[str, Any]:
+        """Do what is left to do and return the manifest; blocks."""
+        stopped: list[BaseException] = []
+
+        def tell(part: _Part | None, share: float) -> None:
+            if part is not None:
+                self._done[part] = share
+            try:
+                if stopped:
+                    raise stopped[0]
+                # A part counts as much of its layer as it has features.
+                done = sum(
+                    value * (each.high - each.low) / self._transcoder.encoder_shape(each.layer)[0]
+                    for each, value in list(self._done.items())
+                )
+                progress(int(done * self._text.num_tokens), self._num_layers * self._text.num_tokens)
+            except BaseException as error:
+                stopped.append(error)
+                raise
+
+        # Headers are read here once: the reader keeps them, and threads only look.
+        for layer in range(self._num_layers):
+            self._transcoder.encoder_shape(layer)
+        tell(None, 0)
+        with torch.no_grad(), ThreadPoolExecutor(self._workers, "weft-index") as pool:
+            running = [pool.submit(self._layer, layer, tell) for layer in range(self._num_layers)]
+            try:
+                for each in running:
+                    each.result()
+            except BaseException as error:
+                stopped.append(error)
+                for each in running:
+                    each.cancel()
+                raise
+        return finish_index(self._store, self._request, self._dataset, self._transcoder, self._text, self._num_layers)
+
+    def _parts(self, layer: int) -> Iterator[_Part]:
+        num_features, _ = self._transcoder.encoder_shape(layer)
+        for low in range(0, num_features, self._part_features):
+            yield _Part(layer, low, min(low + self._part_features, num_features))
+
+    def _layer(self, layer: int, tell: Callable[[_Part, float], None]) -> None:
+        key = self._request.keys.layer(layer)
+        parts = list(self._parts(layer))
+        if _is_there(self._store, key):
+            for part in parts:
+                tell(part, 1)
+            return
+        try:
+            with torch.no_grad():
+                for part in parts:
+                    self._gather(part, tell)
+                self._store.put(key, self._written(layer, parts), if_absent=True)
+        except AlreadyExistsError:
+            return
+        except NotFoundError:
+            # Who finished the index meanwhile has cleared the states away.
+            if not _is_there(self._store, key):
+                raise
+
+    def _written(self, layer: int, parts: list[_Part]) -> bytes:
+        pairs = np.concatenate([np.zeros((0, 2), np.int32), *(self._stored(part).pairs() for part in parts)])
+        states = (self._stored(part) for part in parts)
+        return write_table(layer_groups(self._request, self._transcoder, layer, states, pairs))
+
+    def _state_key(self, part: _Part) -> str:
+        return self._request.keys.state(part.layer, part.low, part.high)
+
+    def _stored(self, part: _Part) -> PartState:
+        state = PartState(part.layer, part.low, part.high, self._request.settings)
+        state.restore(load(self._store.get(self._state_key(part))))
+        return state
+
+    def _open(self, part: _Part) -> tuple[PartState, str]:
+        """What is stored of a part, and its version; a new one where nothing is."""
+        state = PartState(part.layer, part.low, part.high, self._request.settings)
+        try:
+            data, info = self._store.get_with_info(self._state_key(part))
+        except NotFoundError:
+            return state, ""
+        state.restore(load(data))
+        return state, info.etag
+
+    def _gather(self, part: _Part, tell: Callable[[_Part, float], None]) -> None:
+        state, mark = self._open(part)
+        weights = None
+        while state.num_spans < len(self._spans):
+            if weights is None:
+                weights = tuple(
+                    torch.from_numpy(np.array(each, np.float32))
+                    for each in self._transcoder.encoder_rows(part.layer, part.low, part.high)
+                )
+            begun = time.monotonic()
+            while state.num_spans < len(self._spans):
+                self._add_span(state, part, self._spans[state.num_spans], weights)
+                state.num_spans += 1
+                tell(part, state.num_spans / len(self._spans))
+                if time.monotonic() - begun > STORE_EVERY_S:
+                    break
+            try:
+                mark = self._put(part, state, mark)
+            except (ConflictError, AlreadyExistsError):
+                # Somebody else works on it too; whoever is further is right, and both would come to the same.
+                theirs, mark = self._open(part)
+                state = theirs if theirs.num_spans > state.num_spans else state
+                mark = mark if state is theirs else self._put_over(part, state, mark)
+        tell(part, 1)
+
+    def _put(self, part: _Part, state: PartState, mark: str) -> str:
+        arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays().items()}
+        condition: dict[str, Any] = {"if_match": mark} if mark else {"if_absent": True}
+        return self._store.put(self._state_key(part), save(arrays), **condition).etag
+
+    def _put_over(self, part: _Part, state: PartState, mark: str) -> str:
+        try:
+            return self._put(part, state, mark)
+        except (ConflictError, AlreadyExistsError):
+            return self._open(part)[1]
+
+    def _add_span(self, state: PartState, part: _Part, span: Span, weights: tuple[torch.Tensor, ...]) -> None:
+        w_enc_FD, b_enc_F, threshold_F = weights
+        rows = read_rows(self._store, self._bases, span.key, part.layer, span.row_group_tokens, span.num_rows)
+        waiting = np.zeros((0, w_enc_FD.shape[1]), np.float32)
+        for block in self._text.blocks(span):
+            wanted = block.last_row - block.first_row
+            while len(waiting) < wanted:
+                waiting = np.concatenate([waiting, next(rows)])
+            taken, waiting = waiting[:wanted], waiting[wanted:]
+            text = BlockText.of(self._text, block, self._request.settings, self._pool, self._pairs, self._tile_bases)
+            stream_PD = np.zeros((block.high - block.low, w_enc_FD.shape[1]), np.float32)
+            stream_PD[text.kept_P] = taken
+            state.add(text, torch.from_numpy(stream_PD), w_enc_FD, b_enc_F, threshold_F)
+
+
+def _is_there(store: ObjectStore, key: str) -> bool:
+    try:
+        store.info(key)
+    except NotFoundError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""
+Features of two transcoders that write alike: by the cosine of their summed decoders, layer by layer.
+
+Legend: F features of the first, G of the other, D d_model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_common.errors import InvalidArgumentError, NotFoundError
+
+__all__ = ["FeatureMatching", "Match"]
+
+_ROWS = 1024
+_DEFAULT_PAGE = 50
+_MAX_PAGE = 1000
+_DEFAULT_COSINE = 0.5
+
+
+@dataclass(frozen=True)
+class Match:
+    """A feature, the most alike of the other transcoder, and whether it is that one's most alike as well."""
+
+    index: int
+    other: int
+    cosine: float
+    is_mutual: bool
+
+
+class FeatureMatching:
+    """
+    Matches by decoders.
+
+    Args:
+        indexes: Whole indexes.
+    """
+
+    def __init__(self, indexes: OpenIndexes) -> None:
+        self._indexes = indexes
+
+    def page(
+        self, transcoder: str, other: str, layer: int, *, min_cosine: float, page_size: int, first: int
+    ) -> tuple[Sequence[Match], int]:
+        """
+        Matches of the features from `first` on, and where the next page begins; 0 after the last. Blocks.
+
+        Raises:
+            NotFoundError: No such transcoder or layer.
+            FailedPreconditionError: One has no index.
+            InvalidArgumentError: They are not of one model and size, or something is out of its range.
+        """
+        least = min_cosine or _DEFAULT_COSINE
+        if not -1 <= least <= 1:
+            raise InvalidArgumentError(f"min_cosine is {min_cosine}; give -1 to 1, or 0 for .5", field="min_cosine")
+        if page_size < 0:
+            raise InvalidArgumentError(f"page_size is {page_size}; give 0 for {_DEFAULT_PAGE}", field="page_size")
+        size = min(page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        mine, theirs = self._indexes.open(transcoder), self._indexes.open(other)
+        for each in (mine, theirs):
+            if not 0 <= layer < each.num_layers:
+                raise NotFoundError(
+                    f"transcoders/{each.transcoder} has no layer {layer}; its layers are 0 to {each.num_layers - 1}"
+                )
+        kinds = [(each.model, each.manifest["d_model"]) for each in (mine, theirs)]
+        if kinds[0] != kinds[1]:
+            raise InvalidArgumentError(
+                f"transcoders/{transcoder} is for models/{kinds[0][0]} of d_model {kinds[0][1]}, transcoders/{other} "
+                f"for models/{kinds[1][0]} of {kinds[1][1]}; decoders are alike only within one model",
+                field="other",
+            )
+        unit_FD, unit_GD = (torch.from_numpy(each.directions(layer)) for each in (mine, theirs))
+        found: list[Match] = []
+        while first < len(unit_FD) and len(found) < size:
+            rows_fD = unit_FD[first : first + _ROWS]
+            cosine_f, other_f = (rows_fD @ unit_GD.T).max(dim=1)
+            chosen = (cosine_f >= least).nonzero().flatten()[: size - len(found)]
+            back_c = (unit_GD[other_f[chosen]] @ unit_FD.T).argmax(dim=1)
+            found += [
+                Match(first + place, int(other_f[place]), float(cosine_f[place]), back == first + place)
+                for place, back in zip(chosen.tolist(), back_c.tolist(), strict=True)
+            ]
+            first = found[-1].index + 1 if len(found) == size else first + len(rows_fD)
+        return found, first if first < len(unit_FD) else 0

@@ -1,0 +1,344 @@
+"""
+Whole indexes, opened: their summaries are in memory, everything else is read when it is asked for.
+
+Legend: N features of all layers, W tokens of a window, K stretches of a feature.
+"""
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from weft_attribution.core.feature_index.hashing import draw
+from weft_attribution.core.feature_index.manifests import list_indexes, read_manifest
+from weft_attribution.core.feature_index.sequences import read_text
+from weft_attribution.core.feature_index.settings import IndexKeys, IndexRequest
+from weft_attribution.core.feature_index.tables import Table
+from weft_attribution.core.feature_index.text import draw_tiles, window_starts
+from weft_attribution.core.feature_ports import Examples, Window
+from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError
+from weft_store.port import ObjectStore
+
+__all__ = ["FeatureRow", "OpenIndex", "OpenIndexes"]
+
+Array = npt.NDArray[Any]
+Json = Mapping[str, Any]
+_OPEN_INDEXES = 2
+_LOOK_S = 2.0
+_QUIET = 0x74
+_KEPT_TOKEN_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """What an index keeps of one feature besides its text; partners past the last are left out."""
+
+    num_active: int
+    mean: float
+    largest: float
+    histogram: tuple[int, ...]
+    decoder_norms: tuple[float, ...]
+    first_layer: int
+    last_layer: int
+    neighbours: tuple[tuple[int, float], ...]
+    partners: tuple[tuple[int, int, float], ...]
+
+
+class OpenIndex:
+    """
+    One index.
+
+    Args:
+        store: The bucket.
+        manifest: Its manifest.
+
+    Attributes:
+        request: How it was asked for.
+        manifest: Its manifest.
+        layer_N: Layer of each feature; features are in order of layer and index.
+        index_N: Index within its layer.
+        columns: More by name, [N]: `num_active`, `mean`, `largest`, `norm`, `first_layer`, `last_layer`, `density`.
+    """
+
+    def __init__(self, store: ObjectStore, manifest: Json) -> None:
+        self._store = store
+        self.manifest = manifest
+        self.request = IndexRequest.from_json(manifest["request"])
+        self._keys = self.request.keys
+        summary = Table(store, self._keys.summary).read()
+        self.columns: dict[str, Array] = {name: summary.column(name).to_numpy() for name in summary.column_names}
+        self.columns["density"] = self.columns["num_active"] / max(1, self.num_tokens)
+        self.layer_N, self.index_N = self.columns.pop("layer"), self.columns.pop("index")
+        sizes = [int(layer["num_features"]) for layer in manifest["layers"]]
+        self._first_L = np.concatenate([[0], np.cumsum(sizes)])
+        if self._first_L[-1] != len(self.layer_N):
+            raise DataLossError(f"{self._keys.summary} does not fit its manifest; index the transcoder again")
+        self._tables: dict[int, Table] = {}
+        self._orders: dict[str, Array] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def transcoder(self) -> str:
+        return self.request.transcoder
+
+    @property
+    def model(self) -> str:
+        return str(self.manifest["model"])
+
+    @property
+    def index_id(self) -> str:
+        return self.request.index_id
+
+    @property
+    def num_quantiles(self) -> int:
+        return self.request.settings.num_quantiles
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were read."""
+        return int(self.manifest["num_tokens"])
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the transcoder."""
+        return len(self._first_L) - 1
+
+    @cached_property
+    def state_of_each(self) -> Array:
+        """0 for a feature that was never active, 2 for a dense one, 1 for all others."""
+        dense_N = self.columns["density"] > self.request.settings.dense_share
+        return np.asarray(np.where(self.columns["num_active"] == 0, 0, np.where(dense_N, 2, 1)).astype(np.int8))
+
+    @cached_property
+    def triggers(self) -> tuple[Array, Array, Array]:
+        """Tokens, rising, with the number of a feature that fires there and on how many of its strongest stretches."""
+        table = Table(self._store, self._keys.triggers).read()
+        layer, index = table.column("layer").to_numpy(), table.column("index").to_numpy()
+        number = self._first_L[layer] + index
+        return table.column("token").to_numpy(), number.astype(np.int32), table.column("count").to_numpy()
+
+    def order(self, column: str, *, falling: bool) -> Array:
+        """Numbers of all features by a column; of equals the first comes first. Kept once it was worked out."""
+        key = f"{column} {falling}"
+        with self._lock:
+            if key not in self._orders:
+                values = self.columns[column]
+                self._orders[key] = np.argsort(-values if falling else values, kind="stable").astype(np.int32)
+            return self._orders[key]
+
+    def has(self, layer: int, index: int) -> bool:
+        """Whether there is such a feature."""
+        return 0 <= layer < self.num_layers and 0 <= index < self._first_L[layer + 1] - self._first_L[layer]
+
+    def number(self, layer: int, index: int) -> int:
+        """
+        The number of a feature among all.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        if not 0 <= layer < self.num_layers:
+            raise NotFoundError(
+                f"transcoders/{self.transcoder} has no layer {layer}; its layers are 0 to {self.num_layers - 1}"
+            )
+        size = int(self._first_L[layer + 1] - self._first_L[layer])
+        if not 0 <= index < size:
+            raise NotFoundError(f"layer {layer} of transcoders/{self.transcoder} has no feature {index}; it has {size}")
+        return int(self._first_L[layer]) + index
+
+    def row(self, layer: int, index: int) -> FeatureRow:
+        """
+        Read what is kept of a feature besides its text.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        self.number(layer, index)
+        names = ("num_active", "mean", "largest", "histogram", "decoder_norms", "first_layer", "last_layer")
+        lists = ("neighbours", "neighbour_cosines", "partners", "partner_counts", "partner_shares")
+        row = self._table(layer).row(index, [*names, *lists])
+        partners = zip(row["partners"], row["partner_counts"], row["partner_shares"], strict=True)
+        return FeatureRow(
+            num_active=row["num_active"],
+            mean=row["mean"],
+            largest=row["largest"],
+            histogram=tuple(row["histogram"]),
+            decoder_norms=tuple(row["decoder_norms"]),
+            first_layer=row["first_layer"],
+            last_layer=row["last_layer"],
+            neighbours=tuple(zip(row["neighbours"], row["neighbour_cosines"], strict=True)),
+            partners=tuple(each for each in partners if each[0] >= 0),
+        )
+
+    def directions(self, layer: int) -> Array:
+        """Read the summed decoders of a layer, of length 1: float32 [F, D]."""
+        column = self._table(layer).read(["direction"]).column("direction").combine_chunks()
+        width = int(self.manifest["d_model"])
+        data = np.frombuffer(column.buffers()[1], np.float16, count=len(column) * width)
+        return data.reshape(-1, width).astype(np.float32)
+
+    def examples(self, layer: int, index: int) -> Examples:
+        """Windows where a feature is active."""
+        number = self.number(layer, index)
+        names = [f"{kind}_{part}" for kind in ("top", "sample") for part in ("positions", "peaks", "windows")]
+        row = self._table(layer).row(index, names)
+        top = self._windows(row["top_positions"], row["top_peaks"], row["top_windows"], False)
+        sample = self._windows(row["sample_positions"], row["sample_peaks"], row["sample_windows"], True)
+        return Examples(
+            num_active=int(self.columns["num_active"][number]),
+            num_tokens=self.num_tokens,
+            top=top,
+            by_quantile=tuple(sorted(sample, key=lambda window: (window.quantile, -window.peak))),
+        )
+
+    def quiet(self, layer: int, index: int, count: int) -> Sequence[Window]:
+        """Windows in which a feature is nowhere active, another choice for each feature."""
+        number = self.number(layer, index)
+        fired = np.frombuffer(self._table(layer).row(index, ["fired"])["fired"], np.uint8)
+        quiet = np.flatnonzero(np.unpackbits(fired, bitorder="little")[: len(self._pool_starts)] == 0)
+        order = np.argsort(draw(self.request.settings.seed, _QUIET, number, quiet), kind="stable")
+        found = []
+        for start in self._pool_starts[quiet[order[:count]]]:
+            sequence, first, ids = self._stretch(int(start))
+            found.append(Window(sequence, first, ids, (0.0,) * len(ids), 0.0, -1))
+        return found
+
+    @cached_property
+    def _pool_starts(self) -> Array:
+        """Where the windows of the pool begin, by their bits."""
+        found = read_text(self._store, self._keys)
+        if found is None:
+            raise DataLossError(f"{self._keys.text('plan.json')} is gone; index the transcoder again")
+        text, settings = found[0], self.request.settings
+        tiles = draw_tiles(text, settings.window_tokens, settings.pool_windows, settings.seed)
+        bases_N = text.tile_bases(settings.window_tokens)
+        sequence = np.searchsorted(bases_N, tiles, side="right") - 1
+        return np.asarray(text.start_N[sequence] + (tiles - bases_N[sequence]) * settings.window_tokens)
+
+    @cached_property
+    def _starts(self) -> Array:
+        return np.frombuffer(self._store.get(self._keys.text("starts.bin")), "<i8")
+
+    @cached_property
+    def _tokens(self) -> Array | None:
+        """All tokens, where they are few enough to be kept."""
+        if int(self._starts[-1]) * 4 > _KEPT_TOKEN_BYTES:
+            return None
+        return np.frombuffer(self._store.get(self._keys.text("tokens.bin")), "<u4")
+
+    def _stretch(self, start: int) -> tuple[int, int, tuple[int, ...]]:
+        """Sequence, place in it, and tokens of the window that begins at a position."""
+        sequence = int(np.searchsorted(self._starts, start, side="right")) - 1
+        count = min(self.request.settings.window_tokens, int(self._starts[sequence + 1]) - start)
+        key = self._keys.text("tokens.bin")
+        if self._tokens is not None:
+            ids = self._tokens[start : start + count]
+        else:
+            ids = np.frombuffer(self._store.get(key, offset=4 * start, length=4 * count), "<u4")
+        if len(ids) != count:
+            raise DataLossError(f"{key} is cut short; index the transcoder again")
+        return sequence, start - int(self._starts[sequence]), tuple(ids.tolist())
+
+    def _windows(
+        self, positions: Sequence[int], peaks: Sequence[float], windows: Sequence[float], by_quantile: bool
+    ) -> tuple[Window, ...]:
+        settings = self.request.settings
+        position_K, peak_K = np.array(positions, np.int64), np.array(peaks, np.float32)
+        ratio_KW = np.array(windows, np.float32).reshape(len(position_K), settings.window_tokens)
+        start_K = window_starts(self._starts, position_K, settings.window_tokens) if len(position_K) else position_K
+        found = []
+        for place, (position, start) in enumerate(zip(position_K.tolist(), start_K.tolist(), strict=True)):
+            sequence, first, ids = self._stretch(start)
+            acts = ratio_KW[place, : len(ids)] * peak_K[place]
+            acts[position - start] = peak_K[place]
+            quantile = place * settings.num_quantiles // len(position_K) if by_quantile else -1
+            found.append(
+                Window(sequence, first, ids, tuple(acts.tolist()), float(peak_K[place]), position - start, quantile)
+            )
+        return tuple(found)
+
+    def _table(self, layer: int) -> Table:
+        with self._lock:
+            if layer not in self._tables:
+                self._tables[layer] = Table(self._store, self._keys.layer(layer))
+            return self._tables[layer]
+
+
+class OpenIndexes:
+    """
+    Indexes in a bucket; the newest whole one of a transcoder answers.
+
+    Args:
+        store: The bucket.
+        look_s: For so long an answer to which one that is holds.
+    """
+
+    def __init__(self, store: ObjectStore, *, look_s: float = _LOOK_S) -> None:
+        self._store, self._look_s = store, look_s
+        self._newest: dict[str, tuple[float, Json]] = {}
+        self._open: OrderedDict[tuple[str, str, float], OpenIndex] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def manifests(self, transcoder: str) -> list[dict[str, Any]]:
+        """Manifests of all whole indexes of a transcoder, newest first. NotFoundError: no such transcoder."""
+        try:
+            mark = hashlib.sha256(self._store.get(f"transcoders/{transcoder}/manifest.json")).hexdigest()
+        except NotFoundError:
+            raise NotFoundError(
+                f"no transcoder transcoders/{transcoder}: export or import one first, or list those that there are"
+            ) from None
+        return list_indexes(self._store, transcoder, mark)
+
+    def manifest(self, transcoder: str, index_id: str) -> Json:
+        """
+        The manifest of one index.
+
+        Raises:
+            NotFoundError: There is no whole index of that name.
+        """
+        try:
+            return read_manifest(self._store, IndexKeys(transcoder, index_id))
+        except NotFoundError:
+            raise NotFoundError(
+                f"transcoders/{transcoder}/indexes/{index_id} is not there, or not whole yet; ListFeatureIndexes shows "
+                "those that there are"
+            ) from None
+
+    def find(self, transcoder: str) -> OpenIndex | None:
+        """The newest whole index; None where there is none. NotFoundError: no such transcoder."""
+        now = time.monotonic()
+        seen = self._newest.get(transcoder)
+        if seen is None or now - seen[0] > self._look_s:
+            manifests = self.manifests(transcoder)
+            if not manifests:
+                self._newest.pop(transcoder, None)
+                return None
+            self._newest[transcoder] = seen = now, manifests[0]
+        return self._opened(seen[1])
+
+    def open(self, transcoder: str) -> OpenIndex:
+        """The newest whole index."""
+        found = self.find(transcoder)
+        if found is None:
+            raise FailedPreconditionError(
+                f"transcoders/{transcoder} has no index of its features yet; ask IndexFeatures for one and wait for it"
+            )
+        return found
+
+    def _opened(self, manifest: Json) -> OpenIndex:
+        request = manifest["request"]
+        key = (str(request["transcoder"]), str(request["index_id"]), float(manifest["create_s"]))
+        with self._lock:
+            if key not in self._open:
+                self._open[key] = OpenIndex(self._store, manifest)
+                while len(self._open) > _OPEN_INDEXES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(key)
+            return self._open[key]
