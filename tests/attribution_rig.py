@@ -10,8 +10,9 @@ of the activations service that speaks the same port as the gRPC adapter.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -311,8 +312,14 @@ def make_transcoder(
     seed: int = 1,
     revision: str = "r1",
     tensors: Mapping[str, Tensor] | None = None,
+    activation: str = "",
+    top_k: int = 0,
 ) -> None:
-    """Write a random transcoder, or given tensors; a random feature fires on about a third of the positions."""
+    """
+    Write a random transcoder, or given tensors; a random feature fires on about a third of the positions.
+
+    With an `activation` that counts, `top_k` features of a layer fire.
+    """
     rng = torch.Generator().manual_seed(seed)
     d, layers = model.d_model, model.num_layers
 
@@ -330,15 +337,19 @@ def make_transcoder(
         decoder = {f"W_dec_{layer}": draw(features, min(window, layers - layer), d)}
         if skip:
             encoder[f"W_skip_{layer}"] = draw(d, d)
+        if activation == "joint_top_k":
+            encoder[f"rank_norm_{layer}"] = draw(features).abs() + 0.1
         if tensors is not None:
             names = (*encoder, f"threshold_{layer}", f"W_skip_{layer}")
             encoder = {name: tensors[name] for name in names if name in tensors}
             decoder = {name: tensors[name] for name in decoder}
         store.put(f"transcoders/{transcoder}/W_enc_{layer}.safetensors", safetensors.torch.save(encoder))
         store.put(f"transcoders/{transcoder}/W_dec_{layer}.safetensors", safetensors.torch.save(decoder))
-    manifest = {
+    manifest: dict[str, Any] = {
         "model": "tiny", "model_revision": revision, "input_hook": input_hook, "output_hook": "mlp_out",
     }  # fmt: skip
+    if activation:
+        manifest |= {"activation": activation, "top_k": top_k}
     store.put(f"transcoders/{transcoder}/manifest.json", json.dumps(manifest).encode())
 
 
@@ -352,6 +363,26 @@ def load_transcoder(store: ObjectStore, transcoder: str, num_layers: int) -> dic
     return tensors
 
 
+def counted(kind: str, top_k: int, tensors: Mapping[str, Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Choose by sorting every position's features in Python."""
+
+    def fires(pres: list[Tensor]) -> list[Tensor]:
+        chosen = [torch.zeros_like(pre, dtype=torch.bool) for pre in pres]
+        layers = range(len(pres))
+        for position in range(len(pres[0])):
+            for pool in [list(layers)] if kind == "joint_top_k" else [[layer] for layer in layers]:
+                ranked = []
+                for layer in pool:
+                    norms = tensors.get(f"rank_norm_{layer}", torch.ones(pres[layer].shape[1]))
+                    scores = (pres[layer][position] * norms).tolist()
+                    ranked += [(-score, layer, feature) for feature, score in enumerate(scores)]
+                for score, layer, feature in sorted(ranked)[: top_k * len(pool)]:
+                    chosen[layer][position, feature] = score < 0
+        return chosen
+
+    return fires
+
+
 def oracle_edges(
     model: ReferenceModel | FrozenTransformer,
     tensors: Mapping[str, Tensor],
@@ -360,11 +391,13 @@ def oracle_edges(
     *,
     input_hook: str = "mlp_in",
     first: int = 1,
+    fires: Callable[[list[Tensor]], list[Tensor]] | None = None,
 ) -> tuple[list[tuple[int, int, int]], np.ndarray, np.ndarray]:
     """
     Every edge by autograd: sources are multiplied by leaves of value 1, and each target is differentiated once.
 
-    Positions before `first` have neither features nor errors.
+    Positions before `first` have neither features nor errors. `fires` tells which pre-activations [P, F] of all layers
+    are activations, where thresholds do not.
 
     Returns:
         Active features (layer, position, index), edges [features + logits, features + errors + tokens], target values.
@@ -372,13 +405,15 @@ def oracle_edges(
     with torch.no_grad():
         clean = model.streams(ids)
     layers, positions = model.num_layers, len(ids)
-    acts = []
-    for layer in range(layers):
-        pre = clean[f"layers.{layer}.{input_hook}"] @ tensors[f"W_enc_{layer}"].T + tensors[f"b_enc_{layer}"]
-        threshold = tensors.get(f"threshold_{layer}", torch.zeros(1, dtype=torch.float64))
-        act = torch.where(pre > threshold, pre, 0.0)
+    pres = [
+        clean[f"layers.{layer}.{input_hook}"] @ tensors[f"W_enc_{layer}"].T + tensors[f"b_enc_{layer}"]
+        for layer in range(layers)
+    ]
+    zero = torch.zeros(1, dtype=torch.float64)
+    fired = fires(pres) if fires else [pre > tensors.get(f"threshold_{i}", zero) for i, pre in enumerate(pres)]
+    acts = [torch.where(fire, pre, 0.0) for fire, pre in zip(fired, pres, strict=True)]
+    for act in acts:
         act[:first] = 0
-        acts.append(act)
     active = [(i, int(p), int(f)) for i in range(layers) for p, f in acts[i].nonzero()]
     feature_leaf = torch.stack([torch.ones_like(act) for act in acts]).requires_grad_()
     error_leaf = torch.ones(layers, positions, dtype=torch.float64).requires_grad_()

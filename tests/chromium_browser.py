@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser, async_playwright
 
-_EXECUTABLE = "/usr/bin/chromium"
+EXECUTABLE = "/usr/bin/chromium"
 # No sandbox: it needs rights that a container does not give. The rest keeps the browser off every network.
-_FLAGS = [
+FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -27,6 +27,6 @@ _FLAGS = [
 async def chromium() -> AsyncIterator[Browser]:
     """Run a browser for one test."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=_EXECUTABLE, args=_FLAGS)
+        browser = await playwright.chromium.launch(executable_path=EXECUTABLE, args=FLAGS)
         yield browser
         await browser.close()

@@ -4,7 +4,7 @@
 import json
 from typing import Any
 
-from weft.attribution.v1 import attention_pb2, reading_pb2
+from weft.attribution.v1 import attention_pb2, reading_pb2, steering_pb2
 from weft_common.errors import InvalidArgumentError
 
 __all__ = ["FakeReadings"]
@@ -59,6 +59,52 @@ class FakeReadings:
             ],
             rest=0.1,
         )
+
+    async def ExplainAttention(self, request: Any, context: Any) -> attention_pb2.ExplainAttentionResponse:
+        """The first feature against the first token, a token against what is no node's, and a rest."""
+        self.world.attention.append((request.layer, request.head, request.query_position, request.key_position))
+        nodes = json.loads(self.world.json)["nodes"]
+        feature = next(node["node_id"] for node in nodes if node["feature_type"] == "cross layer transcoder")
+        token = next(node["node_id"] for node in nodes if node["feature_type"] == "embedding")
+        pairs = [(feature, token, 1.2), (token, "constant", -0.4), ("3_99_4", token, 0.1)]
+        return attention_pb2.ExplainAttentionResponse(
+            score=0.7,
+            pattern=0.432,
+            total=0.7,
+            pairs=[
+                attention_pb2.ScorePair(query_node_id=query, key_node_id=key, value=value)
+                for query, key, value in pairs
+            ],
+            rest=-0.2,
+        )
+
+    async def Steer(self, request: Any, context: Any) -> steering_pb2.SteerResponse:
+        """Every feature of the file changes by a tenth of its place; half of it is measured, all where it is held."""
+        self.world.steered.append(request)
+        nodes = json.loads(self.world.json)["nodes"]
+        features = [node for node in nodes if node["feature_type"] == "cross layer transcoder"]
+        logits = [node for node in nodes if node["feature_type"] == "logit"]
+        share = 1.0 if request.HasField("held") else 0.5
+        return steering_pb2.SteerResponse(
+            nodes=[
+                steering_pb2.NodeEffect(
+                    node_id=node["node_id"],
+                    before=1.0,
+                    predicted=place / 10,
+                    measured=share * place / 10,
+                    activation_after=1.0 + share * place / 10,
+                )
+                for place, node in enumerate(features)
+            ],
+            logits=[
+                steering_pb2.SteeredLogit(
+                    token_id=int(node["node_id"].split("_")[1]), text=" Paris", predicted=-0.3, measured=-0.2,
+                    probability_before=0.4, probability_after=0.3,
+                )
+                for node in logits[:1]
+            ],
+            rank_agreement=0.721,
+        )  # fmt: skip
 
     async def SummarizeGraph(self, request: Any, context: Any) -> reading_pb2.SummarizeGraphResponse:
         """Features by layers, tokens, errors, logits, the rest; flows by the file's weights."""

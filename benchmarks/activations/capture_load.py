@@ -10,6 +10,7 @@ came through all the same has to be right too. At the end nothing may be held fo
 
 import argparse
 import asyncio
+import math
 import random
 import statistics
 import time
@@ -86,8 +87,9 @@ async def run_load(
     hooks: Sequence[str],
     lengths: Sequence[int],
     catalog: Any,
+    most_answers: float = math.inf,
 ) -> LoadReport:
-    """Serve, let clients call until the time is over, and look at what is left."""
+    """Serve, let clients call until the time is over or enough was answered, and look at what is left."""
     right = await asyncio.to_thread(reference_captures, settings.models_dir, model_id, lengths, hooks)
     report, process = LoadReport(), psutil.Process()
     latencies: list[float] = []
@@ -114,7 +116,7 @@ async def run_load(
 
         async def client(number: int) -> None:
             dice = random.Random(number)
-            while time.monotonic() < until:
+            while time.monotonic() < until and report.answered < most_answers:
                 token_ids, expected = dice.choice(right)
                 kind = dice.random()
                 started = time.perf_counter()

@@ -23,7 +23,7 @@ from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
 from weft_common.resource_names import parse_name
-from weft_common.tensors import chunk_tensor, tensor_to_proto
+from weft_common.tensors import encode_chunks, tensor_to_proto
 
 __all__ = ["HARVEST_KIND", "ActivationServicer", "harvest_kind"]
 
@@ -118,8 +118,8 @@ class ActivationServicer(AnalysisMethods, service_pb2_grpc.ActivationServiceServ
             )
             await context.write(service_pb2.CaptureResponse(header=header))
             for name, array in passed.captures.items():
-                for chunk in chunk_tensor(name, array):
-                    await context.write(service_pb2.CaptureResponse(chunk=chunk))
+                for encoded in encode_chunks(service_pb2.CaptureResponse.CHUNK_FIELD_NUMBER, name, array):
+                    await context.write(encoded)
 
     async def Run(self, request: service_pb2.RunRequest, context: Context) -> service_pb2.RunResponse:
         predicted = await self._inference.run(

@@ -47,6 +47,7 @@ def main() -> None:
                 max_features=settings.max_features,
                 memory_bytes=settings.memory_bytes,
                 workers=workers,
+                shared_rows=settings.shared_rows,
                 max_message_bytes=settings.max_message_bytes,
                 max_waiting=settings.max_waiting_graphs,
                 observe=PrometheusStages(REGISTRY),

@@ -1,5 +1,7 @@
 """How the attribution service is put together from a bucket, a base model and a folder of models."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,11 +19,14 @@ from weft_attribution.core.feature_index.opened import OpenIndexes
 from weft_attribution.core.feature_index.queries import FeatureQueries
 from weft_attribution.core.feature_index.sequences import SequenceSource
 from weft_attribution.core.frozen_graphs import FrozenGraphs
+from weft_attribution.core.gate import Gate
 from weft_attribution.core.graphs import Graphs, ModelFolder
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.open_graphs import OpenGraphs
+from weft_attribution.core.pipeline import Limits
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
+from weft_attribution.core.row_helper import RowHelper
 from weft_attribution.core.standing_labels import StandingLabels
 from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
@@ -32,6 +37,8 @@ from weft_attribution.servicer_feature_index import INDEX, IndexWork
 from weft_attribution.servicer_interpretation import InterpretationWork, Interpreting
 from weft_attribution.servicer_labels import LabelServicer
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
+from weft_common.errors import WeftError
+from weft_common.logging import get_logger
 from weft_common.operations import OperationManager
 from weft_common.operations_servicer import operations_registration
 from weft_common.server import Registration
@@ -41,6 +48,9 @@ from weft_store.port import ObjectStore
 __all__ = ["SERVICE", "registrations"]
 
 SERVICE = "attribution"
+_LOOK_S = 2.0
+"""Seconds between two looks for graphs that hand out rows."""
+_log = get_logger(__name__)
 
 
 @asynccontextmanager
@@ -54,13 +64,14 @@ async def registrations(
     max_features: int,
     memory_bytes: int = 1 << 30,
     workers: int = 1,
+    shared_rows: int = 0,
     max_message_bytes: int = 64 << 20,
     max_waiting: int = 1000,
     observe: Callable[[Mapping[str, float]], None],
     interpreting: Interpreting | None = None,
 ) -> AsyncIterator[Sequence[Registration]]:
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
-    models, opened = ModelFolder(models_dir), OpenGraphs(store)
+    models, opened, gate = ModelFolder(models_dir), OpenGraphs(store), Gate()
     graphs = Graphs(
         store,
         runner,
@@ -69,8 +80,12 @@ async def registrations(
         max_features=max_features,
         memory_bytes=memory_bytes,
         workers=workers,
+        part_rows=shared_rows,
+        gate=gate,
         opened=opened,
     )
+    limits = Limits(batch_size=0, workers=workers, max_active=max_features, max_features=0, memory_bytes=memory_bytes)
+    helper = RowHelper(store, models, limits, gate, _warn) if shared_rows else None
     steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
     batches = BatchWork(graphs)
     label_store = LabelStore(store)
@@ -109,7 +124,7 @@ async def registrations(
     features = FeatureServicer(store, runner, models, features_of, manager)
     features.interpretation = interpretation
     labels = LabelServicer(store, label_store)
-    async with manager.run():
+    async with manager.run(), _helping(helper):
         yield [
             Registration(
                 service_pb2.DESCRIPTOR.services_by_name["AttributionService"].full_name,
@@ -125,3 +140,35 @@ async def registrations(
             ),
             operations_registration(manager),
         ]
+
+
+@asynccontextmanager
+async def _helping(helper: RowHelper | None) -> AsyncIterator[None]:
+    """Help with graphs that other replicas make, for as long as the context lasts."""
+    if helper is None:
+        yield
+        return
+    stopping = threading.Event()
+
+    async def look_forever() -> None:
+        while not stopping.is_set():
+            helped = 0
+            try:
+                helped = await asyncio.to_thread(helper.look, lambda: not stopping.is_set())
+            except WeftError as error:
+                # The next look may find the bucket again.
+                _log.warning("not_helping", reason=str(error))
+            if not helped:
+                await asyncio.sleep(_LOOK_S)
+
+    looking = asyncio.create_task(look_forever())
+    try:
+        yield
+    finally:
+        stopping.set()
+        looking.cancel()
+        await asyncio.wait({looking})
+
+
+def _warn(prefix: str, reason: str) -> None:
+    _log.warning("cannot_help", work=prefix, reason=reason)

@@ -2,8 +2,9 @@
 What stands around every served call, outermost first: trace, metrics, auth, errors, admission.
 
 Each interceptor wraps the handler it is given. Handlers are grpc.aio's: coroutines, and for streamed answers async
-generators or coroutines that call `context.write`; streamed requests are read by iterating. The innermost wrapper
-turns every one of them into a coroutine in the call's own task, so that a cancelled call unwinds all of this at once.
+generators or coroutines that call `context.write`; streamed requests are read by iterating. What they answer is a
+message, or the bytes of one that they encoded themselves. The innermost wrapper turns every one of them into a
+coroutine in the call's own task, so that a cancelled call unwinds all of this at once.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ from weft_common.logging import current_request_id, get_logger
 from weft_common.metrics import HANDLED, HANDLING_SECONDS, STARTED
 from weft_common.status import status_from_error
 from weft_common.tracing import Tracing
-from weft_common.wire import decode_request
+from weft_common.wire import decode_request, encoder
 
 __all__ = [
     "AdmissionInterceptor",
@@ -73,7 +74,12 @@ class _Wrapping(grpc.aio.ServerInterceptor):
             return None  # gRPC answers UNIMPLEMENTED itself
         inner = _behaviour(handler)
         method = handler_call_details.method
-        return _rebuilt(handler, self.around(method, call_kind(handler), inner), handler.request_deserializer)
+        return _rebuilt(
+            handler,
+            self.around(method, call_kind(handler), inner),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
 
     def around(self, method: str, kind: str, inner: Behaviour) -> Behaviour:
         raise NotImplementedError
@@ -236,7 +242,7 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
                 with nullcontext() if exempt else self._admission.hold(len(raw)):
                     return await answered(decoded(raw), context)
 
-        return _rebuilt(handler, admitted, None)
+        return _rebuilt(handler, admitted, None, encoder(handler.response_serializer))
 
     async def _bounded(self, answer: Awaitable[Any]) -> Any:
         set_deadline(self._max_call_s)
@@ -343,14 +349,14 @@ def _behaviour(handler: Handler) -> Behaviour:
     return found
 
 
-def _rebuilt(handler: Handler, behaviour: Behaviour, deserializer: Any) -> Handler:
+def _rebuilt(handler: Handler, behaviour: Behaviour, deserializer: Any, serializer: Any) -> Handler:
     make: Any = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[handler.request_streaming, handler.response_streaming]
-    rebuilt: Handler = make(behaviour, deserializer, handler.response_serializer)
+    rebuilt: Handler = make(behaviour, deserializer, serializer)
     return rebuilt
 
 

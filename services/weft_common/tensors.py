@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from weft.common.v1 import tensor_pb2
 from weft_common.errors import DataLossError, InvalidArgumentError, ResourceExhaustedError
+from weft_common.wire import encode_with_bytes
 
-__all__ = ["TensorAssembler", "chunk_tensor", "tensor_from_proto", "tensor_to_proto"]
+__all__ = ["TensorAssembler", "chunk_tensor", "encode_chunks", "tensor_from_proto", "tensor_to_proto"]
 
 Array = npt.NDArray[Any]
 DataType = tensor_pb2.DataType
@@ -44,7 +45,7 @@ def tensor_to_proto(array: Array, *, data_type: DataType.ValueType | None = None
     [2, 3]
     """
     kind, raw = _encode(array, data_type)
-    return tensor_pb2.Tensor(data_type=kind, shape=array.shape, data=raw)
+    return tensor_pb2.Tensor(data_type=kind, shape=array.shape, data=bytes(raw))
 
 
 def tensor_from_proto(tensor: tensor_pb2.Tensor, *, max_bytes: int, field: str = "tensor") -> Array:
@@ -76,19 +77,23 @@ def chunk_tensor(
     name: str, array: Array, chunk_bytes: int = 1 << 20, *, data_type: DataType.ValueType | None = None
 ) -> Iterator[tensor_pb2.TensorChunk]:
     """Cut an array into pieces of at most `chunk_bytes`, in order; an empty array is one empty piece."""
-    if chunk_bytes < 1:
-        raise InvalidArgumentError(f"chunk_bytes is {chunk_bytes}; it must be at least 1", field="chunk_bytes")
-    kind, raw = _encode(array, data_type)
-    for offset in range(0, max(len(raw), 1), chunk_bytes):
-        piece = raw[offset : offset + chunk_bytes]
-        yield tensor_pb2.TensorChunk(
-            tensor_name=name,
-            data_type=kind,
-            shape=array.shape,
-            offset_bytes=offset,
-            data=piece,
-            crc32=zlib.crc32(piece),
-        )
+    for chunk, piece in _cut(name, array, chunk_bytes, data_type):
+        chunk.data = bytes(piece)
+        yield chunk
+
+
+def encode_chunks(field_number: int, name: str, array: Array, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """
+    Cut an array as `chunk_tensor` does, and copy its bytes once.
+
+    Args:
+        field_number: Which field of the message that is sent the chunk is; it has no other.
+
+    Yields:
+        That message, encoded; the array must stay as it is until then.
+    """
+    for chunk, piece in _cut(name, array, chunk_bytes, None):
+        yield encode_with_bytes(field_number, chunk, tensor_pb2.TensorChunk.DATA_FIELD_NUMBER, piece)
 
 
 class TensorAssembler:
@@ -113,7 +118,8 @@ class TensorAssembler:
             InvalidArgumentError: Unknown element type or impossible shape.
         """
         name = chunk.tensor_name
-        if zlib.crc32(chunk.data) != chunk.crc32:
+        data = chunk.data  # every look at the field copies it
+        if zlib.crc32(data) != chunk.crc32:
             raise DataLossError(
                 f"a piece of tensor {name!r} at byte {chunk.offset_bytes} fails its CRC; ask for it again"
             )
@@ -130,17 +136,20 @@ class TensorAssembler:
             raise DataLossError(
                 f"a piece of tensor {name!r} starts at byte {chunk.offset_bytes}; byte {len(buffer)} comes next"
             )
-        if len(buffer) + len(chunk.data) > num_bytes:
+        if len(buffer) + len(data) > num_bytes:
             raise DataLossError(
-                f"tensor {name!r} has {num_bytes} bytes; its pieces hold {len(buffer) + len(chunk.data)} already"
+                f"tensor {name!r} has {num_bytes} bytes; its pieces hold {len(buffer) + len(data)} already"
             )
-        if not chunk.data and num_bytes:
+        if not data and num_bytes:
             raise DataLossError(f"a piece of tensor {name!r} at byte {chunk.offset_bytes} is empty")
-        buffer += chunk.data
+        if len(data) == num_bytes:
+            del self._open[name]
+            return name, _decode(kind, wanted_shape, data)
+        buffer += data
         if len(buffer) < num_bytes:
             return None
         del self._open[name]
-        return name, _decode(kind, wanted_shape, bytes(buffer))
+        return name, _decode(kind, wanted_shape, buffer)
 
     def finish(self) -> None:
         """
@@ -177,9 +186,28 @@ def _num_bytes(kind: DataType.ValueType, shape: Sequence[int], field: str) -> in
     return math.prod(shape) * _DTYPES[kind].itemsize
 
 
-def _encode(array: Array, data_type: DataType.ValueType | None) -> tuple[DataType.ValueType, bytes]:
+def _cut(
+    name: str, array: Array, chunk_bytes: int, data_type: DataType.ValueType | None
+) -> Iterator[tuple[tensor_pb2.TensorChunk, memoryview]]:
+    """Yield each chunk without its bytes, and the bytes, which are the array's own where they can be."""
+    if chunk_bytes < 1:
+        raise InvalidArgumentError(f"chunk_bytes is {chunk_bytes}; it must be at least 1", field="chunk_bytes")
+    kind, raw = _encode(array, data_type)
+    for offset in range(0, max(len(raw), 1), chunk_bytes):
+        piece = raw[offset : offset + chunk_bytes]
+        chunk = tensor_pb2.TensorChunk(
+            tensor_name=name,
+            data_type=kind,
+            shape=array.shape,
+            offset_bytes=offset,
+            crc32=zlib.crc32(piece),
+        )
+        yield chunk, piece
+
+
+def _encode(array: Array, data_type: DataType.ValueType | None) -> tuple[DataType.ValueType, memoryview]:
     if data_type == tensor_pb2.DATA_TYPE_BFLOAT16 and array.dtype == np.float32:
-        return data_type, _to_bfloat16(array).tobytes()
+        return data_type, _bytes_of(_to_bfloat16(array))
     kind = _TYPES.get(array.dtype.newbyteorder("="))
     if kind is None or data_type not in (None, kind):
         wanted = "one of them" if data_type is None else DataType.Name(data_type)
@@ -187,15 +215,20 @@ def _encode(array: Array, data_type: DataType.ValueType | None) -> tuple[DataTyp
             f"an array of {array.dtype} cannot be sent as {wanted}; convert it to one of "
             f"{', '.join(sorted(str(dtype) for dtype in _TYPES))} first"
         )
-    return kind, array.astype(_DTYPES[kind], copy=False).tobytes()
+    return kind, _bytes_of(array.astype(_DTYPES[kind], copy=False))
 
 
-def _decode(kind: DataType.ValueType, shape: Sequence[int], raw: bytes) -> Array:
+def _bytes_of(array: Array) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _decode(kind: DataType.ValueType, shape: Sequence[int], raw: bytes | bytearray) -> Array:
+    """Return an array that may be written to; a bytearray becomes its memory and must not be used any more."""
     flat: Array = np.frombuffer(raw, dtype=_DTYPES[kind])
     if kind == tensor_pb2.DATA_TYPE_BFLOAT16:
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     else:
-        flat = flat.astype(_DTYPES[kind].newbyteorder("="))
+        flat = flat.astype(_DTYPES[kind].newbyteorder("="), copy=not flat.flags.writeable)
     return flat.reshape(tuple(shape))
 
 

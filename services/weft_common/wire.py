@@ -1,7 +1,9 @@
 """
-Decoding of requests whose failure says which field is to blame.
+Below the stubs: requests that do not decode, and messages of many bytes.
 
-protobuf refuses text that is not UTF-8 without a word on where it is; the caller deserves to know.
+protobuf refuses text that is not UTF-8 without a word on where it is; the caller deserves to know. Its Python runtime
+copies bytes when they become a field, when that message becomes a field of another, and twice more when it is encoded;
+here they are copied once.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from weft_common.errors import InvalidArgumentError
 
-__all__ = ["decode_request", "find_bad_text"]
+__all__ = ["decode_request", "encode_with_bytes", "encoder", "find_bad_text"]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 32
@@ -40,6 +42,31 @@ def decode_request(deserializer: Callable[[bytes], Any], raw: bytes) -> Any:
         f"the request is not a {descriptor.full_name}: it is cut short or was encoded from other stubs; "
         "encode it with the stubs of this service"
     )
+
+
+def encode_with_bytes(field_number: int, message: Message, bytes_field_number: int, data: bytes | memoryview) -> bytes:
+    """
+    Encode a message that has nothing but another message in a field, whose last field is bytes.
+
+    Args:
+        field_number: Where `message` goes.
+        message: Has no bytes yet.
+        bytes_field_number: Where the bytes go in `message`.
+        data: The bytes.
+    """
+    inner = message.SerializeToString()
+    before = _encoded_varint(bytes_field_number << 3 | _BYTES) + _encoded_varint(len(data))
+    length = _encoded_varint(len(inner) + len(before) + len(data))
+    return b"".join((_encoded_varint(field_number << 3 | _BYTES), length, inner, before, data))
+
+
+def encoder(serializer: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """Return a serializer that leaves alone what is encoded already; without one, that is all there may be."""
+
+    def encode(message: Any) -> bytes:
+        return message if serializer is None or isinstance(message, bytes) else serializer(message)
+
+    return encode
 
 
 def find_bad_text(descriptor: Any, raw: bytes, depth: int = 0) -> str | None:
@@ -89,3 +116,12 @@ def _varint(raw: bytes, position: int) -> tuple[int, int]:
         if raw[index] < 0x80:
             return value, index + 1
     return 0, len(raw)
+
+
+def _encoded_varint(value: int) -> bytes:
+    raw = bytearray()
+    while value > 0x7F:
+        raw.append(value & 0x7F | 0x80)
+        value >>= 7
+    raw.append(value)
+    return bytes(raw)

@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from weft_common.errors import FailedPreconditionError, NotFoundError, UnauthenticatedError, WeftError
-from weft_console.api import analyses, datasets, graphs, readings, runs
+from weft_console.api import analyses, datasets, graphs, readings, runs, steering
 from weft_console.api.requests import read_field, read_json
 from weft_console.guard import Guard
 from weft_console.peers import Peers
@@ -60,6 +60,7 @@ def build_app(settings: ConsoleSettings, peers: Peers, stopping: asyncio.Event) 
             Route("/api/session", sign_out, methods=["DELETE"]),
             *graphs.ROUTES,
             *readings.ROUTES,
+            *steering.ROUTES,
             *runs.ROUTES,
             *datasets.ROUTES,
             *analyses.ROUTES,

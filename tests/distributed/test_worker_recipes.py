@@ -46,13 +46,17 @@ def test_recipe_is_trained_evaluated_and_exported(rig: Rig, name: str) -> None:
     store = open_store(rig.bucket_url)
     manifest, _ = read_json(store, f"transcoders/{name}/manifest.json")
     assert manifest["dtype"] == "float32"
-    exported, trained = manifest["evaluation"], manifest["trained_evaluation"]
+    exported, trained = manifest["threshold_evaluation"], manifest["evaluation"]
+    assert (manifest["activation"], manifest.get("top_k")) == (
+        ("joint_top_k", 4) if name == "joint" else ("threshold", None)
+    )
     assert sum(exported["l0_by_layer"]) == pytest.approx(sum(trained["l0_by_layer"]), rel=0.2)
     if name != "joint":
         assert exported["explained_variance"] == pytest.approx(trained["explained_variance"], abs=1e-5)
     for layer in range(NUM_LAYERS):
-        threshold = load(store.get(f"transcoders/{name}/W_enc_{layer}.safetensors"))[f"threshold_{layer}"]
-        assert (threshold == 0).all() == (name == "relu")
+        encoder = load(store.get(f"transcoders/{name}/W_enc_{layer}.safetensors"))
+        assert (encoder[f"threshold_{layer}"] == 0).all() == (name == "relu")
+        assert (f"rank_norm_{layer}" in encoder) == (name == "joint")
         decoder = load(store.get(f"transcoders/{name}/W_dec_{layer}.safetensors"))[f"W_dec_{layer}"]
         num_targets = min(CASES[name].get("decoder_span", NUM_LAYERS), NUM_LAYERS - layer)
         assert decoder.shape[1] == num_targets

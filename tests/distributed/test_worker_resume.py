@@ -230,10 +230,10 @@ def test_worker_evaluates_and_exports_a_checkpoint(alone: Rig) -> None:
     assert len(evaluation["l0_by_layer"]) == NUM_LAYERS
     _export(alone, "alone", "small")
     manifest, _ = read_json(store, "transcoders/small/manifest.json")
-    assert manifest["trained_evaluation"]["explained_variance"] == pytest.approx(
-        evaluation["explained_variance"], abs=1e-5
-    )
-    assert manifest["evaluation"]["l0_by_layer"] == pytest.approx(evaluation["l0_by_layer"], rel=0.2)
+    assert (manifest["activation"], manifest["top_k"]) == ("top_k", 4)
+    assert manifest["evaluation"]["explained_variance"] == pytest.approx(evaluation["explained_variance"], abs=1e-5)
+    assert manifest["evaluation"]["l0_by_layer"] == pytest.approx(evaluation["l0_by_layer"])
+    assert manifest["threshold_evaluation"]["l0_by_layer"] == pytest.approx(evaluation["l0_by_layer"], rel=0.2)
     for layer in range(NUM_LAYERS):
         encoder = load(store.get(f"transcoders/small/W_enc_{layer}.safetensors"))
         assert encoder[f"W_enc_{layer}"].shape == (32, D_MODEL)
@@ -253,5 +253,6 @@ def test_jump_relu_is_exported_as_it_was_trained(rig: Rig) -> None:
     _export(rig, "jump", "jump")
     store = open_store(rig.bucket_url)
     manifest, _ = read_json(store, "transcoders/jump/manifest.json")
-    assert manifest["evaluation"] == manifest["trained_evaluation"]
+    assert manifest["evaluation"] == manifest["threshold_evaluation"]
+    assert manifest["activation"] == "threshold"
     assert (load(store.get("transcoders/jump/W_enc_0.safetensors"))["threshold_0"] > 0).any()

@@ -79,8 +79,14 @@ async def test_same_question_takes_the_rows_that_there_are(house: AttributionHou
     )):  # fmt: skip
         assert not (await house.make(f"other{number}", **other)).statistics.reused
     await house.client.graphs.delete("g1")
+    assert (await house.make("g3")).statistics.reused
     await house.client.graphs.delete("g2")
-    assert not (await house.make("g3")).statistics.reused
+    await house.client.graphs.delete("g3")
+    assert not (await house.make("g4")).statistics.reused
+    for graph in ("g4", *(f"other{number}" for number in range(6))):
+        await house.client.graphs.delete(graph)
+    assert not list(house.store.list("graph-cache/"))
+    assert not list(house.store.list("graphs/"))
 
 
 async def test_single_graphs_take_turns_with_a_batch(house: AttributionHouse) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from attribution_house import PROMPT, AttributionHouse, attribution_house
-from attribution_rig import load_transcoder
+from attribution_rig import counted, load_transcoder, make_transcoder
 from scipy.stats import spearmanr
 
 from weft.attribution.v1 import steering_pb2, targets_pb2
@@ -172,3 +173,48 @@ async def test_what_cannot_be_steered_is_refused(house: AttributionHouse) -> Non
     for call in (house.client.graphs.steer("g2", changes=[whole]), house.client.graphs.measure_faithfulness("g2")):
         with pytest.raises(FailedPreconditionError, match="more than logits"):
             await call
+
+
+@pytest.mark.parametrize("kind", ["top_k", "joint_top_k"])
+async def test_activations_after_steering_are_those_that_are_counted(house: AttributionHouse, kind: str) -> None:
+    """A feature that others push out of the largest is silent, whatever its pre-activation; a patch counts too."""
+    model = house.runner.reference
+    make_transcoder(house.store, "k", model, activation=kind, top_k=4, bias=0.0)
+    await house.make(transcoder="transcoders/k", **ALL)
+    features = await features_of(house)
+    tensors = load_transcoder(house.store, "k", 3)
+    fires = counted(kind, 4, tensors)
+
+    def activations(streams: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        pres = [streams[f"layers.{i}.mlp_in"] @ tensors[f"W_enc_{i}"].T + tensors[f"b_enc_{i}"] for i in range(3)]
+        return pres, [pre * fired for pre, fired in zip(pres, fires(pres), strict=True)]
+
+    layer, index, position = (int(part) for part in features[0]["node_id"].split("_"))
+    ids = [token.id for token in await house.runner.tokenize("tiny", PROMPT)]
+    added = {}
+    for target in range(layer, 3):
+        added[target] = torch.zeros(len(ids), model.d_model, dtype=torch.float64)
+        amount = 19.0 * features[0]["activation"]
+        added[target][position] = amount * tensors[f"W_dec_{layer}"][index, target - layer]
+    tokens, positions = model.embed(ids)
+    pres, acts = activations(model.run(tokens + positions, added=added))
+    found = await house.client.graphs.steer("g1", changes=[change(features[0]["node_id"], factor=20.0)])
+    silenced = 0
+    for node in found.nodes:
+        place = tuple(int(part) for part in node.node_id.split("_"))
+        pre, act = (float(each[place[0]][place[2], place[1]]) for each in (pres, acts))
+        assert node.activation_after == pytest.approx(act, rel=1e-4, abs=1e-5)
+        silenced += act == 0 < pre
+    assert silenced
+    other = "dapital"
+    other_ids = [token.id for token in await house.runner.tokenize("tiny", other)]
+    _, patched = activations(model.streams(other_ids))
+    node = features[3]
+    layer, index, position = (int(part) for part in node["node_id"].split("_"))
+    source = steering_pb2.PatchFrom(prompt=other)
+    by_patch = await house.client.graphs.steer("g1", changes=[change(node["node_id"], patch=source)])
+    value = float(patched[layer][position, index])
+    by_value = await house.client.graphs.steer("g1", changes=[change(node["node_id"], value=value)])
+    np.testing.assert_allclose(
+        [each.measured for each in by_patch.logits], [each.measured for each in by_value.logits], rtol=1e-4, atol=1e-6
+    )

@@ -32,7 +32,11 @@ class TargetCard:
 
 @dataclass(frozen=True)
 class FeatureCard:
-    """One feature; logits are (token, weight), highest and lowest first; `targets` only where they were asked for."""
+    """
+    One feature; logits are (token, weight), highest and lowest first.
+
+    There is no threshold where features are counted, and `targets` only where they were asked for.
+    """
 
     decoder_norms: tuple[float, ...]
     encoder_bias: float
@@ -71,7 +75,7 @@ def feature_logits(
     return FeatureCard(
         decoder_norms=tuple(decoder_SD.norm(dim=1).tolist()),
         encoder_bias=bias,
-        threshold=threshold,
+        threshold=None if transcoder.manifest.top_k else threshold,
         top=top,
         bottom=bottom,
         targets=tuple(TargetCard(layer + place, *extremes) for place, extremes in enumerate(by_target)),

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from weft_attribution.core.firing import Firing
 from weft_attribution.core.mapped import MappedTensor
 from weft_attribution.core.skips import Skip
 from weft_attribution.core.transcoder import TranscoderReader
@@ -110,16 +111,11 @@ def find_features(
     layers, positions, indices = [], [], []
     values, activations, readers, offsets = [], [], [], []
     biases, outputs = [], []
-    found = 0
+    firing, found = Firing(transcoder, tensors, num_layers, dtype), 0
     for layer in range(num_layers):
         encoder = transcoder.encoder(layer)
-        w_enc_FD = torch.from_numpy(np.array(encoder.w_enc_FD)).to(dtype)
-        b_enc_F = torch.from_numpy(np.array(encoder.b_enc_F)).to(dtype)
-        stream_PD = torch.tensor(tensors[f"layers.{layer}.{transcoder.manifest.input_hook}"], dtype=dtype)
-        pre_PF = torch.addmm(b_enc_F, stream_PD, w_enc_FD.T)
-        zero_F = np.zeros(1, np.float32) if encoder.threshold_F is None else encoder.threshold_F
-        threshold_F = torch.tensor(zero_F, dtype=dtype)
-        active_PF = pre_PF > threshold_F
+        pre_PF = firing.preactivations(layer, encoder)
+        active_PF = firing.fires(encoder, pre_PF)
         active_PF[: weights.first_position] = False
         position, index = active_PF.nonzero(as_tuple=True)
         found += len(position)
@@ -129,7 +125,8 @@ def find_features(
                 "use a shorter prompt or a sparser transcoder, or raise WEFT_ATTRIBUTION_MAX_FEATURES"
             )
         norm = weights.layers[layer].mlp_norm
-        rows_ND = w_enc_FD[index]
+        rows_ND = torch.tensor(encoder.w_enc_FD[index.numpy()], dtype=dtype)
+        bias_N = torch.tensor(encoder.b_enc_F[index.numpy()], dtype=dtype)
         layers.append(np.full(len(position), layer, dtype=np.int64))
         positions.append(position.numpy())
         indices.append(index.numpy())
@@ -137,14 +134,14 @@ def find_features(
         activations.append(pre_PF[position, index])
         scale_P = torch.tensor(tensors[f"layers.{layer}.ln2.scale"], dtype=dtype)
         readers.append(norm.fold(rows_ND) / scale_P[position][:, None] if reads_norm else rows_ND)
-        offsets.append(b_enc_F[index] + (norm.offset(rows_ND) if reads_norm else 0))
+        offsets.append(bias_N + (norm.offset(rows_ND) if reads_norm else 0))
         biases.append(torch.tensor(encoder.b_dec_D, dtype=dtype))
         outputs.append(torch.tensor(tensors[f"layers.{layer}.mlp_out"], dtype=dtype))
         skip = skips[layer] if skips else None
         if skip is not None and encoder.w_skip_DD is not None:
             # What the skip writes is no source of its own: it belongs to the sources of what it reads.
             biases[-1] += skip.offset_D
-            outputs[-1] -= stream_PD @ torch.tensor(encoder.w_skip_DD, dtype=dtype).T - skip.offset_D
+            outputs[-1] -= firing.stream(layer) @ torch.tensor(encoder.w_skip_DD, dtype=dtype).T - skip.offset_D
     writers_UD, writer_N, mapped = _gather_writers(transcoder, layers, indices, d_model, dtype, max_writer_bytes)
     error_LPD = torch.stack(outputs)
     constant_LPD = torch.stack(biases)[:, None, :].repeat(1, num_positions, 1)

@@ -1,18 +1,21 @@
 """
 Graphs that were made before: the same model, transcoder, prompt and settings give the same rows.
 
-`graph-cache/{digest}.json` names the graph that has them. Thresholds are not among the settings, since a graph is
-pruned from its rows, and neither is what changes speed alone.
+`graph-cache/{digest}/{graph}.json` stands for a graph that has them; `graphs/{graph}/rows.json` says where that is.
+Every graph has its own entry, so that one that goes takes nobody else's with it. Both are written before the graph is
+complete, and go while it is deleted. Thresholds are not among the settings, since a graph is pruned from its rows, and
+neither is what changes speed alone.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from weft_attribution.core.ports import ModelInfo, Token
-from weft_attribution.core.records import GraphRequest, GraphSettings, graph_key, request_key
+from weft_attribution.core.records import GraphRequest, GraphSettings, graph_key, request_key, rows_key
 from weft_attribution.core.targets import Target
 from weft_common.errors import NotFoundError
 from weft_store.documents import encode_json, read_json
@@ -21,6 +24,7 @@ from weft_store.port import ObjectStore
 __all__ = ["GraphCache"]
 
 Json = dict[str, Any]
+_MOST_LOOKED_AT = 16
 
 
 class GraphCache:
@@ -36,7 +40,7 @@ class GraphCache:
 
     def key(self, settings: GraphSettings, info: ModelInfo, tokens: Sequence[Token], targets: Sequence[Target]) -> str:
         """
-        Where the name of a graph made of this stands.
+        The folder of the graphs made of this.
 
         Args:
             settings: How it is asked for.
@@ -56,19 +60,43 @@ class GraphCache:
             "logit_probability": settings.logit_probability,
             "max_features": settings.max_features,
         }
-        return f"graph-cache/{hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()}.json"
+        return f"graph-cache/{hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()}/"
 
     def find(self, key: str) -> Json | None:
-        """The document of a finished graph made of the same, None where there is none or it was deleted."""
+        """The document of a finished graph made of the same, None where there is none."""
+        for entry in islice(self._store.list(key), _MOST_LOOKED_AT):
+            found = self._read(entry.key)
+            if found is not None:
+                return found
+        return None
+
+    def _read(self, entry: str) -> Json | None:
         try:
-            named, _ = read_json(self._store, key)
+            named, _ = read_json(self._store, entry)
             there = GraphRequest.from_json(read_json(self._store, request_key(named["graph_id"]))[0])
             if there.create_s != named["create_s"]:
                 return None
             return {"graph_id": there.graph_id, **read_json(self._store, graph_key(there.graph_id))[0]}
         except NotFoundError:
+            # Not complete yet, or deleted.
             return None
 
     def note(self, key: str, request: GraphRequest) -> None:
-        """Name a finished graph."""
-        self._store.put(key, encode_json({"graph_id": request.graph_id, "create_s": request.create_s}))
+        """Enter a graph that is about to be complete."""
+        self.forget(request.graph_id)
+        self._store.put(rows_key(request.graph_id), encode_json({"made_of": key}))
+        named = {"graph_id": request.graph_id, "create_s": request.create_s}
+        self._store.put(_entry(key, request.graph_id), encode_json(named))
+
+    def forget(self, graph_id: str) -> None:
+        """Delete a graph's entry, and last what says where it is."""
+        try:
+            rows, _ = read_json(self._store, rows_key(graph_id))
+        except NotFoundError:
+            return
+        self._store.delete(_entry(rows["made_of"], graph_id))
+        self._store.delete(rows_key(graph_id))
+
+
+def _entry(key: str, graph_id: str) -> str:
+    return f"{key}{graph_id}.json"

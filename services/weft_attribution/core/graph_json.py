@@ -99,7 +99,6 @@ def _node(nodes: GraphNodes, node: int, name: str, influence: float) -> Json:
     table = nodes.table
     fields: Json = {
         "node_id": name,
-        "feature": None,
         "clerp": "",
         "influence": influence,
         "activation": None,
@@ -122,6 +121,8 @@ def _node(nodes: GraphNodes, node: int, name: str, influence: float) -> Json:
         layer, before = divmod(node - table.error_start, table.num_positions - 1)
         position = before + 1
         fields.update(
+            # circuit-tracer's page counts on a number.
+            feature=-1,
             layer=str(layer),
             ctx_idx=position,
             feature_type="mlp reconstruction error",

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weft_attribution.core.checkpoints import load_linear_weights
+from weft_attribution.core.gate import Gate
 from weft_attribution.core.graph_cache import GraphCache
 from weft_attribution.core.graph_json import graph_json, node_id, scan_name
 from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
@@ -29,7 +30,7 @@ from weft_attribution.core.pipeline import (
     choose_targets,
     open_graph,
 )
-from weft_attribution.core.ports import ModelInfo, ModelRunner, ProgressFn, Token
+from weft_attribution.core.ports import Capture, ModelInfo, ModelRunner, ProgressFn, Token
 from weft_attribution.core.records import (
     GraphRequest,
     GraphSettings,
@@ -39,6 +40,7 @@ from weft_attribution.core.records import (
     request_key,
     summary_key,
 )
+from weft_attribution.core.shared_rows import SharedRows, delete_work
 from weft_attribution.core.summaries import GraphSummaries
 from weft_attribution.core.targets import Target, check_targets, name_targets, resolve_texts
 from weft_attribution.core.transcoder import TranscoderReader
@@ -97,6 +99,8 @@ class Graphs:
         models: Frozen weights.
         max_prompt_tokens: Longest prompt accepted.
         workers: Threads of one graph's sweep.
+        part_rows: Rows that another replica may take at a time; 0 hands none out.
+        gate: Held while a graph is made.
         max_features: Most active features accepted.
         memory_bytes: For the sweep of a graph.
         opened: Finished graphs that are read; others may read them too.
@@ -112,6 +116,8 @@ class Graphs:
         max_features: int,
         memory_bytes: int = 1 << 30,
         workers: int = 1,
+        part_rows: int = 0,
+        gate: Gate | None = None,
         opened: OpenGraphs | None = None,
     ) -> None:
         self._store = store
@@ -125,6 +131,7 @@ class Graphs:
         self._max_features = max_features
         self._memory_bytes = memory_bytes
         self._workers = workers
+        self._part_rows, self._gate = part_rows, gate or Gate()
 
     async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...], tuple[Target, ...]]:
         """
@@ -229,6 +236,8 @@ class Graphs:
         for key in (graph_key(graph_id), summary_key(graph_id), edges_key(graph_id)):
             self._store.delete(key)
         self._partial.delete(graph_id)
+        self._cache.forget(graph_id)
+        delete_work(self._store, graph_id)
         self._store.delete(request_key(graph_id))
 
     async def build(self, request: GraphRequest, progress: ProgressFn) -> Json:
@@ -263,7 +272,7 @@ class Graphs:
         stages.add("capture", begun)
 
         def compute() -> Json:
-            with tempfile.TemporaryDirectory(prefix="weft-graph-") as folder:
+            with self._gate.making(), tempfile.TemporaryDirectory(prefix="weft-graph-") as folder:
                 path = Path(folder) / "edges.safetensors"
 
                 def opened() -> WholeGraph:
@@ -273,7 +282,14 @@ class Graphs:
                 progress("features", 0, 0)
                 building = Building(weights, transcoder, capture, targets, probabilities, self._limits(settings))
                 now = stages.add("features", now)
-                building.build(path, progress, lambda: self._partial.write(request, self._shown(request, opened())))
+                shared = self._hand_out(request, building, capture, targets)
+                try:
+                    building.build(
+                        path, progress, lambda: self._partial.write(request, self._shown(request, opened())), shared
+                    )
+                finally:
+                    if shared is not None:
+                        shared.close()
                 now = stages.add("sweep", now)
                 progress("influence", 0, 0)
                 graph = opened()
@@ -301,14 +317,14 @@ class Graphs:
                         "replacement_score": scores.replacement,
                         "completeness_score": scores.completeness,
                         "conservation_error": building.conservation_error(),
+                        **({"num_rows_helped": shared.num_helped} if shared is not None else {}),
                         "seconds": time.perf_counter() - begun,
                         "stage_seconds": dict(stages.seconds),
                     },
                     "json": content,
                 }
-                kept_document = self._keep(request, document)
                 self._cache.note(made_of, request)
-                return kept_document
+                return self._keep(request, document)
 
         return await _in_thread(compute)
 
@@ -343,6 +359,7 @@ class Graphs:
         statistics = {
             **source["statistics"], **kept, "seconds": seconds, "stage_seconds": {"store": seconds}, "reused": True,
         }  # fmt: skip
+        self._cache.note(made_of, request)
         return self._keep(request, {**source, "json": content, "statistics": statistics})
 
     def pruned(self, graph_id: str, node_threshold: float, edge_threshold: float) -> tuple[GraphRequest, Json]:
@@ -407,6 +424,16 @@ class Graphs:
         }
         await asyncio.to_thread(self._summaries.add_intervention, request, result)
         return result
+
+    def _hand_out(
+        self, request: GraphRequest, building: Building, capture: Capture, targets: Sequence[Target]
+    ) -> SharedRows | None:
+        """Offer rows to other replicas, where that is asked for and there are enough of them."""
+        if not self._part_rows or building.num_active <= self._part_rows:
+            return None
+        shared = SharedRows(self._store, request.graph_id, self._part_rows, building.table.logit_start)
+        shared.publish(capture, request.settings.transcoder, targets, building.features_digest)
+        return shared
 
     def _limits(self, settings: GraphSettings) -> Limits:
         return Limits(

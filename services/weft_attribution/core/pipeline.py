@@ -4,6 +4,7 @@ From a prompt to a stored graph: capture, features, sweep, influence, store.
 Legend: R rows (features, then logits), N features, P positions, D d_model, V vocabulary.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from weft_attribution.core.influence import Edges
 from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.ports import Capture, ProgressFn, Token
 from weft_attribution.core.ranking import next_counts, partial_influence
+from weft_attribution.core.shared_rows import SharedRows
 from weft_attribution.core.skips import read_skips
-from weft_attribution.core.sweep import NodeTable, make_targets, sweep, target_constants
+from weft_attribution.core.sweep import NodeTable, make_targets, sweep, sweep_order, target_constants
 from weft_attribution.core.targets import Target, explain
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
@@ -169,6 +171,7 @@ class Building:
             constant_R = target_constants(self._operator, self._targets, self._features.constant_LPD)
         self._constant_R, self._value_R = constant_R.double().numpy(), self._targets.value_N.double().numpy()
         self.table = NodeTable(len(self._features), weights.num_layers, positions, len(wanted))
+        self._shared: SharedRows | None = None
         self._sum_R = np.zeros(len(self._targets.layer_N))
         self._taken_R = np.zeros(len(self._targets.layer_N), dtype=bool)
 
@@ -177,7 +180,17 @@ class Building:
         """Active features, whether they have rows or not."""
         return self.table.num_features
 
-    def build(self, path: Path, progress: ProgressFn, publish: Callable[[], None]) -> None:
+    @property
+    def features_digest(self) -> str:
+        """Which features are active, as a SHA-256 in hex."""
+        features, digest = self._features, hashlib.sha256()
+        for each in (features.layer_N, features.position_N, features.index_N):
+            digest.update(each.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def build(
+        self, path: Path, progress: ProgressFn, publish: Callable[[], None], shared: SharedRows | None = None
+    ) -> None:
         """
         Compute rows and write them to `path`: logits first, then features as the rows so far rank them.
 
@@ -185,7 +198,9 @@ class Building:
             path: File to write.
             progress: Told how many rows are done; may raise to stop.
             publish: Called when `path` holds what there is so far, from ranking to ranking.
+            shared: Hands rows out to others; without it all are computed here.
         """
+        self._shared = shared
         active, logits = self.num_active, np.arange(self.num_active, len(self._taken_R))
         wanted = min(self._limits.max_features or active, active)
         # With all of them wanted the order matters for what is shown on the way alone, and costs the sweep its order.
@@ -222,6 +237,17 @@ class Building:
             scratch.add(done, dense_RN)
             self._sum_R[done] = dense_RN.sum(axis=1, dtype=np.float64)
 
+        def check(done: int) -> None:
+            progress("sweep", before + done, rows_in_all)
+
+        if self._shared is None:
+            self.compute(rows, take, check)
+        else:
+            self._shared.sweep(sweep_order(self._targets, rows), self.compute, take, check)
+        self._taken_R[rows] = True
+
+    def compute(self, rows: Array, take: Callable[[Array, Array], None], check: Callable[[int], None]) -> None:
+        """Compute some rows: `take`, `rows` and `check` as of `sweep`."""
         sweep(
             self._operator,
             self._features,
@@ -232,9 +258,8 @@ class Building:
             workers=self._limits.workers,
             memory_bytes=self._limits.memory_bytes // 2,
             rows=rows,
-            check=lambda done: progress("sweep", before + done, rows_in_all),
+            check=check,
         )
-        self._taken_R[rows] = True
 
     def _write(self, scratch: EdgeScratch, path: Path) -> None:
         """Write the rows there are, as a graph of the features that have rows."""

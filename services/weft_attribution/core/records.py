@@ -3,7 +3,8 @@ What is kept of a graph as JSON: how it was asked for, and what came out.
 
 `graphs/{id}/request.json` is written when a graph is asked for, `graphs/{id}/edges.safetensors` when it is computed,
 then `graphs/{id}.json`: a graph is complete exactly when that one is there. `graphs/{id}/summary.json` follows it, for
-listings, and takes up what is measured. `graphs/{id}/partial.json` shows a graph while it is made.
+listings, and takes up what is measured. `graphs/{id}/partial.json` shows a graph while it is made, and
+`graphs/{id}/rows.json` says which entry of the cache is its own.
 """
 
 import re
@@ -23,6 +24,7 @@ __all__ = [
     "graph_key",
     "partial_key",
     "request_key",
+    "rows_key",
     "summary_key",
 ]
 
@@ -165,6 +167,11 @@ def edges_key(graph_id: str) -> str:
 def partial_key(graph_id: str) -> str:
     """Where what there is of a graph lies while it is made."""
     return f"graphs/{graph_id}/partial.json"
+
+
+def rows_key(graph_id: str) -> str:
+    """Where it is said which cache entry names a graph's rows."""
+    return f"graphs/{graph_id}/rows.json"
 
 
 def summary_key(graph_id: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from weft_attribution.core.firing import Firing, layers_read
 from weft_attribution.core.graphs import ModelFolder
 from weft_attribution.core.influence import prune
 from weft_attribution.core.interventions import feature_additions, predict_rows
@@ -131,7 +132,7 @@ class Steers:
         answers_N = ~np.isin(np.asarray(nodes.layer_N), held)
         predicted_R = await asyncio.to_thread(predict_rows, edges, nodes.activation_N, delta, answers_N)
         additions = await asyncio.to_thread(additions_of, opened, transcoder, delta)
-        layers = sorted({int(nodes.layer_N[node]) for node in shown})
+        layers = layers_read(transcoder, {int(nodes.layer_N[node]) for node in shown}, weights.num_layers)
         hooks = [*(f"layers.{layer}.{transcoder.manifest.input_hook}" for layer in layers), _FINAL]
         token_ids = [token.id for token in nodes.tokens]
         before = await self._runner.capture(settings.model, token_ids, hooks)
@@ -199,7 +200,7 @@ class Steers:
             raise InvalidArgumentError(f"{field} has an empty prompt; give the text to patch from", field=field)
         model, graph = opened.request.settings.model, opened.graph.nodes
         tokens = await self._runner.tokenize(model, patch.prompt)
-        layers = sorted({int(graph.layer_N[node]) for node in nodes})
+        layers = layers_read(transcoder, {int(graph.layer_N[node]) for node in nodes}, graph.table.num_layers)
         hook = transcoder.manifest.input_hook
         places = [patch.position if patch.position >= 0 else int(graph.position_N[node]) for node in nodes]
         if max(places) >= len(tokens):
@@ -279,17 +280,24 @@ def _encode(
     transcoder: TranscoderReader, keys: Sequence[tuple[int, int, int]], capture: Capture
 ) -> list[tuple[float, float]]:
     """Pre-activation and activation of features, each (layer, index, position)."""
+    places = np.array(sorted({position for _, _, position in keys}), dtype=np.int64)
+    row_of = {int(position): row for row, position in enumerate(places)}
+    # Rows of what is asked decide by themselves; where features compete, all of them are needed, at half the size.
+    compete = transcoder.manifest.top_k > 0
+    dtype = torch.float32 if compete else torch.float64
+    firing = Firing(transcoder, capture.tensors, capture.model.num_layers, dtype, places)
     found: dict[tuple[int, int, int], tuple[float, float]] = {}
     for layer in sorted({key[0] for key in keys}):
+        here = [key for key in keys if key[0] == layer]
         encoder = transcoder.encoder(layer)
-        stream_PD = np.asarray(capture.tensors[f"layers.{layer}.{transcoder.manifest.input_hook}"], dtype=np.float64)
-        for key in keys:
-            if key[0] == layer:
-                _, index, position = key
-                row_D = np.asarray(encoder.w_enc_FD[index], dtype=np.float64)
-                value = float(row_D @ stream_PD[position] + encoder.b_enc_F[index])
-                threshold = 0.0 if encoder.threshold_F is None else float(encoder.threshold_F[index])
-                found[key] = value, value if value > threshold else 0.0
+        indices = np.arange(len(encoder.b_enc_F)) if compete else np.array(sorted({index for _, index, _ in here}))
+        encoder = encoder if compete else encoder.only(indices)
+        pre_PF = firing.preactivations(layer, encoder)
+        fires_PF = firing.fires(encoder, pre_PF)
+        for key in here:
+            place = row_of[key[2]], int(np.searchsorted(indices, key[1]))
+            value = float(pre_PF[place])
+            found[key] = value, value if fires_PF[place] else 0.0
     return [found[key] for key in keys]
 
 

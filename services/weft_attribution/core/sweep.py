@@ -28,7 +28,7 @@ from weft_attribution.core.features import ActiveFeatures
 from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.targets import Explained
 
-__all__ = ["NodeTable", "Targets", "make_targets", "sweep", "target_constants"]
+__all__ = ["NodeTable", "Targets", "make_targets", "sweep", "sweep_order", "target_constants"]
 
 Array = npt.NDArray[Any]
 _ROWS_AT_ONCE = 4096
@@ -127,6 +127,12 @@ def target_constants(operator: FrozenOperator, targets: Targets, constant_LPD: T
     return seen_N
 
 
+def sweep_order(targets: Targets, rows: Array) -> Array:
+    """Rows in the order of a sweep: by position, then from the top layer down."""
+    ordered: Array = rows[np.lexsort((-targets.layer_N[rows], targets.position_N[rows]))]
+    return ordered
+
+
 def sweep(
     operator: FrozenOperator,
     features: ActiveFeatures,
@@ -155,8 +161,7 @@ def sweep(
         rows: Which targets, all by default; rows are independent.
         check: Called with the rows done, in parts too, at every layer of a wave; may raise to stop.
     """
-    wanted = np.arange(len(targets.layer_N)) if rows is None else rows
-    order = wanted[np.lexsort((-targets.layer_N[wanted], targets.position_N[wanted]))]
+    order = sweep_order(targets, np.arange(len(targets.layer_N)) if rows is None else rows)
     sources = _Sources(operator, features, token_ids)
     d_model, item = operator.weights.d_model, targets.reader_ND.dtype.itemsize
     with ThreadPoolExecutor(workers, thread_name_prefix="sweep") as pool:

@@ -9,7 +9,7 @@ Legend: F features of a layer, D d_model, S target layers from a feature's own o
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ __all__ = ["EncoderLayer", "TranscoderManifest", "TranscoderReader"]
 
 _DTYPES = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}
 _MAX_HEADER_BYTES = 1 << 20
+_JOINT = "joint_top_k"
+_COUNTING = ("top_k", _JOINT)
+_THRESHOLDS = ("threshold", "relu", "")
 _GAP_BYTES = 1 << 16
 _RUN_BYTES = 1 << 25
 
@@ -30,24 +33,43 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class TranscoderManifest:
-    """What a transcoder says of itself."""
+    """
+    What a transcoder says of itself; `top_k` features of a layer fire, or of a layer in the mean where they compete
+    `over_layers`; 0 where thresholds decide.
+    """
 
     transcoder: str
     model: str
     model_revision: str
     input_hook: str
     output_hook: str
+    top_k: int = 0
+    over_layers: bool = False
 
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """One layer's encoder; `threshold_F` is there for JumpReLU, `w_skip_DD` [outputs, inputs] for a linear skip."""
+    """
+    One layer's encoder; `threshold_F` is there for JumpReLU, `w_skip_DD` [outputs, inputs] for a linear skip,
+    `rank_norm_F` where features compete over layers.
+    """
 
     w_enc_FD: Array
     b_enc_F: Array
     b_dec_D: Array
     threshold_F: Array | None
     w_skip_DD: Array | None
+    rank_norm_F: Array | None = None
+
+    def only(self, features: Array) -> "EncoderLayer":
+        """The same of some features, by their indices."""
+        return replace(
+            self,
+            w_enc_FD=self.w_enc_FD[features],
+            b_enc_F=self.b_enc_F[features],
+            threshold_F=None if self.threshold_F is None else self.threshold_F[features],
+            rank_norm_F=None if self.rank_norm_F is None else self.rank_norm_F[features],
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,8 @@ class TranscoderReader:
 
     Raises:
         NotFoundError: There is no such transcoder.
-        FailedPreconditionError: Its hooks are not ones that a graph can be made for.
+        FailedPreconditionError: Its hooks, or how it chooses features, are not ones that a graph can be made for.
+        DataLossError: Its manifest does not say how many features it keeps.
     """
 
     def __init__(self, store: ObjectStore, transcoder: str) -> None:
@@ -89,6 +112,8 @@ class TranscoderReader:
             model_revision=str(document.get("model_revision", "")),
             input_hook=str(document.get("input_hook", "mlp_in")),
             output_hook=str(document.get("output_hook", "mlp_out")),
+            top_k=_top_k(transcoder, document),
+            over_layers=document.get("activation") == _JOINT,
         )
         if self.manifest.input_hook not in ("mlp_in", "resid_mid") or self.manifest.output_hook != "mlp_out":
             raise FailedPreconditionError(
@@ -119,6 +144,7 @@ class TranscoderReader:
             b_dec_D=self._read(file, f"b_dec_{layer}"),
             threshold_F=self._read(file, f"threshold_{layer}") if has_threshold else None,
             w_skip_DD=self.skip(layer),
+            rank_norm_F=self._read(file, f"rank_norm_{layer}") if self.manifest.over_layers else None,
         )
 
     def encoder_rows(self, layer: int, low: int, high: int) -> tuple[Array, Array, Array]:
@@ -220,3 +246,22 @@ class TranscoderReader:
         if entry.dtype == "BF16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         return array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
+
+
+def _top_k(transcoder: str, document: dict[str, Any]) -> int:
+    """How many features of a layer a manifest says are kept, 0 where thresholds decide."""
+    activation = document.get("activation", "")
+    if activation in _THRESHOLDS:
+        return 0
+    if activation not in _COUNTING:
+        raise FailedPreconditionError(
+            f"transcoders/{transcoder} chooses its features by {str(activation)[:40]!r}, which this release does not "
+            f"know: a graph needs one of {', '.join((*_THRESHOLDS[:2], *_COUNTING))}"
+        )
+    top_k = document.get("top_k")
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise DataLossError(
+            f"the manifest of transcoders/{transcoder} says activation {activation} and top_k {str(top_k)[:40]!r}: "
+            "expected a whole number above 0; export or import it again"
+        )
+    return top_k

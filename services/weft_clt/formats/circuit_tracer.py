@@ -2,13 +2,15 @@
 circuit-tracer's layout of a cross-layer transcoder, which is weft's own too.
 
     config.yaml                 model_name, model_kind: cross_layer_transcoder, feature_input_hook, feature_output_hook
-    W_enc_{i}.safetensors       W_enc_{i} [F, D], b_enc_{i} [F], b_dec_{i} [D], optional threshold_{i} [F] and
-                                W_skip_{i} [D, D]
+    W_enc_{i}.safetensors       W_enc_{i} [F, D], b_enc_{i} [F], b_dec_{i} [D], optional threshold_{i} [F],
+                                W_skip_{i} [D, D] and rank_norm_{i} [F]
     W_dec_{i}.safetensors       W_dec_{i} [F, S, D]: axis 1 the targets i to i + S - 1
 
 Layers are contiguous from 0. circuit-tracer wants S = L - i. weft also keeps transcoders whose features write to fewer
 layers, S = min(window, L - i), so that a per-layer one takes L decoders and not L (L + 1) / 2; and linear skips, W_skip
-(out, in), with a model_kind that circuit-tracer does not take, since it would leave them out.
+(out, in), with a model_kind that circuit-tracer does not take, since it would leave them out. What counts has `top_k`
+and `top_k_over` (layer, layers) in config.yaml, and rank_norm where it counts over layers; circuit-tracer sees the
+thresholds beside them, by which features fire as often.
 
 Source: circuit-tracer 0.5.0, `transcoder/cross_layer_transcoder.py`. Its JumpReLU is h * 1[h > threshold].
 Shapes: L layers, F features, D d_model, S targets.
@@ -42,6 +44,8 @@ _FILE = re.compile(r"W_(enc|dec)_(0|[1-9][0-9]{0,3})\.safetensors")
 CONFIG = "config.yaml"
 KIND = "cross_layer_transcoder"
 _SKIP_KIND = "cross_layer_transcoder_with_skip"
+_OVER = {False: "layer", True: "layers"}
+_COUNT = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class CircuitTracerFiles:
@@ -60,6 +64,7 @@ class CircuitTracerFiles:
     def __init__(self, files: LayoutFiles) -> None:
         config = read_config(files)
         has_skip = _check_kind(config.get("model_kind", ""), files)
+        top_k, over_layers = _counting(config, files)
         layers = sorted(
             int(match[2]) for name in files.sizes() if (match := _FILE.fullmatch(name)) and match[1] == "enc"
         )
@@ -87,6 +92,8 @@ class CircuitTracerFiles:
             if f"threshold_{layer}" in encoder.shapes:
                 expected[f"threshold_{layer}"] = (num_features,)
                 with_threshold += 1
+            if over_layers:
+                expected[f"rank_norm_{layer}"] = (num_features,)
             if has_skip:
                 expected[f"W_skip_{layer}"] = (d_model, d_model)
             encoder.expect(expected, exactly=True)
@@ -96,6 +103,8 @@ class CircuitTracerFiles:
             raise DataLossError(
                 f"{with_threshold} of {len(layers)} layers in {files.where} have thresholds: expected all or none."
             )
+        if top_k and not with_threshold:
+            raise DataLossError(f"{files.where} has top_k and no thresholds: expected them beside it. Copy it again.")
         self._facts = TranscoderFacts(
             num_layers=len(layers),
             num_features=num_features,
@@ -105,6 +114,8 @@ class CircuitTracerFiles:
             has_thresholds=with_threshold > 0,
             window=window[0],
             has_skip=has_skip,
+            top_k=top_k,
+            over_layers=over_layers,
         )
         self._block: tuple[tuple[int, int, int], Array] | None = None
         self.names = sorted([CONFIG, *(f"W_{part}_{layer}.safetensors" for part in ("enc", "dec") for layer in layers)])
@@ -122,6 +133,7 @@ class CircuitTracerFiles:
             b_enc_F=file.read(f"b_enc_{layer}"),
             threshold_F=file.read(f"threshold_{layer}") if self._facts.has_thresholds else None,
             w_skip_DD=file.read(f"W_skip_{layer}") if self._facts.has_skip else None,
+            rank_norm_F=file.read(f"rank_norm_{layer}") if self._facts.over_layers else None,
         )
 
     def decoder(self, layer: int, target: int, features: slice) -> Array:
@@ -138,9 +150,11 @@ class CircuitTracerFiles:
         return self._encoders[target].read(f"b_dec_{target}")
 
 
-def config_yaml(model: str, input_hook: str, output_hook: str, *, has_skip: bool = False) -> bytes:
+def config_yaml(
+    model: str, input_hook: str, output_hook: str, *, has_skip: bool = False, top_k: int = 0, over_layers: bool = False
+) -> bytes:
     """
-    Write config.yaml.
+    Write config.yaml; `top_k` and `over_layers` as in `TranscoderFacts`.
 
     Raises:
         FailedPreconditionError: circuit-tracer has no name for a hook.
@@ -151,6 +165,8 @@ def config_yaml(model: str, input_hook: str, output_hook: str, *, has_skip: bool
         f"feature_input_hook: {peer_hook(input_hook)}",
         f"feature_output_hook: {peer_hook(output_hook, output=True)}",
     ]
+    if top_k:
+        lines += [f"top_k: {top_k}", f"top_k_over: {_OVER[over_layers]}"]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -162,10 +178,18 @@ def write_circuit_tracer(source: TranscoderSource, folder: Path, model: str, *, 
         source: What to write.
         folder: Where to.
         model: Name of the model that it is for.
-        padded: Write zeros where features have no decoder, as circuit-tracer wants it; else keep weft's shorter form.
+        padded: Write zeros where features have no decoder, as circuit-tracer wants it, and thresholds alone; else keep
+            weft's shorter form, and what counts.
     """
     facts = source.facts
-    config = config_yaml(model, facts.input_hook, facts.output_hook, has_skip=facts.has_skip)
+    config = config_yaml(
+        model,
+        facts.input_hook,
+        facts.output_hook,
+        has_skip=facts.has_skip,
+        top_k=0 if padded else facts.top_k,
+        over_layers=facts.over_layers,
+    )
     (folder / CONFIG).write_bytes(config)
     yield CONFIG
     for layer in range(facts.num_layers):
@@ -179,6 +203,8 @@ def write_circuit_tracer(source: TranscoderSource, folder: Path, model: str, *, 
             tensors[f"threshold_{layer}"] = encoder.threshold_F
         if encoder.w_skip_DD is not None:
             tensors[f"W_skip_{layer}"] = encoder.w_skip_DD
+        if encoder.rank_norm_F is not None and not padded:
+            tensors[f"rank_norm_{layer}"] = encoder.rank_norm_F
         name = f"W_enc_{layer}.safetensors"
         with writing_safetensors(folder / name, {key: array.shape for key, array in tensors.items()}) as write:
             for array in tensors.values():
@@ -230,3 +256,16 @@ def _check_kind(kind: str, files: LayoutFiles) -> bool:
             field="prefix",
         )
     return kind == _SKIP_KIND
+
+
+def _counting(config: Mapping[str, str], files: LayoutFiles) -> tuple[int, bool]:
+    """Read how many features are kept, 0 where thresholds decide, and whether over all layers together."""
+    count, over = config.get("top_k"), config.get("top_k_over", _OVER[False])
+    if count is None:
+        return 0, False
+    if not _COUNT.fullmatch(count) or over not in _OVER.values():
+        raise DataLossError(
+            f"'{files.where}{CONFIG}' says top_k {count[:40]!r} over {over[:40]!r}: expected a whole number above 0, "
+            f"over {' or '.join(_OVER.values())}."
+        )
+    return int(count), over == _OVER[True]

@@ -65,7 +65,7 @@ class NormFolded:
         if f"bias_{layer}" in self._file.shapes:
             b_enc_F = b_enc_F - w_enc_FD @ self._file.read(f"bias_{layer}").astype(np.float64)
         w_skip_DD = None if encoder.w_skip_DD is None else encoder.w_skip_DD / weight_D
-        return Encoder(w_enc_FD=w_enc_FD, b_enc_F=b_enc_F, threshold_F=encoder.threshold_F, w_skip_DD=w_skip_DD)
+        return replace(encoder, w_enc_FD=w_enc_FD, b_enc_F=b_enc_F, w_skip_DD=w_skip_DD)
 
     def decoder(self, layer: int, target: int, features: slice) -> Array:
         """Unchanged."""

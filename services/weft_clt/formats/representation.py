@@ -3,6 +3,7 @@ What every layout is read into and written from: a transcoder whose weights are 
 
     h_l    = W_enc_l x_l + b_enc_l
     a_l    = h_l * 1[h_l > threshold_l]                 threshold 0 where there is none (ReLU)
+             h_l * 1[h_l > 0, of the largest k]         TopK: of a layer, or of all layers by h_l * rank_norm_l
     yhat_t = sum of W_dec_{l->t}^T a_l over l, t - window < l <= t, + b_dec_t + W_skip_t x_t, where there is a skip
 
 in the model's own units: whatever a layout keeps beside its weights (scales of inputs and outputs, thresholds as
@@ -58,6 +59,9 @@ class TranscoderFacts:
         has_thresholds: JumpReLU; else ReLU.
         window: Layers that a feature writes to, its own included: L for a cross-layer transcoder, 1 for per-layer ones.
         has_skip: Each layer has a linear map from its input to its output.
+        top_k: Features kept of each layer, for TopK; 0 where thresholds alone decide. Thresholds are there beside it,
+            for layouts that have no TopK.
+        over_layers: TopK keeps `top_k` times L of all layers together.
     """
 
     num_layers: int
@@ -68,6 +72,8 @@ class TranscoderFacts:
     has_thresholds: bool
     window: int
     has_skip: bool = False
+    top_k: int = 0
+    over_layers: bool = False
 
     def targets(self, layer: int) -> range:
         """Return the layers that features of a layer write to."""
@@ -85,13 +91,15 @@ class Encoder:
     """
     What reads one layer's input: weights [F, D], biases [F] and, for JumpReLU, thresholds [F]; float32 or float64.
 
-    `w_skip_DD`, [outputs, inputs], is there where `TranscoderFacts.has_skip` says so.
+    `w_skip_DD`, [outputs, inputs], is there where `TranscoderFacts.has_skip` says so, and `rank_norm_F`, what
+    activations are ranked by beside their size, where it says `over_layers`.
     """
 
     w_enc_FD: Array
     b_enc_F: Array
     threshold_F: Array | None
     w_skip_DD: Array | None = None
+    rank_norm_F: Array | None = None
 
 
 class TranscoderSource(Protocol):

@@ -1,4 +1,7 @@
-"""Questions to finished graphs over HTTP: scores of a part, paths, heads of an edge, a summary, two side by side."""
+"""
+Questions to finished graphs over HTTP: scores of a part, paths, heads of an edge and why they attend, a summary, two
+side by side.
+"""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,6 +25,7 @@ _LIKENESS = {
 _COMPARED_NODES = 60
 _COMPARED_EDGES = 40
 _HEAD_PARTS = 20
+_SCORE_PAIRS = 12
 
 
 async def score(request: Request) -> Response:
@@ -55,6 +59,19 @@ async def heads(request: Request) -> Response:
     return JSONResponse(to_json(await peers.attribution.SplitEdge(asked, timeout=peers.slow_s)))
 
 
+async def attention(request: Request) -> Response:
+    peers: Peers = request.app.state.peers
+    asked = attention_pb2.ExplainAttentionRequest(
+        name=path_id(request, "graphs"),
+        layer=_number(request, "layer", 9999, default=""),
+        head=_number(request, "head", 9999, default=""),
+        query_position=_number(request, "query", 9999, default=""),
+        key_position=_number(request, "key", 9999, default=""),
+        max_pairs=_SCORE_PAIRS,
+    )
+    return JSONResponse(to_json(await peers.attribution.ExplainAttention(asked, timeout=peers.slow_s)))
+
+
 async def summary(request: Request) -> Response:
     peers: Peers = request.app.state.peers
     likeness = request.query_params.get("likeness", "both")
@@ -82,11 +99,11 @@ async def comparison(request: Request) -> Response:
     return JSONResponse(to_json(await peers.attribution.CompareGraphs(asked, timeout=peers.slow_s)))
 
 
-def _number(request: Request, name: str, most: int) -> int:
-    """Return a count from the query; 0 where it is not given."""
-    text = request.query_params.get(name, "0")
+def _number(request: Request, name: str, most: int, *, default: str = "0") -> int:
+    """Return a number from the query."""
+    text = request.query_params.get(name, default)
     if not text.isdecimal() or len(text) > 4 or int(text) > most:
-        raise InvalidArgumentError(f"{name} is {text[:40]!r}; give a number from 1 to {most}", field=name)
+        raise InvalidArgumentError(f"{name} is {text[:40]!r}; give a whole number of at most {most}", field=name)
     return int(text)
 
 
@@ -94,6 +111,7 @@ ROUTES = [
     Route("/api/graphs/{id}/score", score, methods=["POST"]),
     Route("/api/graphs/{id}/paths", paths),
     Route("/api/graphs/{id}/heads", heads),
+    Route("/api/graphs/{id}/attention", attention),
     Route("/api/graphs/{id}/summary", summary),
     Route("/api/graphs/{id}/comparison/{other}", comparison),
 ]

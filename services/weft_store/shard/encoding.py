@@ -19,7 +19,7 @@ from weft_store.shard.coding import encode_block
 from weft_store.shard.layout import STEPPED, STREAMS, CodecSpec, ShardHeader, UniformParameters, write_index
 from weft_store.shard.statistics import LayerStatistics, StreamStatistics
 from weft_store.shard.transformed import Transformed, transform_and_quantise
-from weft_store.shard.uniform import Moments, Quantised, entropy_bits, quantise
+from weft_store.shard.uniform import Moments, Quantised, entropy_bits, largest_size, quantise
 
 # About the symbols that an entropy code of zstd needs to pay for its table.
 _GROUP_SYMBOLS = 16384
@@ -153,12 +153,10 @@ def _encode_stream(
 
 
 def _moments(values_TD: NDArray[np.float32], what: str) -> Moments:
-    if values_TD.size:
-        largest = max(float(values_TD.max()), -float(values_TD.min()))  # not a number wherever one value is none
-        if not largest <= _LARGEST:
-            raise InvalidArgumentError(
-                f"{what} holds values that are not finite, or beyond 2**120: leave those tokens out.", field="streams"
-            )
+    if not largest_size(values_TD) <= _LARGEST:
+        raise InvalidArgumentError(
+            f"{what} holds values that are not finite, or beyond 2**120: leave those tokens out.", field="streams"
+        )
     return Moments.of(values_TD)
 
 

@@ -43,7 +43,7 @@ def pack(
         few: A kind is taken where at most one code in so many is an escape; with no escape digit, where none is.
         kinds: uint8 [groups], filled with codes of a symbol, 0 where all codes are 0.
         symbols, escapes: uint8 and uint32 of one value for each code, filled from their starts.
-        scratch: uint32, with room for the largest group.
+        scratch: uint32, with room for the largest group and five more.
 
     Returns:
         Bytes of all symbols, and the number of escapes.
@@ -77,22 +77,27 @@ def pack(
             if over == 0 or (direct < alphabets[kind, 1] and over * _u(few) <= size):
                 chosen = kind
                 break
-        values, base, direct = alphabets[chosen, 0], alphabets[chosen, 1], alphabets[chosen, 2]
+        values, base, direct = _u(alphabets[chosen, 0]), alphabets[chosen, 1], alphabets[chosen, 2]
         kinds[index] = values
-        at = _u(0)
-        while at < size:
-            symbol, weight = np.uint32(0), np.uint32(1)
-            for _ in range(min(_u(values), size - at)):
-                digit = scratch[at]
-                at += _u(1)
+        if largest >= direct:
+            for other in range(size):
+                digit = scratch[other]
                 if digit >= direct:
                     escapes[kept] = digit
                     kept += _u(1)
-                    digit = direct
-                symbol += digit * weight
-                weight *= base
-            symbols[made] = symbol
-            made += _u(1)
+                    scratch[other] = direct
+        count = (size + values - _u(1)) // values
+        for other in range(size, count * values):
+            scratch[other] = 0
+        # Digit by digit for all symbols: loops without a branch are vectors to the processor.
+        for m in range(count):
+            symbols[made + m] = scratch[m * values]
+        weight = np.uint32(1)
+        for i in range(_u(1), values):
+            weight *= base
+            for m in range(count):
+                symbols[made + m] += np.uint8(scratch[m * values + i] * weight)
+        made += count
     return made, kept
 
 

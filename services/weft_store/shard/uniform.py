@@ -58,8 +58,7 @@ class Moments:
         num_tokens, d_model = values_TD.shape
         squared, sizes, deviation = np.zeros(d_model), np.zeros(num_tokens), np.zeros(num_tokens)
         if num_tokens:
-            _loops().deviations(values_TD, mean_D, squared)
-            _loops().sizes(values_TD, mean_D, sizes, deviation)
+            _loops().deviations(values_TD, mean_D, squared, sizes, deviation)
         return cls(mean_D, squared, float(np.sqrt(sizes).sum()) / max(1, num_tokens), deviation)
 
 
@@ -117,6 +116,11 @@ def quantise(
     if below[0] != last:
         _apply(values_TD, mean, below[0], codes_TD, what)
     return Quantised(below[0], mean, below[1])
+
+
+def largest_size(values_TD: NDArray[np.float32]) -> float:
+    """Give the largest size of a value, not a number where one is none."""
+    return float(np.int32(_loops().largest_bits(values_TD.view(np.int32))).view(np.float32))
 
 
 def entropy_bits(codes: NDArray[np.int32]) -> float:

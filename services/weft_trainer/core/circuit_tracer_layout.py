@@ -22,7 +22,9 @@ class LayoutFacts:
         d_model: d.
         input_hook: Ours.
         output_hook: Ours.
-        activation: `threshold` where every layer has one, else `relu`.
+        activation: `top_k` or `joint_top_k` where features are counted, else `threshold` where every layer has one,
+            else `relu`.
+        top_k: Features kept of a layer, or of a layer in the mean; 0 where they are not counted.
         window: Layers that a feature writes to, its own included.
         size_bytes: Of all files.
         files: Their names, in order.
@@ -34,6 +36,7 @@ class LayoutFacts:
     input_hook: str
     output_hook: str
     activation: str
+    top_k: int
     window: int
     size_bytes: int
     files: tuple[str, ...]
@@ -41,6 +44,8 @@ class LayoutFacts:
 
 def activation_of(facts: TranscoderFacts) -> str:
     """Say how features are selected."""
+    if facts.top_k:
+        return "joint_top_k" if facts.over_layers else "top_k"
     return "threshold" if facts.has_thresholds else "relu"
 
 
@@ -69,6 +74,7 @@ def inspect_layout(store: ObjectStore, prefix: str) -> LayoutFacts:
         input_hook=facts.input_hook,
         output_hook=facts.output_hook,
         activation=activation_of(facts),
+        top_k=facts.top_k,
         window=facts.window,
         size_bytes=sum(files.sizes()[name] for name in found.names),
         files=tuple(found.names),

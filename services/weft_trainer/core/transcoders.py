@@ -64,6 +64,8 @@ class Transcoders:
         if not folder:
             raise InvalidArgumentError("prefix is empty: give the folder of the files in the bucket.", field="prefix")
         facts = asdict(await asyncio.to_thread(inspect_layout, self._store, folder))
+        if not facts["top_k"]:
+            del facts["top_k"]
         manifest = {
             **facts,
             "files": list(facts["files"]),

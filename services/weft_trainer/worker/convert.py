@@ -52,6 +52,7 @@ def take_in(store: ObjectStore, settings: ConvertSettings) -> None:
         "input_hook": facts.input_hook,
         "output_hook": facts.output_hook,
         "activation": activation_of(facts),
+        **({"top_k": facts.top_k} if facts.top_k else {}),
         "window": facts.window,
         "imported_from": settings.source_prefix,
         "imported_format": settings.layout,

@@ -106,6 +106,7 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
     from weft_clt.parameters import Parameters, Shape, Share
     from weft_common.errors import AlreadyExistsError
     from weft_store.documents import create_json
+    from weft_trainer.core.circuit_tracer_layout import activation_of
     from weft_trainer.worker.checkpoints import RunCheckpoints
     from weft_trainer.worker.epochs import epochs_seen
     from weft_trainer.worker.reads import CacheRowGroups, normalization_of, only
@@ -142,15 +143,15 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
                 lambda variant, data: evaluate_whole(variant, config, data, normalization, step), variants, held_out
             )
         )
-    trained, exported = evaluations[0], evaluations[-1]
+    trained, by_thresholds = evaluations[0], evaluations[-1]
     _log.info(
         "evaluated",
-        explained_variance=exported.explained_variance,
-        trained_explained_variance=trained.explained_variance,
+        explained_variance=trained.explained_variance,
+        threshold_explained_variance=by_thresholds.explained_variance,
     )
 
     prefix = f"transcoders/{settings.transcoder}/"
-    whole = TrainedTranscoder(params, normalization, spec.input_hook, spec.output_hook)
+    whole = TrainedTranscoder(params, normalization, spec.input_hook, spec.output_hook, features)
     sizes = {}
     with ScratchFolder() as scratch:
         for name in write_circuit_tracer(whole, scratch.path, spec.model.removeprefix("models/"), padded=False):
@@ -171,11 +172,12 @@ def export(store: ObjectStore, settings: ExportSettings, dataset: messages_pb2.D
         "d_model": spec.d_model,
         "input_hook": spec.input_hook,
         "output_hook": spec.output_hook,
-        "activation": "threshold",
+        "activation": activation_of(whole.facts),
+        **({"top_k": whole.facts.top_k} if whole.facts.top_k else {}),
         "dtype": "float32",
         "window": whole.facts.window,
-        "evaluation": asdict(exported),
-        "trained_evaluation": asdict(trained),
+        "evaluation": asdict(trained),
+        "threshold_evaluation": asdict(by_thresholds),
         "recipe": config.to_spec(),
         "size_bytes": sum(sizes.values()),
         "files": sorted(sizes),

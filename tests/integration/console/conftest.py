@@ -139,6 +139,8 @@ class World:
     scored: list[list[str]] = field(default_factory=list)
     summarized: list[tuple[int, int]] = field(default_factory=list)
     split: list[tuple[str, str]] = field(default_factory=list)
+    attention: list[tuple[int, int, int, int]] = field(default_factory=list)
+    steered: list[Any] = field(default_factory=list)
     partial_json: bytes = b""
     finish_graphs: asyncio.Event = field(default_factory=asyncio.Event)
     steps: asyncio.Queue[int] = field(default_factory=asyncio.Queue)

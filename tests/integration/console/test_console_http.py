@@ -298,7 +298,55 @@ async def test_questions_to_a_graph_pass_through(person: httpx2.AsyncClient, wor
     heads = (await person.get("/api/graphs/france/heads", params={"source": "E_104_4", "target": "31_500_5"})).json()
     assert heads["parts"][1] == {"layer": 9, "head": 0, "position": 2, "value": -0.2}
     assert world.split == [("E_104_4", "31_500_5")]
+    why = {"layer": "11", "head": "2", "query": "5", "key": "4"}
+    attention = (await person.get("/api/graphs/france/attention", params=why)).json()
+    assert (attention["pattern"], attention["pairs"][1]["key_node_id"], attention["rest"]) == (0.432, "constant", -0.2)
+    assert world.attention == [(11, 2, 5, 4)]
+    for name in why:
+        bad = await person.get("/api/graphs/france/attention", params={**why, name: "x"})
+        assert (bad.status_code, bad.json()["field"]) == (400, name)
+        bad = await person.get("/api/graphs/france/attention", params={k: v for k, v in why.items() if k != name})
+        assert (bad.status_code, bad.json()["field"]) == (400, name)
     summary = (await person.get("/api/graphs/france/summary?max_supernodes=2&likeness=decoder")).json()
     assert [group["kind"] for group in summary["supernodes"]][:3] == ["features", "features", "tokens"]
     assert world.summarized == [(2, reading_pb2.LIKENESS_DECODER)]
     assert (await person.get("/api/graphs/france/comparison/italy")).json()["overlap"] == 0.643
+
+
+async def test_steering_of_every_node_passes_through(person: httpx2.AsyncClient, world: Any) -> None:
+    """Changes, held layers and held attention arrive as asked; every node's effect and the agreement come back."""
+    url = "/api/graphs/france/steering"
+    change = {"node_ids": ["1_2_3", "4_5_3"], "factor": 0}
+    found = (await person.post(url, json={"changes": [change]}, headers=POST)).json()
+    assert found["rank_agreement"] == 0.721
+    assert found["nodes"][2]["measured"] == pytest.approx(0.1)
+    whole = {"changes": [{**change, "value": 2}], "held": {"first": 0, "last": 30}, "freeze_attention": True}
+    await person.post(url, json=whole, headers=POST)
+    first, second = world.steered
+    assert [(list(each.node_ids), each.factor) for each in first.changes] == [(change["node_ids"], 0.0)]
+    assert (first.HasField("held"), first.freeze_attention) == (False, False)
+    assert (second.changes[0].value, second.held.first, second.held.last, second.freeze_attention) == (2.0, 0, 30, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "changes"),
+        ({"changes": [3]}, "changes"),
+        ({"changes": [{"factor": 1}]}, "node_ids"),
+        ({"changes": [{"node_ids": [1], "factor": 1}]}, "node_ids"),
+        ({"changes": [{"node_ids": ["1_2_3"]}]}, "factor"),
+        ({"changes": [{"node_ids": ["1_2_3"], "value": "much"}]}, "value"),
+        ({"changes": [], "held": 3}, "held"),
+        ({"changes": [], "held": {"first": 3, "last": 1}}, "held"),
+        ({"changes": [], "held": {"first": 3}}, "last"),
+        ({"changes": [], "freeze_attention": 1}, "freeze_attention"),
+    ],
+)
+async def test_steering_that_makes_no_sense_is_refused(
+    person: httpx2.AsyncClient, world: Any, body: dict[str, Any], field: str
+) -> None:
+    """The message names the field, and nothing is asked of the service."""
+    answer = await person.post("/api/graphs/france/steering", json=body, headers=POST)
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+    assert not world.steered

@@ -124,6 +124,42 @@ async def test_pinned_part_is_scored_grouped_steered_and_undone(
     await expect(stat(page, "part-replacement")).to_have_text("0.030")
 
 
+async def test_steering_shows_every_node_predicted_beside_measured(
+    watched: Watched, world: Any, graph_json: dict[str, Any]
+) -> None:
+    """Nodes come with the largest measured change first, can be gone to, and are asked for again with all held."""
+    features = [node for node in graph_json["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    node = features_of(graph_json)[0]["node_id"]
+    page = await open_graph(watched)
+    await select_node(page, node)
+    steer = page.get_by_role("region", name="Intervene")
+    await steer.get_by_role("button", name="Every node").click()
+    effects = steer.locator("[data-list=node-effects]")
+    await expect(stat(page, "rank-agreement")).to_have_text("0.721")
+    rows = effects.locator("tbody tr")
+    await expect(rows).to_have_count(13)
+    most = (len(features) - 1) / 10
+    await expect(rows.nth(0)).to_contain_text("−0.300−0.200")
+    await expect(rows.nth(1)).to_contain_text(f"+{most:.3f}+{most / 2:.3f}")
+    await effects.get_by_role("button", name="Show all").click()
+    await expect(rows).to_have_count(1 + len(features))
+    await steer.get_by_label("What is held").select_option("everything")
+    await steer.get_by_role("button", name="Every node").click()
+    await expect(rows.nth(1)).to_contain_text(f"+{most:.3f}+{most:.3f}")
+    first, second = world.steered
+    assert [(list(change.node_ids), change.factor) for change in first.changes] == [([node], 0.0)]
+    assert (first.HasField("held"), first.freeze_attention) == (False, False)
+    layers = max(int(each["layer"]) for each in features)
+    assert (second.held.first, second.freeze_attention) == (0, True)
+    assert second.held.last >= layers
+    assert await serious(page) == []
+    await effects.scroll_into_view_if_needed()
+    await page.screenshot(path=ARTIFACTS / "steer-nodes.png")
+    await rows.nth(1).get_by_role("button").click()
+    await expect(stat(page, "node")).to_be_visible()
+    await page.wait_for_url(lambda url: features[-1]["node_id"] in url)
+
+
 async def test_paths_and_places_are_shown_kept_and_shared(
     watched: Watched, world: Any, graph_json: dict[str, Any]
 ) -> None:
@@ -146,6 +182,15 @@ async def test_paths_and_places_are_shown_kept_and_shared(
     await expect(page.locator("[data-list=heads] .head-share")).to_have_text(["+75.0%", "−25.0%", "+37.5%", "+12.5%"])
     await expect(page.locator("[data-list=heads]")).to_contain_text("L11 head 2 reads ·France")
     assert world.split == [(token, target)]
+    await page.get_by_role("button", name="Why L11 head 2 reads ·France").click()
+    why = page.locator("[data-list=attention]")
+    await expect(why).to_contain_text("Attends with 43.2%")
+    await expect(why.locator(".head-share")).to_have_text(["+1.200", "−0.400", "+0.100", "−0.200"])
+    await expect(why.locator("li").nth(1)).to_contain_text("constants")
+    # A feature that the file has no node of is named, and cannot be gone to.
+    await expect(why.locator("li").nth(2).locator(".is-plain")).to_have_text("L3 · 99")
+    ends = next(node["ctx_idx"] for node in graph_json["nodes"] if node["node_id"] == target)
+    assert world.attention == [(11, 2, ends, 4)]
     await page.screenshot(path=ARTIFACTS / "heads.png")
     await paths.get_by_role("button", name="Pin this path").click()
     await page.keyboard.press("Escape")

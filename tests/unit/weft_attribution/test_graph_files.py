@@ -149,7 +149,7 @@ def test_graph_json_survives_a_round_trip() -> None:
     assert by_id["2_1_3"]["feature"] == cantor_pair(2, 1)
     assert by_id["2_1_3"]["reverse_ctx_idx"] == 0
     assert by_id["13_5_3"]["clerp"] == 'Output "to"k5" (p=0.750)'
-    assert by_id["0_error_mlp_1"]["feature"] is None
+    assert by_id["0_error_mlp_1"]["feature"] == -1
 
 
 def test_logits_are_the_likeliest_up_to_the_share() -> None:

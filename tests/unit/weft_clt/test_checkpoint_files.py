@@ -1,12 +1,13 @@
 """Checkpoint files and exports, read back by the safetensors library."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from clt_cases import JUMP_RELU, NUM_LAYERS, config_of, tokens, trainer_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from weft_clt.checkpoint import (
     FileFacts,
@@ -19,7 +20,8 @@ from weft_clt.checkpoint import (
     writers_of,
 )
 from weft_clt.export import TrainedTranscoder
-from weft_clt.formats.circuit_tracer import config_yaml, write_circuit_tracer
+from weft_clt.formats.circuit_tracer import CircuitTracerFiles, config_yaml, write_circuit_tracer
+from weft_clt.formats.files import FolderFiles
 from weft_clt.kernels import ReferenceKernels
 from weft_clt.normalization import Normalization
 from weft_common.errors import DataLossError, FailedPreconditionError
@@ -148,6 +150,74 @@ def test_export_computes_what_the_model_does_in_the_models_own_units(span: int, 
             predicted[target] += acts @ block
     wanted = forward.error_LTC / torch.from_numpy(scales[1])[:, None, None]
     torch.testing.assert_close(predicted, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["ACTIVATION_TOP_K", "ACTIVATION_JOINT_TOP_K"])
+def test_export_of_what_counts_selects_as_it_was_trained(activation: str, tmp_path: Path) -> None:
+    """The largest, as many as the files say, give the trained prediction; other tools get thresholds."""
+    config = config_of(activation=activation)
+    over_layers = activation == "ACTIVATION_JOINT_TOP_K"
+    trainer = trainer_of(config, ReferenceKernels())
+    random = np.random.default_rng(8)
+    scales = random.uniform(0.5, 3.0, (2, NUM_LAYERS))
+    units = Normalization(scales[0], scales[1], np.zeros((NUM_LAYERS, 8)), np.zeros((NUM_LAYERS, 8)))
+    params = replace(trainer.params, threshold_LS=torch.full_like(trainer.params.b_enc_LS, 0.5))
+    exported = TrainedTranscoder(params, units, features=config.features)
+    list(write_circuit_tracer(exported, tmp_path, "small", padded=False))
+    again = CircuitTracerFiles(FolderFiles(tmp_path))
+    assert again.facts == exported.facts
+    assert (again.facts.top_k, again.facts.over_layers) == (3, over_layers)
+    raw, zeros = tokens(2)[0], torch.zeros_like(tokens(2)[0])
+    forward = trainer.engine.forward(raw * torch.from_numpy(scales[0])[:, None, None], zeros)
+    encoders = [again.encoder(layer) for layer in range(NUM_LAYERS)]
+    preact_LTF = np.stack(
+        [raw[layer].numpy() @ e.w_enc_FD.T.astype(float) + e.b_enc_F for layer, e in enumerate(encoders)]
+    )
+    rank_LF = np.stack([np.ones(preact_LTF.shape[2]) if e.rank_norm_F is None else e.rank_norm_F for e in encoders])
+    acts_LTF = np.zeros_like(preact_LTF)
+    for token in range(preact_LTF.shape[1]):
+        pools = [range(NUM_LAYERS)] if over_layers else [[layer] for layer in range(NUM_LAYERS)]
+        for pool in pools:
+            places = [(layer, feature) for layer in pool for feature in range(preact_LTF.shape[2])]
+            places.sort(key=lambda place: -preact_LTF[place[0], token, place[1]] * rank_LF[place])
+            for layer, feature in places[: 3 * len(pool)]:
+                acts_LTF[layer, token, feature] = max(preact_LTF[layer, token, feature], 0)
+    assert (acts_LTF > 0).sum() > 20
+    predicted = np.stack([np.zeros(raw.shape[1:]) + again.output_bias(layer) for layer in range(NUM_LAYERS)])
+    for source in range(NUM_LAYERS):
+        for target in again.facts.targets(source):
+            predicted[target] += acts_LTF[source] @ again.decoder(source, target, slice(0, preact_LTF.shape[2]))
+    wanted = forward.error_LTC / torch.from_numpy(scales[1])[:, None, None]
+    np.testing.assert_allclose(predicted, wanted.numpy(), rtol=1e-5, atol=1e-5)
+    list(write_circuit_tracer(exported, tmp_path, "small"))
+    for_others = CircuitTracerFiles(FolderFiles(tmp_path))
+    assert (for_others.facts.top_k, for_others.facts.has_thresholds) == (0, True)
+    assert set(load_file(tmp_path / "W_enc_0.safetensors")) == {"W_enc_0", "b_enc_0", "b_dec_0", "threshold_0"}
+
+
+@pytest.mark.parametrize(
+    ("line", "thresholds"),
+    [("top_k: 0", True), ("top_k: many", True), ("top_k: 3\ntop_k_over: tokens", True), ("top_k: 3", False),
+     ("top_k: 3\ntop_k_over: layers", True)],
+)  # fmt: skip
+def test_files_that_count_without_saying_how_are_refused(line: str, thresholds: bool, tmp_path: Path) -> None:
+    """A count that is none, a choice that is unknown, no thresholds, or no norms to rank by."""
+    config = config_of(**JUMP_RELU)
+    exported = TrainedTranscoder(trainer_of(config, ReferenceKernels()).params, _units())
+    list(write_circuit_tracer(exported, tmp_path, "small"))
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write(f"{line}\n")
+    if not thresholds:
+        for layer in range(NUM_LAYERS):
+            path = tmp_path / f"W_enc_{layer}.safetensors"
+            save_file({name: t for name, t in load_file(path).items() if "threshold" not in name}, path)
+    with pytest.raises(DataLossError, match=r"top_k|rank_norm"):
+        CircuitTracerFiles(FolderFiles(tmp_path))
+
+
+def _units() -> Normalization:
+    ones = np.ones(NUM_LAYERS)
+    return Normalization(ones, ones, np.zeros((NUM_LAYERS, 8)), np.zeros((NUM_LAYERS, 8)))
 
 
 def test_config_yaml_names_circuit_tracers_hooks() -> None:

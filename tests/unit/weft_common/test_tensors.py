@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from weft.activations.v1 import service_pb2
 from weft.common.v1 import tensor_pb2
 from weft_common.errors import DataLossError, InvalidArgumentError, ResourceExhaustedError
-from weft_common.tensors import TensorAssembler, chunk_tensor, tensor_from_proto, tensor_to_proto
+from weft_common.tensors import TensorAssembler, chunk_tensor, encode_chunks, tensor_from_proto, tensor_to_proto
 
 DTYPES = [np.dtype(name) for name in ("<f4", "<f8", "<f2", "<i4", "<i8", ">f4", ">i8")]
 ARRAYS = st.sampled_from(DTYPES).flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0)))
@@ -41,6 +42,36 @@ def test_chunks_assemble_to_the_same_array(array: np.ndarray, chunk_bytes: int) 
     name, back = results[-1]
     assert name == "x"
     assert same(back, array)
+
+
+@given(ARRAYS, st.integers(1, 400))
+def test_encoded_chunks_are_the_messages_that_the_stubs_would_send(array: np.ndarray, chunk_bytes: int) -> None:
+    """What is encoded by hand decodes to the message of the same chunk, whatever its size."""
+    encoded = list(encode_chunks(service_pb2.CaptureResponse.CHUNK_FIELD_NUMBER, "x", array, chunk_bytes))
+    expected = [service_pb2.CaptureResponse(chunk=chunk) for chunk in chunk_tensor("x", array, chunk_bytes)]
+    assert [service_pb2.CaptureResponse.FromString(each) for each in encoded] == expected
+
+
+@pytest.mark.parametrize("num_bytes", [127, 128, 16383, 16384, 1 << 21])
+def test_encoded_chunk_tells_its_length_at_every_size_of_varint(num_bytes: int) -> None:
+    """Lengths of one to four bytes on the wire decode alike."""
+    array = np.arange(num_bytes // 4 + 1, dtype=np.int32)
+    (encoded,) = encode_chunks(service_pb2.CaptureResponse.CHUNK_FIELD_NUMBER, "x", array, 1 << 22)
+    chunk = service_pb2.CaptureResponse.FromString(encoded).chunk
+    assert chunk.data == array.tobytes()
+    assert chunk.crc32 == zlib.crc32(array.tobytes())
+
+
+def test_assembled_array_of_one_piece_or_many_may_be_written_to() -> None:
+    """Whoever reads a capture owns it, and a message that it came from stays as it was."""
+    array = np.arange(6, dtype=np.float32)
+    for chunk_bytes in (8, 24):
+        assembler = TensorAssembler(1 << 10)
+        pieces = list(chunk_tensor("x", array, chunk_bytes))
+        done = [assembler.add(piece) for piece in pieces][-1]
+        assert done is not None
+        done[1][:] = -1
+        assert b"".join(piece.data for piece in pieces) == array.tobytes()
 
 
 def test_non_contiguous_array_is_sent_row_major() -> None:

@@ -219,6 +219,7 @@ class GraphStatistics(_message.Message):
     STAGE_SECONDS_FIELD_NUMBER: _builtins.int
     NUM_ACTIVE_FEATURES_FIELD_NUMBER: _builtins.int
     REUSED_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_HELPED_FIELD_NUMBER: _builtins.int
     num_features: _builtins.int
     """Features that are nodes of the whole graph: all that are active on the prompt, or as many as were asked for."""
     num_nodes: _builtins.int
@@ -241,6 +242,8 @@ class GraphStatistics(_message.Message):
     """Active features on the prompt."""
     reused: _builtins.bool
     """Whether rows were taken over from a graph made before of the same model, transcoder, prompt and settings."""
+    num_rows_helped: _builtins.int
+    """Rows that other replicas computed."""
     @_builtins.property
     def stage_seconds(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageSeconds]:
         """Wall time by stage."""
@@ -260,10 +263,11 @@ class GraphStatistics(_message.Message):
         stage_seconds: _abc.Iterable[Global___StageSeconds] | None = ...,
         num_active_features: _builtins.int = ...,
         reused: _builtins.bool = ...,
+        num_rows_helped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness_score", b"completeness_score", "conservation_error", b"conservation_error", "num_active_features", b"num_active_features", "num_edges", b"num_edges", "num_edges_kept", b"num_edges_kept", "num_features", b"num_features", "num_nodes", b"num_nodes", "num_nodes_kept", b"num_nodes_kept", "replacement_score", b"replacement_score", "reused", b"reused", "seconds", b"seconds", "stage_seconds", b"stage_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness_score", b"completeness_score", "conservation_error", b"conservation_error", "num_active_features", b"num_active_features", "num_edges", b"num_edges", "num_edges_kept", b"num_edges_kept", "num_features", b"num_features", "num_nodes", b"num_nodes", "num_nodes_kept", b"num_nodes_kept", "num_rows_helped", b"num_rows_helped", "replacement_score", b"replacement_score", "reused", b"reused", "seconds", b"seconds", "stage_seconds", b"stage_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

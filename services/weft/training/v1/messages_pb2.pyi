@@ -945,7 +945,7 @@ class Transcoder(_message.Message):
     output_hook: _builtins.str
     """Hook it predicts, without the layer: `mlp_out`."""
     activation: _builtins.str
-    """How features are selected once exported: a threshold each, or plain ReLU."""
+    """How features are selected: `threshold` (one each), `relu`, `top_k` (the largest of a layer), `joint_top_k` (of all)."""
     size_bytes: _builtins.int
     """Size of all of its objects, in bytes."""
     prefix: _builtins.str

@@ -106,6 +106,22 @@ export interface SplitEdge {
   rest: number;
 }
 
+/** A head's score between two positions as a sum over pairs of what they hold; pairs and `rest` add up to `total`. */
+export interface ExplainedAttention {
+  score: number;
+  pattern: number;
+  total: number;
+  pairs: { query_node_id: string; key_node_id: string; value: number }[];
+  rest: number;
+}
+
+/** What a change does to every node: changes of pre-activations and demeaned logits. */
+export interface SteerResult {
+  nodes: { node_id: string; before: number; predicted: number; measured: number; activation_after: number }[];
+  logits: { token_id: number; text: string; predicted: number; measured: number; probability_before: number; probability_after: number }[];
+  rank_agreement: number | null;
+}
+
 export interface Supernode {
   kind: "features" | "tokens" | "errors" | "logits" | "others";
   label: string;

@@ -62,7 +62,7 @@ function EdgeList(props: ListProps) {
                 aria-label={`Heads of the edge ${props.isInput ? "from" : "to"} ${edge.other.label}`} onClick={() => setSplit(split === edge.edge ? null : edge.edge)}>{split === edge.edge ? "−" : "+"}</button>
             ) : null}
             {props.graphId && split === edge.edge ? (
-              <Heads graphId={props.graphId} model={props.model} source={props.isInput ? edge.other.id : props.node.id} target={props.isInput ? props.node.id : edge.other.id} />
+              <Heads graphId={props.graphId} model={props.model} source={props.isInput ? edge.other.id : props.node.id} target={props.isInput ? props.node.id : edge.other.id} onGo={props.onGo} />
             ) : null}
           </li>
         ))}

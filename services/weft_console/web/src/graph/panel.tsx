@@ -49,7 +49,7 @@ export function NodePanel(props: Props) {
       {node.kind === "feature" ? <OnPrompt model={model} node={node} onGo={props.onGo} /> : null}
       <EdgeLists key={node.id} graphId={props.isPartial ? null : idOf(graph.name)} model={model} node={node} visible={props.visible} onGo={props.onGo} />
       {props.isPartial ? null : <Paths graphId={idOf(graph.name)} model={model} node={node} part={props.part} onGo={props.onGo} onShow={props.onShowPath} onPin={props.onPinAll} />}
-      {node.kind === "feature" && !props.isPartial ? <Steer graph={graph} nodes={[node]} title="Intervene" note="change it in the model and measure" onMeasured={props.onMeasured} /> : null}
+      {node.kind === "feature" && !props.isPartial ? <Steer key={node.id} graph={graph} model={model} nodes={[node]} title="Intervene" note="change it in the model and measure" onMeasured={props.onMeasured} onGo={props.onGo} /> : null}
       {node.kind === "feature" ? <FeatureDetails graph={graph} node={node} /> : null}
       {node.kind === "feature" ? <ExplainFeature graph={graph} node={node} /> : null}
     </>

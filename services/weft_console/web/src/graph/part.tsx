@@ -45,7 +45,7 @@ export function Part({ graph, model, state, scored, isPartial, onChange, onGo, o
           <button type="button" class="button small" onClick={() => onChange(() => ({ pinned: [], groups: [] }))}>Clear</button>
         </div>
       </section>
-      {isPartial ? null : <Steer graph={graph} nodes={nodes} title="Steer the part" note="all of its features at once" onMeasured={onMeasured} />}
+      {isPartial ? null : <Steer graph={graph} model={model} nodes={nodes} title="Steer the part" note="all of its features at once" onMeasured={onMeasured} onGo={onGo} />}
     </>
   );
 }

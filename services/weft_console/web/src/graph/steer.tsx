@@ -1,10 +1,12 @@
 import { useId, useState } from "preact/hooks";
 import { post, type ApiError } from "../api";
 import { percent, signed } from "../format";
-import { idOf, type Graph, type InterventionResult } from "../types";
+import { idOf, type Graph, type InterventionResult, type SteerResult } from "../types";
 import { toApiError } from "../ui/load";
 import { Problem } from "../ui/parts";
-import { showToken, type GraphNode } from "./model";
+import { showToken, type GraphModel, type GraphNode } from "./model";
+import { NodeEffects } from "./steer-nodes";
+import { Pair } from "./steer-pair";
 
 const FACTORS = [[0, "Ablate"], [0.5, "Halve"], [2, "Double"], [-1, "Flip"]] as const;
 /** Nodes that one intervention changes at once. */
@@ -12,39 +14,58 @@ const MAX_NODES = 500;
 
 type Change = { factor: number } | { value: number };
 
+/** What stays as it is without the change, while every node is measured. */
+const HELD = [["nothing", "all answer"], ["attention", "attention held"], ["everything", "attention and MLPs held"]] as const;
+
 interface Props {
   graph: Graph;
+  model: GraphModel;
   /** Features to change together. */
   nodes: GraphNode[];
   title: string;
   note: string;
   onMeasured: (result: InterventionResult) => void;
+  onGo: (node: GraphNode) => void;
 }
 
 /** Changes features in the model and puts what the graph said beside what was measured. */
-export function Steer({ graph, nodes, title, note, onMeasured }: Props) {
+export function Steer({ graph, model, nodes, title, note, onMeasured, onGo }: Props) {
   const name = useId();
   const [change, setChange] = useState<Change>({ factor: 0 });
   const [isOwn, setOwn] = useState(false);
   const [isBusy, setBusy] = useState(false);
   const [problem, setProblem] = useState<ApiError | null>(null);
   const [result, setResult] = useState<InterventionResult | null>(null);
+  const [steered, setSteered] = useState<SteerResult | null>(null);
+  const [held, setHeld] = useState<string>("nothing");
   const features = nodes.filter((node) => node.kind === "feature");
   const number = "factor" in change ? change.factor : change.value;
-  const run = async () => {
+  const base = `/api/graphs/${encodeURIComponent(idOf(graph.name))}`;
+  const measure = async () => {
+    const measured = await post<InterventionResult>(`${base}/interventions`, {
+      interventions: features.map((node) => ({ node_id: node.id, ...change })),
+    });
+    setResult(measured);
+    onMeasured(measured);
+  };
+  const steer = async () => {
+    setSteered(await post<SteerResult>(`${base}/steering`, {
+      changes: [{ node_ids: features.map((node) => node.id), ...change }],
+      freeze_attention: held !== "nothing",
+      ...(held === "everything" ? { held: { first: 0, last: model.numLayers - 1 } } : {}),
+    }));
+  };
+  const run = async (ask: () => Promise<void>) => {
     setBusy(true);
     setProblem(null);
     try {
-      const measured = await post<InterventionResult>(`/api/graphs/${encodeURIComponent(idOf(graph.name))}/interventions`, {
-        interventions: features.map((node) => ({ node_id: node.id, ...change })),
-      });
-      setResult(measured);
-      onMeasured(measured);
+      await ask();
     } catch (error) {
       setProblem(toApiError(error));
     }
     setBusy(false);
   };
+  const isOff = isBusy || features.length === 0 || features.length > MAX_NODES;
   return (
     <section aria-label={title} data-list="intervention">
       <h3>{title} <small>{note}</small></h3>
@@ -75,21 +96,20 @@ export function Steer({ graph, nodes, title, note, onMeasured }: Props) {
               }} />
           </div>
         ) : null}
-        <button type="button" class="button primary small" disabled={isBusy || features.length === 0 || features.length > MAX_NODES} onClick={() => void run()}>{isBusy ? "Measuring…" : "Measure"}</button>
+        <button type="button" class="button primary small" disabled={isOff} onClick={() => void run(measure)}>{isBusy ? "Measuring…" : "Measure"}</button>
       </div>
       {features.length > MAX_NODES ? <p class="note">At most {MAX_NODES} features are changed at once; these are {features.length}.</p> : null}
       {problem ? <Problem problem={problem} /> : null}
       {result ? <Effects result={result} /> : null}
+      <div class="row wrap steer-nodes">
+        <button type="button" class="button small" disabled={isOff} onClick={() => void run(steer)}>Every node</button>
+        <select aria-label="What is held" value={held} onChange={(event) => setHeld(event.currentTarget.value)}>
+          {HELD.map(([value, text]) => <option key={value} value={value}>{text}</option>)}
+        </select>
+      </div>
+      {steered ? <NodeEffects model={model} result={steered} onGo={onGo} /> : null}
     </section>
   );
-}
-
-/** Two bars from the middle, all paths' prediction over the free model's measurement. */
-function Pair({ predicted, measured, most }: { predicted: number; measured: number; most: number }) {
-  const bar = (value: number, name: string) => (
-    <i class={`pair-bar is-${name}${value < 0 ? " is-negative" : ""}`} style={{ width: `${(50 * Math.abs(value)) / most}%`, [value < 0 ? "right" : "left"]: "50%" }} />
-  );
-  return <span class="pair" aria-hidden="true">{bar(predicted, "predicted")}{bar(measured, "measured")}</span>;
 }
 
 /** Predicted and measured changes of each explained logit. */
