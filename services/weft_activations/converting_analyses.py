@@ -6,7 +6,7 @@ from weft_activations.core.analyses.head_scores import HeadScores
 from weft_activations.core.analyses.logit_attribution import Attributed, Level
 from weft_activations.core.analyses.logit_lens import LensBlock, LensStart
 from weft_activations.core.analyses.patching import SweepStart
-from weft_activations.core.analyses.patterns import PatternsStart
+from weft_activations.core.analyses.patterns import AttentionKind, PatternsStart
 from weft_activations.core.analyses.sweeping import Cells, Metric, MetricKind
 from weft_common.errors import InvalidArgumentError
 from weft_common.tensors import tensor_to_proto
@@ -28,6 +28,13 @@ _LEVELS = {
     analyses_pb2.ATTRIBUTION_LEVEL_HEAD: Level.HEAD,
     analyses_pb2.ATTRIBUTION_LEVEL_NEURON: Level.NEURON,
 }
+_ATTENTION_KINDS = {
+    analyses_pb2.ATTENTION_KIND_UNSPECIFIED: AttentionKind.TOKENS,
+    analyses_pb2.ATTENTION_KIND_TOKENS: AttentionKind.TOKENS,
+    analyses_pb2.ATTENTION_KIND_FRAMES: AttentionKind.FRAMES,
+    analyses_pb2.ATTENTION_KIND_CROSS: AttentionKind.CROSS,
+}
+_SENT_KINDS = {kind: sent for sent, kind in _ATTENTION_KINDS.items()}
 _METRICS = {
     analyses_pb2.PATCH_METRIC_KIND_LOGIT_DIFFERENCE: MetricKind.LOGIT_DIFFERENCE,
     analyses_pb2.PATCH_METRIC_KIND_PROBABILITY: MetricKind.PROBABILITY,
@@ -76,6 +83,13 @@ def attributed_to_proto(found: Attributed) -> analyses_pb2.AttributeLogitsRespon
     )
 
 
+def attention_kind_from_proto(kind: analyses_pb2.AttentionKind.ValueType) -> AttentionKind:
+    """Read which attention is asked for."""
+    if kind not in _ATTENTION_KINDS:
+        raise InvalidArgumentError(f"there is no kind {kind} of attention; give TOKENS, FRAMES or CROSS", field="kind")
+    return _ATTENTION_KINDS[kind]
+
+
 def patterns_header_to_proto(start: PatternsStart) -> analyses_pb2.AttentionPatternsHeader:
     """Turn what patterns are read into its message."""
     return analyses_pb2.AttentionPatternsHeader(
@@ -84,6 +98,7 @@ def patterns_header_to_proto(start: PatternsStart) -> analyses_pb2.AttentionPatt
         layers=start.layers,
         heads=start.heads,
         positions=start.positions,
+        kind=_SENT_KINDS[start.kind],
     )
 
 

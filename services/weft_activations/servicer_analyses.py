@@ -69,6 +69,7 @@ class AnalysisMethods:
             self._inference,
             _model_id(request.model),
             converting.prompt_from_proto(request.prompt),
+            kind=converting_analyses.attention_kind_from_proto(request.kind),
             layers=request.layers,
             heads=request.heads,
             positions=request.positions,
@@ -79,7 +80,7 @@ class AnalysisMethods:
                     header = converting_analyses.patterns_header_to_proto(part)
                     yield analyses_pb2.GetAttentionPatternsResponse(header=header)
                     continue
-                for chunk in chunk_tensor(f"layers.{part[0]}.attn.pattern", part[1]):
+                for chunk in chunk_tensor(*part):
                     yield analyses_pb2.GetAttentionPatternsResponse(chunk=chunk)
 
     async def ScoreHeads(
@@ -126,6 +127,7 @@ class AnalysisMethods:
             layers=request.layers,
             heads=request.heads,
             positions=request.positions,
+            receiver_heads=request.receiver_heads,
         )
         async with aclosing(parts):
             async for part in parts:

@@ -179,6 +179,9 @@ async def test_sweep_commands_print_a_grid(served: Served) -> None:
     same = ("--clean", TEXT, "--corrupted", TEXT, "--token", "e", "--other", "a")
     table = await served.weft("analyses", "patch", "llama", *same)
     assert [line.split()[0] for line in table.splitlines()[:4]] == ["layer", "0", "1", "2"]
+    to_head = ("--receiver", "layers.1.attn.k", "--receiver-head", "1")
+    document = await served.json("analyses", "paths", "llama", *same, *to_head)
+    assert len(document["arrays"]["restored"]["values"][0]) == 1
     document = await served.json("analyses", "paths", "llama", *same, "--receiver", "logits")
     assert document["arrays"]["restored"]["values"][0][0][0] is None
     assert document["coords"]["sender"]["values"] == ["attn_out"]

@@ -18,10 +18,10 @@ from weft.activations.v1 import components_pb2, service_pb2, service_pb2_grpc
 from weft_activations.adapters.transformers_backend import TransformersBackend
 from weft_activations.settings import ActivationsSettings
 from weft_activations.wiring import registrations
-from weft_client import interventions
+from weft_client import AsyncClient, Endpoint, interventions
 from weft_client.speech import heard
 from weft_common.client import aio_channel, error_from_rpc
-from weft_common.errors import Code
+from weft_common.errors import Code, InvalidArgumentError
 from weft_common.server import serving
 from weft_common.tensors import TensorAssembler, tensor_from_proto
 from weft_store.adapters.memory import MemoryObjectStore
@@ -38,7 +38,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def stub(models_dir: Path) -> AsyncIterator[Any]:
+async def target(models_dir: Path) -> AsyncIterator[str]:
     store = MemoryObjectStore()
     settings = ActivationsSettings(
         insecure_no_auth=True, bucket_url="memory://", models_dir=models_dir, cache_target="unused:1", drain_s=0
@@ -46,8 +46,13 @@ async def stub(models_dir: Path) -> AsyncIterator[Any]:
     async with (
         registrations(settings, TransformersBackend(models_dir), store, FakeCatalog(store)) as served,
         serving("activations", settings, served) as server,
-        aio_channel(server.target) as channel,
     ):
+        yield server.target
+
+
+@pytest.fixture
+async def stub(target: str) -> AsyncIterator[Any]:
+    async with aio_channel(target) as channel:
         yield service_pb2_grpc.ActivationServiceStub(channel)
 
 
@@ -99,6 +104,31 @@ async def test_recording_is_captured_and_run_over_grpc(stub: Any, models_dir: Pa
             )
         )
         np.testing.assert_allclose(tensor_from_proto(ran.logits, max_bytes=1 << 20), patched[row], atol=2e-5)
+
+
+async def test_patterns_of_a_recording_come_with_seconds(target: str, models_dir: Path, tmp_path: Path) -> None:
+    """Tokens over frames and frames over frames are transformers' own; a frame lasts a fiftieth of a second."""
+    prompt = heard(recording(tmp_path), IDS)
+    extractor = WhisperFeatureExtractor.from_pretrained(models_dir / "whisper")
+    features = extractor(np.round(TONE * 32767) / 32768, sampling_rate=16_000, return_tensors="pt").input_features
+    own = WhisperForConditionalGeneration.from_pretrained(models_dir / "whisper", attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = own(features, decoder_input_ids=torch.tensor([IDS]), output_attentions=True)
+    async with AsyncClient.to(activations=Endpoint(target)) as client:
+        cross = await client.analyses.attention_patterns("whisper", prompt, kind="cross", layers=[2])
+        np.testing.assert_allclose(cross["pattern"][0], expected.cross_attentions[2][0], atol=1e-5)
+        assert cross.dims("pattern") == ("layer", "head", "position", "source_frame")
+        dim, seconds = cross.coords["source_frame_s"]
+        assert dim == "source_frame"
+        np.testing.assert_allclose(seconds, np.arange(50) / 50)
+        assert len(cross.coords["token"][1]) == len(IDS)
+        frames = await client.analyses.attention_patterns("whisper", prompt, kind="frames", positions=[7, 49])
+        assert frames.dims("pattern") == ("layer", "head", "frame", "source_frame")
+        np.testing.assert_allclose(frames.coords["frame_s"][1], [7 / 50, 49 / 50])
+        for layer, pattern_HQF in enumerate(frames["pattern"]):
+            np.testing.assert_allclose(pattern_HQF, expected.encoder_attentions[layer][0][:, [7, 49]], atol=1e-5)
+        with pytest.raises(InvalidArgumentError, match="give tokens, frames, cross"):
+            await client.analyses.attention_patterns("whisper", prompt, kind="words")
 
 
 async def test_prompt_without_a_recording_is_refused(stub: Any) -> None:

@@ -31,7 +31,7 @@ def check_text_alone(info: ModelInfo, prompt: Prompt, field: str) -> None:
     if info.speech is not None:
         raise FailedPreconditionError(
             f"{info.model_id} ({info.architecture}) reads speech, and this call takes models of text alone; take "
-            "Capture or Run",
+            "Capture, Run or GetAttentionPatterns",
             field="model",
         )
     if prompt.audio is not None:

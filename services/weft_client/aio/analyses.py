@@ -11,6 +11,7 @@ from weft_client.aio.connection import AsyncConnection
 from weft_client.aio.models import MAX_CAPTURE_BYTES, Prompt, to_prompt
 from weft_client.analysis import Analysis, along, texts, token_array
 from weft_client.names import full_name
+from weft_client.patterns import ATTENTION_KINDS, patterns_of
 from weft_common.errors import DataLossError, InvalidArgumentError
 from weft_common.tensors import TensorAssembler, tensor_from_proto
 
@@ -150,6 +151,7 @@ class AsyncAnalyses:
         model: str,
         prompt: Prompt,
         *,
+        kind: str = "tokens",
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
         positions: Sequence[int] = (),
@@ -160,17 +162,26 @@ class AsyncAnalyses:
 
         Args:
             model: `models/{model}` or its id.
-            prompt: Text or token ids.
+            prompt: Text or token ids; for a model of speech what `weft_client.speech.heard` makes.
+            kind: `tokens` at tokens; of a model of speech also `frames` at frames, or `cross`, tokens at frames.
             layers: None means all.
             heads: None means all.
-            positions: Positions that attend; none means all.
+            positions: Positions, or frames, that attend; none means all.
             max_bytes: Most that is taken.
 
         Returns:
-            `pattern` by layer, head, position and source; over the source it adds up to one.
+            `pattern` by layer, head, position and source, which it adds up to one over; frames are `frame` and
+            `source_frame`, with their seconds beside them.
         """
+        if kind not in ATTENTION_KINDS:
+            raise InvalidArgumentError(f"there is no kind {kind!r}; give {', '.join(ATTENTION_KINDS)}", field="kind")
         request = analyses_pb2.GetAttentionPatternsRequest(
-            model=full_name("models", model), prompt=to_prompt(prompt), layers=layers, heads=heads, positions=positions
+            model=full_name("models", model),
+            prompt=to_prompt(prompt),
+            kind=ATTENTION_KINDS[kind],
+            layers=layers,
+            heads=heads,
+            positions=positions,
         )
         header = analyses_pb2.AttentionPatternsHeader()
         assembler = TensorAssembler(max_bytes)
@@ -183,18 +194,7 @@ class AsyncAnalyses:
         assembler.finish()
         if len(found) != len(header.layers) or not found:
             raise DataLossError("the patterns ended before their last layer; ask for them again")
-        return Analysis(
-            header.model,
-            header.tokens,
-            {"pattern": (("layer", "head", "position", "source"), np.stack(found))},
-            {
-                "layer": ("layer", list(header.layers)),
-                "head": ("head", list(header.heads)),
-                **along(header.tokens, header.positions),
-                "source": ("source", list(range(len(header.tokens)))),
-                "source_token": ("source", texts(header.tokens)),
-            },
-        )
+        return patterns_of(header, np.stack(found))
 
     async def score_heads(self, model: str, *, num_tokens: int = 50, num_sequences: int = 4, seed: int = 0) -> Analysis:
         """
@@ -284,6 +284,7 @@ class AsyncAnalyses:
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
         positions: Sequence[int] = (),
+        receiver_heads: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Analysis:
         """
@@ -294,11 +295,13 @@ class AsyncAnalyses:
             clean: The prompt that senders' values come from.
             corrupted: The prompt that runs; as many tokens.
             metric: `weft_client.metrics` makes one.
-            receiver: `logits`, `layers.{l}.attn_out` or `layers.{l}.mlp_out`.
+            receiver: `logits`, `layers.{l}.attn_out` or `layers.{l}.mlp_out`; or by head `layers.{l}.X` with X one of
+                `attn.q`, `attn.k`, `attn.v` and `attn.z`, which reads by all three.
             senders: `attn_out`, `mlp_out`, none means both; or `attn.result` alone, head by head.
             layers: Of the senders, below the receiver's; none means all of these.
             heads: Of `attn.result`; none means all.
             positions: None means all.
+            receiver_heads: Of a receiver by head; none means all.
             progress: Told of cells as they are done.
 
         Returns:
@@ -314,6 +317,7 @@ class AsyncAnalyses:
             layers=layers,
             heads=heads,
             positions=positions,
+            receiver_heads=receiver_heads,
         )
         parts = stream(self._stub.SweepPaths, request, analyses_pb2.SweepResponse)
         return await _swept(parts, "sender", progress)

@@ -167,8 +167,13 @@ def show_paths(
     clean: Clean,
     corrupted: Corrupted,
     token: Token,
-    receiver: Annotated[str, typer.Option(help="logits, layers.{l}.attn_out or layers.{l}.mlp_out.")],
+    receiver: Annotated[
+        str, typer.Option(help="logits, or layers.{l}. and attn_out, mlp_out, attn.q, attn.k, attn.v or attn.z.")
+    ],
     other: Other = "",
+    receiver_head: Annotated[
+        list[int] | None, typer.Option(help="Of attn.q, attn.k, attn.v or attn.z; once a head, none means all.")
+    ] = None,
     sender: Annotated[str, typer.Option(help="attn_out or mlp_out; attn.result shows single heads.")] = "attn_out",
     as_json: JsonFlag = False,
 ) -> None:
@@ -180,6 +185,7 @@ def show_paths(
             corrupted=corrupted,
             metric=_metric(client, model, token, other),
             receiver=receiver,
+            receiver_heads=receiver_head or (),
             senders=[sender],
             progress=_progress,
         )

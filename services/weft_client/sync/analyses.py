@@ -9,6 +9,7 @@ import numpy as np
 from weft.activations.v1 import analyses_pb2, service_pb2_grpc
 from weft_client.analysis import Analysis, along, texts, token_array
 from weft_client.names import full_name
+from weft_client.patterns import ATTENTION_KINDS, patterns_of
 from weft_client.sync.calls import stream, unary
 from weft_client.sync.connection import Connection
 from weft_client.sync.models import MAX_CAPTURE_BYTES, Prompt, to_prompt
@@ -151,6 +152,7 @@ class Analyses:
         model: str,
         prompt: Prompt,
         *,
+        kind: str = "tokens",
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
         positions: Sequence[int] = (),
@@ -161,17 +163,26 @@ class Analyses:
 
         Args:
             model: `models/{model}` or its id.
-            prompt: Text or token ids.
+            prompt: Text or token ids; for a model of speech what `weft_client.speech.heard` makes.
+            kind: `tokens` at tokens; of a model of speech also `frames` at frames, or `cross`, tokens at frames.
             layers: None means all.
             heads: None means all.
-            positions: Positions that attend; none means all.
+            positions: Positions, or frames, that attend; none means all.
             max_bytes: Most that is taken.
 
         Returns:
-            `pattern` by layer, head, position and source; over the source it adds up to one.
+            `pattern` by layer, head, position and source, which it adds up to one over; frames are `frame` and
+            `source_frame`, with their seconds beside them.
         """
+        if kind not in ATTENTION_KINDS:
+            raise InvalidArgumentError(f"there is no kind {kind!r}; give {', '.join(ATTENTION_KINDS)}", field="kind")
         request = analyses_pb2.GetAttentionPatternsRequest(
-            model=full_name("models", model), prompt=to_prompt(prompt), layers=layers, heads=heads, positions=positions
+            model=full_name("models", model),
+            prompt=to_prompt(prompt),
+            kind=ATTENTION_KINDS[kind],
+            layers=layers,
+            heads=heads,
+            positions=positions,
         )
         header = analyses_pb2.AttentionPatternsHeader()
         assembler = TensorAssembler(max_bytes)
@@ -184,18 +195,7 @@ class Analyses:
         assembler.finish()
         if len(found) != len(header.layers) or not found:
             raise DataLossError("the patterns ended before their last layer; ask for them again")
-        return Analysis(
-            header.model,
-            header.tokens,
-            {"pattern": (("layer", "head", "position", "source"), np.stack(found))},
-            {
-                "layer": ("layer", list(header.layers)),
-                "head": ("head", list(header.heads)),
-                **along(header.tokens, header.positions),
-                "source": ("source", list(range(len(header.tokens)))),
-                "source_token": ("source", texts(header.tokens)),
-            },
-        )
+        return patterns_of(header, np.stack(found))
 
     def score_heads(self, model: str, *, num_tokens: int = 50, num_sequences: int = 4, seed: int = 0) -> Analysis:
         """
@@ -285,6 +285,7 @@ class Analyses:
         layers: Sequence[int] = (),
         heads: Sequence[int] = (),
         positions: Sequence[int] = (),
+        receiver_heads: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Analysis:
         """
@@ -295,11 +296,13 @@ class Analyses:
             clean: The prompt that senders' values come from.
             corrupted: The prompt that runs; as many tokens.
             metric: `weft_client.metrics` makes one.
-            receiver: `logits`, `layers.{l}.attn_out` or `layers.{l}.mlp_out`.
+            receiver: `logits`, `layers.{l}.attn_out` or `layers.{l}.mlp_out`; or by head `layers.{l}.X` with X one of
+                `attn.q`, `attn.k`, `attn.v` and `attn.z`, which reads by all three.
             senders: `attn_out`, `mlp_out`, none means both; or `attn.result` alone, head by head.
             layers: Of the senders, below the receiver's; none means all of these.
             heads: Of `attn.result`; none means all.
             positions: None means all.
+            receiver_heads: Of a receiver by head; none means all.
             progress: Told of cells as they are done.
 
         Returns:
@@ -315,6 +318,7 @@ class Analyses:
             layers=layers,
             heads=heads,
             positions=positions,
+            receiver_heads=receiver_heads,
         )
         parts = stream(self._stub.SweepPaths, request, analyses_pb2.SweepResponse)
         return _swept(parts, "sender", progress)

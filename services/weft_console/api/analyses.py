@@ -20,7 +20,7 @@ from weft_console.peers import Peers
 if TYPE_CHECKING:
     from weft.activations.v1.service_pb2_grpc import ActivationServiceAsyncStub
 
-__all__ = ["ROUTES", "floats"]
+__all__ = ["ROUTES", "activations_of", "collected", "floats", "texts_of"]
 
 # What a browser draws at once, in cells.
 _MAX_CELLS = 40_000
@@ -30,7 +30,7 @@ _COMPONENTS = ("resid_pre", "attn_out", "mlp_out")
 
 
 async def list_models(request: Request) -> Response:
-    answer = await _activations(request).ListModels(service_pb2.ListModelsRequest(**page_of(request)))
+    answer = await activations_of(request).ListModels(service_pb2.ListModelsRequest(**page_of(request)))
     return JSONResponse(to_json(answer))
 
 
@@ -38,13 +38,13 @@ async def logit_lens(request: Request) -> Response:
     """Most likely tokens by depth and position, with probabilities, and divergences from the model's own prediction."""
     peers: Peers = request.app.state.peers
     body = await read_json(request)
-    call = _activations(request).LogitLens(
+    call = activations_of(request).LogitLens(
         analyses_pb2.LogitLensRequest(
             model=path_id(request, "models"), prompt=_prompt(body, "prompt"), num_top_tokens=_TOP_TOKENS
         ),
         timeout=peers.slow_s,
     )
-    first, *rest = await _collected(call, lambda header: (header.tokens, len(header.depths) * len(header.positions)))
+    first, *rest = await collected(call, lambda header: (header.tokens, len(header.depths) * len(header.positions)))
     header = first.header
     top: list[list[Any]] = [[] for _ in header.depths]
     kl: list[list[float]] = [[] for _ in header.depths]
@@ -56,14 +56,14 @@ async def logit_lens(request: Request) -> Response:
                 kl[depth].append(divergences[at])
                 each = range(at * count, (at + 1) * count)
                 top[depth].append([{"text": block.top_tokens[i].text, "probability": shares[i]} for i in each])
-    return JSONResponse({"tokens": _texts(header.tokens), "depths": list(header.depths), "top": top, "kl": kl})
+    return JSONResponse({"tokens": texts_of(header.tokens), "depths": list(header.depths), "top": top, "kl": kl})
 
 
 async def attention_patterns(request: Request) -> Response:
     """The pattern of one head."""
     peers: Peers = request.app.state.peers
     body = await read_json(request)
-    call = _activations(request).GetAttentionPatterns(
+    call = activations_of(request).GetAttentionPatterns(
         analyses_pb2.GetAttentionPatternsRequest(
             model=path_id(request, "models"),
             prompt=_prompt(body, "prompt"),
@@ -72,8 +72,8 @@ async def attention_patterns(request: Request) -> Response:
         ),
         timeout=peers.slow_s,
     )
-    first, *rest = await _collected(call, lambda header: (header.tokens, len(header.tokens) ** 2))
-    tokens = _texts(first.header.tokens)
+    first, *rest = await collected(call, lambda header: (header.tokens, len(header.tokens) ** 2))
+    tokens = texts_of(first.header.tokens)
     data = b"".join(part.chunk.data for part in rest)
     values, size = struct.unpack(f"<{len(data) // 4}f", data), len(tokens)
     return JSONResponse({"tokens": tokens, "pattern": [values[at * size : (at + 1) * size] for at in range(size)]})
@@ -94,7 +94,7 @@ async def sweep_patches(request: Request) -> Response:
     if other := read_field(body, "other", str, ""):
         metric.kind = analyses_pb2.PATCH_METRIC_KIND_LOGIT_DIFFERENCE
         metric.other_token_id = await _token_id(request, model, other, "other")
-    call = _activations(request).SweepPatches(
+    call = activations_of(request).SweepPatches(
         analyses_pb2.SweepPatchesRequest(
             model=model,
             clean=_prompt(body, "clean"),
@@ -104,15 +104,15 @@ async def sweep_patches(request: Request) -> Response:
         ),
         timeout=peers.slow_s,
     )
-    first, *rest = await _collected(call, lambda header: (header.clean_tokens, header.num_cells))
+    first, *rest = await collected(call, lambda header: (header.clean_tokens, header.num_cells))
     header = first.header
     span, size = header.clean_metric - header.corrupted_metric, len(header.positions)
     values = [value for part in rest for value in part.cells.values]
     restored = [(value - header.corrupted_metric) / span if span else None for value in values]
     return JSONResponse(
         {
-            "clean_tokens": _texts(header.clean_tokens),
-            "corrupted_tokens": _texts(header.corrupted_tokens),
+            "clean_tokens": texts_of(header.clean_tokens),
+            "corrupted_tokens": texts_of(header.corrupted_tokens),
             "layers": list(header.layers),
             "clean_metric": header.clean_metric,
             "corrupted_metric": header.corrupted_metric,
@@ -131,13 +131,16 @@ def floats(tensor: tensor_pb2.Tensor) -> tuple[float, ...]:
     return struct.unpack(f"<{len(tensor.data) // 4}f", tensor.data)
 
 
-async def _collected(call: Any, size: Callable[[Any], tuple[Sequence[Any], int]]) -> list[Any]:
+async def collected(
+    call: Any, size: Callable[[Any], tuple[Sequence[Any], int]], *, most_cells: int = _MAX_CELLS
+) -> list[Any]:
     """
     Return a call's messages.
 
     Args:
         call: An open server-streaming call.
         size: Returns the tokens and the number of cells that a header announces.
+        most_cells: That are drawn.
 
     Raises:
         InvalidArgumentError: It is more than a page draws; the call is cancelled.
@@ -147,14 +150,15 @@ async def _collected(call: Any, size: Callable[[Any], tuple[Sequence[Any], int]]
         async for part in call:
             if part.HasField("header"):
                 tokens, cells = size(part.header)
-                _check_cells(cells, len(tokens))
+                _check_cells(cells, len(tokens), most_cells)
             messages.append(part)
     finally:
         call.cancel()
     return messages
 
 
-def _activations(request: Request) -> ActivationServiceAsyncStub:
+def activations_of(request: Request) -> ActivationServiceAsyncStub:
+    """Return the activations service, or raise FailedPreconditionError: this console knows none."""
     peers: Peers = request.app.state.peers
     if peers.activations is None:
         raise FailedPreconditionError(
@@ -171,7 +175,7 @@ def _prompt(body: dict[str, Any], name: str) -> messages_pb2.Prompt:
 
 
 async def _token_id(request: Request, model: str, text: str, field: str) -> int:
-    answer = await _activations(request).Tokenize(
+    answer = await activations_of(request).Tokenize(
         service_pb2.TokenizeRequest(model=model, text=text, without_special_tokens=True)
     )
     if len(answer.tokens) != 1:
@@ -183,16 +187,17 @@ async def _token_id(request: Request, model: str, text: str, field: str) -> int:
     return answer.tokens[0].id
 
 
-def _check_cells(cells: int, tokens: int) -> None:
-    if cells > _MAX_CELLS or tokens > _MAX_TOKENS:
+def _check_cells(cells: int, tokens: int, most_cells: int) -> None:
+    if cells > most_cells or tokens > _MAX_TOKENS:
         raise InvalidArgumentError(
-            f"the prompt has {tokens} tokens, {cells} cells; it draws {_MAX_TOKENS} tokens and {_MAX_CELLS} cells at "
+            f"the prompt has {tokens} tokens, {cells} cells; it draws {_MAX_TOKENS} tokens and {most_cells} cells at "
             "most, so shorten it, or use `weft analyses`",
             field="prompt",
         )
 
 
-def _texts(tokens: Any) -> list[str]:
+def texts_of(tokens: Any) -> list[str]:
+    """Return tokens' texts."""
     return [token.text for token in tokens]
 
 

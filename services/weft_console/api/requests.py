@@ -8,7 +8,7 @@ from starlette.requests import Request
 from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import check_id
 
-__all__ = ["page_of", "path_id", "read_field", "read_json"]
+__all__ = ["page_of", "path_id", "read_bytes", "read_field", "read_json"]
 
 T = TypeVar("T", str, int, float, list[Any])
 
@@ -21,16 +21,7 @@ async def read_json(request: Request) -> dict[str, Any]:
         InvalidArgumentError: It is too long, of another type, or no JSON object.
     """
     limit: int = request.app.state.settings.max_body_bytes
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise InvalidArgumentError(f"the body is {kind or 'of no type'}; send application/json")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise InvalidArgumentError(
-                f"the body has more than {limit} bytes; send less, or raise WEFT_CONSOLE_MAX_BODY_BYTES"
-            )
+    body = await read_bytes(request, "application/json", limit, "send less, or raise WEFT_CONSOLE_MAX_BODY_BYTES")
     try:
         value = json.loads(body)
     except ValueError:
@@ -38,6 +29,30 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidArgumentError("the body is no JSON object; send {...}")
     return value
+
+
+async def read_bytes(request: Request, wanted: str, limit: int, advice: str) -> bytes:
+    """
+    Return the body.
+
+    Args:
+        request: What came.
+        wanted: Its content type.
+        limit: Most bytes that are read.
+        advice: What to do where there are more.
+
+    Raises:
+        InvalidArgumentError: It is too long, or of another type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != wanted:
+        raise InvalidArgumentError(f"the body is {kind or 'of no type'}; send {wanted}")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise InvalidArgumentError(f"the body has more than {limit} bytes; {advice}")
+    return bytes(body)
 
 
 def read_field(body: dict[str, Any], name: str, kind: type[T], default: T | None = None) -> T:

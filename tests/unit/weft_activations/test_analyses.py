@@ -247,10 +247,10 @@ async def test_patterns_are_transformers_own_in_passes_of_any_size(models_dir: P
         ]
         inference.close()
         assert isinstance(parts[0], PatternsStart)
-        assert [part[0] for part in parts[1:] if not isinstance(part, PatternsStart)] == [0, 2]
-        for part in parts[1:]:
+        for layer, part in zip((0, 2), parts[1:], strict=True):
             assert not isinstance(part, PatternsStart)
-            expected = patterns[part[0]][0].numpy()[np.ix_([1, 3], [4, 6])]
+            assert part[0] == f"layers.{layer}.attn.pattern"
+            expected = patterns[layer][0].numpy()[np.ix_([1, 3], [4, 6])]
             np.testing.assert_allclose(part[1], expected, rtol=1e-4, atol=1e-6)
 
 

@@ -22,7 +22,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from weft_activations.adapters.transformers_backend import TransformersBackend
 from weft_activations.core.analyses.head_scores import score_heads
 from weft_activations.core.analyses.logit_lens import logit_lens
-from weft_activations.core.analyses.patterns import attention_patterns
+from weft_activations.core.analyses.patterns import AttentionKind, PatternsStart, attention_patterns
 from weft_activations.core.changing import Audio, Change, ChangeKind, Prompt
 from weft_activations.core.component import position_dim
 from weft_activations.core.components import component_at
@@ -364,8 +364,58 @@ async def test_audio_that_does_not_fit_is_refused(inference: Inference, audio: A
     assert str(caught.value.field).startswith("prompt.audio")
 
 
+@pytest.mark.parametrize(
+    ("kind", "own_name", "hook", "num_layers"),
+    [
+        (AttentionKind.TOKENS, "decoder_attentions", "decoder.layers.{}.attn.pattern", 3),
+        (AttentionKind.FRAMES, "encoder_attentions", "encoder.layers.{}.attn.pattern", 2),
+        (AttentionKind.CROSS, "cross_attentions", "decoder.layers.{}.cross.pattern", 3),
+    ],
+)
+async def test_patterns_of_each_kind_are_transformers_own(
+    models_dir: Path, own: Any, kind: AttentionKind, own_name: str, hook: str, num_layers: int
+) -> None:
+    """Every layer, of chosen heads and positions, where a pass has room for one layer's pattern and for all of them."""
+    with torch.no_grad():
+        outputs = own(
+            torch.from_numpy(FEATURES.astype(np.float64))[None],
+            decoder_input_ids=torch.tensor([IDS]),
+            output_attentions=True,
+        )
+    expected = [layer[0].numpy() for layer in outputs[own_name]]
+    for most in (expected[0].size * 4, 1 << 30):
+        inference = Inference(TransformersBackend(models_dir), max_capture_bytes=most)
+        asked = attention_patterns(inference, "whisper", PROMPT, kind=kind, heads=[1], positions=[0, 4])
+        start, *parts = [part async for part in asked]
+        inference.close()
+        assert isinstance(start, PatternsStart)
+        assert (start.kind, start.layers) == (kind, tuple(range(num_layers)))
+        for layer, part in enumerate(parts):
+            assert not isinstance(part, PatternsStart)
+            assert part[0] == hook.format(layer)
+            np.testing.assert_allclose(part[1], expected[layer][np.ix_([1], [0, 4])], rtol=1e-4, atol=1e-6)
+        assert len(parts) == num_layers
+
+
+async def test_patterns_refuse_what_a_stack_does_not_have(inference: Inference) -> None:
+    """The encoder has two layers of two heads and 50 frames, six tokens were said; a model of text has no frames."""
+    silent, text = Prompt(token_ids=tuple(IDS)), Prompt(token_ids=(3, 4))
+    for model_id, prompt, kind, asked, field in (
+        ("whisper", PROMPT, AttentionKind.FRAMES, {"layers": [2]}, "layers"),
+        ("whisper", PROMPT, AttentionKind.FRAMES, {"heads": [2]}, "heads"),
+        ("whisper", PROMPT, AttentionKind.FRAMES, {"positions": [50]}, "positions"),
+        ("whisper", PROMPT, AttentionKind.CROSS, {"positions": [6]}, "positions"),
+        ("whisper", silent, AttentionKind.TOKENS, {}, "prompt.audio"),
+        ("llama", text, AttentionKind.CROSS, {}, "kind"),
+        ("llama", PROMPT, AttentionKind.TOKENS, {}, "prompt.audio"),
+    ):
+        with pytest.raises(InvalidArgumentError) as caught:
+            await anext(attention_patterns(inference, model_id, prompt, kind=kind, **asked))
+        assert caught.value.field == field
+
+
 async def test_what_is_not_for_speech_is_refused(inference: Inference) -> None:
-    """Calls of text alone name Capture and Run, harvests the kind, and a model of text hears nothing."""
+    """Calls of text alone name those that hear, harvests the kind, and a model of text hears nothing."""
 
     async def drained(parts: AsyncIterator[Any]) -> None:
         async for _ in parts:
@@ -374,10 +424,9 @@ async def test_what_is_not_for_speech_is_refused(inference: Inference) -> None:
     for refused in (
         drained(Generation(inference, max_bytes=1 << 20).generate("whisper", PROMPT, (), Sampling(2))),
         drained(logit_lens(inference, "whisper", PROMPT)),
-        drained(attention_patterns(inference, "whisper", PROMPT)),
         score_heads(inference, "whisper", num_tokens=4),
     ):
-        with pytest.raises(FailedPreconditionError, match="this call takes models of text alone; take Capture or Run"):
+        with pytest.raises(FailedPreconditionError, match="models of text alone; take Capture, Run or GetAtt"):
             await refused
     spec = HarvestSpec("whisper", "d", "none", 100, 0.1, 16, "mlp_in", "mlp_out", "bf16", 0.0, 0.0, 4)
     with pytest.raises(FailedPreconditionError, match="reads speech besides"):

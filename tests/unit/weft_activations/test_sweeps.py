@@ -288,6 +288,95 @@ async def test_each_heads_path_is_what_holding_everybody_else_gives(
         assert grid[index] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def inside_attention(own: Own, layer: int, component: str, head: int) -> tuple[Any, bool, slice]:
+    """Where a head's component lies: the module, whether in what it is given, and the columns."""
+    attention = own.module(layer, "attn_out")
+    columns = slice(8 * head, 8 * head + 8)
+    if component == "attn.z":
+        return getattr(attention, "c_proj", None) or attention.o_proj, True, columns
+    if not hasattr(attention, "c_attn"):
+        return getattr(attention, f"{component[-1]}_proj"), False, columns
+    # GPT-2 makes all three of four heads in one product.
+    first = 32 * "qkv".index(component[-1])
+    return attention.c_attn, False, slice(first + columns.start, first + columns.stop)
+
+
+def on_columns(place: tuple[Any, bool, slice], change: Hook) -> Any:
+    """Stand a hook on some columns, [P, 8]; it takes them and returns others."""
+    module, is_input, columns = place
+
+    def changed(whole: torch.Tensor) -> torch.Tensor:
+        new = whole.clone()
+        new[0, :, columns] = change(whole[0, :, columns])
+        return new
+
+    if is_input:
+        return module.register_forward_pre_hook(lambda _, args: (changed(args[0]), *args[1:]))
+    return module.register_forward_hook(lambda _, args, output: changed(output))
+
+
+@pytest.mark.parametrize("component", ["attn.q", "attn.k", "attn.v", "attn.z"])
+async def test_each_path_to_a_head_is_what_holding_everybody_else_gives(
+    inference: Inference, own: Own, model_id: str, component: str
+) -> None:
+    """Only one head's columns are taken from the pass with a sender, and put in alone."""
+    start, grid = await gathered(
+        sweep_paths(
+            inference,
+            model_id,
+            **PROMPTS,
+            metric=DIFFERENCE,
+            receiver=f"layers.2.{component}",
+            receiver_heads=[1],
+            positions=[2, 4],
+        )
+    )
+    assert start.shape == (2, 2, 2)
+    clean, base = own.values(CLEAN), own.values(CORRUPTED)
+    place, unchanged = inside_attention(own, 2, component, head=1), of(DIFFERENCE, own.run(CORRUPTED, {}))
+    for index in np.ndindex(grid.shape):
+        sender, layer, position = start.components[index[0]], start.layers[index[1]], start.positions[index[2]]
+        held: dict[tuple[int, str], Hook] = {
+            (below, name): (lambda found, key=(below, name): base[key])
+            for below in range(2)
+            for name in ("attn_out", "mlp_out")
+        }
+        held[layer, sender] = lambda found, key=(layer, sender), to=position: at(to, clean[key])(base[key])
+        taken: list[torch.Tensor] = []
+        reading = on_columns(place, lambda found, taken=taken: taken.append(found.clone()) or found)
+        own.run(CORRUPTED, held)
+        reading.remove()
+        writing = on_columns(place, lambda found, taken=taken: taken[0])
+        expected = of(DIFFERENCE, own.run(CORRUPTED, {}))
+        writing.remove()
+        # A tiny model's queries and keys hardly decide anything: what a path changes is compared, not what it leaves.
+        assert grid[index] - start.corrupted_metric == pytest.approx(expected - unchanged, rel=1e-3, abs=6e-7)
+    assert np.abs(grid - start.corrupted_metric).max() > 6e-6
+
+
+async def test_a_path_to_all_heads_is_that_to_attention(inference: Inference, model_id: str) -> None:
+    """What all heads write goes through the output projection, and nothing else of the layer does."""
+    to_heads, to_attention = [
+        (await gathered(sweep_paths(inference, model_id, **PROMPTS, metric=DIFFERENCE, receiver=receiver)))[1]
+        for receiver in ("layers.1.attn.z", "layers.1.attn_out")
+    ]
+    np.testing.assert_allclose(to_heads, to_attention, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("receiver", "heads"),
+    [("logits", [0]), ("layers.1.mlp_out", [0]), ("layers.1.attn.q", [4]), ("layers.1.attn.k", [2])],
+)
+async def test_a_path_refuses_heads_that_are_not_there(inference: Inference, receiver: str, heads: list[int]) -> None:
+    """Streams have none; the Llama has four query heads and two key and value heads."""
+    asked = sweep_paths(
+        inference, "llama", **PROMPTS, metric=DIFFERENCE, receiver=receiver, receiver_heads=heads, layers=[0]
+    )
+    with pytest.raises(InvalidArgumentError) as caught:
+        await anext(asked)
+    assert caught.value.field == "receiver_heads"
+
+
 @pytest.mark.parametrize(
     ("asked", "field"),
     [
@@ -309,7 +398,9 @@ async def test_a_sweep_refuses_what_is_not_there(inference: Inference, asked: di
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("receiver", ["layers.0.mlp_out", "layers.1.resid_pre", "layers.3.mlp_out", "resid_final"])
+@pytest.mark.parametrize(
+    "receiver", ["layers.0.mlp_out", "layers.1.resid_pre", "layers.3.mlp_out", "layers.1.attn.result", "resid_final"]
+)
 async def test_a_path_refuses_who_cannot_receive(inference: Inference, receiver: str) -> None:
     """Layer 0 has nobody below it, a stream is nobody, and there are three layers."""
     with pytest.raises(InvalidArgumentError) as caught:

@@ -49,6 +49,34 @@ ATTRIBUTION_LEVEL_NEURON: AttributionLevel.ValueType  # 3
 """Single neurons, and what is left of the MLPs."""
 Global___AttributionLevel: _TypeAlias = AttributionLevel  # noqa: Y015
 
+class _AttentionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttentionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttentionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTENTION_KIND_UNSPECIFIED: _AttentionKind.ValueType  # 0
+    """Not set."""
+    ATTENTION_KIND_TOKENS: _AttentionKind.ValueType  # 1
+    """Tokens at tokens."""
+    ATTENTION_KIND_FRAMES: _AttentionKind.ValueType  # 2
+    """Frames of a model of speech at frames, in its encoder."""
+    ATTENTION_KIND_CROSS: _AttentionKind.ValueType  # 3
+    """Tokens at frames, in its decoder."""
+
+class AttentionKind(_AttentionKind, metaclass=_AttentionKindEnumTypeWrapper):
+    """What looks at what."""
+
+ATTENTION_KIND_UNSPECIFIED: AttentionKind.ValueType  # 0
+"""Not set."""
+ATTENTION_KIND_TOKENS: AttentionKind.ValueType  # 1
+"""Tokens at tokens."""
+ATTENTION_KIND_FRAMES: AttentionKind.ValueType  # 2
+"""Frames of a model of speech at frames, in its encoder."""
+ATTENTION_KIND_CROSS: AttentionKind.ValueType  # 3
+"""Tokens at frames, in its decoder."""
+Global___AttentionKind: _TypeAlias = AttentionKind  # noqa: Y015
+
 class _PatchMetricKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -397,8 +425,11 @@ class GetAttentionPatternsRequest(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`models/{model}`."""
+    kind: Global___AttentionKind.ValueType
+    """Of a model of speech: which attention; unset means TOKENS, which is all that other models have."""
     @_builtins.property
     def prompt(self) -> _messages_pb2.Prompt:
         """What the model reads."""
@@ -413,7 +444,7 @@ class GetAttentionPatternsRequest(_message.Message):
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Positions that attend, rising; empty means all."""
+        """Positions that attend, rising, or frames where frames attend; empty means all."""
 
     def __init__(
         self,
@@ -423,10 +454,11 @@ class GetAttentionPatternsRequest(_message.Message):
         layers: _abc.Iterable[_builtins.int] | None = ...,
         heads: _abc.Iterable[_builtins.int] | None = ...,
         positions: _abc.Iterable[_builtins.int] | None = ...,
+        kind: Global___AttentionKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "layers", b"layers", "model", b"model", "positions", b"positions", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "kind", b"kind", "layers", b"layers", "model", b"model", "positions", b"positions", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -446,7 +478,9 @@ class GetAttentionPatternsResponse(_message.Message):
 
     @_builtins.property
     def chunk(self) -> _tensor_pb2.TensorChunk:
-        """A piece of `layers.{l}.attn.pattern`, float32 [heads, positions, num_tokens]."""
+        """A piece of `layers.{l}.attn.pattern`, float32 [heads, positions, num_tokens]; of a model of speech with its stack before it,
+        or `decoder.layers.{l}.cross.pattern`, and with frames in the place of tokens where they are looked at.
+        """
 
     def __init__(
         self,
@@ -475,6 +509,9 @@ class AttentionPatternsHeader(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    kind: Global___AttentionKind.ValueType
+    """Which attention they are of."""
     @_builtins.property
     def model(self) -> _messages_pb2.Model:
         """The model that ran."""
@@ -503,10 +540,11 @@ class AttentionPatternsHeader(_message.Message):
         layers: _abc.Iterable[_builtins.int] | None = ...,
         heads: _abc.Iterable[_builtins.int] | None = ...,
         positions: _abc.Iterable[_builtins.int] | None = ...,
+        kind: Global___AttentionKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "layers", b"layers", "model", b"model", "positions", b"positions", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "kind", b"kind", "layers", b"layers", "model", b"model", "positions", b"positions", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -709,10 +747,13 @@ class SweepPathsRequest(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     HEADS_FIELD_NUMBER: _builtins.int
+    RECEIVER_HEADS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`models/{model}`."""
     receiver: _builtins.str
-    """Who reads it: `logits`, `layers.{l}.attn_out` or `layers.{l}.mlp_out`."""
+    """Who reads it: `logits`, `layers.{l}.attn_out` or `layers.{l}.mlp_out`; or by head `layers.{l}.X` with X one of `attn.q`,
+    `attn.k`, `attn.v` and `attn.z`, which reads by all three.
+    """
     @_builtins.property
     def clean(self) -> _messages_pb2.Prompt:
         """The prompt that senders' values come from."""
@@ -741,6 +782,10 @@ class SweepPathsRequest(_message.Message):
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """For `attn.result`: heads, rising; empty means all."""
 
+    @_builtins.property
+    def receiver_heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For a receiver by head: its heads, rising; empty means all. Of `attn.k` and `attn.v` they are key and value heads."""
+
     def __init__(
         self,
         *,
@@ -753,10 +798,11 @@ class SweepPathsRequest(_message.Message):
         layers: _abc.Iterable[_builtins.int] | None = ...,
         positions: _abc.Iterable[_builtins.int] | None = ...,
         heads: _abc.Iterable[_builtins.int] | None = ...,
+        receiver_heads: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clean", b"clean", "corrupted", b"corrupted", "metric", b"metric"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean", b"clean", "corrupted", b"corrupted", "heads", b"heads", "layers", b"layers", "metric", b"metric", "model", b"model", "positions", b"positions", "receiver", b"receiver", "senders", b"senders"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean", b"clean", "corrupted", b"corrupted", "heads", b"heads", "layers", b"layers", "metric", b"metric", "model", b"model", "positions", b"positions", "receiver", b"receiver", "receiver_heads", b"receiver_heads", "senders", b"senders"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,12 +3,14 @@ Path patching: what happens to a prediction when one part alone reads what anoth
 
 Source: Wang et al. 2022, "Interpretability in the Wild", path patching. With every other part held, what a sender
 writes reaches a receiver through the residual stream alone, so the receiver reads its own input plus the difference
-that the sender makes; what it then writes is put into an otherwise unchanged pass.
+that the sender makes; what it then writes is put into an otherwise unchanged pass. Heads receive by their queries, keys
+or values alone, or by all three.
 
 Legend: P positions, D d_model, B cells of a batch.
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple
 
 from weft_activations.core.analyses.choosing import choose
 from weft_activations.core.analyses.patching import SweepStart, check_components, check_grid, clean_values
@@ -18,11 +20,25 @@ from weft_activations.core.inference import Inference
 from weft_activations.core.ports import Doubles, Floats, Intervention, InterventionKind, ModelBackend, ModelInfo
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 
-__all__ = ["BY_HEAD", "RECEIVERS", "SENDERS", "sweep_paths"]
+__all__ = ["BY_HEAD", "RECEIVERS", "RECEIVERS_BY_HEAD", "SENDERS", "sweep_paths"]
 
 SENDERS = ("attn_out", "mlp_out")
 BY_HEAD = "attn.result"
 RECEIVERS = ("attn_out", "mlp_out")
+RECEIVERS_BY_HEAD = ("attn.q", "attn.k", "attn.v", "attn.z")
+
+
+class _Receiver(NamedTuple):
+    """A component of a layer; of one by head, some of its heads."""
+
+    layer: int
+    component: str
+    heads: tuple[int, ...]
+
+    def hold(self, written: Floats) -> Intervention:
+        """Put in what it wrote in another pass."""
+        value = written[list(self.heads)] if self.heads else written
+        return Intervention(self.layer, self.component, InterventionKind.SET, (), value, heads=self.heads)
 
 
 async def sweep_paths(
@@ -37,6 +53,7 @@ async def sweep_paths(
     layers: Sequence[int] = (),
     heads: Sequence[int] = (),
     positions: Sequence[int] = (),
+    receiver_heads: Sequence[int] = (),
 ) -> AsyncGenerator[SweepStart | Cells, None]:
     """
     Patch the path from every sender of a grid to one receiver; first the grid, then cells as they are done.
@@ -47,11 +64,12 @@ async def sweep_paths(
         clean: Where senders' values come from.
         corrupted: The prompt that runs.
         metric: What is measured.
-        receiver: `logits`, or `layers.{l}.X` with X of RECEIVERS.
+        receiver: `logits`, or `layers.{l}.X` with X of RECEIVERS or RECEIVERS_BY_HEAD.
         senders: Of SENDERS, none means all; or BY_HEAD alone.
         layers: Of the senders, all below the receiver's; none means all of these.
         heads: Of BY_HEAD; none means all.
         positions: None means all.
+        receiver_heads: Of a receiver by head; none means all.
 
     Raises:
         InvalidArgumentError: The prompts differ in length, something chosen is not there, or the grid is too large.
@@ -60,7 +78,7 @@ async def sweep_paths(
     """
     chosen = check_components(senders, heads, among=SENDERS, by_head=BY_HEAD, field="senders")
     info = await inference.describe(model_id)
-    to = _read_receiver(receiver, info)
+    to = _read_receiver(receiver, receiver_heads, info)
     if chosen == (BY_HEAD,) and "layers.*.ln1_post.scale" in info.components:
         raise FailedPreconditionError(
             f"{info.architecture} norms what attention returns, so a head's share of it cannot be sent alone; send "
@@ -71,7 +89,7 @@ async def sweep_paths(
     def open_grid(backend: ModelBackend) -> tuple[SweepStart, dict[str, Floats]]:
         pair = read_pair(backend, model_id, clean, corrupted)
         metric.check(pair.info)
-        below = pair.info.num_layers if to is None else to[0]
+        below = pair.info.num_layers if to is None else to.layer
         grid = (
             choose(layers, below, "layer below the receiver's", "layers"),
             choose(heads, info.num_heads, "head", "heads") if chosen == (BY_HEAD,) else (),
@@ -93,7 +111,7 @@ async def sweep_paths(
     start, differences = await inference.on_model_thread(open_grid)
     yield start
     corrupted_ids = start.pair.corrupted_ids
-    layer, read = (info.num_layers - 1, "resid_post") if to is None else (to[0], _read_by(to[1], info))
+    layer, read = (info.num_layers - 1, "resid_post") if to is None else (to.layer, _read_by(to.component, info))
 
     def send(index: int) -> list[Intervention]:
         sender, of_layer, head, position = start.cell(index)
@@ -103,24 +121,32 @@ async def sweep_paths(
     def run(backend: ModelBackend, indices: Sequence[int]) -> Doubles:
         rows = [send(index) for index in indices]
         if to is not None:
-            written_BPD = backend.forward_rows(model_id, corrupted_ids, rows, [receiver])[receiver]
-            rows = [[Intervention(to[0], to[1], InterventionKind.SET, (), row_PD)] for row_PD in written_BPD]
+            rows = [[to.hold(row)] for row in backend.forward_rows(model_id, corrupted_ids, rows, [receiver])[receiver]]
         return measure(metric, backend.forward_rows(model_id, corrupted_ids, rows, ["logits"])["logits"])
 
     async for cells in run_cells(inference, info, len(corrupted_ids), start.num_cells, run):
         yield cells
 
 
-def _read_receiver(receiver: str, info: ModelInfo) -> tuple[int, str] | None:
-    """Return the receiver's layer and component, None for the logits."""
+def _read_receiver(receiver: str, heads: Sequence[int], info: ModelInfo) -> _Receiver | None:
+    """Return the receiver, None for the logits."""
+    by_head = receiver.endswith(tuple(f".{name}" for name in RECEIVERS_BY_HEAD))
+    if heads and not by_head:
+        raise InvalidArgumentError(
+            f"receiver_heads are named, and {receiver[:80]!r} has none; name heads of {', '.join(RECEIVERS_BY_HEAD)}",
+            field="receiver_heads",
+        )
     if receiver == "logits":
         return None
+    names = [name for name in (*RECEIVERS, *RECEIVERS_BY_HEAD) if f"layers.*.{name}" in info.components]
     for layer in range(1, info.num_layers):
-        for name in RECEIVERS:
+        for name in names:
             if receiver == f"layers.{layer}.{name}":
-                return layer, name
+                size = info.num_kv_heads if name in ("attn.k", "attn.v") else info.num_heads
+                chosen = choose(heads, size, f"head of {name}", "receiver_heads") if by_head else ()
+                return _Receiver(layer, name, chosen)
     raise InvalidArgumentError(
-        f"{receiver[:80]!r} cannot receive; give logits, or layers.{{l}}.X with X one of {', '.join(RECEIVERS)} and l "
+        f"{receiver[:80]!r} cannot receive; give logits, or layers.{{l}}.X with X one of {', '.join(names)} and l "
         f"from 1 to {info.num_layers - 1}, since senders are of lower layers",
         field="receiver",
     )

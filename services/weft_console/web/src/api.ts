@@ -22,10 +22,10 @@ export function onSignedOut(callback: () => void): () => void {
 async function ask(method: string, path: string, body?: unknown): Promise<Response> {
   const headers: Record<string, string> = { Accept: "application/json" };
   if (method !== "GET") headers["X-Weft-Console"] = "1";
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (body !== undefined) headers["Content-Type"] = body instanceof Blob ? body.type : "application/json";
   let response: Response;
   try {
-    response = await fetch(path, { method, headers, body: body === undefined ? null : JSON.stringify(body) });
+    response = await fetch(path, { method, headers, body: body === undefined ? null : body instanceof Blob ? body : JSON.stringify(body) });
   } catch {
     throw new ApiError(0, "UNREACHABLE", "The console does not answer. Check that it still runs, then try again.");
   }

@@ -327,6 +327,8 @@ export interface Model {
   name: string;
   num_layers: number;
   num_heads: number;
+  /** What it reads: `speech` hears a recording besides. */
+  kind: string;
 }
 
 /** By depth and position: the most likely tokens, and how far the prediction is from the model's own, in nats. */
@@ -340,6 +342,15 @@ export interface Lens {
 export interface Pattern {
   tokens: string[];
   pattern: number[][];
+}
+
+/** Where tokens look in a recording: weights by token and frame, and the spectrogram from 0 to 255 by mel bin and frame. */
+export interface Hearing {
+  tokens: string[];
+  /** Seconds that a frame lasts. */
+  frame_s: number;
+  pattern: number[][];
+  spectrogram: number[][];
 }
 
 /** By layer and position: the share of the metric that comes back. */

@@ -1,7 +1,8 @@
 import { useState } from "preact/hooks";
 import { post, type ApiError } from "../api";
 import { figure, percent } from "../format";
-import { idOf, type Lens, type Model, type Pattern, type Sweep } from "../types";
+import { idOf, type Hearing, type Lens, type Model, type Pattern, type Sweep } from "../types";
+import { FrameMap } from "../ui/frame-map";
 import { HeatTable, visible } from "../ui/heat-table";
 import { toApiError, useLoad } from "../ui/load";
 import { Empty, Loading, PageHead, Problem } from "../ui/parts";
@@ -40,7 +41,8 @@ export function InsidePage() {
             </label>
           </div>
           {kind === "lens" ? <LensPart key={model.name} model={model} prompt={prompt} setPrompt={setPrompt} /> : null}
-          {kind === "patterns" ? <PatternPart key={model.name} model={model} prompt={prompt} setPrompt={setPrompt} /> : null}
+          {kind === "patterns" && model.kind === "speech" ? <HearingPart key={model.name} model={model} prompt={prompt} setPrompt={setPrompt} /> : null}
+          {kind === "patterns" && model.kind !== "speech" ? <PatternPart key={model.name} model={model} prompt={prompt} setPrompt={setPrompt} /> : null}
           {kind === "patches" ? <PatchPart key={model.name} model={model} prompt={prompt} setPrompt={setPrompt} /> : null}
         </>
       ) : null}
@@ -56,11 +58,11 @@ interface PartProps {
 }
 
 /** Asks once at a time; what was found stays until the next answer. */
-function useAsk<T>(model: Model, what: string) {
+function useAsk<T>(model: Model) {
   const [found, setFound] = useState<T | null>(null);
   const [problem, setProblem] = useState<ApiError | null>(null);
   const [isBusy, setBusy] = useState(false);
-  const ask = async (event: Event, body: unknown) => {
+  const ask = async (event: Event, what: string, body: unknown) => {
     event.preventDefault();
     setBusy(true);
     setProblem(null);
@@ -93,10 +95,10 @@ function Index(props: { name: string; count: number; value: number; onInput: (va
 }
 
 function LensPart({ model, prompt, setPrompt }: PartProps) {
-  const { found, problem, isBusy, ask } = useAsk<Lens>(model, "lens");
+  const { found, problem, isBusy, ask } = useAsk<Lens>(model);
   return (
     <>
-      <form class="card create" aria-label="Logit lens" onSubmit={(event) => void ask(event, { prompt })}>
+      <form class="card create" aria-label="Logit lens" onSubmit={(event) => void ask(event, "lens", { prompt })}>
         <Text name="Prompt" value={prompt} placeholder="The capital of France is" onInput={setPrompt} />
         <button type="submit" class="button primary" disabled={isBusy}>{isBusy ? "Reading…" : "Look"}</button>
       </form>
@@ -117,12 +119,12 @@ function LensPart({ model, prompt, setPrompt }: PartProps) {
 }
 
 function PatternPart({ model, prompt, setPrompt }: PartProps) {
-  const { found, problem, isBusy, ask } = useAsk<Pattern>(model, "patterns");
+  const { found, problem, isBusy, ask } = useAsk<Pattern>(model);
   const [layer, setLayer] = useState(0);
   const [head, setHead] = useState(0);
   return (
     <>
-      <form class="card create" aria-label="Attention" onSubmit={(event) => void ask(event, { prompt, layer, head })}>
+      <form class="card create" aria-label="Attention" onSubmit={(event) => void ask(event, "patterns", { prompt, layer, head })}>
         <Text name="Prompt" value={prompt} placeholder="The capital of France is" onInput={setPrompt} />
         <Index name="Layer" count={model.num_layers} value={layer} onInput={setLayer} />
         <Index name="Head" count={model.num_heads} value={head} onInput={setHead} />
@@ -140,15 +142,48 @@ function PatternPart({ model, prompt, setPrompt }: PartProps) {
   );
 }
 
+/** A model of speech: which frames of a recording each token looks at. */
+function HearingPart({ model, prompt, setPrompt }: PartProps) {
+  const { found, problem, isBusy, ask } = useAsk<Hearing>(model);
+  const [recording, setRecording] = useState<File | null>(null);
+  const [layer, setLayer] = useState(0);
+  const [head, setHead] = useState(0);
+  const hear = (event: Event) => {
+    const asked = new URLSearchParams({ said: prompt, layer: `${layer}`, head: `${head}` });
+    // Browsers call such a file by several names.
+    void ask(event, `hearing?${asked}`, new Blob(recording ? [recording] : [], { type: "audio/wav" }));
+  };
+  return (
+    <>
+      <form class="card create" aria-label="Attention" onSubmit={hear}>
+        <label class="field">
+          <span>Recording</span>
+          <input type="file" required accept=".wav,audio/wav" onChange={(event) => setRecording(event.currentTarget.files?.[0] ?? null)} />
+        </label>
+        <Text name="Said so far" value={prompt} placeholder="Good morning" onInput={setPrompt} />
+        <Index name="Layer" count={model.num_layers} value={layer} onInput={setLayer} />
+        <Index name="Head" count={model.num_heads} value={head} onInput={setHead} />
+        <button type="submit" class="button primary" disabled={isBusy}>{isBusy ? "Hearing…" : "Look"}</button>
+      </form>
+      {problem ? <Problem problem={problem} /> : null}
+      {found ? (
+        <FrameMap caption="Where each token looks" note="A row adds up to one; its darkest frame is where it looks most."
+          spectrogram={found.spectrogram} frameS={found.frame_s}
+          rows={found.pattern.map((weights, at) => ({ name: `${at} ${found.tokens[at]}`, weights }))} />
+      ) : null}
+    </>
+  );
+}
+
 function PatchPart({ model, prompt, setPrompt }: PartProps) {
-  const { found, problem, isBusy, ask } = useAsk<Sweep>(model, "patches");
+  const { found, problem, isBusy, ask } = useAsk<Sweep>(model);
   const [corrupted, setCorrupted] = useState("");
   const [token, setToken] = useState("");
   const [other, setOther] = useState("");
   const [component, setComponent] = useState("resid_pre");
   return (
     <>
-      <form class="card create" aria-label="Patching" onSubmit={(event) => void ask(event, { clean: prompt, corrupted, token, other, component })}>
+      <form class="card create" aria-label="Patching" onSubmit={(event) => void ask(event, "patches", { clean: prompt, corrupted, token, other, component })}>
         <Text name="Clean prompt" value={prompt} placeholder="The capital of France is" onInput={setPrompt} />
         <Text name="Corrupted prompt" value={corrupted} placeholder="The capital of Italy is" onInput={setCorrupted} />
         <Text name="Token" value={token} placeholder=" Paris" onInput={setToken} />
