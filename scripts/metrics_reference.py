@@ -13,7 +13,10 @@ _SOURCES = {
     "activations": ["weft_activations.core.metrics"],
     "cache": ["weft_cache.adapters.prometheus_counters:PrometheusCounters"],
     "trainer": ["weft_trainer.adapters.prometheus_gauges"],
-    "attribution": ["weft_attribution.adapters.prometheus_stages:PrometheusStages"],
+    "attribution": [
+        "weft_attribution.adapters.prometheus_stages:PrometheusStages",
+        "weft_attribution.adapters.prometheus_interpretation:PrometheusInterpretation",
+    ],
     "console": ["weft_console.guard"],
 }
 _UNITS = (

@@ -8,7 +8,10 @@ import torch
 
 from weft_attribution.adapters.grpc_activations import GrpcModelRunner
 from weft_attribution.adapters.grpc_sequences import GrpcSequences
+from weft_attribution.adapters.openai_interpreter import openai_interpreter
+from weft_attribution.adapters.prometheus_interpretation import PrometheusInterpretation
 from weft_attribution.adapters.prometheus_stages import PrometheusStages
+from weft_attribution.servicer_interpretation import Interpreting
 from weft_attribution.settings import AttributionSettings
 from weft_attribution.wiring import SERVICE, registrations
 from weft_common.client import aio_channel
@@ -28,9 +31,10 @@ def main() -> None:
     @asynccontextmanager
     async def build() -> AsyncIterator[Sequence[Registration]]:
         store = open_bucket(settings)
-        async with aio_channel(
-            settings.activations_target, token=settings.activations_token, **settings.peers_tls
-        ) as channel:
+        async with (
+            aio_channel(settings.activations_target, token=settings.activations_token, **settings.peers_tls) as channel,
+            _interpreting(settings) as interpreting,
+        ):
             runner = GrpcModelRunner(
                 channel, max_capture_bytes=settings.max_capture_bytes, timeout_s=settings.activations_timeout_s
             )
@@ -47,10 +51,32 @@ def main() -> None:
                 max_message_bytes=settings.max_message_bytes,
                 max_waiting=settings.max_waiting_graphs,
                 observe=PrometheusStages(REGISTRY),
+                interpreting=interpreting,
             ) as served:
                 yield served
 
     run_service(SERVICE, settings, build)
+
+
+@asynccontextmanager
+async def _interpreting(settings: AttributionSettings) -> AsyncIterator[Interpreting | None]:
+    """Who labels features, where somebody is set up."""
+    if settings.interpreter_url is None:
+        yield None
+        return
+    key = "" if settings.interpreter_key is None else settings.interpreter_key.get_secret_value()
+    async with openai_interpreter(
+        settings.interpreter_url, key, timeout_s=settings.interpreter_timeout_s
+    ) as interpreter:
+        yield Interpreting(
+            interpreter,
+            model=settings.interpreter_model,
+            embedding_model=settings.interpreter_embedding_model,
+            structured=settings.interpreter_structured,
+            concurrency=settings.interpreter_concurrency,
+            max_attempts=settings.interpreter_attempts,
+            observe=PrometheusInterpretation(REGISTRY),
+        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.servicer_feature_index import IndexRpcs
 from weft_attribution.servicer_feature_queries import QueryRpcs
+from weft_attribution.servicer_interpretation import InterpretationRpcs
 from weft_common.errors import InvalidArgumentError
 from weft_common.operations import OperationManager
 from weft_store.port import ObjectStore
@@ -63,7 +64,7 @@ class _Known:
         return sorted({token_id for window in windows for token_id in window.token_ids})
 
 
-class FeatureServicer(IndexRpcs, QueryRpcs):
+class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs):
     """
     Answers the RPCs on features.
 

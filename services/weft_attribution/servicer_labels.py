@@ -8,8 +8,9 @@ from itertools import islice
 import grpc.aio
 
 from weft.features.v1 import labels_pb2, labels_pb2_grpc
+from weft_attribution.converting_interpretation import SCORE_NUMBERS
 from weft_attribution.core.label_store import LabelledFeature, LabelStore
-from weft_attribution.core.labels import Label, Origin, Place, check_label
+from weft_attribution.core.labels import Label, Origin, Place, Score, ScoreKind, check_label
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.label_names import label_name, label_of, place_of
 from weft_attribution.timestamps import timestamp
@@ -46,6 +47,22 @@ def label_to_proto(transcoder: str, label: Label, etag: str = "") -> labels_pb2.
         revision=label.revision,
         etag=etag,
         create_time=timestamp(label.create_s),
+        scores=[_score(kind, score) for kind, score in sorted(label.scores.items())],
+    )
+
+
+def _score(kind: ScoreKind, score: Score) -> labels_pb2.LabelScore:
+    return labels_pb2.LabelScore(
+        kind=SCORE_NUMBERS[kind],
+        value=score.value,
+        low=score.low,
+        high=score.high,
+        num_trials=score.n,
+        num_unanswered=score.num_unanswered,
+        scorer=score.scorer,
+        prompt=score.prompt,
+        prompt_sha256=score.prompt_sha256,
+        create_time=timestamp(score.create_s),
     )
 
 

@@ -1,11 +1,13 @@
 """Settings of the attribution service."""
 
 from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from weft_common.settings import BucketSettings, PeerSettings, ServiceSettings
+from weft_common.settings import BucketSettings, PeerSettings, ServiceSettings, variable_name
 
 __all__ = ["AttributionSettings"]
 
@@ -42,5 +44,35 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     """Rows of a graph that another replica may take at a time; 0 has each replica make its graphs alone."""
     max_capture_bytes: int = 1 << 29
     """Largest tensor accepted from a capture, in bytes."""
+    interpreter_url: str | None = None
+    """Base URL of an endpoint that speaks OpenAI's protocol and labels features, such as https://host/v1."""
+    interpreter_key: SecretStr | None = None
+    """Key of that endpoint, where it asks for one."""
+    interpreter_model: str = Field(default="", max_length=200)
+    """Model of that endpoint that explains and scores; needed with interpreter_url."""
+    interpreter_embedding_model: str = Field(default="", max_length=200)
+    """Model of that endpoint that embeds, for scores by embedding; empty where it has none."""
+    interpreter_structured: bool = False
+    """True has the endpoint hold answers to a JSON schema, which vLLM and some others can; small models need it."""
+    interpreter_timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    """Longest that one request to that endpoint may take, in seconds."""
+    interpreter_attempts: int = Field(default=5, ge=1, le=20)
+    """How often a question is sent before it counts as not answered."""
+    interpreter_concurrency: int = Field(default=4, ge=1, le=256)
+    """Questions under way at once."""
     threads: int = 0
     """Threads of one graph's sweep; 0 takes one a core that this process may use, 16 at most."""
+
+    @model_validator(mode="after")
+    def _interpreter_is_whole(self) -> Self:
+        url, variable = self.interpreter_url, variable_name(type(self), "interpreter_url")
+        if url is None:
+            return self
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{variable} is no URL such as https://host/v1; give one, or unset it")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(f"{variable} holds more than host and path; a key goes to {variable[:-3]}KEY")
+        if not self.interpreter_model:
+            raise ValueError(f"{variable} is set without a model; set {variable[:-3]}MODEL to one that it has")
+        return self

@@ -12,7 +12,7 @@ from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.faithfulness import FaithfulnessSweep
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
-from weft_attribution.core.feature_index.labelled import LabelTable, NoLabels
+from weft_attribution.core.feature_index.labelled import LabelTable
 from weft_attribution.core.feature_index.matching import FeatureMatching
 from weft_attribution.core.feature_index.on_prompt import PromptActivations
 from weft_attribution.core.feature_index.opened import OpenIndexes
@@ -27,12 +27,14 @@ from weft_attribution.core.pipeline import Limits
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
 from weft_attribution.core.row_helper import RowHelper
+from weft_attribution.core.standing_labels import StandingLabels
 from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
 from weft_attribution.servicer_feature_index import INDEX, IndexWork
+from weft_attribution.servicer_interpretation import InterpretationWork, Interpreting
 from weft_attribution.servicer_labels import LabelServicer
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
 from weft_common.errors import WeftError
@@ -66,6 +68,7 @@ async def registrations(
     max_message_bytes: int = 64 << 20,
     max_waiting: int = 1000,
     observe: Callable[[Mapping[str, float]], None],
+    interpreting: Interpreting | None = None,
 ) -> AsyncIterator[Sequence[Registration]]:
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
     models, opened, gate = ModelFolder(models_dir), OpenGraphs(store), Gate()
@@ -85,10 +88,12 @@ async def registrations(
     helper = RowHelper(store, models, limits, gate, _warn) if shared_rows else None
     steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
     batches = BatchWork(graphs)
+    label_store = LabelStore(store)
     indexes = OpenIndexes(store)
+    interpretation = InterpretationWork(store, indexes, label_store, runner, interpreting)
     features_of = FeatureDomain(
         FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers),
-        FeatureQueries(indexes, LabelTable(NoLabels())),
+        FeatureQueries(indexes, LabelTable(StandingLabels(store))),
         FeatureMatching(indexes),
         PromptActivations(
             store, runner, models, indexes, max_prompt_tokens=max_prompt_tokens, memory_bytes=memory_bytes // 2
@@ -99,6 +104,7 @@ async def registrations(
         KIND: GraphWork(graphs, observe).kind(),
         FAITHFULNESS: FaithfulnessWork(steering.sweep).kind(),
         BATCH: batches.kind(),
+        **interpretation.kinds(),
         INDEX: IndexWork(features_of.indexing).kind(),
     }
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), kinds)
@@ -116,7 +122,8 @@ async def registrations(
     )
     batches.operations, batches.start_graph = manager, attribution.start_graph
     features = FeatureServicer(store, runner, models, features_of, manager)
-    labels = LabelServicer(store, LabelStore(store))
+    features.interpretation = interpretation
+    labels = LabelServicer(store, label_store)
     async with manager.run(), _helping(helper):
         yield [
             Registration(

@@ -155,6 +155,18 @@ def test_bucket_elsewhere_is_not_reached() -> None:
     assert not network.passes(pod("cache"), STRANGER, 9000)
 
 
+def test_interpreter_is_reached_by_attribution_alone() -> None:
+    """The port of its URL opens for one component, where it is named; without a URL it opens for none."""
+    place = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "models"}}}
+    interpreter = {"interpreter": {"url": "http://models.models.svc:8001/v1", "model": "m"}}
+    there = Peer("models", namespace="models")
+    for policy, reaches_world in (({}, True), ({"interpreterTo": [place]}, False)):
+        network = Network(render(merged({"attribution": interpreter, "networkPolicy": policy})))
+        assert [peer.name for peer in PODS if network.passes(peer, there, 8001)] == ["attribution"]
+        assert network.passes(pod("attribution"), WORLD, 8001) == reaches_world
+    assert not any(Network(render()).passes(peer, WORLD, 8001) for peer in PODS)
+
+
 def test_names_are_resolved_by_all() -> None:
     """DNS passes over UDP and TCP for every component, narrowed by dnsTo."""
     network = Network(render())

@@ -102,6 +102,7 @@ def test_secrets_are_existing_ones_by_reference(values: Path) -> None:
     given = yaml.safe_load(values.read_text())
     known = {given["auth"]["existingSecret"], given["bucket"]["existingSecret"]}
     known.add(given["models"].get("hubToken", {}).get("existingSecret", ""))
+    known.add(given.get("attribution", {}).get("interpreter", {}).get("existingSecret", ""))
     documents = render(values)
     assert not kinds(documents, "Secret")
     for _, spec in pod_specs(documents):
@@ -136,7 +137,7 @@ def test_tokens_reach_who_asks_and_who_calls() -> None:
         "activations": {"TOKEN": "a", "CACHE_TOKEN": "c", **bucket},
         "cache": {"TOKEN": "c", **bucket},
         "trainer": {"TOKEN": "t", "CACHE_TOKEN": "c", "REPORT_TOKEN": "r", **bucket},
-        "attribution": {"TOKEN": "g", "ACTIVATIONS_TOKEN": "a", **bucket},
+        "attribution": {"TOKEN": "g", "ACTIVATIONS_TOKEN": "a", "INTERPRETER_KEY": "token", **bucket},
         "console": {
             "TOKEN": "page",
             "ACTIVATIONS_TOKEN": "a",

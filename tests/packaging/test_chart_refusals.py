@@ -27,6 +27,7 @@ INGRESS = {"console": {"ingress": {"enabled": True, "hosts": ["weft.example.com"
         ({"bucket": {"url": "file:///bucket"}}, "at '/bucket/url'"),
         ({"trainer": {"launcher": "slurm"}}, "at '/trainer/launcher': value must be one of 'kubernetes', 'local'"),
         ({"models": {"hub": [{"name": "a", "repository": "b/c", "revision": "main"}]}}, "at '/models/hub/0/revision'"),
+        ({"attribution": {"interpreter": {"url": "https://key@host/v1"}}}, "at '/attribution/interpreter/url'"),
         ({"auth": {"token": "secret"}}, "additional properties 'token' not allowed"),
     ],
 )
@@ -55,6 +56,14 @@ def test_schema_refuses_and_names_the_value(changes: dict[str, Any], message: st
         (
             {"bucket": {"url": "s3+http://minio:9000/weft", "ca": {"existingSecret": "a"}}},
             "bucket.ca is the authority of a bucket with TLS, but bucket.url is not s3+https",
+        ),
+        (
+            {"attribution": {"interpreter": {"url": "https://models.example.com/v1"}}},
+            "attribution.interpreter.url is set without a model",
+        ),
+        (
+            {"attribution": {"interpreter": {"existingSecret": "key"}}},
+            "attribution.interpreter has a model or a Secret, but no url",
         ),
         ({"models": {"persistentVolumeClaim": ""}}, "no source of models: set one of models.persistentVolumeClaim"),
         ({"models": {"bucketPrefix": "models/"}}, "models.persistentVolumeClaim and models.bucketPrefix exclude each"),

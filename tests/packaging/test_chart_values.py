@@ -24,6 +24,7 @@ EVERYTHING: Document = yaml.safe_load((CHART / "ci" / "everything-values.yaml").
 MANAGED = re.compile(
     r"host|port|metrics_port|token|insecure_no_auth|log_level|log_format|drain_s|otlp_endpoint|models_dir|(rank_)?device"
     r"|allowed_hosts|static_dir|launcher|work_dir|(tls|peers_tls|bucket|kubernetes|report)_.*|.*_(target|token)"
+    r"|interpreter_(url|key|model)"
 )
 
 
@@ -144,6 +145,7 @@ def test_settings_of_the_values_are_the_services_own(component: str) -> None:
     fields = settings_of(component).model_fields
     assert set(allowed) == {name for name in fields if not MANAGED.fullmatch(name)}
     types: dict[Any, Document] = {int: {"type": "integer"}, float: {"type": "number"}}
+    types |= {bool: {"type": "boolean"}, str: {"type": "string"}}
     types[tuple[str, ...]] = {"type": "array", "items": {"type": "string"}}
     for name, schema in allowed.items():
         annotation = fields[name].annotation

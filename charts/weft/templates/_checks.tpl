@@ -24,6 +24,13 @@ What the schema cannot say, or not in a sentence a person would want to read. Th
 {{- if not .Values.bucket.existingSecret }}
 {{- fail "bucket.existingSecret is empty: name an existing Secret with the bucket's access key and secret key." }}
 {{- end }}
+{{- $interpreter := .Values.attribution.interpreter }}
+{{- if and $interpreter.url (not $interpreter.model) }}
+{{- fail "attribution.interpreter.url is set without a model: set attribution.interpreter.model to one that the endpoint has." }}
+{{- end }}
+{{- if and (not $interpreter.url) (or $interpreter.model $interpreter.existingSecret) }}
+{{- fail "attribution.interpreter has a model or a Secret, but no url: set that too, or leave both of them empty." }}
+{{- end }}
 {{- $ca := .Values.bucket.ca }}
 {{- if and $ca.existingSecret $ca.existingConfigMap }}
 {{- fail "bucket.ca.existingSecret and bucket.ca.existingConfigMap exclude each other: the authority comes from one place; set one of them." }}

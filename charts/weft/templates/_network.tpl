@@ -51,6 +51,16 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
     {{- end }}
+    {{- $interpreter := $root.Values.attribution.interpreter.url }}
+    {{- if and (eq $component "attribution") $interpreter }}
+    # The endpoint whose model labels features.
+    - ports:
+        - {protocol: TCP, port: {{ include "weft.urlPort" $interpreter }}}
+      {{- with $policy.interpreterTo }}
+      to:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+    {{- end }}
     {{- if and (has $component (list "activations" "attribution")) $root.Values.models.hub }}
     # The hub of models.
     - ports:

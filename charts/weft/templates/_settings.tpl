@@ -129,6 +129,12 @@ WEFT_TRAINER_KUBERNETES_REPORTS_SERVICE: {{ printf "%s.%s.svc:50052" $service .R
 {{- define "weft.settings.attribution" }}
 WEFT_ATTRIBUTION_MODELS_DIR: /models
 WEFT_ATTRIBUTION_ACTIVATIONS_TARGET: {{ include "weft.target" (dict "root" . "component" "activations") }}
+{{- with .Values.attribution.interpreter }}
+{{- if .url }}
+WEFT_ATTRIBUTION_INTERPRETER_URL: {{ .url | quote }}
+WEFT_ATTRIBUTION_INTERPRETER_MODEL: {{ .model | quote }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "weft.settings.console" }}
@@ -163,6 +169,11 @@ WEFT_CONSOLE_{{ upper $peer }}_TARGET: {{ include "weft.target" (dict "root" $ "
 {{- if eq .component "trainer" }}
 - name: {{ $prefix }}_REPORT_TOKEN
   valueFrom: {secretKeyRef: {name: {{ $auth.existingSecret }}, key: {{ $auth.keys.reports }}}}
+{{- end }}
+{{- $interpreter := .root.Values.attribution.interpreter }}
+{{- if and (eq .component "attribution") $interpreter.existingSecret }}
+- name: {{ $prefix }}_INTERPRETER_KEY
+  valueFrom: {secretKeyRef: {name: {{ $interpreter.existingSecret }}, key: {{ $interpreter.key }}}}
 {{- end }}
 {{- if ne .component "console" }}
 {{ include "weft.bucketKeys" . }}

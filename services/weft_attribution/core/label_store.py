@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weft_attribution.core.labels import Label, Origin, Place, latest, same_words, standing
+from weft_attribution.core.labels import Label, Origin, Place, Score, ScoreKind, latest, same_words, standing
 from weft_common.errors import AlreadyExistsError, ConflictError, DataLossError, FailedPreconditionError, NotFoundError
 from weft_store.documents import Document, create_json, encode_json, read_json, update_json
 from weft_store.port import ObjectStore
@@ -69,6 +69,16 @@ class LabelStore:
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+
+    @staticmethod
+    def folder(transcoder: str) -> str:
+        """Where the pages of a transcoder lie."""
+        return f"features/{transcoder}/labels/"
+
+    @staticmethod
+    def page_labels(key: str, document: Document) -> list[LabelledFeature]:
+        """Everything in a page, by place. DataLossError."""
+        return [_labels(document, place) for place in sorted(_places(key, document))]
 
     def get(self, transcoder: str, place: Place) -> LabelledFeature:
         """What the page has of one feature; without revisions where nothing was ever said."""
@@ -131,11 +141,40 @@ class LabelStore:
             num_added += len(added)
         return Imported(num_added, len(labels) - num_added)
 
+    def add_scores(self, transcoder: str, place: Place, revision: int, scores: Mapping[ScoreKind, Score]) -> bool:
+        """
+        Keep scores with the label that they are of, in the place of older ones of their kinds.
+
+        Returns:
+            Whether that label is still what its origin says; otherwise nothing is kept.
+        """
+        kept = False
+
+        def change(document: Document) -> Document:
+            nonlocal kept
+            there = list(_labels(document, place).revisions)
+            at = next((at for at, each in enumerate(there) if each.revision == revision), None)
+            # One that was replaced may lie elsewhere already, and what lies there never changes.
+            kept = at is not None and _last(there, there[at].origin) is there[at] and bool(there[at].text)
+            if at is None or not kept:
+                return document
+            old = there[at].scores
+            new = {kind: replace(score, create_s=self._clock()) for kind, score in scores.items()}
+            for kind, score in old.items():
+                if kind in new and replace(new[kind], create_s=score.create_s) == score:
+                    # The same once more: nothing is written.
+                    new[kind] = score
+            there[at] = replace(there[at], scores={**old, **new})
+            return _put(document, place, there)
+
+        self._change(_key(transcoder, place), change)
+        return kept
+
     def walk(
         self, transcoder: str, *, layer: int | None = None, after: Place | None = None
     ) -> Iterator[LabelledFeature]:
         """All features that something was ever said of, by layer and index, beginning after a place."""
-        folder = f"features/{transcoder}/labels/"
+        folder = self.folder(transcoder)
         first = "" if after is None else _key(transcoder, after)
         for info in self._store.list(folder if layer is None else f"{folder}{layer:04d}/"):
             if info.key < first:
@@ -144,9 +183,9 @@ class LabelStore:
                 document, _ = read_json(self._store, info.key)
             except NotFoundError:
                 continue
-            for place in sorted(_places(info.key, document)):
-                if after is None or place > after:
-                    yield _labels(document, place)
+            for each in self.page_labels(info.key, document):
+                if after is None or each.place > after:
+                    yield each
 
     def history(self, transcoder: str, place: Place) -> list[Label]:
         """Every revision of a feature, newest first."""
@@ -173,9 +212,7 @@ class LabelStore:
             # The same bytes whoever writes them.
             self._store.put(f"{_history(transcoder, label.place)}/{oldest.revision:06d}.json", _encoded(oldest))
             there.remove(oldest)
-        features = dict(document.get("features", {}))
-        features[str(label.place.index)] = [each.to_json() for each in there]
-        return {**document, "features": features}
+        return _put(document, label.place, there)
 
     def _change(self, key: str, change: Callable[[Document], Document]) -> Document:
         while True:
@@ -190,6 +227,11 @@ class LabelStore:
             except AlreadyExistsError:
                 continue
             return document
+
+
+def _put(document: Mapping[str, Any], place: Place, revisions: Sequence[Label]) -> Document:
+    features = {**document.get("features", {}), str(place.index): [each.to_json() for each in revisions]}
+    return {**document, "features": features}
 
 
 def _last(revisions: Sequence[Label], origin: Origin) -> Label | None:

@@ -6,14 +6,26 @@ model says before or after.
 """
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from weft_common.errors import DataLossError, InvalidArgumentError
 
-__all__ = ["MAX_TEXT", "Label", "Origin", "Place", "check_label", "latest", "same_words", "standing"]
+__all__ = [
+    "MAX_TEXT",
+    "Label",
+    "Origin",
+    "Place",
+    "Score",
+    "ScoreKind",
+    "check_label",
+    "is_plain",
+    "latest",
+    "same_words",
+    "standing",
+]
 
 MAX_TEXT = 500
 _MAX_SHORT = 100
@@ -37,6 +49,47 @@ class Origin(StrEnum):
     MODEL = "model"
 
 
+class ScoreKind(StrEnum):
+    """How a label was put to the test."""
+
+    DETECTION = "detection"
+    """Tell lines where the feature is active from lines where it is silent."""
+    FUZZING = "fuzzing"
+    """Tell marks on active tokens from marks drawn at random."""
+    INTRUDER = "intruder"
+    """Find the one line of several that is not the feature's; the label is not shown."""
+    EMBEDDING = "embedding"
+    """Rank lines by how near their embedding is to the label's."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """
+    How well a label predicts where its feature is active, on examples that it was not made from.
+
+    Args:
+        value: Balanced accuracy, for intruder the share of right answers, for embedding the area under the ROC curve.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        n: Trials behind it.
+        num_unanswered: Trials that were refused, failed or badly answered; they are not in `n`.
+        scorer: Model that took the test.
+        prompt: Prompt of the test.
+        prompt_sha256: SHA-256 of that prompt's file.
+        create_s: When, seconds since 1970.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    num_unanswered: int
+    scorer: str
+    prompt: str
+    prompt_sha256: str
+    create_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class Label:
     """
@@ -52,6 +105,7 @@ class Label:
         prompt_sha256: SHA-256 of that prompt's file.
         revision: Number among all of the feature, from 1; 0 before it is kept.
         create_s: When it was said, seconds since 1970.
+        scores: Its scores by kind.
     """
 
     place: Place
@@ -63,6 +117,7 @@ class Label:
     prompt_sha256: str = ""
     revision: int = 0
     create_s: float = 0.0
+    scores: Mapping[ScoreKind, Score] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored below its feature; what is empty is left out."""
@@ -75,6 +130,8 @@ class Label:
         for name in ("author", "explainer", "prompt", "prompt_sha256"):
             if value := getattr(self, name):
                 document[name] = value
+        if self.scores:
+            document["scores"] = {kind.value: asdict(score) for kind, score in self.scores.items()}
         return document
 
     @classmethod
@@ -93,12 +150,27 @@ class Label:
                 **{name: str(document.get(name, "")) for name in ("author", "explainer", "prompt", "prompt_sha256")},
                 revision=int(document["revision"]),
                 create_s=float(document["create_s"]),
+                scores={ScoreKind(kind): _score(each) for kind, each in document.get("scores", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataLossError(
                 f"a stored label of feature {place.layer}-{place.index} cannot be read ({error!r}); "
                 "restore its object from a backup"
             ) from None
+
+
+def _score(document: Mapping[str, Any]) -> Score:
+    return Score(
+        value=float(document["value"]),
+        low=float(document["low"]),
+        high=float(document["high"]),
+        n=int(document["n"]),
+        num_unanswered=int(document["num_unanswered"]),
+        scorer=str(document["scorer"]),
+        prompt=str(document["prompt"]),
+        prompt_sha256=str(document["prompt_sha256"]),
+        create_s=float(document["create_s"]),
+    )
 
 
 def check_label(label: Label, field: str = "label") -> Label:
@@ -157,4 +229,8 @@ def standing(revisions: Sequence[Label]) -> Label | None:
 
 def same_words(one: Label, other: Label) -> bool:
     """Whether two labels say the same in the same way, whenever that was."""
-    return replace(one, revision=0, create_s=0.0) == replace(other, revision=0, create_s=0.0)
+    return _words(one) == _words(other)
+
+
+def _words(label: Label) -> Label:
+    return replace(label, revision=0, create_s=0.0, scores={})

@@ -24,6 +24,7 @@ from weft_client.cli import (
     graphs,
     harvests,
     health,
+    interpretation,
     labels,
     models,
     runs,
@@ -102,6 +103,8 @@ graphs.app.command("batch")(graph_batches.create_batch)
 graphs.app.command("steer")(graph_steering.steer)
 graphs.app.command("faithfulness")(graph_steering.measure_faithfulness)
 app.add_typer(graphs.app, name="graphs")
+labels.app.command("explain")(interpretation.explain)
+labels.app.command("score")(interpretation.score)
 app.add_typer(labels.app, name="labels")
 
 __all__ = ["app"]

@@ -1,9 +1,12 @@
 # Generated from `weft_client/aio` by `scripts/client_sync.py`; edit that.
 """Labels of features."""
 
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
-from weft.features.v1 import labels_pb2, labels_pb2_grpc
+from google.longrunning import operations_pb2
+
+from weft.features.v1 import interpretation_pb2, labels_pb2, labels_pb2_grpc, service_pb2_grpc
 from weft_client.names import full_name
 from weft_client.sync.calls import pages, unary
 from weft_client.sync.connection import Connection
@@ -19,6 +22,10 @@ class Labels:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    @property
+    def _features(self) -> "service_pb2_grpc.FeatureServiceStub":
+        return service_pb2_grpc.FeatureServiceStub(self._connection.channel("attribution"))
 
     @property
     def _stub(self) -> "labels_pb2_grpc.LabelServiceStub":
@@ -97,6 +104,71 @@ class Labels:
             done.num_added += part.num_added
             done.num_unchanged += part.num_unchanged
         return done
+
+    def explain(
+        self,
+        transcoder: str,
+        *,
+        scope: interpretation_pb2.InterpretationScope,
+        prompt: str = "",
+        num_examples: int = 0,
+        request_id: str = "",
+        validate_only: bool = False,
+    ) -> operations_pb2.Operation:
+        """
+        Have a language model label features; wait for it with `operations.wait`.
+
+        Args:
+            transcoder: Id or name.
+            scope: Which features, and how much may be spent.
+            prompt: Which prompt; empty takes the newest.
+            num_examples: Most examples of one feature; 0 means the service's default.
+            request_id: A UUID of your own, to repeat this very request; one is made where there is none.
+            validate_only: Check everything and change nothing.
+        """
+        request = interpretation_pb2.ExplainFeaturesRequest(
+            parent=full_name("transcoders", transcoder),
+            scope=scope,
+            prompt=prompt,
+            num_examples=num_examples,
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return unary(self._features.ExplainFeatures, request)
+
+    def score(
+        self,
+        transcoder: str,
+        *,
+        scope: interpretation_pb2.InterpretationScope,
+        kinds: Sequence[labels_pb2.ScoreKind.ValueType] = (),
+        num_examples: int = 0,
+        control: bool = False,
+        request_id: str = "",
+        validate_only: bool = False,
+    ) -> operations_pb2.Operation:
+        """
+        Score the labels that stand; wait for it with `operations.wait`.
+
+        Args:
+            transcoder: Id or name.
+            scope: Which features, and how much may be spent.
+            kinds: Tests; none means detection and fuzzing.
+            num_examples: Most active lines of one feature, and as many silent ones; 0 means the service's default.
+            control: Test shuffled labels beside.
+            request_id: As of `explain`.
+            validate_only: Check everything and change nothing.
+        """
+        request = interpretation_pb2.ScoreFeaturesRequest(
+            parent=full_name("transcoders", transcoder),
+            scope=scope,
+            kinds=kinds,
+            num_examples=num_examples,
+            control=control,
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return unary(self._features.ScoreFeatures, request)
 
 
 def _name(transcoder: str, layer: int, index: int) -> str:

@@ -25,37 +25,41 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dweft/features/v1/labels.proto\x12\x10weft.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\x05\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x0c\n\x04text\x18\x04 \x01(\t\x12-\n\x06origin\x18\x05 \x01(\x0e\x32\x1d.weft.features.v1.LabelOrigin\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12\x11\n\texplainer\x18\x07 \x01(\t\x12\x0e\n\x06prompt\x18\x08 \x01(\t\x12\x15\n\rprompt_sha256\x18\t \x01(\t\x12\x10\n\x08revision\x18\n \x01(\x05\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1f\n\x0fGetLabelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x12UpdateLabelRequest\x12&\n\x05label\x18\x01 \x01(\x0b\x32\x17.weft.features.v1.Label\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"_\n\x12\x44\x65leteLabelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x06origin\x18\x02 \x01(\x0e\x32\x1d.weft.features.v1.LabelOrigin\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x15\n\x13\x44\x65leteLabelResponse\"\x97\x01\n\x11ListLabelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\x05layer\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12-\n\x06origin\x18\x03 \x01(\x0e\x32\x1d.weft.features.v1.LabelOrigin\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\tB\x08\n\x06_layer\"V\n\x12ListLabelsResponse\x12\'\n\x06labels\x18\x01 \x03(\x0b\x32\x17.weft.features.v1.Label\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x19ListLabelRevisionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x1aListLabelRevisionsResponse\x12*\n\trevisions\x18\x01 \x03(\x0b\x32\x17.weft.features.v1.Label\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"e\n\x13ImportLabelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\'\n\x06labels\x18\x02 \x03(\x0b\x32\x17.weft.features.v1.Label\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"@\n\x14ImportLabelsResponse\x12\x11\n\tnum_added\x18\x01 \x01(\x05\x12\x15\n\rnum_unchanged\x18\x02 \x01(\x05*[\n\x0bLabelOrigin\x12\x1c\n\x18LABEL_ORIGIN_UNSPECIFIED\x10\x00\x12\x16\n\x12LABEL_ORIGIN_HUMAN\x10\x01\x12\x16\n\x12LABEL_ORIGIN_MODEL\x10\x02\x32\xa9\x04\n\x0cLabelService\x12\x46\n\x08GetLabel\x12!.weft.features.v1.GetLabelRequest\x1a\x17.weft.features.v1.Label\x12L\n\x0bUpdateLabel\x12$.weft.features.v1.UpdateLabelRequest\x1a\x17.weft.features.v1.Label\x12Z\n\x0b\x44\x65leteLabel\x12$.weft.features.v1.DeleteLabelRequest\x1a%.weft.features.v1.DeleteLabelResponse\x12W\n\nListLabels\x12#.weft.features.v1.ListLabelsRequest\x1a$.weft.features.v1.ListLabelsResponse\x12o\n\x12ListLabelRevisions\x12+.weft.features.v1.ListLabelRevisionsRequest\x1a,.weft.features.v1.ListLabelRevisionsResponse\x12]\n\x0cImportLabels\x12%.weft.features.v1.ImportLabelsRequest\x1a&.weft.features.v1.ImportLabelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dweft/features/v1/labels.proto\x12\x10weft.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x02\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\x05\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x0c\n\x04text\x18\x04 \x01(\t\x12-\n\x06origin\x18\x05 \x01(\x0e\x32\x1d.weft.features.v1.LabelOrigin\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12\x11\n\texplainer\x18\x07 \x01(\t\x12\x0e\n\x06prompt\x18\x08 \x01(\t\x12\x15\n\rprompt_sha256\x18\t \x01(\t\x12\x10\n\x08revision\x18\n \x01(\x05\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x06scores\x18\r \x03(\x0b\x32\x1c.weft.features.v1.LabelScore\"\xf5\x01\n\nLabelScore\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.weft.features.v1.ScoreKind\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0b\n\x03low\x18\x03 \x01(\x01\x12\x0c\n\x04high\x18\x04 \x01(\x01\x12\x12\n\nnum_trials\x18\x05 \x01(\x05\x12\x16\n\x0enum_unanswered\x18\x06 \x01(\x05\x12\x0e\n\x06scorer\x18\x07 \x01(\t\x12\x0e\n\x06prompt\x18\x08 \x01(\t\x12\x15\n\rprompt_sha256\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1f\n\x0fGetLabelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x12UpdateLabelRequest\x12&\n\x05label\x18\x01 \x01(\x0b\x32\x17.weft.features.v1.Label\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"_\n\x12\x44\x65leteLabelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x06origin\x18\x02 \x01(\x0e\x32\x1d.weft.features.v1.LabelOrigin\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x15\n\x13\x44\x65leteLabelResponse\"\x97\x01\n\x11ListLabelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\x05layer\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12-\n\x06origin\x18\x03 \x01(\x0e\x32\x1d.weft.features.v1.LabelOrigin\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\tB\x08\n\x06_layer\"V\n\x12ListLabelsResponse\x12\'\n\x06labels\x18\x01 \x03(\x0b\x32\x17.weft.features.v1.Label\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x19ListLabelRevisionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x1aListLabelRevisionsResponse\x12*\n\trevisions\x18\x01 \x03(\x0b\x32\x17.weft.features.v1.Label\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"e\n\x13ImportLabelsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\'\n\x06labels\x18\x02 \x03(\x0b\x32\x17.weft.features.v1.Label\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"@\n\x14ImportLabelsResponse\x12\x11\n\tnum_added\x18\x01 \x01(\x05\x12\x15\n\rnum_unchanged\x18\x02 \x01(\x05*[\n\x0bLabelOrigin\x12\x1c\n\x18LABEL_ORIGIN_UNSPECIFIED\x10\x00\x12\x16\n\x12LABEL_ORIGIN_HUMAN\x10\x01\x12\x16\n\x12LABEL_ORIGIN_MODEL\x10\x02*\x8c\x01\n\tScoreKind\x12\x1a\n\x16SCORE_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14SCORE_KIND_DETECTION\x10\x01\x12\x16\n\x12SCORE_KIND_FUZZING\x10\x02\x12\x17\n\x13SCORE_KIND_INTRUDER\x10\x03\x12\x18\n\x14SCORE_KIND_EMBEDDING\x10\x04\x32\xa9\x04\n\x0cLabelService\x12\x46\n\x08GetLabel\x12!.weft.features.v1.GetLabelRequest\x1a\x17.weft.features.v1.Label\x12L\n\x0bUpdateLabel\x12$.weft.features.v1.UpdateLabelRequest\x1a\x17.weft.features.v1.Label\x12Z\n\x0b\x44\x65leteLabel\x12$.weft.features.v1.DeleteLabelRequest\x1a%.weft.features.v1.DeleteLabelResponse\x12W\n\nListLabels\x12#.weft.features.v1.ListLabelsRequest\x1a$.weft.features.v1.ListLabelsResponse\x12o\n\x12ListLabelRevisions\x12+.weft.features.v1.ListLabelRevisionsRequest\x1a,.weft.features.v1.ListLabelRevisionsResponse\x12]\n\x0cImportLabels\x12%.weft.features.v1.ImportLabelsRequest\x1a&.weft.features.v1.ImportLabelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.features.v1.labels_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LABELORIGIN']._serialized_start=1175
-  _globals['_LABELORIGIN']._serialized_end=1266
+  _globals['_LABELORIGIN']._serialized_start=1469
+  _globals['_LABELORIGIN']._serialized_end=1560
+  _globals['_SCOREKIND']._serialized_start=1563
+  _globals['_SCOREKIND']._serialized_end=1703
   _globals['_LABEL']._serialized_start=85
-  _globals['_LABEL']._serialized_end=352
-  _globals['_GETLABELREQUEST']._serialized_start=354
-  _globals['_GETLABELREQUEST']._serialized_end=385
-  _globals['_UPDATELABELREQUEST']._serialized_start=387
-  _globals['_UPDATELABELREQUEST']._serialized_end=461
-  _globals['_DELETELABELREQUEST']._serialized_start=463
-  _globals['_DELETELABELREQUEST']._serialized_end=558
-  _globals['_DELETELABELRESPONSE']._serialized_start=560
-  _globals['_DELETELABELRESPONSE']._serialized_end=581
-  _globals['_LISTLABELSREQUEST']._serialized_start=584
-  _globals['_LISTLABELSREQUEST']._serialized_end=735
-  _globals['_LISTLABELSRESPONSE']._serialized_start=737
-  _globals['_LISTLABELSRESPONSE']._serialized_end=823
-  _globals['_LISTLABELREVISIONSREQUEST']._serialized_start=825
-  _globals['_LISTLABELREVISIONSREQUEST']._serialized_end=905
-  _globals['_LISTLABELREVISIONSRESPONSE']._serialized_start=907
-  _globals['_LISTLABELREVISIONSRESPONSE']._serialized_end=1004
-  _globals['_IMPORTLABELSREQUEST']._serialized_start=1006
-  _globals['_IMPORTLABELSREQUEST']._serialized_end=1107
-  _globals['_IMPORTLABELSRESPONSE']._serialized_start=1109
-  _globals['_IMPORTLABELSRESPONSE']._serialized_end=1173
-  _globals['_LABELSERVICE']._serialized_start=1269
-  _globals['_LABELSERVICE']._serialized_end=1822
+  _globals['_LABEL']._serialized_end=398
+  _globals['_LABELSCORE']._serialized_start=401
+  _globals['_LABELSCORE']._serialized_end=646
+  _globals['_GETLABELREQUEST']._serialized_start=648
+  _globals['_GETLABELREQUEST']._serialized_end=679
+  _globals['_UPDATELABELREQUEST']._serialized_start=681
+  _globals['_UPDATELABELREQUEST']._serialized_end=755
+  _globals['_DELETELABELREQUEST']._serialized_start=757
+  _globals['_DELETELABELREQUEST']._serialized_end=852
+  _globals['_DELETELABELRESPONSE']._serialized_start=854
+  _globals['_DELETELABELRESPONSE']._serialized_end=875
+  _globals['_LISTLABELSREQUEST']._serialized_start=878
+  _globals['_LISTLABELSREQUEST']._serialized_end=1029
+  _globals['_LISTLABELSRESPONSE']._serialized_start=1031
+  _globals['_LISTLABELSRESPONSE']._serialized_end=1117
+  _globals['_LISTLABELREVISIONSREQUEST']._serialized_start=1119
+  _globals['_LISTLABELREVISIONSREQUEST']._serialized_end=1199
+  _globals['_LISTLABELREVISIONSRESPONSE']._serialized_start=1201
+  _globals['_LISTLABELREVISIONSRESPONSE']._serialized_end=1298
+  _globals['_IMPORTLABELSREQUEST']._serialized_start=1300
+  _globals['_IMPORTLABELSREQUEST']._serialized_end=1401
+  _globals['_IMPORTLABELSRESPONSE']._serialized_start=1403
+  _globals['_IMPORTLABELSRESPONSE']._serialized_end=1467
+  _globals['_LABELSERVICE']._serialized_start=1706
+  _globals['_LABELSERVICE']._serialized_end=2259
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,38 @@ LABEL_ORIGIN_MODEL: LabelOrigin.ValueType  # 2
 """A language model."""
 Global___LabelOrigin: _TypeAlias = LabelOrigin  # noqa: Y015
 
+class _ScoreKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScoreKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCORE_KIND_UNSPECIFIED: _ScoreKind.ValueType  # 0
+    """Not said."""
+    SCORE_KIND_DETECTION: _ScoreKind.ValueType  # 1
+    """Tell lines where the feature is active from lines where it is silent."""
+    SCORE_KIND_FUZZING: _ScoreKind.ValueType  # 2
+    """Tell marks on active tokens from marks drawn at random."""
+    SCORE_KIND_INTRUDER: _ScoreKind.ValueType  # 3
+    """Find the one line of several that is not the feature's; says how alike its examples are, the label is not shown."""
+    SCORE_KIND_EMBEDDING: _ScoreKind.ValueType  # 4
+    """Rank lines by how near their embedding is to the label's."""
+
+class ScoreKind(_ScoreKind, metaclass=_ScoreKindEnumTypeWrapper):
+    """A test that labels are put to."""
+
+SCORE_KIND_UNSPECIFIED: ScoreKind.ValueType  # 0
+"""Not said."""
+SCORE_KIND_DETECTION: ScoreKind.ValueType  # 1
+"""Tell lines where the feature is active from lines where it is silent."""
+SCORE_KIND_FUZZING: ScoreKind.ValueType  # 2
+"""Tell marks on active tokens from marks drawn at random."""
+SCORE_KIND_INTRUDER: ScoreKind.ValueType  # 3
+"""Find the one line of several that is not the feature's; says how alike its examples are, the label is not shown."""
+SCORE_KIND_EMBEDDING: ScoreKind.ValueType  # 4
+"""Rank lines by how near their embedding is to the label's."""
+Global___ScoreKind: _TypeAlias = ScoreKind  # noqa: Y015
+
 @_typing.final
 class Label(_message.Message):
     """What was said of one feature."""
@@ -62,6 +94,7 @@ class Label(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`transcoders/{transcoder}/features/{layer}-{index}/label`."""
     layer: _builtins.int
@@ -88,6 +121,10 @@ class Label(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was said. Output only."""
 
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
+        """How well it predicts where its feature is active, one a kind of test. Output only."""
+
     def __init__(
         self,
         *,
@@ -103,14 +140,75 @@ class Label(_message.Message):
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        scores: _abc.Iterable[Global___LabelScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "create_time", b"create_time", "etag", b"etag", "explainer", b"explainer", "index", b"index", "layer", b"layer", "name", b"name", "origin", b"origin", "prompt", b"prompt", "prompt_sha256", b"prompt_sha256", "revision", b"revision", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "create_time", b"create_time", "etag", b"etag", "explainer", b"explainer", "index", b"index", "layer", b"layer", "name", b"name", "origin", b"origin", "prompt", b"prompt", "prompt_sha256", b"prompt_sha256", "revision", b"revision", "scores", b"scores", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Label: _TypeAlias = Label  # noqa: Y015
+
+@_typing.final
+class LabelScore(_message.Message):
+    """A score, over examples that the label was not made from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    NUM_TRIALS_FIELD_NUMBER: _builtins.int
+    NUM_UNANSWERED_FIELD_NUMBER: _builtins.int
+    SCORER_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    PROMPT_SHA256_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    kind: Global___ScoreKind.ValueType
+    """The test."""
+    value: _builtins.float
+    """Balanced accuracy; for intruder the share of right answers, for embedding the area under the ROC curve."""
+    low: _builtins.float
+    """Lower end of its 95 % interval."""
+    high: _builtins.float
+    """Upper end."""
+    num_trials: _builtins.int
+    """Trials behind it."""
+    num_unanswered: _builtins.int
+    """Trials that were refused, failed or badly answered; they are not among the others."""
+    scorer: _builtins.str
+    """Model that took the test."""
+    prompt: _builtins.str
+    """Prompt of the test, such as `detection-1`; empty for embedding."""
+    prompt_sha256: _builtins.str
+    """SHA-256 of that prompt's file, in hexadecimal."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___ScoreKind.ValueType = ...,
+        value: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+        num_trials: _builtins.int = ...,
+        num_unanswered: _builtins.int = ...,
+        scorer: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        prompt_sha256: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "high", b"high", "kind", b"kind", "low", b"low", "num_trials", b"num_trials", "num_unanswered", b"num_unanswered", "prompt", b"prompt", "prompt_sha256", b"prompt_sha256", "scorer", b"scorer", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelScore: _TypeAlias = LabelScore  # noqa: Y015
 
 @_typing.final
 class GetLabelRequest(_message.Message):

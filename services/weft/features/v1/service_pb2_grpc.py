@@ -5,6 +5,7 @@ import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from weft.features.v1 import index_pb2 as weft_dot_features_dot_v1_dot_index__pb2
+from weft.features.v1 import interpretation_pb2 as weft_dot_features_dot_v1_dot_interpretation__pb2
 from weft.features.v1 import queries_pb2 as weft_dot_features_dot_v1_dot_queries__pb2
 from weft.features.v1 import service_pb2 as weft_dot_features_dot_v1_dot_service__pb2
 
@@ -83,6 +84,16 @@ class FeatureServiceStub:
                 request_serializer=weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesRequest.SerializeToString,
                 response_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesResponse.FromString,
                 _registered_method=True)
+        self.ExplainFeatures = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ExplainFeatures',
+                request_serializer=weft_dot_features_dot_v1_dot_interpretation__pb2.ExplainFeaturesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.ScoreFeatures = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ScoreFeatures',
+                request_serializer=weft_dot_features_dot_v1_dot_interpretation__pb2.ScoreFeaturesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
@@ -153,6 +164,20 @@ class FeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainFeatures(self, request, context):
+        """Has a language model label features by their examples. Long work: metadata InterpretationMetadata, response ExplainFeaturesResponse. FAILED_PRECONDITION: no endpoint is set up, or the transcoder has no index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreFeatures(self, request, context):
+        """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -200,6 +225,16 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.MatchFeatures,
                     request_deserializer=weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesRequest.FromString,
                     response_serializer=weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesResponse.SerializeToString,
+            ),
+            'ExplainFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainFeatures,
+                    request_deserializer=weft_dot_features_dot_v1_dot_interpretation__pb2.ExplainFeaturesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ScoreFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreFeatures,
+                    request_deserializer=weft_dot_features_dot_v1_dot_interpretation__pb2.ScoreFeaturesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -446,6 +481,60 @@ class FeatureService:
             '/weft.features.v1.FeatureService/MatchFeatures',
             weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesRequest.SerializeToString,
             weft_dot_features_dot_v1_dot_queries__pb2.MatchFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ExplainFeatures',
+            weft_dot_features_dot_v1_dot_interpretation__pb2.ExplainFeaturesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ScoreFeatures',
+            weft_dot_features_dot_v1_dot_interpretation__pb2.ScoreFeaturesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from weft.features.v1 import index_pb2 as _index_pb2
+from weft.features.v1 import interpretation_pb2 as _interpretation_pb2
 from weft.features.v1 import queries_pb2 as _queries_pb2
 from weft.features.v1 import service_pb2 as _service_pb2
 import abc as _abc_1
@@ -56,6 +57,10 @@ class FeatureServiceStub:
     """Lists the features that are nodes of a graph, the most influential first."""
     MatchFeatures: _grpc.UnaryUnaryMultiCallable[_queries_pb2.MatchFeaturesRequest, _queries_pb2.MatchFeaturesResponse]
     """Finds, for the features of one transcoder, the most alike of another. FAILED_PRECONDITION: one of them has no index."""
+    ExplainFeatures: _grpc.UnaryUnaryMultiCallable[_interpretation_pb2.ExplainFeaturesRequest, _operations_pb2.Operation]
+    """Has a language model label features by their examples. Long work: metadata InterpretationMetadata, response ExplainFeaturesResponse. FAILED_PRECONDITION: no endpoint is set up, or the transcoder has no index."""
+    ScoreFeatures: _grpc.UnaryUnaryMultiCallable[_interpretation_pb2.ScoreFeaturesRequest, _operations_pb2.Operation]
+    """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
@@ -82,6 +87,10 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Lists the features that are nodes of a graph, the most influential first."""
     MatchFeatures: _aio.UnaryUnaryMultiCallable[_queries_pb2.MatchFeaturesRequest, _queries_pb2.MatchFeaturesResponse]  # type: ignore[assignment]
     """Finds, for the features of one transcoder, the most alike of another. FAILED_PRECONDITION: one of them has no index."""
+    ExplainFeatures: _aio.UnaryUnaryMultiCallable[_interpretation_pb2.ExplainFeaturesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Has a language model label features by their examples. Long work: metadata InterpretationMetadata, response ExplainFeaturesResponse. FAILED_PRECONDITION: no endpoint is set up, or the transcoder has no index."""
+    ScoreFeatures: _aio.UnaryUnaryMultiCallable[_interpretation_pb2.ScoreFeaturesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what features read and write, where they are active, and which are like others."""
@@ -159,5 +168,21 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_queries_pb2.MatchFeaturesResponse, _abc.Awaitable[_queries_pb2.MatchFeaturesResponse]]:
         """Finds, for the features of one transcoder, the most alike of another. FAILED_PRECONDITION: one of them has no index."""
+
+    @_abc_1.abstractmethod
+    def ExplainFeatures(
+        self,
+        request: _interpretation_pb2.ExplainFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Has a language model label features by their examples. Long work: metadata InterpretationMetadata, response ExplainFeaturesResponse. FAILED_PRECONDITION: no endpoint is set up, or the transcoder has no index."""
+
+    @_abc_1.abstractmethod
+    def ScoreFeatures(
+        self,
+        request: _interpretation_pb2.ScoreFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -15,7 +15,7 @@ from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.feature_index.tables import TextColumn
 from weft_attribution.core.feature_ports import FeatureLabels, LabelRecord
 
-__all__ = ["LabelColumns", "LabelTable", "NoLabels"]
+__all__ = ["LabelColumns", "LabelTable"]
 
 Array = npt.NDArray[Any]
 _KEPT_COLUMNS = 12
@@ -98,17 +98,6 @@ class LabelColumns:
 def _score(label: LabelRecord, kind: str) -> float:
     found = label.scores.get(kind)
     return float(found.value) if found is not None else float("nan")
-
-
-class NoLabels:
-    """Where no labels are kept."""
-
-    def __init__(self) -> None:
-        self._none: Labels = {}
-
-    def labels_of(self, transcoder: str) -> Labels:
-        """None at all."""
-        return self._none
 
 
 class LabelTable:

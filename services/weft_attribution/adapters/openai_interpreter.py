@@ -1,0 +1,210 @@
+"""
+Any endpoint that speaks OpenAI's protocol, through OpenAI's own client.
+
+The client repeats what may pass: connections that were cut or never came, 408, 409, 429 and 5xx, with growing waits or
+for as long as Retry-After says, two minutes at most. What comes back is bounded in bytes, and read by hand.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import openai
+from openai import AsyncOpenAI, Omit
+
+from weft_attribution.core.interpretation.ports import Answer, Embedding, NobodyAnsweredError, Outcome, Question
+from weft_common.errors import FailedPreconditionError
+
+__all__ = ["OpenAiInterpreter", "openai_interpreter"]
+
+_MAX_BYTES = 16 << 20
+_MAX_TOLD = 2_000
+# What the client waits for at most before it sends a question once more.
+_LONGEST_WAIT_S = 120.0
+_PASSING = frozenset({408, 409, 429})
+
+
+class OpenAiInterpreter:
+    """
+    An `Interpreter` behind `{url}/chat/completions` and `{url}/embeddings`.
+
+    Args:
+        client: OpenAI's client.
+        timeout_s: Longest that one request may take.
+        key: Its key, which is taken out of all that is kept.
+    """
+
+    def __init__(self, client: AsyncOpenAI, *, timeout_s: float, key: str) -> None:
+        self._client, self._timeout_s, self._key = client, timeout_s, key
+
+    async def ask(self, question: Question, *, key: str, max_attempts: int) -> Answer:
+        """Put a question at temperature 0."""
+        asked: dict[str, Any] = {
+            "model": question.model,
+            "messages": [
+                {"role": "system", "content": question.system},
+                {"role": "user", "content": question.user},
+            ],
+            "max_tokens": question.max_answer_tokens,
+            "temperature": 0.0,
+        }
+        if question.schema:
+            form = {"name": "answer", "strict": True, "schema": json.loads(question.schema)}
+            asked["response_format"] = {"type": "json_schema", "json_schema": form}
+        completions = self._client.with_options(max_retries=max_attempts - 1).chat.completions.with_raw_response
+        return await self._sent(lambda: completions.create(**asked, extra_headers=_same(key)), max_attempts, _chat)
+
+    async def embed(self, embedding: Embedding, *, key: str, max_attempts: int) -> Answer:
+        """Ask for vectors."""
+        asked: dict[str, Any] = {"model": embedding.model, "input": list(embedding.texts), "encoding_format": "float"}
+        embeddings = self._client.with_options(max_retries=max_attempts - 1).embeddings.with_raw_response
+        return await self._sent(lambda: embeddings.create(**asked, extra_headers=_same(key)), max_attempts, _vectors)
+
+    async def _sent(
+        self,
+        send: Callable[[], Awaitable[Any]],
+        max_attempts: int,
+        read: Callable[[Any], tuple[Outcome, str, int, int] | None],
+    ) -> Answer:
+        try:
+            # The client's own limit is on each read: an endpoint that sends a byte now and then would never end.
+            async with asyncio.timeout(max_attempts * (self._timeout_s + _LONGEST_WAIT_S)):
+                response = await send()
+        except openai.APIStatusError as error:
+            return self._status(error)
+        except (openai.APIConnectionError, TimeoutError) as error:
+            raise NobodyAnsweredError(f"the interpreter's endpoint does not answer ({type(error).__name__})") from None
+        attempts = 1 + int(response.retries_taken)
+        body = bytes(response.content)
+        try:
+            found = read(json.loads(body))
+        except (ValueError, RecursionError):
+            found = None
+        if found is None:
+            told = body[:_MAX_TOLD].decode(errors="replace")
+            return Answer(Outcome.ANSWERED, self._bare(f"not of OpenAI's protocol: {told}"), attempts=attempts)
+        outcome, text, question_tokens, answer_tokens = found
+        return Answer(outcome, self._bare(text), question_tokens, answer_tokens, attempts)
+
+    def _status(self, error: openai.APIStatusError) -> Answer:
+        status = error.status_code
+        if status in _PASSING or status >= 500:
+            raise NobodyAnsweredError(f"the interpreter's endpoint answers with status {status}") from None
+        if status in (401, 403):
+            raise FailedPreconditionError(
+                f"the interpreter's endpoint refuses the key (status {status}); "
+                "set WEFT_ATTRIBUTION_INTERPRETER_KEY to one that it takes"
+            ) from None
+        if status == 404 or status < 400:
+            raise FailedPreconditionError(
+                f"the interpreter's endpoint has no such model or path (status {status}); look at "
+                "WEFT_ATTRIBUTION_INTERPRETER_URL, which usually ends in /v1, and at the model's name"
+            ) from None
+        return Answer(Outcome.REJECTED, self._bare(f"status {status}: {error.message[:_MAX_TOLD]}"), 0, 0)
+
+    def _bare(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+
+@asynccontextmanager
+async def openai_interpreter(url: str, key: str, *, timeout_s: float) -> AsyncIterator[OpenAiInterpreter]:
+    """
+    Connect to an endpoint for as long as the context lasts; nothing is sent before the first question.
+
+    Args:
+        url: Base URL, such as `https://host/v1`.
+        key: Bearer token; empty where the endpoint asks for none.
+        timeout_s: Longest that one request may take.
+    """
+    # Nobody is asked but the endpoint itself: no redirects, and no proxies out of the environment.
+    transport = _BoundedTransport()
+    # The client's types leave out what takes a header away.
+    headers: dict[str, Any] = {
+        "OpenAI-Organization": Omit(),
+        "OpenAI-Project": Omit(),
+        "Accept-Encoding": "identity",
+    }
+    async with httpx2.AsyncClient(transport=transport, timeout=timeout_s, trust_env=False) as http:
+        client = AsyncOpenAI(
+            base_url=url,
+            # The client takes an empty one for none, and looks for another in the environment.
+            api_key=key or "none",
+            timeout=timeout_s,
+            http_client=http,
+            default_headers=headers,
+        )
+        yield OpenAiInterpreter(client, timeout_s=timeout_s, key=key)
+
+
+class _BoundedTransport(httpx2.AsyncHTTPTransport):
+    """Reads no more of an answer than a bound."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = await super().handle_async_request(request)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            await response.aclose()
+            raise httpx2.RemoteProtocolError("the answer is compressed, which was not asked for")
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = _BoundedStream(response.stream)
+        return response
+
+
+class _BoundedStream(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        total = 0
+        async for piece in self._stream:
+            total += len(piece)
+            if total > _MAX_BYTES:
+                raise httpx2.RemoteProtocolError(f"the answer has more than {_MAX_BYTES} bytes")
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _same(key: str) -> dict[str, str]:
+    """An endpoint that knows this header charges for a repeated question once."""
+    return {"Idempotency-Key": key}
+
+
+def _chat(document: Any) -> tuple[Outcome, str, int, int] | None:
+    try:
+        choice = document["choices"][0]
+        message = choice["message"]
+        refusal, content = message.get("refusal"), message.get("content")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None
+    spent = _spent(document)
+    if refusal:
+        return Outcome.REFUSED, str(refusal), *spent
+    if choice.get("finish_reason") == "content_filter":
+        return Outcome.REFUSED, str(content or "the endpoint's filter"), *spent
+    return (Outcome.ANSWERED, content, *spent) if isinstance(content, str) else None
+
+
+def _vectors(document: Any) -> tuple[Outcome, str, int, int] | None:
+    try:
+        ordered = sorted(document["data"], key=lambda each: int(each["index"]))
+        # Six digits of a cosine are enough, in half the bytes.
+        vectors = [[float(f"{float(value):.6g}") for value in each["embedding"]] for each in ordered]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Outcome.ANSWERED, json.dumps(vectors), *_spent(document)
+
+
+def _spent(document: Any) -> tuple[int, int]:
+    """Tokens of question and answer; -1 and 0 where the endpoint does not say."""
+    usage = document.get("usage")
+    if not isinstance(usage, dict):
+        return -1, 0
+    question: Any = usage.get("prompt_tokens")
+    answer: Any = usage.get("completion_tokens", 0)
+    if not all(type(each) is int and 0 <= each < 1 << 40 for each in (question, answer)):
+        return -1, 0
+    return int(question), int(answer)

@@ -1,0 +1,126 @@
+"""
+What interpretation may spend, and what it has spent.
+
+A call is counted each time it is sent, tokens as the endpoint counts them. Before a call the most that it can come to
+is put aside, so that the limits hold however many calls are under way.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from weft_attribution.core.interpretation.ports import Answer, Outcome
+from weft_common.errors import InvalidArgumentError
+
+__all__ = ["Budget", "BudgetSpentError", "Reservation", "Spend"]
+
+
+class BudgetSpentError(Exception):
+    """The next call might go beyond the limits."""
+
+
+@dataclass
+class Spend:
+    """
+    What was spent, and what came of it.
+
+    Args:
+        calls: Requests that were sent, repeated ones too.
+        question_tokens: Tokens of questions that were paid for.
+        answer_tokens: Tokens of their answers.
+        answered: Questions that were answered, well or badly.
+        refused: Questions that the model or its filter would not answer.
+        rejected: Questions that the endpoint took for wrong.
+        broken: Answers that were not what was asked for.
+        failed: Questions that were not answered, however often they were sent.
+        reused: Questions whose answer was there already, paid for by other work.
+    """
+
+    calls: int = 0
+    question_tokens: int = 0
+    answer_tokens: int = 0
+    answered: int = 0
+    refused: int = 0
+    rejected: int = 0
+    broken: int = 0
+    failed: int = 0
+    reused: int = 0
+
+    def count(self, answer: Answer, most_tokens: int) -> None:
+        """Count a question that was paid for; what the endpoint does not tell is taken for the most it can be."""
+        self.calls += answer.attempts
+        self.question_tokens += answer.question_tokens if answer.question_tokens >= 0 else most_tokens
+        self.answer_tokens += max(0, answer.answer_tokens)
+        self.answered += answer.outcome is Outcome.ANSWERED
+        self.refused += answer.outcome is Outcome.REFUSED
+        self.rejected += answer.outcome is Outcome.REJECTED
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of questions and answers."""
+        return self.question_tokens + self.answer_tokens
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What one call may come to."""
+
+    attempts: int
+    tokens: int
+
+
+class Budget:
+    """
+    Limits, and the spending below them.
+
+    Args:
+        max_calls: Most calls; 0 for no limit.
+        max_tokens: Most tokens; 0 for no limit.
+
+    Raises:
+        InvalidArgumentError: A limit is negative.
+    """
+
+    def __init__(self, max_calls: int = 0, max_tokens: int = 0) -> None:
+        for name, value in (("max_calls", max_calls), ("max_tokens", max_tokens)):
+            if value < 0:
+                raise InvalidArgumentError(f"{name} is {value}; give a number above 0, or 0 for no limit", field=name)
+        self.max_calls, self.max_tokens = max_calls, max_tokens
+        self.spend = Spend()
+        self._calls_aside = 0
+        self._tokens_aside = 0
+        self._settled = asyncio.Event()
+
+    async def reserve(self, max_attempts: int, tokens_a_call: int) -> Reservation:
+        """
+        Put aside what a question may come to; with fewer attempts where fewer calls are left.
+
+        What others have put aside may come back, so they are waited for.
+
+        Raises:
+            BudgetSpentError: There is not enough left.
+        """
+        while True:
+            attempts = max_attempts
+            if self.max_calls:
+                attempts = min(attempts, self.max_calls - self.spend.calls - self._calls_aside)
+            tokens = self.spend.tokens + self._tokens_aside + tokens_a_call
+            if attempts >= 1 and (not self.max_tokens or tokens <= self.max_tokens):
+                break
+            if not self._calls_aside:
+                raise BudgetSpentError
+            await self._settled.wait()
+        self._calls_aside += attempts
+        self._tokens_aside += tokens_a_call
+        return Reservation(attempts, tokens_a_call)
+
+    def settle(self, reservation: Reservation, answer: Answer | None) -> None:
+        """Count what a call came to; without an answer, every attempt is counted and no token."""
+        self._calls_aside -= reservation.attempts
+        self._tokens_aside -= reservation.tokens
+        if answer is None:
+            self.spend.calls += reservation.attempts
+            self.spend.failed += 1
+        else:
+            self.spend.count(answer, reservation.tokens)
+        settled, self._settled = self._settled, asyncio.Event()
+        settled.set()

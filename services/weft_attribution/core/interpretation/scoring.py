@@ -1,0 +1,304 @@
+"""
+How well labels predict where their features are active, on examples that nothing was explained with.
+
+A control may run beside: every feature is asked about with another one's label over the very same lines. What such
+labels score is what chance scores, whatever the texts and the scorer are like.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from weft_attribution.core.feature_ports import ExampleSource
+from weft_attribution.core.interpretation.answers import read_flags, read_intruder
+from weft_attribution.core.interpretation.asking import Asker
+from weft_attribution.core.interpretation.estimates import Estimate, area
+from weft_attribution.core.interpretation.examples import Shown, held_out, quiet, seeded, shown
+from weft_attribution.core.interpretation.ports import Embedding, Outcome, Question, Texts
+from weft_attribution.core.interpretation.prompts import Prompt
+from weft_attribution.core.interpretation.scorers import (
+    Drawn,
+    Tester,
+    Trial,
+    draw_detection,
+    draw_fuzzing,
+    draw_intruders,
+)
+from weft_attribution.core.interpretation.tallies import Found, Tally
+from weft_attribution.core.label_store import LabelStore
+from weft_attribution.core.labels import Label, Place, Score, ScoreKind
+from weft_common.errors import NotFoundError
+
+__all__ = ["MIN_EXAMPLES", "KindReport", "ScoreSettings", "Scored", "Scorer", "shuffled"]
+
+MIN_EXAMPLES = 4
+_INTRUDER_QUESTIONS = 10
+_BY_FLAGS = (ScoreKind.DETECTION, ScoreKind.FUZZING)
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """
+    How labels are scored.
+
+    Args:
+        kinds: The tests.
+        model: Model of the endpoint that takes them.
+        embedding_model: Model of the endpoint that embeds.
+        prompts: What is asked with, by kind.
+        num_examples: Most active lines of each feature, and as many silent ones.
+        structured: Whether the endpoint holds answers to a JSON schema.
+        control: Whether shuffled labels are tested beside, by detection and fuzzing.
+    """
+
+    kinds: tuple[ScoreKind, ...]
+    model: str
+    embedding_model: str
+    prompts: Mapping[ScoreKind, Prompt]
+    num_examples: int
+    structured: bool
+    control: bool
+
+
+@dataclass
+class KindReport:
+    """
+    One kind of test over all features.
+
+    Args:
+        values: Score of each feature.
+        pooled: All decisions together, for detection and fuzzing.
+        control: The same of shuffled labels.
+    """
+
+    values: list[float] = field(default_factory=list)
+    pooled: Tally = field(default_factory=Tally)
+    control: Tally = field(default_factory=Tally)
+
+
+@dataclass
+class Scored:
+    """
+    What came of it, in features.
+
+    Args:
+        scored: Have at least one new score.
+        unlabelled: Have no label.
+        too_few: Have too few examples that score.
+        unanswered: Got no score, since answers were refused, broken or never came, or the label was changed meanwhile.
+        reports: By kind.
+    """
+
+    scored: int = 0
+    unlabelled: int = 0
+    too_few: int = 0
+    unanswered: int = 0
+    reports: dict[ScoreKind, KindReport] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """Features that are through."""
+        return self.scored + self.unlabelled + self.too_few + self.unanswered
+
+
+def shuffled(labels: Mapping[Place, Label]) -> dict[Place, str]:
+    """Another feature's label for each feature, always the same; none where all labels have the same words."""
+    order = sorted(labels)
+    seeded("control", *order).shuffle(order)
+    found = {}
+    for at, place in enumerate(order):
+        others = (labels[order[(at + step) % len(order)]].text for step in range(1, len(order)))
+        other = next((text for text in others if text.casefold() != labels[place].text.casefold()), None)
+        if other is not None:
+            found[place] = other
+    return found
+
+
+class Scorer:
+    """
+    Scores the labels of one transcoder's features.
+
+    Args:
+        source: Its examples.
+        labels: All labels.
+        texts: Its model's tokens as text.
+        settings: How.
+    """
+
+    def __init__(self, source: ExampleSource, labels: LabelStore, texts: Texts, settings: ScoreSettings) -> None:
+        self._source, self._labels, self._texts, self._settings = source, labels, texts, settings
+        self._standing: dict[Place, Label] = {}
+        self._controls: dict[Place, str] = {}
+        self.scored = Scored(reports={kind: KindReport() for kind in settings.kinds})
+
+    def read_labels(self, places: Sequence[Place]) -> None:
+        """Read the labels that stand; blocks. They are what is scored, whatever is said meanwhile."""
+        for place in places:
+            label = self._labels.get(self._source.transcoder, place).label()
+            if label is not None:
+                self._standing[place] = label
+        self._controls = shuffled(self._standing) if self._settings.control else {}
+
+    async def questions(self, place: Place) -> list[Question | Embedding]:
+        """Everything that is asked of a feature."""
+        label, lines = self._standing.get(place), await self._lines(place)
+        if label is None or lines is None:
+            return []
+        found: list[Question | Embedding] = []
+        for kind in self._settings.kinds:
+            if kind is ScoreKind.EMBEDDING:
+                found += self._embeddings(lines, label.text)
+                continue
+            found += [trial.question for trial in self._trials(kind, place, lines, label.text)]
+            if kind in _BY_FLAGS and place in self._controls:
+                found += [trial.question for trial in self._trials(kind, place, lines, self._controls[place])]
+        return found
+
+    async def score(self, place: Place, asker: Asker) -> None:
+        """Score the label of one feature. Raises what `Asker.ask` raises."""
+        label = self._standing.get(place)
+        if label is None:
+            self.scored.unlabelled += 1
+            return
+        lines = await self._lines(place)
+        if lines is None:
+            self.scored.too_few += 1
+            return
+        scores = {}
+        for kind in self._settings.kinds:
+            estimate, unanswered = await self._estimate(kind, place, lines, label.text, asker)
+            if estimate is not None:
+                self.scored.reports[kind].values.append(estimate.value)
+                scores[kind] = self._score(kind, estimate, unanswered)
+        kept = bool(scores) and await asyncio.to_thread(
+            self._labels.add_scores, self._source.transcoder, place, label.revision, scores
+        )
+        if kept:
+            self.scored.scored += 1
+        else:
+            self.scored.unanswered += 1
+
+    async def _estimate(
+        self, kind: ScoreKind, place: Place, lines: "_Lines", label: str, asker: Asker
+    ) -> tuple[Estimate | None, int]:
+        purpose = f"{kind.value} {place.layer}-{place.index}"
+        if kind is ScoreKind.EMBEDDING:
+            return await self._embedded(lines, label, asker, purpose)
+        trials = self._trials(kind, place, lines, label)
+        if kind is ScoreKind.INTRUDER:
+            found = Found()
+            for trial in trials:
+                text = await _answer(trial.question, asker, purpose)
+                at = None if text is None else read_intruder(text, len(trial.truth))
+                if text is not None and at is None:
+                    asker.broken()
+                found.decide(None if at is None else not trial.truth[at])
+            return found.estimate(), found.unanswered
+        tally = await _decided(trials, asker, purpose)
+        if place in self._controls:
+            others = self._trials(kind, place, lines, self._controls[place])
+            self.scored.reports[kind].control.add(await _decided(others, asker, f"control of {purpose}"))
+        self.scored.reports[kind].pooled.add(tally)
+        return tally.estimate(), tally.unanswered
+
+    async def _embedded(self, lines: "_Lines", label: str, asker: Asker, purpose: str) -> tuple[Estimate | None, int]:
+        count = len(lines.active) + len(lines.silent)
+        vectors = []
+        for embedding in self._embeddings(lines, label):
+            text = await _answer(embedding, asker, purpose)
+            found = None if text is None else _vectors(text, len(embedding.texts))
+            if found is None:
+                if text is not None:
+                    asker.broken()
+                return None, count
+            vectors += found
+        near = [_cosine(vectors[-1], vector) for vector in vectors[:-1]]
+        return area(near[: len(lines.active)], near[len(lines.active) :]), 0
+
+    def _trials(self, kind: ScoreKind, place: Place, lines: "_Lines", label: str) -> list[Trial]:
+        tester = Tester(self._settings.model, self._settings.prompts[kind], self._settings.structured)
+        rng = seeded(self._source.transcoder, *place, kind.value)
+        if kind is ScoreKind.INTRUDER:
+            return tester.intruders(draw_intruders(lines.active, lines.silent, _INTRUDER_QUESTIONS, rng))
+        draw = draw_detection if kind is ScoreKind.DETECTION else draw_fuzzing
+        drawn: list[Drawn] = draw(lines.active, lines.silent, rng)
+        return tester.flags(drawn, label)
+
+    def _embeddings(self, lines: "_Lines", label: str) -> list[Embedding]:
+        model = self._settings.embedding_model
+        texts = tuple("".join(each.texts) for each in (*lines.active, *lines.silent))
+        return [Embedding(model, texts), Embedding(model, (label,))]
+
+    def _score(self, kind: ScoreKind, estimate: Estimate, unanswered: int) -> Score:
+        prompt = self._settings.prompts.get(kind)
+        return Score(
+            estimate.value,
+            estimate.low,
+            estimate.high,
+            estimate.n,
+            unanswered,
+            self._settings.embedding_model if kind is ScoreKind.EMBEDDING else self._settings.model,
+            "" if prompt is None else prompt.name,
+            "" if prompt is None else prompt.sha256,
+        )
+
+    async def _lines(self, place: Place) -> "_Lines | None":
+        count = self._settings.num_examples
+        try:
+            examples = await asyncio.to_thread(self._source.examples, place.layer, place.index)
+            silent = await asyncio.to_thread(quiet, self._source, place, count)
+        except NotFoundError:
+            return None
+        active = held_out(examples, count)
+        few = min(len(active), len(silent))
+        if few < MIN_EXAMPLES:
+            return None
+        both = await shown([*active[:few], *silent[:few]], self._texts)
+        return _Lines(both[:few], both[few:])
+
+
+@dataclass(frozen=True)
+class _Lines:
+    active: Sequence[Shown]
+    silent: Sequence[Shown]
+
+
+async def _answer(question: Question | Embedding, asker: Asker, purpose: str) -> str | None:
+    answer = await asker.ask(question, purpose)
+    return answer.text if answer is not None and answer.outcome is Outcome.ANSWERED else None
+
+
+async def _decided(trials: Sequence[Trial], asker: Asker, purpose: str) -> Tally:
+    tally = Tally()
+    for trial in trials:
+        text = await _answer(trial.question, asker, purpose)
+        flags = None if text is None else read_flags(text, len(trial.truth))
+        if text is not None and flags is None:
+            asker.broken()
+        tally.decide(trial.truth, flags)
+    return tally
+
+
+def _vectors(text: str, count: int) -> list[list[float]] | None:
+    try:
+        vectors = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(vectors, list) or len(vectors) != count:
+        return None
+    return vectors if all(_is_vector(vector, len(vectors[0])) for vector in vectors) else None
+
+
+def _is_vector(vector: object, size: int) -> bool:
+    if not isinstance(vector, list) or not vector or len(vector) != size:
+        return False
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in vector) and any(vector)
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
