@@ -96,6 +96,10 @@ bench-long-run: setup-dev model  ## Train for half an hour, evaluate, and write 
 bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circuit-tracer PYTHON")
 	$(BIN)/python benchmarks/attribution/bench_graphs.py $(GRAPH_FLAGS)
 
+.PHONY: bench-features
+bench-features: setup-dev model page  ## An index of features recounted and killed, a million features asked (FEATURES_FLAGS=--quick)
+	$(BIN)/python benchmarks/features/bench_features.py $(FEATURES_FLAGS)
+
 .PHONY: bench-whole-graphs
 bench-whole-graphs: setup-dev model  ## Whole attribution graphs through the services (GRAPH_FLAGS)
 	$(BIN)/python benchmarks/attribution/bench_whole.py $(GRAPH_FLAGS)

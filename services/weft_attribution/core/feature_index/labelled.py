@@ -4,7 +4,7 @@ Labels beside an index: who has one, what its scores are, which have given words
 Legend: N features of all layers, M labelled ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from weft_attribution.core.feature_index.opened import OpenIndex
+from weft_attribution.core.feature_index.tables import TextColumn
 from weft_attribution.core.feature_ports import FeatureLabels, LabelRecord
 
 __all__ = ["LabelColumns", "LabelTable"]
 
 Array = npt.NDArray[Any]
+_KEPT_COLUMNS = 12
 Labels = Mapping[tuple[int, int], LabelRecord]
 
 
@@ -36,6 +38,7 @@ class LabelColumns:
         numbers = [index.number(layer, feature) for layer, feature in places]
         order = np.argsort(np.array(numbers, np.int64), kind="stable").tolist()
         self.number_M: Array = np.array([numbers[at] for at in order], np.int64)
+        self._columns: dict[str, Array] = {}
         self.label_M: list[LabelRecord] = [labels[places[at]] for at in order]
 
     def label(self, layer: int, feature: int) -> LabelRecord | None:
@@ -51,34 +54,45 @@ class LabelColumns:
 
     def score(self, kind: str) -> Array:
         """[N]: the score of a kind, NaN where there is none."""
-        score_N = np.full(self._size, np.nan)
-        score_N[self.number_M] = [_score(label, kind) for label in self.label_M]
-        return score_N
+
+        def make() -> Array:
+            score_N = np.full(self._size, np.nan)
+            score_N[self.number_M] = [_score(label, kind) for label in self.label_M]
+            return score_N
+
+        return self._kept(kind, make)
+
+    def order(self, kind: str, *, falling: bool) -> Array:
+        """Numbers of all features by a score, those without one last; of equals the first comes first."""
+
+        def make() -> Array:
+            score_N = self.score(kind)
+            there = np.flatnonzero(~np.isnan(score_N))
+            values = score_N[there]
+            first = there[np.argsort(-values if falling else values, kind="stable")]
+            return np.concatenate([first, np.flatnonzero(np.isnan(score_N))]).astype(np.int32)
+
+        return self._kept(f"{kind} {falling}", make)
+
+    def _kept(self, key: str, make: Callable[[], Array]) -> Array:
+        """A column that is worked out once, as long as few others are asked for."""
+        found = self._columns.get(key)
+        if found is None:
+            found = make()
+            if len(self._columns) >= _KEPT_COLUMNS:
+                self._columns = {}
+            self._columns[key] = found
+        return found
 
     def find(self, words: str) -> Array:
         """Numbers of the features whose label has all words in it, rising."""
-        wanted = sorted(words.lower().split(), key=len, reverse=True)
-        rows = [row for row in self._rows_with(wanted[0]) if all(word in self._lowered[row] for word in wanted[1:])]
-        return self.number_M[np.array(rows, np.int64)]
+        # Long words leave fewer labels for those after them.
+        wanted = sorted(set(words.lower().split()), key=len, reverse=True)
+        return self.number_M[self._texts.with_all(wanted)]
 
     @cached_property
-    def _lowered(self) -> list[str]:
-        return [" ".join(label.text.lower().split()) for label in self.label_M]
-
-    @cached_property
-    def _joined(self) -> tuple[str, Array]:
-        """All of them in one text, so that a word is found without a loop over features; where each ends."""
-        ends = np.cumsum([len(text) + 1 for text in self._lowered])
-        return "\n".join(self._lowered), ends
-
-    def _rows_with(self, word: str) -> list[int]:
-        text, ends = self._joined
-        rows, at = [], text.find(word)
-        while at >= 0:
-            row = int(np.searchsorted(ends, at, side="right"))
-            rows.append(row)
-            at = text.find(word, int(ends[row]))
-        return rows
+    def _texts(self) -> TextColumn:
+        return TextColumn([label.text.lower() for label in self.label_M])
 
 
 def _score(label: LabelRecord, kind: str) -> float:

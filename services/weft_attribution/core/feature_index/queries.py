@@ -229,9 +229,7 @@ def _order(index: OpenIndex, labels: LabelColumns, question: Question) -> Array 
                 "order_by is score, and filter.score_kind is empty; say which, for example detection",
                 field="filter.score_kind",
             )
-        # What has no score comes last, either way.
-        score_N = labels.score(question.filter.score_kind)
-        return np.argsort(-score_N if falling else score_N, kind="stable")
+        return labels.order(question.filter.score_kind, falling=falling)
     return index.order(_ORDERS[name], falling=falling)
 
 
