@@ -9,7 +9,7 @@ XDG_CACHE_HOME ?= $(HOME)/.cache
 export NUMBA_CACHE_DIR ?= $(XDG_CACHE_HOME)/weft/numba
 # Where tests with those markers are: every other file costs each process its imports.
 SLOW_TESTS := tests/contract tests/distributed tests/e2e tests/integration
-VLLM_TESTS := $(addprefix tests/integration/test_,backends_parity.py vllm_tensor_parallel.py vllm_page.py)
+VLLM_TESTS := $(addprefix tests/integration/test_,backends_parity.py vllm_interpreter.py vllm_tensor_parallel.py vllm_page.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit slow packaging cluster-test docs dashboards images proto format bench bench-cache bench-training \

@@ -14,6 +14,7 @@ __all__ = ["FLAGS", "INTRUDER", "LABEL", "read_flags", "read_intruder", "read_la
 LABEL, FLAGS, INTRUDER = "label", "answers", "intruder"
 _MAX_ANSWER = 4_000
 _MAX_LABEL = 300
+_MAX_SCHEMA_LABEL = 200
 _FENCE = "```"
 
 
@@ -60,7 +61,8 @@ def read_intruder(text: str, count: int) -> int | None:
 def schema(kind: str, count: int = 0) -> str:
     """What an answer has to be as a JSON schema, for endpoints that hold their models to one."""
     values: dict[str, dict[str, Any]] = {
-        LABEL: {"type": "string"},
+        # A small model that may go on does; without an end its answer is broken.
+        LABEL: {"type": "string", "minLength": 1, "maxLength": _MAX_SCHEMA_LABEL},
         FLAGS: {"type": "array", "items": {"type": "integer", "enum": [0, 1]}, "minItems": count, "maxItems": count},
         INTRUDER: {"type": "integer", "enum": list(range(1, count + 1))},
     }
