@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_attribution.core.firing import Firing, layers_read
 from weft_attribution.core.graphs import ModelFolder
 from weft_attribution.core.ports import Capture, ModelRunner, Token
 from weft_attribution.core.transcoder import TranscoderReader
@@ -137,7 +138,8 @@ class PromptActivations:
                 f"prompt has {len(tokens)} tokens; give 2 to {self._max_prompt_tokens}, the first has no features",
                 field="prompt",
             )
-        hooks = [f"layers.{layer}.{reader.manifest.input_hook}" for layer in layers]
+        read = layers_read(reader, set(layers), info.num_layers)
+        hooks = [f"layers.{layer}.{reader.manifest.input_hook}" for layer in read]
         capture = await self._runner.capture(model, [token.id for token in tokens], hooks)
         return await asyncio.to_thread(self._encode, question, reader, list(layers), tokens, capture)
 
@@ -152,10 +154,14 @@ class PromptActivations:
         index = self._indexes.find(question.transcoder)
         first = self._models.weights(reader.manifest.model).first_position
         found: list[_Found] = []
+        counting = None
+        if reader.manifest.top_k:
+            counting = Firing(reader, capture.tensors, capture.model.num_layers, torch.float32)
         for layer in layers:
             named = sorted(feature for at, feature in question.features if at == layer)
             stream_PD = capture.tensors[f"layers.{layer}.{reader.manifest.input_hook}"]
-            found += self._layer(reader, layer, stream_PD, first, named if question.features else None, index)
+            wanted = named if question.features else None
+            found += self._layer(reader, layer, stream_PD, first, wanted, index, counting)
         num_active = sum(len(each.positions) > 0 for each in found)
         found.sort(key=lambda each: (-each.relative, each.layer, each.index))
         shown = found if question.features else found[: question.max_features or _DEFAULT_SHOWN]
@@ -169,6 +175,7 @@ class PromptActivations:
         first: int,
         named: list[int] | None,
         index: OpenIndex | None,
+        counting: Firing | None,
     ) -> list[_Found]:
         num_features = reader.encoder_shape(layer)[0]
         for feature in named or ():
@@ -177,14 +184,19 @@ class PromptActivations:
                     f"layer {layer} of transcoders/{reader.manifest.transcoder} has no feature {feature}; it has "
                     f"{num_features}"
                 )
-        w_enc_FD, b_enc_F, threshold_F = self._encoder(reader, layer, num_features)
         wanted = torch.arange(num_features) if named is None else torch.tensor(named, dtype=torch.long)
-        if named is not None:
-            w_enc_FD, b_enc_F, threshold_F = w_enc_FD[wanted], b_enc_F[wanted], threshold_F[wanted]
         with torch.no_grad():
-            stream = torch.from_numpy(np.array(stream_PD, np.float32))
-            pre_FP = torch.addmm(b_enc_F[:, None], w_enc_FD, stream.T)
-            active_FP = pre_FP > threshold_F[:, None]
+            if counting is not None:
+                # Which of the largest a feature is, all others of its layer say.
+                pre_PF = counting.preactivations(layer, encoder := reader.encoder(layer))
+                active_FP, pre_FP = counting.fires(encoder, pre_PF).T[wanted], pre_PF.T[wanted]
+            else:
+                w_enc_FD, b_enc_F, threshold_F = self._encoder(reader, layer, num_features)
+                if named is not None:
+                    w_enc_FD, b_enc_F, threshold_F = w_enc_FD[wanted], b_enc_F[wanted], threshold_F[wanted]
+                stream = torch.from_numpy(np.array(stream_PD, np.float32))
+                pre_FP = torch.addmm(b_enc_F[:, None], w_enc_FD, stream.T)
+                active_FP = pre_FP > threshold_F[:, None]
             active_FP[:, :first] = False
             place_N, position_N = (each.numpy() for each in active_FP.nonzero(as_tuple=True))
             value_N = pre_FP.numpy()[place_N, position_N]
