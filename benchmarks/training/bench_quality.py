@@ -3,7 +3,8 @@ How good a trained CLT is, over recipes, sparsities and seeds, beside CLT-Forge'
 
     python benchmarks/training/bench_quality.py [--clt-forge FOLDER --clt-forge-python PYTHON] [--quick]
         [--first-layer 12] [--num-layers 5] [--num-features 1024] [--train-tokens 65536] [--held-out-tokens 4096]
-        [--num-steps 256] [--step-tokens 256] [--seeds 3] [--sparsity-coeff 2,5,12] [--top-k 8,16,32,64] [--threads 2]
+        [--num-steps 256] [--step-tokens 256] [--seeds 3] [--sparsity-coeff 2,5,12] [--top-k 8,16,32,64]
+        [--arms NAME;NAME] [--threads 2]
 
 All sides train on the same tokens, in the same order and units; one evaluator judges them on held-out ones (`quality`).
 CLT-Forge's runs come first; unless told otherwise, k spans what L0 they came to, so that the fronts overlap.
@@ -54,6 +55,16 @@ def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _names(text: str) -> list[str]:
+    """
+    Split names of arms, some of which have a comma: between arms stands a semicolon.
+
+    >>> _names("top-k;top-k, AuxK")
+    ['top-k', 'top-k, AuxK']
+    """
+    return text.split(";")
+
+
 def _numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
@@ -72,6 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--top-k", type=_integers, help="for the arms that count; spans CLT-Forge's L0, or 8,16,32,64")
     parser.add_argument("--sparsity-coeff", type=_numbers, default=[2.0, 5.0, 12.0], help="lambda of the others")
+    parser.add_argument("--arms", type=_names, default=[], help="weft's recipes, by the page's names; by default all")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--clt-forge", type=Path, help="a working tree of CLT-Forge")
     parser.add_argument("--clt-forge-python", default=sys.executable, help="Python of an environment that it runs in")
@@ -107,7 +119,7 @@ def _held_out(data: TokenData) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 def _measured(options: argparse.Namespace) -> tuple[list[Point], str]:
     """Do the runs that are missing; return all of them, and what they were measured under."""
     import torch
-    from quality.arms import Training, own_jobs, peer_jobs
+    from quality.arms import ARMS, Training, own_jobs, peer_jobs
     from quality.evaluator import evaluate
     from quality.fronts import spanning
     from quality.page import conditions_of
@@ -146,7 +158,8 @@ def _measured(options: argparse.Namespace) -> tuple[list[Point], str]:
         top_ks = options.top_k or spanning([point.quality.l0 for point in points], training.num_features)
         # Two runs of one recipe do not come to quite the same L0 either.
         coeffs = [min(coeffs) / 2, *coeffs, 2 * max(coeffs)]
-    jobs = own_jobs(training, data.digest, seeds=seeds, top_ks=top_ks, sparsity_coeffs=coeffs)
+    arms = [arm for arm in ARMS if not options.arms or arm.name in options.arms]
+    jobs = own_jobs(training, data.digest, seeds=seeds, top_ks=top_ks, sparsity_coeffs=coeffs, arms=arms)
     points += finished(list(jobs), lambda job: train_weft(job, data))
     return points, conditions_of(data, training, options.threads)
 

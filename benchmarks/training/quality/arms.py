@@ -194,6 +194,7 @@ def own_jobs(
     seeds: Sequence[int],
     top_ks: Sequence[int],
     sparsity_coeffs: Sequence[float],
+    arms: Sequence[Arm] = ARMS,
 ) -> Iterator[Job]:
     """
     Yield weft's runs, seed by seed, so that an interrupted benchmark has whole seeds.
@@ -202,7 +203,7 @@ def own_jobs(
         tokens_digest: Of the tokens that all sides train on.
     """
     for seed in seeds:
-        for arm in ARMS:
+        for arm in arms:
             for value in top_ks if arm.setting == "k" else sparsity_coeffs:
                 spec = arm.make(training, value, seed).to_spec()
                 conditions = {"side": "weft", "tokens": tokens_digest, "seed": seed, "spec": spec}
