@@ -25,7 +25,7 @@ _WIDE_BYTES = 8
 """Of float64 and int64."""
 _COUNTED_BYTES = 256 * _WIDE_BYTES
 """What ranks tell each other of one group and one byte of a value (`selection.kth_largest`)."""
-_CODE_BYTES, _AHEAD_BYTES = 2, 64 << 20
+_CODE_BYTES, _BASIS_BYTES, _AHEAD_BYTES = 2, 2, 64 << 20
 _CALIBRATION_TOKENS, _EXPORT_TOKENS = 2048, 512
 
 
@@ -58,6 +58,7 @@ class Workload:
         moment_bytes: Of a number of Adam's moments: 4, or 2 for bfloat16.
         weight_bytes: Of one of the encoder's and decoder's weights: 4, or 2 for bfloat16.
         batches: In memory at once: 2 on a GPU, where the next is made while one is used (`staging`), else 1.
+        has_basis: Whether the dataset's codec is `klt`, whose basis the trainer undoes.
 
     Raises:
         InvalidArgumentError: Features, columns or tokens cannot be split evenly.
@@ -85,6 +86,7 @@ class Workload:
     moment_bytes: int = 4
     weight_bytes: int = 4
     batches: int = 1
+    has_basis: bool = False
 
     def __post_init__(self) -> None:
         ranks = self.feature_ranks
@@ -273,7 +275,7 @@ class Memory:
     activations: int
     """Inputs, targets and errors of the group's tokens, pre-activations, and a target's errors laid out as panels."""
     data: int
-    """Batches, and the row groups that they are drawn from, as codes of at most 2 bytes (`loader`)."""
+    """Batches, the row groups that they are drawn from, as codes of at most 2 bytes, and a basis (`loader`, `data`)."""
     entries: int
     """Active features: own lists, exchanged lists, lists by feature, and what comes back (`exchange`, `kernels`)."""
     transient: int
@@ -298,6 +300,10 @@ class Memory:
         # A step that takes more rows than its streams hold takes further row groups.
         mixed = max(mixed, math.ceil(work.rank_tokens * work.passes / work.row_group_tokens))
         num_row_groups = mixed + max(1, min(mixed, _AHEAD_BYTES // row_group))
+        # Of both streams, in float16. On a processor each split has it as it was read, and the batch once more; on a
+        # GPU each of the two batches.
+        basis = 2 * layers * work.d_model**2 * _BASIS_BYTES if work.has_basis else 0
+        bases = basis * (3 if work.batches == 1 else 2)
         masks = 3 * work.group_tokens * work.rank_features if work.compares else 0
         # The first step sorts what every feature makes of all tokens: values, sorted values and their int64 indices.
         calibrated = work.step_tokens // (work.feature_ranks * work.passes)
@@ -317,9 +323,9 @@ class Memory:
             moments=work.rank_moments_bytes,
             clocks=layers * work.num_features * _WIDE_BYTES,
             activations=activation_bytes(work),
-            data=work.batches * batch + num_row_groups * row_group,
+            data=work.batches * batch + num_row_groups * row_group + bases,
             entries=entry_bytes(work),
-            transient=max(masks, biases, norms + losses, metrics, batch + row_group + masks, densities),
+            transient=max(masks, biases, norms + losses, metrics, batch + row_group + basis + masks, densities),
             start=0,
         )
         # One layer of all features in float64, and its own rows again; nothing but the parameters is there yet.

@@ -20,7 +20,7 @@ from weft_clt.config import Activation
 from weft_clt.sizing import Workload
 from weft_store import open_store
 from weft_store.documents import read_json
-from weft_store.shard import CodecSpec, encode_shard
+from weft_store.shard import CodecSpec, encode_shard, learn_basis
 
 pytestmark = pytest.mark.distributed
 
@@ -181,12 +181,14 @@ def test_export_is_as_large_as_planned(bench: Bench) -> None:
     assert work.export(TRAIN_TOKENS).peak + PROCESS_BYTES == pytest.approx(peak, rel=0.15)
 
 
-@pytest.mark.parametrize("codec", ["uniform", "bf16"])
+@pytest.mark.parametrize("codec", ["uniform", "klt", "bf16"])
 def test_dataset_bytes_are_those_of_a_shard(codec: str) -> None:
-    """Bits of the blocks, and around them the means, orders and tables of a shard of a harvest's size."""
+    """Bits of the blocks, around them the means, orders and tables of a shard of a harvest's size, and the basis."""
     random = np.random.default_rng(1)
     streams = {name: random.standard_normal((4, 2040, 128), dtype=np.float32) for name in ("input", "output")}
-    shard = encode_shard(streams, CodecSpec(codec, 1e-3), attributes={})
+    basis = learn_basis(streams) if codec == "klt" else None
+    shard = encode_shard(streams, CodecSpec(codec, 1e-3), attributes={}, basis=basis)
     blocks = sum(entry.input.size_bytes + entry.output.size_bytes for entry in shard.statistics)
     bits = 8 * blocks / (2 * 4 * 2040 * 128)
-    assert dataset_bytes(4, 128, 2040, bits) == pytest.approx(len(shard.data), rel=0.02)
+    written = len(shard.data) + (len(basis.data()) if basis else 0)
+    assert dataset_bytes(4, 128, 2040, bits, has_basis=basis is not None) == pytest.approx(written, rel=0.02)

@@ -120,6 +120,7 @@ def plan(
             moment_bytes=_FLOAT_BYTES[moments or dtype],
             weight_bytes=_FLOAT_BYTES[parameters or dtype],
             batches=1 if find_device(device).measured else 2,
+            has_basis=codec == "klt",
         )
         return Plan(
             model=shape,

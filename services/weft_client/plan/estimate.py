@@ -22,6 +22,7 @@ BITS = {"uniform": 5.2, "klt": 4.7, "bf16": 11.1}
 _SHARD_TOKENS = 2040
 _ROW_GROUP_TOKENS = 256
 _TABLE_ROW_BYTES = 32
+_BASIS_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Storage:
         return self.dataset + self.checkpoints + self.transcoder
 
 
-def dataset_bytes(num_layers: int, d_model: int, num_tokens: int, bits: float) -> int:
+def dataset_bytes(num_layers: int, d_model: int, num_tokens: int, bits: float, *, has_basis: bool = False) -> int:
     """
-    Bytes of a dataset's shards: values, and around them means, orders and tables of blocks.
+    Bytes of a dataset's shards: values, and around them means, orders and tables of blocks; and of its basis, once.
 
     >>> dataset_bytes(1, 1000, 1000, 8.0) // 1000
     2006
@@ -57,7 +58,8 @@ def dataset_bytes(num_layers: int, d_model: int, num_tokens: int, bits: float) -
     values = 2 * num_layers * d_model * num_tokens * bits / 8
     parameters = 2 * num_layers * (4 + 6 * d_model) * num_tokens / _SHARD_TOKENS
     table = 2 * num_layers * _TABLE_ROW_BYTES * num_tokens / _ROW_GROUP_TOKENS
-    return round(values + parameters + table)
+    basis = 2 * num_layers * _BASIS_BYTES * d_model**2 if has_basis else 0
+    return round(values + parameters + table + basis)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ class Plan:
         work = self.work
         between = (self.num_steps - 1) // self.checkpoint_steps if self.checkpoint_steps else 0
         return Storage(
-            dataset=dataset_bytes(work.num_layers, work.d_model, self.dataset_tokens, self.bits),
+            dataset=dataset_bytes(
+                work.num_layers, work.d_model, self.dataset_tokens, self.bits, has_basis=work.has_basis
+            ),
             checkpoint=work.checkpoint_bytes,
             checkpoints=between * work.checkpoint_bytes + work.last_checkpoint_bytes,
             transcoder=work.transcoder_bytes,

@@ -138,6 +138,18 @@ def test_codec_and_epochs_decide_the_dataset() -> None:
     assert plan(*DEMO, "--bits", "11.1")["bucket_bytes"]["dataset"] == exact
 
 
+def test_basis_of_klt_is_stored_once_and_held_by_every_rank() -> None:
+    """Two bytes for each layer, stream and pair of channels: in the bucket once, in a rank three times."""
+    basis = 2 * 2 * 30 * 576**2
+    sizes = []
+    for tokens in ("40_000", "80_000"):
+        demo = ("smollm2-135m", "--num-features", "512", "--tokens", tokens, "--step-tokens", "1024")
+        klt, same_bits = (plan(*demo, *codec) for codec in (("--codec", "klt"), ("--bits", str(BITS["klt"]))))
+        sizes.append(klt["bucket_bytes"]["dataset"] - same_bits["bucket_bytes"]["dataset"])
+        assert klt["memory_bytes"]["data"] - same_bits["memory_bytes"]["data"] == 3 * basis
+    assert sizes == [basis, basis]
+
+
 def test_estimates_beyond_what_weft_does_are_marked() -> None:
     """Type, thresholds and revived features each come with a note."""
     notes = plan(*DEMO, "--device", "h100", "--aux-top-k", "64", "--dtype", "bfloat16", "--activation", "jump-relu")[
