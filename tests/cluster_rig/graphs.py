@@ -23,7 +23,9 @@ from weft_store import ObjectStore
 from weft_store.documents import read_json
 from weft_store.operations import ObjectOperationStore
 
-__all__ = ["LongGraph", "create_graph", "get_graph", "graph_without_times", "owners"]
+__all__ = ["LongGraph", "create_graph", "get_graph", "graph_without_times", "made_anew", "owners"]
+
+_MANY_FEATURES = 50_000
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ def create_graph(channel: grpc.Channel, graph_id: str, spec: attribution.GraphSp
     request = attribution_rpc.CreateGraphRequest(graph_id=graph_id, spec=spec)
     operation: operations_pb2.Operation = AttributionServiceStub(channel).CreateGraph(request, timeout=60)
     return operation
+
+
+def made_anew(spec: attribution.GraphSpec, number: int) -> attribution.GraphSpec:
+    """Give the spec of the same graph that takes no rows of an earlier one: another bound, far above what there is."""
+    anew = attribution.GraphSpec()
+    anew.CopyFrom(spec)
+    anew.max_features = _MANY_FEATURES + number
+    return anew
 
 
 def get_graph(release: Release, graph_id: str) -> attribution.Graph:

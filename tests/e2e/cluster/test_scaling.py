@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from cluster_rig.graphs import LongGraph, create_graph, graph_without_times, owners
+from cluster_rig.graphs import LongGraph, create_graph, graph_without_times, made_anew, owners
 from cluster_rig.release import Release
 from cluster_rig.work import harvest, upload_corpus
 
@@ -48,7 +48,8 @@ def _two_graphs(release: Release, results: Results, spec: attribution.GraphSpec)
     ids = ("replicas-first", "replicas-second")
     with owners(store, *(f"operations/attribution-{graph_id}" for graph_id in ids)) as seen:
         with release.channel("attribution") as channel:
-            operations = [create_graph(channel, graph_id, spec) for graph_id in ids]
+            # The bounds of the test of upgrades are others.
+            operations = [create_graph(channel, graph_id, made_anew(spec, 100 + n)) for n, graph_id in enumerate(ids)]
         for operation in operations:
             release.wait("attribution", operation)
     results.graphs = [graph_without_times(store, graph_id) for graph_id in ids]

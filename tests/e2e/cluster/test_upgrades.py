@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cluster_rig.graphs import LongGraph, create_graph, graph_without_times, owners
+from cluster_rig.graphs import LongGraph, create_graph, graph_without_times, made_anew, owners
 from cluster_rig.kubectl import until
 from cluster_rig.polling import polled
 from cluster_rig.release import GRPC_SERVICES, SERVICES, Release
@@ -45,7 +45,10 @@ def test_upgrade_in_the_middle_of_a_harvest_and_a_graph_fails_no_call(release: R
         until(lambda: len(list(store.list("harvests/upgraded/leases/"))) >= 2, "the harvest goes on", 120, 0.2)
         # The old pod is told to go once the new one is ready: together the graphs take longer than that.
         with release.channel("attribution") as connection:
-            operations = [create_graph(connection, graph_id, long_graph.spec) for graph_id in UPGRADED]
+            operations = [
+                create_graph(connection, graph_id, made_anew(long_graph.spec, number))
+                for number, graph_id in enumerate(UPGRADED)
+            ]
         upgrading.start()
         for operation in operations:
             release.wait("attribution", operation)

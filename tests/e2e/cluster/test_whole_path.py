@@ -8,7 +8,7 @@ import pytest
 from cluster_rig.release import Release
 from cluster_rig.story import Story
 from graph_page import select_node
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Error, Page, expect
 
 from weft.training.v1 import messages_pb2 as training
 
@@ -27,6 +27,19 @@ def test_prediction_is_explained_by_what_was_trained_in_pods(story: Story) -> No
     assert b"Paris" in story.graph.json
 
 
+async def _go(page: Page, url: str) -> None:
+    """Open a page, again where a pod that came or went has changed the machine's network meanwhile."""
+    for attempt in range(5):
+        try:
+            await page.goto(url)
+        except Error as error:
+            if "ERR_NETWORK_CHANGED" not in error.message or attempt == 4:
+                raise
+            await asyncio.sleep(2)
+        else:
+            return
+
+
 # Playwright leaves its own pipes to the collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_graph_is_read_on_the_page(release: Release, story: Story, chromium: Browser) -> None:
@@ -43,9 +56,9 @@ async def test_graph_is_read_on_the_page(release: Release, story: Story, chromiu
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     await asyncio.to_thread(release.reach, "console")
-    await page.goto(f"{console}/?token={release.tokens['console']}")
+    await _go(page, f"{console}/?token={release.tokens['console']}")
     await expect(page.get_by_role("heading", name="Graphs")).to_be_visible()
-    await page.goto(f"{console}/{story.graph.name}")
+    await _go(page, f"{console}/{story.graph.name}")
     await expect(page.locator(".graph-cursor")).to_be_attached()
 
     logit = next(node["node_id"] for node in graph["nodes"] if node["is_target_logit"])
