@@ -2,7 +2,8 @@
 Channels to weft's services, and the typed error that a failed call stands for.
 
 Every call carries the bearer token, the request id and the trace of the call being served, and no more time than that
-one has left. gRPC itself retries UNAVAILABLE, and nothing else, by service config.
+one has left. gRPC itself retries UNAVAILABLE and CANCELLED, and nothing else, by service config; a call that its own
+caller cancels is over at once.
 """
 
 import json
@@ -26,7 +27,8 @@ __all__ = ["aio_channel", "channel", "error_from_rpc"]
 
 _STATUS_KEY = "grpc-status-details-bin"
 # Seven seconds or so in all: as long as an upgrade leaves the trainer's Service without a controller that leads, on a
-# node whose processors are all busy with new pods.
+# node whose processors are all busy with new pods. CANCELLED is what gRPC's core answers to calls that have arrived at
+# a server that stops, and that nobody there has looked at yet (grpc/grpc#41785).
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
@@ -37,7 +39,7 @@ _SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.3s",
                     "maxBackoff": "5s",
                     "backoffMultiplier": 2.5,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]
