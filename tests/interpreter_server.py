@@ -129,7 +129,7 @@ def interpreter_server(answer: Answer) -> Iterator[InterpreterServer]:
                 state.times.append(time.monotonic())
                 state.requests.append((self.path, body, {name.lower(): value for name, value in self.headers.items()}))
                 state.came.notify_all()
-            fault = state.faults.pop(0) if state.faults else state.always
+                fault = state.faults.pop(0) if state.faults else state.always
             try:
                 if fault is not None and fault(self):
                     return

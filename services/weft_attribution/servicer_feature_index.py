@@ -3,6 +3,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 
 import grpc.aio
 from google.longrunning import operations_pb2
@@ -15,7 +16,7 @@ from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.opened import OpenIndexes
 from weft_attribution.core.feature_index.settings import IndexRequest
 from weft_attribution.timestamps import timestamp
-from weft_common.errors import CancelledError
+from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
 from weft_common.pages import paginate
 from weft_common.resource_names import parse_child_name, parse_name
@@ -76,8 +77,8 @@ class IndexWork:
                     reported = latest
                     await context.report(_metadata(request, begun, *reported))
         except asyncio.CancelledError:
-            # The thread ends with its next step; it is waited for, so that two never work side by side here.
             stopped = True
+            task.cancel()
             await asyncio.wait({task})
             raise
         return converting.index_to_proto(task.result())
@@ -97,6 +98,11 @@ class IndexRpcs(service_pb2_grpc.FeatureServiceServicer):
         total = await self.indexing.check(wanted)
         if request.validate_only:
             return operations_pb2.Operation(name=self.work.name(wanted.operation_id))
+        name = self.work.name(wanted.operation_id)
+        # Asked for again after it failed or was cancelled, it goes on from what is stored.
+        with suppress(NotFoundError, FailedPreconditionError):
+            if (await self.work.get(name)).HasField("error"):
+                await self.work.delete(name)
         return await self.work.start(
             INDEX,
             wanted.operation_id,

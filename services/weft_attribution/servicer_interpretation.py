@@ -267,7 +267,9 @@ class InterpretationWork:
             assert isinstance(context.metadata, interpretation_pb2.InterpretationMetadata)
             if context.metadata.progress.stage == _STAGE:
                 # A process before this one died, or the endpoint was away.
+                was = context.metadata.spend
                 await in_turns(places, recall, at_once)
+                asker.budget.recall(was.calls, was.question_tokens, was.answer_tokens, was.num_failed)
             await report()
             begun.set()
             await in_turns(places, within_budget, at_once)

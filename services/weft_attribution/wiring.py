@@ -37,7 +37,6 @@ from weft_attribution.servicer_feature_index import INDEX, IndexWork
 from weft_attribution.servicer_interpretation import InterpretationWork, Interpreting
 from weft_attribution.servicer_labels import LabelServicer
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
-from weft_common.errors import WeftError
 from weft_common.logging import get_logger
 from weft_common.operations import OperationManager
 from weft_common.operations_servicer import operations_registration
@@ -155,9 +154,9 @@ async def _helping(helper: RowHelper | None) -> AsyncIterator[None]:
             helped = 0
             try:
                 helped = await asyncio.to_thread(helper.look, lambda: not stopping.is_set())
-            except WeftError as error:
-                # The next look may find the bucket again.
-                _log.warning("not_helping", reason=str(error))
+            except Exception as error:
+                # The next look may find the bucket again; what another release hands out is no reason to stop looking.
+                _log.warning("not_helping", reason=repr(error))
             if not helped:
                 await asyncio.sleep(_LOOK_S)
 

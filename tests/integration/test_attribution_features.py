@@ -354,28 +354,35 @@ async def test_index_requests_that_cannot_be_met_are_refused(rig: Indexed) -> No
             await rig.features.get("t", layer=layer, index=index, fields=["statistics"])
 
 
-async def test_cancelled_index_stops_and_another_request_goes_on(rig: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancelled index leaves no manifest; under an id of its own the work succeeds afterwards."""
+async def test_cancelled_index_stops_and_goes_on_when_asked_again(
+    rig: Indexed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled index leaves no manifest; the same request again succeeds."""
     import threading
 
     from weft_attribution.core.feature_index.building import IndexBuilder
+    from weft_common.operation_runs import Run
 
     held = threading.Event()
-    original = IndexBuilder._add_span
+    original, stop = IndexBuilder._add_span, Run.stop
 
     def slow(self: Any, *arguments: Any) -> None:
         held.wait(10)
         original(self, *arguments)
 
+    def stopped(self: Run, *arguments: Any) -> None:
+        held.set()
+        stop(self, *arguments)
+
     monkeypatch.setattr(IndexBuilder, "_add_span", slow)
+    monkeypatch.setattr(Run, "stop", stopped)
     operation = await rig.features.index("t", "i1", dataset="d", settings=SETTINGS)
     await rig.house.client.operations.cancel(operation.name)
-    held.set()
     with pytest.raises(CancelledError):
         await rig.house.client.operations.wait(operation)
     with pytest.raises(NotFoundError):
         await rig.features.get_index("t", "i1")
-    assert (await rig.index("i2")).num_tokens == 12 * 13
+    assert (await rig.index("i1")).num_tokens == 12 * 13
 
 
 async def test_commands_index_and_show(rig: Indexed) -> None:

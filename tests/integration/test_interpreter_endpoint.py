@@ -43,6 +43,16 @@ async def test_question_and_answer(server: InterpreterServer, interpreter: OpenA
     assert (headers["authorization"], headers["idempotency-key"]) == (f"Bearer {KEY}", "k")
 
 
+async def test_half_a_character_can_be_kept(server: InterpreterServer, interpreter: OpenAiInterpreter) -> None:
+    """An answer that was cut within a character is text that can be stored, and vectors without end are no vectors."""
+    cut_off = {"choices": [{"message": {"content": "a\ud83d"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    server.faults = [raw(json.dumps(cut_off).encode())]
+    assert (await interpreter.ask(QUESTION, key="k", max_attempts=1)).text.encode() == b"a?"
+    server.faults = [raw(b'{"data": [{"index": 1e999, "embedding": [1.0]}]}')]
+    answer = await interpreter.embed(Embedding("e", ("x",)), key="k", max_attempts=1)
+    assert answer.text.startswith("not of OpenAI's protocol")
+
+
 async def test_nothing_of_the_environment_is_sent(server: InterpreterServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys, organisations and proxies that other programs find in the environment stay there."""
     for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):

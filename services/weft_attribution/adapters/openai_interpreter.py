@@ -106,6 +106,8 @@ class OpenAiInterpreter:
         return Answer(Outcome.REJECTED, self._bare(f"status {status}: {error.message[:_MAX_TOLD]}"), 0, 0)
 
     def _bare(self, text: str) -> str:
+        # Half of a character that needs two, where an answer was cut: no text that could be stored.
+        text = text.encode(errors="replace").decode()
         return text.replace(self._key, "***") if self._key else text
 
 
@@ -193,7 +195,7 @@ def _vectors(document: Any) -> tuple[Outcome, str, int, int] | None:
         ordered = sorted(document["data"], key=lambda each: int(each["index"]))
         # Six digits of a cosine are enough, in half the bytes.
         vectors = [[float(f"{float(value):.6g}") for value in each["embedding"]] for each in ordered]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return Outcome.ANSWERED, json.dumps(vectors), *_spent(document)
 

@@ -24,6 +24,7 @@ from weft_store.port import ObjectStore
 __all__ = ["GraphCache"]
 
 Json = dict[str, Any]
+_ROWS_VERSION = 1
 _MOST_LOOKED_AT = 16
 
 
@@ -52,6 +53,8 @@ class GraphCache:
         made_of: Json = {
             "model": info.name,
             "revision": info.revision,
+            # Raised where the same settings come to other rows.
+            "rows": _ROWS_VERSION,
             "transcoder": settings.transcoder,
             "manifest": manifest.etag,
             "tokens": [token.id for token in tokens],

@@ -429,9 +429,11 @@ class Graphs:
         self, request: GraphRequest, building: Building, capture: Capture, targets: Sequence[Target]
     ) -> SharedRows | None:
         """Offer rows to other replicas, where that is asked for and there are enough of them."""
-        if not self._part_rows or building.num_active <= self._part_rows:
+        # A part is held dense, with its copies, by whoever computes or takes it.
+        part_rows = min(self._part_rows, max(1, self._memory_bytes // (32 * building.table.logit_start)))
+        if not part_rows or building.num_active <= part_rows:
             return None
-        shared = SharedRows(self._store, request.graph_id, self._part_rows, building.table.logit_start)
+        shared = SharedRows(self._store, request.graph_id, part_rows, building.table.logit_start)
         shared.publish(capture, request.settings.transcoder, targets, building.features_digest)
         return shared
 

@@ -99,8 +99,9 @@ class RowHelper:
             problem, streams = found
             try:
                 self._known = _Known(prefix, problem, self._prepare(problem, streams))
-            except WeftError as error:
-                self._warn(prefix, str(error))
+            except (WeftError, KeyError, TypeError, ValueError) as error:
+                # Another release may say other things of a problem.
+                self._warn(prefix, repr(error))
                 self._known = _Known(prefix, problem, None)
         known = self._known
         handed_out = open_round(self._store, prefix, known.problem)

@@ -144,8 +144,14 @@ def export_labels(
         if file is None:
             sys.stdout.writelines(lines)
             return
-        with file.open("w", encoding="utf-8", newline="") as target:
-            target.writelines(lines)
+        # What is there stays until all labels have come.
+        fresh = file.with_name(f"{file.name}.new")
+        try:
+            with fresh.open("w", encoding="utf-8", newline="") as target:
+                target.writelines(lines)
+            fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 @app.command("import")

@@ -125,3 +125,12 @@ def test_searches_without_words_are_refused(rig: tuple[FeatureQueries, Labels], 
     """Nothing, or too much."""
     with pytest.raises(InvalidArgumentError, match="give a word or more"):
         rig[0].by_label(Question("t"), words)
+
+
+def test_kinds_of_scores_do_not_mix_with_orders(rig: tuple[FeatureQueries, Labels]) -> None:
+    """A kind that nobody has, by the name that an order might be kept under, changes no order."""
+    queries, _ = rig
+    odd = FeatureFilter(score_kind="detection True", score=Bounds(0.0, 1.0))
+    assert not places(queries.list(Question("t", odd)))
+    ordered = queries.list(Question("t", FeatureFilter(score_kind="detection"), "score desc", 100))
+    assert sorted(places(ordered)) == EVERY

@@ -454,3 +454,13 @@ def test_negative_budget_is_refused() -> None:
     """A limit below nothing is a mistake."""
     with pytest.raises(InvalidArgumentError, match="max_calls"):
         Budget(-1)
+
+
+def test_spending_before_a_crash_counts_whatever_the_journal_has() -> None:
+    """Calls that nobody answered are in no journal: what was told of them is a floor of what was spent."""
+    budget = Budget(10)
+    budget.spend.calls, budget.spend.failed = 3, 0
+    budget.recall(8, 50, 5, 2)
+    assert (budget.spend.calls, budget.spend.failed, budget.spend.tokens) == (8, 2, 55)
+    budget.recall(1, 0, 0, 0)
+    assert (budget.spend.calls, budget.spend.failed, budget.spend.tokens) == (8, 2, 55)

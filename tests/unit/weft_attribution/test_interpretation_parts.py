@@ -48,7 +48,7 @@ def spans(text: str) -> tuple[str, list[tuple[int, int]]]:
     return found, marks
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(TEXT, st.booleans()), max_size=8))
 def test_line_says_exactly_what_it_was_made_of(tokens: list[tuple[str, bool]]) -> None:
     """Whatever a corpus has in it, text and marks are read back from the line, and it is one line."""
@@ -64,6 +64,7 @@ def test_line_says_exactly_what_it_was_made_of(tokens: list[tuple[str, bool]]) -
     np.testing.assert_array_equal(is_marked, wanted)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_text_of_a_corpus_forges_no_line(text: str) -> None:
     """A window's text cannot look like another numbered line, nor like a prompt's own."""
@@ -171,6 +172,7 @@ def test_tokens_are_marked_from_a_share_of_the_peak_on() -> None:
     assert marked(Window(0, 0, (1, 2), (0.0, 0.0), 0.0, -1)) == [False, False]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 60))
 def test_share_has_wilsons_interval(successes: int, n: int) -> None:
     """The same ends as scipy's."""
@@ -193,6 +195,7 @@ def test_interval_of_balanced_accuracy_holds_the_truth(true: float, false: float
     assert held > 0.92
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-1, 1).map(lambda x: round(x, 1)), min_size=1, max_size=15),
     st.lists(st.floats(-1, 1).map(lambda x: round(x, 1)), min_size=1, max_size=15),

@@ -190,25 +190,22 @@ class IndexBuilder:
                 tell(part, state.num_spans / len(self._spans))
                 if time.monotonic() - begun > STORE_EVERY_S:
                     break
-            try:
-                mark = self._put(part, state, mark)
-            except (ConflictError, AlreadyExistsError):
-                # Somebody else works on it too; whoever is further is right, and both would come to the same.
-                theirs, mark = self._open(part)
-                state = theirs if theirs.num_spans > state.num_spans else state
-                mark = mark if state is theirs else self._put_over(part, state, mark)
+            state, mark = self._put(part, state, mark)
         tell(part, 1)
 
-    def _put(self, part: _Part, state: PartState, mark: str) -> str:
+    def _put(self, part: _Part, state: PartState, mark: str) -> tuple[PartState, str]:
+        """Store a state, or give the stored one and its version where that is further: both would come to the same."""
         arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays().items()}
-        condition: dict[str, Any] = {"if_match": mark} if mark else {"if_absent": True}
-        return self._store.put(self._state_key(part), save(arrays), **condition).etag
-
-    def _put_over(self, part: _Part, state: PartState, mark: str) -> str:
-        try:
-            return self._put(part, state, mark)
-        except (ConflictError, AlreadyExistsError):
-            return self._open(part)[1]
+        data = save(arrays)
+        while True:
+            condition: dict[str, Any] = {"if_match": mark} if mark else {"if_absent": True}
+            try:
+                return state, self._store.put(self._state_key(part), data, **condition).etag
+            except (ConflictError, AlreadyExistsError):
+                # Somebody else works on it too.
+                theirs, mark = self._open(part)
+                if theirs.num_spans >= state.num_spans:
+                    return theirs, mark
 
     def _add_span(self, state: PartState, part: _Part, span: Span, weights: tuple[torch.Tensor, ...]) -> None:
         w_enc_FD, b_enc_F, threshold_F = weights

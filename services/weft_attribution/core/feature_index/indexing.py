@@ -76,7 +76,9 @@ class FeatureIndexing:
             # Who wrote it may have died right after.
             await asyncio.to_thread(clear_states, self._store, request.keys)
             return manifest
-        builder = IndexBuilder(
+        # It draws from all positions, which takes seconds where there are many.
+        builder = await asyncio.to_thread(
+            IndexBuilder,
             self._store,
             request,
             dataset,
@@ -87,7 +89,15 @@ class FeatureIndexing:
             memory_bytes=self._memory_bytes,
             workers=self._workers,
         )
-        return await asyncio.to_thread(builder.build, progress)
+        work = asyncio.ensure_future(asyncio.to_thread(builder.build, progress))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The thread ends with its next step; it is waited for, so that two never work side by side here.
+            await asyncio.wait({work})
+            if not work.cancelled():
+                work.exception()
+            raise
 
     def _look_up(self, request: IndexRequest) -> tuple[SealedDataset, TranscoderReader]:
         transcoder = TranscoderReader(self._store, request.transcoder)

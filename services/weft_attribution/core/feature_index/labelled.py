@@ -38,7 +38,7 @@ class LabelColumns:
         numbers = [index.number(layer, feature) for layer, feature in places]
         order = np.argsort(np.array(numbers, np.int64), kind="stable").tolist()
         self.number_M: Array = np.array([numbers[at] for at in order], np.int64)
-        self._columns: dict[str, Array] = {}
+        self._columns: dict[tuple[object, ...], Array] = {}
         self.label_M: list[LabelRecord] = [labels[places[at]] for at in order]
 
     def label(self, layer: int, feature: int) -> LabelRecord | None:
@@ -60,7 +60,7 @@ class LabelColumns:
             score_N[self.number_M] = [_score(label, kind) for label in self.label_M]
             return score_N
 
-        return self._kept(kind, make)
+        return self._kept(("score", kind), make)
 
     def order(self, kind: str, *, falling: bool) -> Array:
         """Numbers of all features by a score, those without one last; of equals the first comes first."""
@@ -72,9 +72,9 @@ class LabelColumns:
             first = there[np.argsort(-values if falling else values, kind="stable")]
             return np.concatenate([first, np.flatnonzero(np.isnan(score_N))]).astype(np.int32)
 
-        return self._kept(f"{kind} {falling}", make)
+        return self._kept(("order", kind, falling), make)
 
-    def _kept(self, key: str, make: Callable[[], Array]) -> Array:
+    def _kept(self, key: tuple[object, ...], make: Callable[[], Array]) -> Array:
         """A column that is worked out once, as long as few others are asked for."""
         found = self._columns.get(key)
         if found is None:

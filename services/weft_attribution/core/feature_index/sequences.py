@@ -75,7 +75,7 @@ async def find_text(
     if found.norm_limits:
         skipped = await _with_left_out(runner, dataset, found)
     shards = [(shard.key, shard.num_tokens, shard.row_group_tokens) for shard in dataset.shards]
-    text, spans = align(found.token_ids, skipped, shards, cut=bool(request.max_tokens))
+    text, spans = await asyncio.to_thread(align, found.token_ids, skipped, shards, cut=bool(request.max_tokens))
     await asyncio.to_thread(_write_text, store, request.keys, text, spans)
     return text, spans
 

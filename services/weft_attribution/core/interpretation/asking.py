@@ -27,7 +27,8 @@ __all__ = ["Asker"]
 _LOG = get_logger(__name__)
 # With so many questions in a row unanswered the endpoint is away, and asking on is of no use.
 _MOST_FAILURES = 8
-_WAIT_AT_END_S = 30.0
+# Shorter than a pod is given to close.
+_WAIT_AT_END_S = 12.0
 # An answer is paid for: the bucket gets some time to come back before it is let go.
 _KEEP_WAITS_S = (0.5, 2.0, 8.0)
 
@@ -118,7 +119,11 @@ class Asker:
     async def close(self) -> None:
         """Wait for answers that are on their way, and keep them."""
         if self._under_way:
-            done, _ = await asyncio.wait(self._under_way, timeout=_WAIT_AT_END_S)
+            done, late = await asyncio.wait(self._under_way, timeout=_WAIT_AT_END_S)
+            for task in late:
+                # Sent again and again after its end, it would be asked by whoever goes on as well.
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
             for task in done:
                 # Looked at, so that nobody warns of it.
                 task.exception()
@@ -130,6 +135,7 @@ class Asker:
             answer = await self._interpreter.embed(question, key=key, max_attempts=max_attempts)
         self._observe.call(answer.outcome.value, max(0, answer.question_tokens), max(0, answer.answer_tokens))
         if answer.outcome is Outcome.REJECTED:
+            _LOG.warning("a question was rejected", purpose=purpose, reason=answer.text[:300])
             return answer
         for wait_s in _KEEP_WAITS_S:
             try:

@@ -90,6 +90,13 @@ class Budget:
         self._tokens_aside = 0
         self._settled = asyncio.Event()
 
+    def recall(self, calls: int, question_tokens: int, answer_tokens: int, failed: int) -> None:
+        """Take back what was told before a process died: calls that nobody answered are in no journal."""
+        spend = self.spend
+        spend.calls, spend.failed = max(spend.calls, calls), max(spend.failed, failed)
+        spend.question_tokens = max(spend.question_tokens, question_tokens)
+        spend.answer_tokens = max(spend.answer_tokens, answer_tokens)
+
     async def reserve(self, max_attempts: int, tokens_a_call: int) -> Reservation:
         """
         Put aside what a question may come to; with fewer attempts where fewer calls are left.

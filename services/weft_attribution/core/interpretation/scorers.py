@@ -63,11 +63,11 @@ def draw_intruders(
     active: Sequence[Shown], silent: Sequence[Shown], num_questions: int, rng: random.Random
 ) -> list[Drawn]:
     """Questions with a few of the feature's lines, of one quantile where there are enough, and one silent line."""
-    by_quantile = [
-        group
-        for quantile in sorted({each.window.quantile for each in active})
-        if len(group := [each for each in active if each.window.quantile == quantile]) >= _SHOWN_BESIDE_INTRUDER
-    ] or [list(active)]
+    quantiles = sorted({each.window.quantile for each in active})
+    by_quantile = [[each for each in active if each.window.quantile == quantile] for quantile in quantiles]
+    if any(len(group) < _SHOWN_BESIDE_INTRUDER for group in by_quantile):
+        # The few quantiles that have enough would have their lines in every question.
+        by_quantile = [list(active)]
     found = []
     for number, intruder in enumerate(silent[:num_questions]):
         group = by_quantile[number % len(by_quantile)]

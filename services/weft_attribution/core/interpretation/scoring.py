@@ -172,12 +172,13 @@ class Scorer:
         for kind in self._settings.kinds:
             estimate, unanswered = await self._estimate(kind, place, lines, label.text, asker)
             if estimate is not None:
-                self.scored.reports[kind].values.append(estimate.value)
                 scores[kind] = self._score(kind, estimate, unanswered)
         kept = bool(scores) and await asyncio.to_thread(
             self._labels.add_scores, self._source.transcoder, place, label.revision, scores
         )
         if kept:
+            for kind, score in scores.items():
+                self.scored.reports[kind].values.append(score.value)
             self.scored.scored += 1
         else:
             self.scored.unanswered += 1
@@ -216,6 +217,9 @@ class Scorer:
                     asker.broken()
                 return None, count
             vectors += found
+        if len({len(vector) for vector in vectors}) != 1:
+            asker.broken()
+            return None, count
         near = [_cosine(vectors[-1], vector) for vector in vectors[:-1]]
         return area(near[: len(lines.active)], near[len(lines.active) :]), 0
 
