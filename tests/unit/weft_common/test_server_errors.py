@@ -28,9 +28,11 @@ KINDS = ("unary", "server_stream", "client_stream", "bidi_stream", "writes")
 
 
 def walk(root: type[WeftError] = WeftError) -> Iterator[type[WeftError]]:
+    """All errors that have a code of their own on the wire; services may derive others, which come back as these."""
     for child in root.__subclasses__():
-        yield child
-        yield from walk(child)
+        if child.__module__ == WeftError.__module__:
+            yield child
+            yield from walk(child)
 
 
 def raising(error: Exception) -> Any:
