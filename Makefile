@@ -120,6 +120,7 @@ bench-activations: setup-dev setup-vllm model  ## Harvests, captures and load by
 	$(BIN)/python $(BENCH)/bench_capture.py $(MODELS) smollm2-135m-instruct $(ACTIVATIONS_FLAGS)
 	$(BIN)/python $(BENCH)/capture_load.py $(MODELS) smollm2-135m-instruct $(ACTIVATIONS_FLAGS)
 	$(VLLM_BIN)/python $(BENCH)/capture_load.py $(MODELS) smollm2-135m-instruct --backend vllm $(ACTIVATIONS_FLAGS)
+	$(BIN)/python $(BENCH)/activations_page.py
 
 .PHONY: bench-console
 bench-console: setup-dev page chromium  ## Frames a second of the graph page

@@ -6,12 +6,12 @@ float32 to nearest, ties to even. Nothing is allocated before the announced size
 """
 
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from isal.isal_zlib import crc32
 
 from weft.common.v1 import tensor_pb2
 from weft_common.errors import DataLossError, InvalidArgumentError, ResourceExhaustedError
@@ -119,7 +119,7 @@ class TensorAssembler:
         """
         name = chunk.tensor_name
         data = chunk.data  # every look at the field copies it
-        if zlib.crc32(data) != chunk.crc32:
+        if crc32(data) != chunk.crc32:
             raise DataLossError(
                 f"a piece of tensor {name!r} at byte {chunk.offset_bytes} fails its CRC; ask for it again"
             )
@@ -200,7 +200,7 @@ def _cut(
             data_type=kind,
             shape=array.shape,
             offset_bytes=offset,
-            crc32=zlib.crc32(piece),
+            crc32=crc32(piece),
         )
         yield chunk, piece
 

@@ -110,7 +110,7 @@ class LlamaBlock:
         return out_BPD
 
     def mask(self, positions: int) -> Tensor | None:
-        return _causal_mask(self._attention.o_proj.weight, positions, self._window)
+        return _causal_mask(self.ln1.weight, positions, self._window)
 
 
 class Gpt2Embedding:
@@ -139,10 +139,10 @@ class Gpt2Block:
         return out_BPD
 
     def mask(self, positions: int) -> Tensor | None:
-        return _causal_mask(self._attention.c_proj.weight, positions, None)
+        return _causal_mask(self.ln1.weight, positions, None)
 
 
-def _causal_mask(like: Tensor, positions: int, window: int | None) -> Tensor | None:
+def _causal_mask(like: Any, positions: int, window: int | None) -> Tensor | None:
     """Mask what lies ahead, and what lies `window` positions back or more."""
     if window is None or positions <= window:
         return None

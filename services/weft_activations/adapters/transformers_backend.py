@@ -32,8 +32,9 @@ __all__ = ["TransformersBackend", "equal_lengths"]
 _LOG = get_logger(__name__)
 _ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, GPT-2, GPT-NeoX, BERT, RoBERTa and Whisper"
 
-# Tokens of one pass of a harvest: enough that products dominate, few enough that threads end about together.
-_CPU_TOKENS = 512
+# Tokens of one pass of a harvest: enough that products dominate, few enough that threads end about together and what
+# a layer makes stays in a core's cache.
+_CPU_TOKENS = 256
 _GPU_TOKENS = 16384
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -414,6 +415,7 @@ class TransformersBackend:
             from transformers.utils import logging as transformers_logging
 
             from weft_activations.adapters.architectures import locate
+            from weft_activations.adapters.packed_linear import pack_linears
             from weft_activations.adapters.torch_blocks import TAKEN_APART, take_apart
 
             transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
@@ -433,6 +435,7 @@ class TransformersBackend:
                     "Hugging Face folder with safetensors there"
                 ) from error
             model = model.to(self._device()).eval().requires_grad_(False)
+            pack_linears(model)
             parts = take_apart(model) if info.architecture in TAKEN_APART else None
             self._models[model_id] = _Loaded(model, locate(model), parts)
             _LOG.info("model loaded", model=model_id, architecture=info.architecture, data_type=info.data_type)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from weft_common.errors import DataLossError, InvalidArgumentError
@@ -48,13 +48,15 @@ def _check_stream(where: str, stream: StreamStatistics, d_model: int, num_tokens
 
 def to_json(statistics: Sequence[LayerStatistics]) -> list[dict[str, Any]]:
     """Plain values; floats keep every bit."""
-    layers = []
-    for layer in statistics:
-        streams: dict[str, dict[str, Any]] = {name: asdict(getattr(layer, name)) for name in STREAMS}
-        for stream in streams.values():
-            stream["mean"] = [float(value) for value in stream["mean"]]
-        layers.append({"layer": layer.layer, **streams})
-    return layers
+    return [
+        {"layer": layer.layer, "input": _plain(layer.input), "output": _plain(layer.output)} for layer in statistics
+    ]
+
+
+def _plain(stream: StreamStatistics) -> dict[str, Any]:
+    # `asdict` would copy each of the mean's thousands of numbers by itself.
+    figures = {each.name: getattr(stream, each.name) for each in fields(stream)}
+    return {**figures, "mean": list(map(float, stream.mean))}
 
 
 def from_json(layers: Sequence[Mapping[str, Any]]) -> list[LayerStatistics]:

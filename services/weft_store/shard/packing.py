@@ -146,18 +146,26 @@ def unpack(content: Any, groups: Any, digits: Any, places: Any, planes_WE: Any, 
             symbols = scratch
         at = _u(0)
         for t in range(num_tokens):
+            # No branch for each code: a token with an escape, the largest digit there is, is gone over again.
+            most = np.uint8(0)
             for place in range(width):
-                digit = symbols[at]
-                at += _u(1)
-                zigzag = np.uint32(digit)
-                if digit == escape:
+                digit = symbols[at + place]
+                most = digit if digit > most else most
+            for place in range(width):
+                digit = np.int32(symbols[at + place])
+                out_TD[t, channels[place]] = (digit >> np.int32(1)) ^ -(digit & np.int32(1))
+            if most == escape:
+                for place in range(width):
+                    if symbols[at + place] != escape:
+                        continue
                     if used >= num_escapes:
                         return 2
                     zigzag = np.uint32(0)
                     for plane in range(planes_WE.shape[0]):
                         zigzag |= np.uint32(planes_WE[plane, used]) << np.uint32(8 * plane)
                     used += _u(1)
-                out_TD[t, channels[place]] = np.int32(zigzag >> np.uint32(1)) ^ -np.int32(zigzag & np.uint32(1))
+                    out_TD[t, channels[place]] = np.int32(zigzag >> np.uint32(1)) ^ -np.int32(zigzag & np.uint32(1))
+            at += width
     return 0 if used == num_escapes else 2
 
 
