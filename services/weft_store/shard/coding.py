@@ -8,7 +8,7 @@ Shapes: T tokens of a block, D d_model, E escapes.
 """
 
 import struct
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -60,16 +60,6 @@ def _loops() -> ModuleType:
     return packing
 
 
-@cache
-def _digits() -> NDArray[np.uint8]:
-    """What each symbol is made of: codes of a symbol, symbol, which of them."""
-    digits = np.zeros((max(_ALPHABETS) + 1, 256, max(_ALPHABETS)), np.uint8)
-    for values, alphabet in _ALPHABETS.items():
-        for at in range(values):
-            digits[values, :, at] = np.arange(256) // alphabet.base**at % alphabet.base
-    return digits
-
-
 def encode_block(codes_TD: NDArray[np.int32], order_D: NDArray[np.uint64], group_channels: int) -> bytes:
     """Write a block: for each group how many codes make a symbol, the number of escapes, and one frame of all."""
     num_tokens, d_model = codes_TD.shape
@@ -89,6 +79,20 @@ def encode_block(codes_TD: NDArray[np.int32], order_D: NDArray[np.uint64], group
     return kinds.tobytes() + _HEAD.pack(escapes.size, width) + _compress(parts)
 
 
+@lru_cache(maxsize=256)
+def _arrangement(
+    kinds: bytes, num_tokens: int, d_model: int, group_channels: int
+) -> tuple[NDArray[np.int64], int, int]:
+    """Give what `unpack` wants to know of groups of these kinds, their symbols together, and its scratch's size."""
+    groups, num_symbols = [], 0
+    for first, kind in zip(range(0, d_model, group_channels), kinds, strict=True):
+        width, alphabet = min(group_channels, d_model - first), _ALPHABETS[kind]
+        groups.append((first, width, kind, alphabet.base**kind - 1, alphabet.escape))
+        num_symbols += -(-num_tokens * width // kind) if kind else 0
+    room = len(kinds) * num_tokens * min(group_channels, d_model) + max(_ALPHABETS)
+    return np.array(groups, np.int64), num_symbols, room
+
+
 class CodedBlock:
     """
     A block that is checked but not decoded.
@@ -105,9 +109,8 @@ class CodedBlock:
     """
 
     def __init__(self, payload: bytes | memoryview, num_tokens: int, d_model: int, group_channels: int, key: str):
-        firsts = range(0, d_model, group_channels)
         self._reader = FrameReader(payload, key)
-        kinds = bytes(self._reader.take(len(firsts)))
+        kinds = bytes(self._reader.take(-(-d_model // group_channels)))
         if not set(kinds) <= _ALPHABETS.keys():
             raise self._reader.fault(f"a group of channels has {max(kinds)} codes in a symbol")
         self._num_escapes, self._width = _HEAD.unpack(self._reader.take(_HEAD.size))
@@ -117,17 +120,7 @@ class CodedBlock:
             or (self._width == 0) != (self._num_escapes == 0)
         ):
             raise self._reader.fault(f"it has {self._num_escapes} escapes of {self._width} bytes")
-        widths = [min(group_channels, d_model - first) for first in firsts]
-        groups = [
-            (first, width, kind, alphabet.base**kind - 1, alphabet.escape)
-            for first, width, kind in zip(firsts, widths, kinds, strict=True)
-            for alphabet in [_ALPHABETS[kind]]
-        ]
-        self._groups = np.array(groups, np.int64)
-        self._symbols = [
-            -(-num_tokens * width // kind) if kind else 0 for width, kind in zip(widths, kinds, strict=True)
-        ]
-        self._scratch = num_tokens * max(widths) + max(_ALPHABETS)
+        self._groups, self._num_symbols, self._scratch = _arrangement(kinds, num_tokens, d_model, group_channels)
 
     @property
     def dtype(self) -> np.dtype[np.signedinteger[Any]]:
@@ -141,10 +134,10 @@ class CodedBlock:
         Raises:
             DataLossError: The block is damaged.
         """
-        content = self._reader.frame(sum(self._symbols) + self._num_escapes * self._width)
-        planes = content[sum(self._symbols) :].reshape(self._width, self._num_escapes)
+        content = self._reader.frame(self._num_symbols + self._num_escapes * self._width)
+        planes = content[self._num_symbols :].reshape(self._width, self._num_escapes)
         scratch = np.empty(self._scratch, np.uint8)
-        found = _loops().unpack(content, self._groups, _digits(), order_D, planes, scratch, out_TD)
+        found = _loops().unpack(content, self._groups, order_D, planes, scratch, out_TD)
         if found:
             raise self._reader.fault(
                 "a symbol is none of its alphabet" if found == 1 else "its escapes are not those of its symbols"

@@ -101,62 +101,100 @@ def pack(
     return made, kept
 
 
+@compiled(inline="always")
+def _digits(symbols: Any, values: Any, base: Any, out: Any) -> Any:
+    """Take symbols of some values apart, the lowest digit first; gives the largest symbol."""
+    seen = np.uint8(0)
+    for m in range(symbols.size):
+        symbol = symbols[m]
+        seen = symbol if symbol > seen else seen
+        for i in range(values):
+            out[m * values + i] = symbol % base
+            symbol //= base
+    return seen
+
+
 @compiled()
-def unpack(content: Any, groups: Any, digits: Any, places: Any, planes_WE: Any, scratch: Any, out_TD: Any) -> int:
+def unpack(content: Any, groups: Any, places: Any, planes_WE: Any, scratch: Any, out_TD: Any) -> int:
     """
     Write the codes of a block to where they belong.
 
     Args:
         content: uint8, the symbols of all groups.
         groups: int64 [groups, 5]: first place, places, codes of a symbol (0 where all are 0), largest symbol, and the
-            digit that stands for the next escape, above 255 where there is none.
-        digits: uint8 [codes of a symbol, 256, 5], what a symbol is made of.
+            digit that stands for the next escape, the largest there is, or above 255 where there is none.
         places: uint64, the channel of each place, below D.
         planes_WE: uint8, the bytes of the escapes, lowest first.
-        scratch: uint8, with room for the largest group and five more.
+        scratch: uint8, with room for as many of the first group as there are groups, and five more.
         out_TD: Signed integers, wide enough.
 
     Returns:
         0, or 1 where a symbol is none of its alphabet, or 2 where the escapes are not those of the symbols.
     """
-    start, used = _u(0), _u(0)
-    num_tokens, num_escapes = _u(out_TD.shape[0]), _u(planes_WE.shape[1])
+    num_tokens, d_model, wide = _u(out_TD.shape[0]), _u(out_TD.shape[1]), _u(groups[0, 1])
+    plain = groups[groups.shape[0] - 1, 1] == groups[0, 1]
+    for group in range(groups.shape[0]):
+        plain &= groups[group, 2] == 1
+    found = content if plain else scratch
+    # Digits of all groups, each as if it had the places of the first; where each channel's begin.
+    starts_D = np.zeros(d_model, np.uint64)
+    read = _u(0)
     for group in range(groups.shape[0]):
         first, width, values = _u(groups[group, 0]), _u(groups[group, 1]), _u(groups[group, 2])
-        largest, escape = groups[group, 3], groups[group, 4]
-        channels = places[first : first + width]
+        begin = _u(group) * num_tokens * wide
+        for place in range(width):
+            starts_D[places[first + place]] = begin + place
+        if plain:
+            continue
         if values == 0:
-            for t in range(num_tokens):
-                for place in range(width):
-                    out_TD[t, channels[place]] = 0
+            for n in range(num_tokens * wide):
+                scratch[begin + n] = 0
             continue
         count = (num_tokens * width + values - _u(1)) // values
-        symbols = content[start : start + count]
-        start += count
-        if values > 1:
-            at, seen = _u(0), np.uint8(0)
-            for m in range(count):
-                symbol = symbols[m]
-                seen = max(seen, symbol)
-                for i in range(values):
-                    scratch[at] = digits[values, symbol, i]
-                    at += _u(1)
-            if seen > largest:
+        if values == 1:
+            for n in range(count):
+                scratch[begin + n] = content[read + n]
+        else:
+            symbols = content[read : read + count]
+            out = scratch[begin:]
+            # With numbers that the compiler knows a division is a product.
+            if values == 2:
+                seen = _digits(symbols, 2, 16, out)
+            elif values == 3:
+                seen = _digits(symbols, 3, 6, out)
+            else:
+                seen = _digits(symbols, 5, 3, out)
+            if seen > groups[group, 3]:
                 return 1
-            symbols = scratch
-        at = _u(0)
-        for t in range(num_tokens):
-            # No branch for each code: a token with an escape, the largest digit there is, is gone over again.
+        read += count
+        if width < wide:
+            # From the last to the first: what is read is not yet written over.
+            for n in range(num_tokens):
+                token = num_tokens - _u(1) - n
+                for m in range(width):
+                    last = width - _u(1) - m
+                    scratch[begin + token * wide + last] = scratch[begin + token * width + last]
+    # Bytes come from all over the block; made numbers of in their new order, they are a vector to the processor.
+    row_D = np.empty(d_model, np.uint8)
+    for t in range(num_tokens):
+        begin = t * wide
+        for d in range(d_model):
+            row_D[d] = found[starts_D[d] + begin]
+        for d in range(d_model):
+            digit = np.int32(row_D[d])
+            out_TD[t, d] = (digit >> np.int32(1)) ^ -(digit & np.int32(1))
+    used, num_escapes = _u(0), _u(planes_WE.shape[1])
+    for group in range(groups.shape[0]):
+        first, width, escape = _u(groups[group, 0]), _u(groups[group, 1]), groups[group, 4]
+        at = _u(group) * num_tokens * wide
+        for t in range(num_tokens if groups[group, 2] > 0 else _u(0)):
             most = np.uint8(0)
             for place in range(width):
-                digit = symbols[at + place]
-                most = digit if digit > most else most
-            for place in range(width):
-                digit = np.int32(symbols[at + place])
-                out_TD[t, channels[place]] = (digit >> np.int32(1)) ^ -(digit & np.int32(1))
+                size = found[at + place]
+                most = size if size > most else most
             if most == escape:
                 for place in range(width):
-                    if symbols[at + place] != escape:
+                    if found[at + place] != escape:
                         continue
                     if used >= num_escapes:
                         return 2
@@ -164,8 +202,10 @@ def unpack(content: Any, groups: Any, digits: Any, places: Any, planes_WE: Any, 
                     for plane in range(planes_WE.shape[0]):
                         zigzag |= np.uint32(planes_WE[plane, used]) << np.uint32(8 * plane)
                     used += _u(1)
-                    out_TD[t, channels[place]] = np.int32(zigzag >> np.uint32(1)) ^ -np.int32(zigzag & np.uint32(1))
-            at += width
+                    out_TD[t, places[first + place]] = np.int32(zigzag >> np.uint32(1)) ^ -np.int32(
+                        zigzag & np.uint32(1)
+                    )
+            at += wide
     return 0 if used == num_escapes else 2
 
 
