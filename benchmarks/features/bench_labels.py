@@ -115,7 +115,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
         await in_turns(places, lambda place: explainer.explain(place, asker), options.concurrency)
         explained_s = time.perf_counter() - begun
         print(f"explained: {asdict(explainer.explained)}, {asdict(asker.budget.spend)}", flush=True)
-        scorer.read_labels(places)
+        await scorer.read_labels(places)
         await in_turns(places, lambda place: scorer.score(place, asker), options.concurrency)
     shown = [labels.get("demo", place).label() for place in places]
     return {

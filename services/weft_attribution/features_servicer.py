@@ -19,6 +19,7 @@ from weft_attribution.core.feature_ports import Examples, Window
 from weft_attribution.core.graphs import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
+from weft_attribution.core.question_turns import Turns
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.servicer_feature_export import ExportRpcs
 from weft_attribution.servicer_feature_index import IndexRpcs
@@ -92,6 +93,7 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs):
         self.indexing, self.queries = domain.indexing, domain.queries
         self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
         self.indexes, self.exports = domain.queries.indexes, domain.exports
+        self.turns = Turns()
 
     async def GetFeature(self, request: service_pb2.GetFeatureRequest, context: Context) -> service_pb2.Feature:
         transcoder, layer, index = converting.feature_place(request.name)

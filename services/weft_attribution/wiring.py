@@ -90,12 +90,12 @@ async def registrations(
     steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
     batches = BatchWork(graphs)
     label_store = LabelStore(store)
-    indexes = OpenIndexes(store)
+    indexes = OpenIndexes(store, memory_bytes=memory_bytes)
     interpretation = InterpretationWork(store, indexes, label_store, runner, interpreting)
     features_of = FeatureDomain(
         FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers),
         FeatureQueries(indexes, LabelTable(StandingLabels(store))),
-        FeatureMatching(indexes),
+        FeatureMatching(indexes, memory_bytes=memory_bytes),
         PromptActivations(
             store, runner, models, indexes, max_prompt_tokens=max_prompt_tokens, memory_bytes=memory_bytes // 2
         ),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from google.longrunning import operations_pb2
 from indexed_house import SETTINGS, Indexed, indexed_house
 
 from weft.features.v1 import index_pb2, queries_pb2
+from weft_client.aio.calls import unary
 from weft_common.errors import (
     AlreadyExistsError,
     CancelledError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
 )
 
 
@@ -225,6 +228,34 @@ async def test_activations_on_a_text_are_the_encoders(rig: Indexed) -> None:
     ):
         with pytest.raises(error):
             await rig.features.on_prompt("t", **arguments)
+
+
+async def test_questions_over_whole_transcoders_are_bounded(rig: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too much for one call, too many calls, and a page token that is a number without end: each says what to do."""
+    from weft_attribution.core.feature_index import on_prompt
+    from weft_attribution.core.question_turns import Turns
+
+    await rig.index()
+    for token in ("9" * 5000, "٣", "-1", "1e3"):
+        request = queries_pb2.MatchFeaturesRequest(transcoder="transcoders/t", other="transcoders/t", page_token=token)
+        with pytest.raises(InvalidArgumentError, match="page_token"):
+            await unary(rig.features._stub.MatchFeatures, request)
+    monkeypatch.setattr(on_prompt, "_MOST_PRODUCTS", 2 * 7 * 16 * 12)
+    with pytest.raises(InvalidArgumentError, match="name layers or features"):
+        await rig.features.on_prompt("t", "capital")
+    assert (await rig.features.on_prompt("t", "capital", layers=[1])).features
+    assert (await rig.features.on_prompt("t", "capital", features=[(0, 1), (1, 1), (2, 1)])).features
+    monkeypatch.setattr(Turns, "taken", _refusing)
+    with pytest.raises(ResourceExhaustedError):
+        await rig.features.on_prompt("t", "capital")
+    with pytest.raises(ResourceExhaustedError):
+        [each async for each in rig.features.match("t", "t", layer=0)]
+
+
+@asynccontextmanager
+async def _refusing(turns: Any) -> AsyncIterator[None]:
+    raise ResourceExhaustedError("busy")
+    yield
 
 
 async def test_features_of_a_graph_are_its_nodes(rig: Indexed) -> None:

@@ -30,6 +30,9 @@ __all__ = ["FeatureRow", "OpenIndex", "OpenIndexes"]
 Array = npt.NDArray[Any]
 Json = Mapping[str, Any]
 _OPEN_INDEXES = 2
+_OPEN_TABLES = 16
+"""Files of layers whose footers, some megabytes each, are held."""
+_KNOWN_TRANSCODERS = 256
 _LOOK_S = 2.0
 _QUIET = 0x74
 _EXAMPLE_COLUMNS = [f"{kind}_{part}" for kind in ("top", "sample") for part in ("positions", "peaks", "windows")]
@@ -81,7 +84,7 @@ class OpenIndex:
         if self._first_L[-1] != len(self.layer_N):
             raise DataLossError(f"{self._keys.summary} does not fit its manifest; index the transcoder again")
         self.text = StoredText(store, self._keys, self.request.settings)
-        self._tables: dict[int, Table] = {}
+        self._tables: OrderedDict[int, Table] = OrderedDict()
         self._orders: dict[str, Array] = {}
         self._lock = threading.Lock()
 
@@ -105,6 +108,11 @@ class OpenIndex:
     def num_tokens(self) -> int:
         """Tokens that were read."""
         return int(self.manifest["num_tokens"])
+
+    @property
+    def num_bytes(self) -> int:
+        """What it may come to take once every order was asked for: its columns, and an order each way for each."""
+        return sum(column.nbytes for column in self.columns.values()) + 8 * len(self.columns) * len(self.layer_N)
 
     @property
     def num_layers(self) -> int:
@@ -231,6 +239,9 @@ class OpenIndex:
         with self._lock:
             if layer not in self._tables:
                 self._tables[layer] = Table(self._store, self._keys.layer(layer))
+                while len(self._tables) > _OPEN_TABLES:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(layer)
             return self._tables[layer]
 
 
@@ -240,12 +251,13 @@ class OpenIndexes:
 
     Args:
         store: The bucket.
+        memory_bytes: What those that are kept open may take; the last one asked for is kept in any case.
         look_s: For so long an answer to which one that is holds.
     """
 
-    def __init__(self, store: ObjectStore, *, look_s: float = _LOOK_S) -> None:
-        self._store, self._look_s = store, look_s
-        self._newest: dict[str, tuple[float, Json]] = {}
+    def __init__(self, store: ObjectStore, *, memory_bytes: int = 1 << 30, look_s: float = _LOOK_S) -> None:
+        self._store, self._memory_bytes, self._look_s = store, memory_bytes, look_s
+        self._newest: OrderedDict[str, tuple[float, Json]] = OrderedDict()
         self._open: OrderedDict[tuple[str, str, float], OpenIndex] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -281,9 +293,15 @@ class OpenIndexes:
         if seen is None or now - seen[0] > self._look_s:
             manifests = self.manifests(transcoder)
             if not manifests:
-                self._newest.pop(transcoder, None)
+                with self._lock:
+                    self._newest.pop(transcoder, None)
                 return None
-            self._newest[transcoder] = seen = now, manifests[0]
+            seen = now, manifests[0]
+            with self._lock:
+                self._newest[transcoder] = seen
+                self._newest.move_to_end(transcoder)
+                while len(self._newest) > _KNOWN_TRANSCODERS:
+                    self._newest.popitem(last=False)
         return self._opened(seen[1])
 
     def open(self, transcoder: str) -> OpenIndex:
@@ -301,7 +319,11 @@ class OpenIndexes:
         with self._lock:
             if key not in self._open:
                 self._open[key] = OpenIndex(self._store, manifest)
-                while len(self._open) > _OPEN_INDEXES:
+                while len(self._open) > 1 and self._is_too_much():
                     self._open.popitem(last=False)
             self._open.move_to_end(key)
             return self._open[key]
+
+    def _is_too_much(self) -> bool:
+        held = sum(each.num_bytes for each in self._open.values())
+        return len(self._open) > _OPEN_INDEXES or held > self._memory_bytes
