@@ -97,8 +97,9 @@ bench-attribution: setup-dev model  ## Attribution graphs (GRAPH_FLAGS="--circui
 	$(BIN)/python benchmarks/attribution/bench_graphs.py $(GRAPH_FLAGS)
 
 .PHONY: bench-features
-bench-features: setup-dev model page  ## An index of features recounted and killed, a million features asked (FEATURES_FLAGS=--quick)
+bench-features: setup-dev model page  ## An index of features recounted and killed, a million features asked, planted ones (FEATURES_FLAGS=--quick)
 	$(BIN)/python benchmarks/features/bench_features.py $(FEATURES_FLAGS)
+	$(BIN)/python benchmarks/features/bench_planted.py
 
 .PHONY: bench-whole-graphs
 bench-whole-graphs: setup-dev model  ## Whole attribution graphs through the services (GRAPH_FLAGS)

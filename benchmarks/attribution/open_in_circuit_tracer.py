@@ -18,6 +18,7 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -74,12 +75,8 @@ def lay_out(graphs: list[Json], folder: Path) -> None:
     (folder / "graph-metadata.json").write_text(json.dumps({"graphs": [graph["metadata"] for graph in graphs]}))
 
 
-async def look(browser: Browser, url: str, graph: Json, libraries: Path, picture: Path) -> Json:
-    """Open one graph, click a node, and tell what is drawn."""
-    page = await browser.new_page(viewport={"width": 1500, "height": 1000})
-    troubles: list[str] = []
-    examples: list[str] = []
-    page.on("pageerror", lambda error: troubles.append(str(error)))
+def answering(url: str, libraries: Path, others: list[str]) -> Callable[[Route], Awaitable[None]]:
+    """Answer a page's requests from its own server and from the libraries; addresses of others are noted and fail."""
 
     async def answer(route: Route) -> None:
         name = route.request.url.rsplit("/", 1)[-1]
@@ -92,11 +89,20 @@ async def look(browser: Browser, url: str, graph: Json, libraries: Path, picture
         elif name in _UNUSED:
             await route.fulfill(body="", content_type="text/javascript")
         else:
-            # Texts on which a feature fires, which some models have on the web.
-            examples.append(route.request.url)
+            others.append(route.request.url)
             await route.abort()
 
-    await page.route("**/*", answer)
+    return answer
+
+
+async def look(browser: Browser, url: str, graph: Json, libraries: Path, picture: Path) -> Json:
+    """Open one graph, click a node, and tell what is drawn."""
+    page = await browser.new_page(viewport={"width": 1500, "height": 1000})
+    troubles: list[str] = []
+    # Texts on which a feature fires, which some models have on the web.
+    examples: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    await page.route("**/*", answering(url, libraries, examples))
     slug, nodes = graph["metadata"]["slug"], graph["nodes"]
     await page.goto(f"{url}/index.html?slug={slug}")
     await page.wait_for_selector("text.node")
@@ -107,12 +113,12 @@ async def look(browser: Browser, url: str, graph: Json, libraries: Path, picture
     inside = {node["node_id"] for node in shown}
     links = [link for link in graph["links"] if link["source"] in inside and link["target"] in inside]
     wanted = max(inside, key=lambda name: sum(name in (link["source"], link["target"]) for link in links))
-    await _click(page, wanted)
+    await click(page, wanted)
     # Of nodes at one place the page takes the nearest; it says which in its address.
     clicked = parse_qs(urlsplit(page.url).query)["clickedId"][0]
     listed = await page.locator(".connections .feature-row").count()
     joined = sum(clicked in (link["source"], link["target"]) for link in links)
-    await _click(page, wanted, pins=True)
+    await click(page, wanted, pins=True)
     pinned = await page.locator(".supernode-container").count()
     await page.get_by_role("button", name="Save").click()
     await page.get_by_role("button", name="Saved!").wait_for()
@@ -125,7 +131,7 @@ async def look(browser: Browser, url: str, graph: Json, libraries: Path, picture
     }  # fmt: skip
 
 
-async def _click(page: Page, name: str, *, pins: bool = False) -> None:
+async def click(page: Page, name: str, *, pins: bool = False) -> None:
     """Click a node's mark, which is under a layer that takes the pointer."""
     box = await page.locator("text.node").evaluate_all(
         "(marks, name) => { const box = marks.find(mark => mark.__data__.nodeId === name).getBoundingClientRect();"

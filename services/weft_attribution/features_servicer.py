@@ -9,6 +9,7 @@ import grpc.aio
 from weft.features.v1 import service_pb2
 from weft_attribution import converting_features as converting
 from weft_attribution.core.feature_cards import FeatureCard, feature_logits, name_tokens
+from weft_attribution.core.feature_export.exporting import FeatureExports
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.matching import FeatureMatching
 from weft_attribution.core.feature_index.on_prompt import PromptActivations
@@ -18,7 +19,9 @@ from weft_attribution.core.feature_ports import Examples, Window
 from weft_attribution.core.graphs import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
+from weft_attribution.core.question_turns import Turns
 from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.servicer_feature_export import ExportRpcs
 from weft_attribution.servicer_feature_index import IndexRpcs
 from weft_attribution.servicer_feature_queries import QueryRpcs
 from weft_attribution.servicer_interpretation import InterpretationRpcs
@@ -44,6 +47,7 @@ class FeatureDomain:
     matching: FeatureMatching
     on_prompt: PromptActivations
     opened: OpenGraphs
+    exports: FeatureExports
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class _Known:
         return sorted({token_id for window in windows for token_id in window.token_ids})
 
 
-class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs):
+class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs):
     """
     Answers the RPCs on features.
 
@@ -88,7 +92,8 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs):
         self.runner, self.work = runner, work
         self.indexing, self.queries = domain.indexing, domain.queries
         self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
-        self.indexes = domain.queries.indexes
+        self.indexes, self.exports = domain.queries.indexes, domain.exports
+        self.turns = Turns()
 
     async def GetFeature(self, request: service_pb2.GetFeatureRequest, context: Context) -> service_pb2.Feature:
         transcoder, layer, index = converting.feature_place(request.name)

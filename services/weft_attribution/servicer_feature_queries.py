@@ -2,6 +2,7 @@
 """The RPCs of FeatureService that find features: by figures, words, tokens, a text, a graph, another transcoder."""
 
 import asyncio
+import re
 
 import grpc.aio
 from google.protobuf import field_mask_pb2
@@ -14,6 +15,7 @@ from weft_attribution.core.feature_index.queries import FeatureQueries, FoundFea
 from weft_attribution.core.graph_features import graph_features
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
+from weft_attribution.core.question_turns import Turns
 from weft_attribution.naming import graph_id_of
 from weft_common.errors import InvalidArgumentError
 from weft_common.pages import paginate
@@ -23,6 +25,7 @@ __all__ = ["QueryRpcs"]
 
 Context = grpc.aio.ServicerContext[object, object]
 _MAX_TOKEN_TEXT = 100
+_PLACE = re.compile(r"[0-9]{1,9}")
 
 
 class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
@@ -33,6 +36,7 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
     on_prompt: PromptActivations
     opened: OpenGraphs
     runner: ModelRunner
+    turns: Turns
 
     async def ListFeatures(
         self, request: queries_pb2.ListFeaturesRequest, context: Context
@@ -106,7 +110,8 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
             tuple(sorted({(layer, index) for _, layer, index in places})),
             request.max_features,
         )
-        answer = await self.on_prompt.find(question)
+        async with self.turns.taken():
+            answer = await self.on_prompt.find(question)
         labels = await asyncio.to_thread(self.queries.labels.labels, transcoder)
         response = queries_pb2.GetActivationsOnPromptResponse(
             tokens=[token.text for token in answer.tokens],
@@ -160,21 +165,22 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
     ) -> queries_pb2.MatchFeaturesResponse:
         transcoder = parse_name(request.transcoder, "transcoders", field="transcoder")
         other = parse_name(request.other, "transcoders", field="other")
-        if request.page_token and not request.page_token.isdecimal():
+        if request.page_token and not _PLACE.fullmatch(request.page_token):
             raise InvalidArgumentError(
                 "page_token is not one that a list call returned; leave it empty to begin at the first page",
                 field="page_token",
             )
-        matches, following = await asyncio.to_thread(
-            lambda: self.matching.page(
-                transcoder,
-                other,
-                request.layer,
-                min_cosine=request.min_cosine,
-                page_size=request.page_size,
-                first=int(request.page_token or 0),
+        async with self.turns.taken():
+            matches, following = await asyncio.to_thread(
+                lambda: self.matching.page(
+                    transcoder,
+                    other,
+                    request.layer,
+                    min_cosine=request.min_cosine,
+                    page_size=request.page_size,
+                    first=int(request.page_token or 0),
+                )
             )
-        )
         return queries_pb2.MatchFeaturesResponse(
             matches=[
                 queries_pb2.FeatureMatch(

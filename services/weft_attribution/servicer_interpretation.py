@@ -210,7 +210,7 @@ class InterpretationWork:
         source, places = await asyncio.to_thread(self._opened, request)
         settings = self._score_settings(request)
         scorer = Scorer(source, self._labels, _Texts(self._runner, source.model), settings)
-        await asyncio.to_thread(scorer.read_labels, places)
+        await scorer.read_labels(places)
         asker = self._asker(context, request, source.transcoder)
 
         async def recall(place: Place) -> None:

@@ -73,6 +73,12 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
             raise ValueError(f"{variable} is no URL such as https://host/v1; give one, or unset it")
         if parts.username or parts.password or parts.query:
             raise ValueError(f"{variable} holds more than host and path; a key goes to {variable[:-3]}KEY")
+        key = "" if self.interpreter_key is None else self.interpreter_key.get_secret_value()
+        if not all(33 <= ord(character) <= 126 for character in key):
+            raise ValueError(
+                f"{variable[:-3]}KEY holds a blank, a line end or what no header can carry, as at the end of a file; "
+                "give the key alone"
+            )
         if not self.interpreter_model:
             raise ValueError(f"{variable} is set without a model; set {variable[:-3]}MODEL to one that it has")
         return self

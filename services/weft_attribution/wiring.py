@@ -11,6 +11,7 @@ from weft.features.v1 import labels_pb2, labels_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.faithfulness import FaithfulnessSweep
+from weft_attribution.core.feature_export.exporting import FeatureExports
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.labelled import LabelTable
 from weft_attribution.core.feature_index.matching import FeatureMatching
@@ -33,6 +34,7 @@ from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
+from weft_attribution.servicer_feature_export import EXPORT, ExportWork
 from weft_attribution.servicer_feature_index import INDEX, IndexWork
 from weft_attribution.servicer_interpretation import InterpretationWork, Interpreting
 from weft_attribution.servicer_labels import LabelServicer
@@ -88,16 +90,17 @@ async def registrations(
     steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
     batches = BatchWork(graphs)
     label_store = LabelStore(store)
-    indexes = OpenIndexes(store)
+    indexes = OpenIndexes(store, memory_bytes=memory_bytes)
     interpretation = InterpretationWork(store, indexes, label_store, runner, interpreting)
     features_of = FeatureDomain(
         FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers),
         FeatureQueries(indexes, LabelTable(StandingLabels(store))),
-        FeatureMatching(indexes),
+        FeatureMatching(indexes, memory_bytes=memory_bytes),
         PromptActivations(
             store, runner, models, indexes, max_prompt_tokens=max_prompt_tokens, memory_bytes=memory_bytes // 2
         ),
         opened,
+        FeatureExports(store, runner, models, indexes),
     )
     kinds = {
         KIND: GraphWork(graphs, observe).kind(),
@@ -105,6 +108,7 @@ async def registrations(
         BATCH: batches.kind(),
         **interpretation.kinds(),
         INDEX: IndexWork(features_of.indexing).kind(),
+        EXPORT: ExportWork(features_of.exports).kind(),
     }
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), kinds)
     frozen = FrozenGraphs(

@@ -9,7 +9,7 @@ from weft.activations.v1 import service_pb2 as activations_service
 from weft.attribution.v1 import batches_pb2, steering_pb2
 from weft.attribution.v1 import messages_pb2 as attribution
 from weft.cache.v1 import retention_pb2, service_pb2
-from weft.features.v1 import index_pb2, interpretation_pb2
+from weft.features.v1 import export_pb2, index_pb2, interpretation_pb2
 from weft.training.v1 import messages_pb2 as training
 from weft_common.errors import DataLossError
 
@@ -24,6 +24,8 @@ KINDS: dict[str, type[Message]] = {
         batches_pb2.GraphBatch,
         batches_pb2.GraphBatchMetadata,
         corpora_pb2.CorpusImportMetadata,
+        export_pb2.FeatureExport,
+        export_pb2.FeatureExportMetadata,
         interpretation_pb2.ExplainFeaturesResponse,
         interpretation_pb2.InterpretationMetadata,
         interpretation_pb2.ScoreFeaturesResponse,

@@ -215,9 +215,13 @@ class OperationManager:
             yield
         finally:
             looking.cancel()
-            beating.cancel()
-            await asyncio.gather(looking, beating, return_exceptions=True)
-            await self._let_go()
+            await asyncio.gather(looking, return_exceptions=True)
+            try:
+                # Work may take longer to end than its claim lasts: until then nobody else takes it up.
+                await self._let_go()
+            finally:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
 
     # ---- looking at the store ----
 

@@ -1,91 +1,33 @@
 """Features through gRPC, the client and the command: indexed, listed, found, on a text, in a graph, beside others."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from attribution_house import AttributionHouse, attribution_house
-from attribution_rig import load_transcoder, make_transcoder
+from attribution_rig import load_transcoder
 from google.longrunning import operations_pb2
-from index_rig import put_dataset
+from indexed_house import SETTINGS, Indexed, indexed_house
 
 from weft.features.v1 import index_pb2, queries_pb2
-from weft_attribution.core.feature_index.sequences import HarvestedSequences
+from weft_client.aio.calls import unary
 from weft_common.errors import (
     AlreadyExistsError,
     CancelledError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
 )
-
-SETTINGS = index_pb2.FeatureIndexSettings(window_tokens=6, num_top=4, num_sampled=6, num_quantiles=3, pool_windows=16)
-
-
-@dataclass
-class Texts:
-    """Sequences behind the dataset `d`."""
-
-    token_ids: list[np.ndarray]
-    fails: int = 0
-
-    async def sequences(self, dataset: str, *, held_out: bool, max_tokens: int) -> HarvestedSequences:
-        assert (dataset, held_out) == ("d", False)
-        skipped = [np.array([0])] * len(self.token_ids)
-        return HarvestedSequences("r1", self.token_ids, skipped, ())
-
-
-@dataclass
-class Indexed:
-    """A house with a dataset that is not indexed yet, and what every feature does on its text."""
-
-    house: AttributionHouse
-    texts: Texts
-    acts: list[np.ndarray]
-
-    @property
-    def features(self) -> Any:
-        return self.house.client.features
-
-    async def index(self, index_id: str = "i1", transcoder: str = "t") -> index_pb2.FeatureIndex:
-        operation = await self.features.index(transcoder, index_id, dataset="d", settings=SETTINGS)
-        found = await self.house.client.operations.wait(operation)
-        assert isinstance(found, index_pb2.FeatureIndex)
-        return found
-
-    async def names(self, found: Any) -> list[str]:
-        return [each.name.rpartition("/")[2] async for each in found]
-
-
-def activations(house: AttributionHouse, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """[tokens kept, features] by layer, in float64 from the model's own streams."""
-    tensors = load_transcoder(house.store, "t", 3)
-    found: list[list[np.ndarray]] = [[], [], []]
-    for ids in sequences:
-        streams = house.runner.reference.streams(ids.tolist())
-        for layer in range(3):
-            pre = streams[f"layers.{layer}.mlp_in"] @ tensors[f"W_enc_{layer}"].T + tensors[f"b_enc_{layer}"]
-            found[layer].append(((pre > tensors[f"threshold_{layer}"]) * pre).numpy()[1:])
-    return [np.concatenate(rows) for rows in found]
 
 
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Indexed]:
-    rng = np.random.default_rng(0)
-    texts = Texts([rng.integers(0, 40, 14) for _ in range(12)])
-    async with attribution_house(tmp_path, sequences=texts) as house:
-        make_transcoder(house.store, "u", house.runner.reference, seed=2)
-        inputs = []
-        for ids in texts.token_ids:
-            streams = house.runner.reference.streams(ids.tolist())
-            inputs.append(np.stack([streams[f"layers.{layer}.mlp_in"].numpy()[1:] for layer in range(3)]))
-        shards = [np.concatenate(inputs[at : at + 4], axis=1).astype(np.float32) for at in range(0, 12, 4)]
-        put_dataset(house.store, shards, revision="r1", shard_sequences=4)
-        yield Indexed(house, texts, activations(house, texts.token_ids))
+    async with indexed_house(tmp_path) as rig:
+        yield rig
 
 
 async def test_index_is_made_listed_and_answers(rig: Indexed) -> None:
@@ -286,6 +228,34 @@ async def test_activations_on_a_text_are_the_encoders(rig: Indexed) -> None:
     ):
         with pytest.raises(error):
             await rig.features.on_prompt("t", **arguments)
+
+
+async def test_questions_over_whole_transcoders_are_bounded(rig: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too much for one call, too many calls, and a page token that is a number without end: each says what to do."""
+    from weft_attribution.core.feature_index import on_prompt
+    from weft_attribution.core.question_turns import Turns
+
+    await rig.index()
+    for token in ("9" * 5000, "٣", "-1", "1e3"):
+        request = queries_pb2.MatchFeaturesRequest(transcoder="transcoders/t", other="transcoders/t", page_token=token)
+        with pytest.raises(InvalidArgumentError, match="page_token"):
+            await unary(rig.features._stub.MatchFeatures, request)
+    monkeypatch.setattr(on_prompt, "_MOST_PRODUCTS", 2 * 7 * 16 * 12)
+    with pytest.raises(InvalidArgumentError, match="name layers or features"):
+        await rig.features.on_prompt("t", "capital")
+    assert (await rig.features.on_prompt("t", "capital", layers=[1])).features
+    assert (await rig.features.on_prompt("t", "capital", features=[(0, 1), (1, 1), (2, 1)])).features
+    monkeypatch.setattr(Turns, "taken", _refusing)
+    with pytest.raises(ResourceExhaustedError):
+        await rig.features.on_prompt("t", "capital")
+    with pytest.raises(ResourceExhaustedError):
+        [each async for each in rig.features.match("t", "t", layer=0)]
+
+
+@asynccontextmanager
+async def _refusing(turns: Any) -> AsyncIterator[None]:
+    raise ResourceExhaustedError("busy")
+    yield
 
 
 async def test_features_of_a_graph_are_its_nodes(rig: Indexed) -> None:

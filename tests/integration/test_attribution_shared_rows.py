@@ -47,7 +47,13 @@ async def test_idle_replica_takes_the_rows_that_are_handed_out(tmp_path: Path, m
 
         found: dict[int, Any] = {}
         wanted: dict[int, Any] = {}
-        shared.sweep(rows, compute, lambda done, dense: found.update(zip(done.tolist(), dense, strict=True)), print)
+        shared.sweep(
+            rows,
+            compute,
+            lambda done, dense: found.update(zip(done.tolist(), dense, strict=True)),
+            print,
+            building.agrees,
+        )
         building.compute(rows, lambda done, dense: wanted.update(zip(done.tolist(), dense, strict=True)), print)
         assert shared.num_helped == len(rows) > 2 * PART
         np.testing.assert_allclose(

@@ -113,7 +113,17 @@ async def test_rejection_is_an_answer(server: InterpreterServer, interpreter: Op
     answer = await interpreter.ask(QUESTION, key="k", max_attempts=3)
     assert answer.outcome is Outcome.REJECTED
     assert "too long for ***" in answer.text
-    assert len(server.requests) == 1
+    assert answer.attempts == len(server.requests) == 1
+
+
+async def test_rejection_counts_what_was_sent_before_it(
+    server: InterpreterServer, interpreter: OpenAiInterpreter
+) -> None:
+    """A question that was sent again and then taken for wrong cost as many calls as were made."""
+    server.faults = [status(500), status(429, {"Retry-After": "0.01"}), status(422)]
+    answer = await interpreter.ask(QUESTION, key="k", max_attempts=5)
+    assert answer.outcome is Outcome.REJECTED
+    assert answer.attempts == len(server.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -135,13 +145,13 @@ async def test_refusal_is_an_answer(server: InterpreterServer, interpreter: Open
     [b"", b"<html>502</html>", b"[]", b"null", b'{"choices": []}', b'{"choices": [{"message": {"content": [1]}}]}',
      b'{"label": "x"}', b'"{\\"label\\": \\"x\\"}"', b"\xff\xfe", b"[" * 100_000, b'{"choices": [{"message": "x"}]}'],
 )  # fmt: skip
-async def test_nonsense_is_kept_and_is_no_label(
+async def test_nonsense_is_told_apart_and_is_no_label(
     server: InterpreterServer, interpreter: OpenAiInterpreter, body: bytes
 ) -> None:
-    """Whatever comes back with status 200 is an answer that was paid for, and none of it is a label."""
+    """What comes back with status 200 and is not of the protocol is no answer to keep, and none of it is a label."""
     server.always = raw(body)
     answer = await interpreter.ask(QUESTION, key="k", max_attempts=2)
-    assert answer.outcome is Outcome.ANSWERED
+    assert answer.outcome is Outcome.STRANGE
     assert read_label(answer.text) is None
     assert answer.question_tokens == -1
 
@@ -168,6 +178,7 @@ async def test_embeddings_come_in_the_order_of_the_texts(
     server.always = raw(b'{"data": [{"index": 0, "embedding": ["x"]}]}')
     answer = await interpreter.embed(Embedding("e", ("3",)), key="k", max_attempts=1)
     assert answer.text.startswith("not of OpenAI's protocol")
+    assert answer.outcome is Outcome.STRANGE
 
 
 async def test_key_is_not_logged(

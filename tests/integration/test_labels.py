@@ -69,6 +69,17 @@ async def test_wrong_requests_are_refused(house: AttributionHouse) -> None:
         await labels.set("t", layer=0, index=0, text="two\nlines")
 
 
+async def test_import_with_a_feature_twice_adds_nothing(house: AttributionHouse) -> None:
+    """Also where the two are sent in different calls; two origins are no repetition."""
+    labels = house.client.labels
+    many = [labels_pb2.Label(layer=n // 400, index=n % 400, text=f"{n}", origin=HUMAN) for n in range(1000)]
+    with pytest.raises(InvalidArgumentError, match="feature 0-7 stands in labels twice"):
+        await labels.add("t", [*many, labels_pb2.Label(layer=0, index=7, text="x", origin=HUMAN)])
+    assert not [each async for each in labels.list("t")]
+    some = [labels_pb2.Label(layer=0, index=7, text="x", origin=origin, explainer="m") for origin in (HUMAN, MODEL)]
+    assert (await labels.add("t", some)).num_added == 2
+
+
 async def test_command_takes_labels_out_and_in(house: AttributionHouse, tmp_path: Path) -> None:
     """An export gives labels back after they were withdrawn; markup is shown as text."""
     await house.text("labels", "set", "t", "0-1", HOSTILE, "--author", "somebody")

@@ -109,7 +109,7 @@ async def test_small_model_labels_and_scores_what_it_is_shown(url: str) -> None:
         prompts = {kind: load_prompt(kind.value) for kind in kinds}
         settings = ScoreSettings(kinds, MODEL, "", prompts, 5, structured=True, control=True)
         scorer = Scorer(source, labels, planted_texts(source), settings)
-        scorer.read_labels(places)
+        await scorer.read_labels(places)
         for place in places:
             await scorer.score(place, asker)
     spend = asker.budget.spend

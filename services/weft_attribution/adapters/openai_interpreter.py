@@ -24,6 +24,8 @@ _MAX_BYTES = 16 << 20
 _MAX_TOLD = 2_000
 # What the client waits for at most before it sends a question once more.
 _LONGEST_WAIT_S = 120.0
+# The client says in each request how many came before it.
+_RETRIES = "x-stainless-retry-count"
 _PASSING = frozenset({408, 409, 429})
 
 
@@ -85,7 +87,7 @@ class OpenAiInterpreter:
             found = None
         if found is None:
             told = body[:_MAX_TOLD].decode(errors="replace")
-            return Answer(Outcome.ANSWERED, self._bare(f"not of OpenAI's protocol: {told}"), attempts=attempts)
+            return Answer(Outcome.STRANGE, self._bare(f"not of OpenAI's protocol: {told}"), attempts=attempts)
         outcome, text, question_tokens, answer_tokens = found
         return Answer(outcome, self._bare(text), question_tokens, answer_tokens, attempts)
 
@@ -103,7 +105,8 @@ class OpenAiInterpreter:
                 f"the interpreter's endpoint has no such model or path (status {status}); look at "
                 "WEFT_ATTRIBUTION_INTERPRETER_URL, which usually ends in /v1, and at the model's name"
             ) from None
-        return Answer(Outcome.REJECTED, self._bare(f"status {status}: {error.message[:_MAX_TOLD]}"), 0, 0)
+        told = self._bare(f"status {status}: {error.message[:_MAX_TOLD]}")
+        return Answer(Outcome.REJECTED, told, 0, 0, 1 + int(error.request.headers.get(_RETRIES, "0")))
 
     def _bare(self, text: str) -> str:
         # Half of a character that needs two, where an answer was cut: no text that could be stored.

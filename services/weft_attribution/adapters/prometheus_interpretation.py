@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 __all__ = ["PrometheusInterpretation"]
 
-_RESULTS = ("answered", "refused", "rejected", "failed", "reused")
+_RESULTS = ("answered", "refused", "rejected", "strange", "failed", "reused")
 _SIDES = ("question", "answer")
 
 

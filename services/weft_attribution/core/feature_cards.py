@@ -1,7 +1,7 @@
 """
 What one feature reads and writes: norms of its decoders, and the logits that it moves by itself.
 
-Legend: S target layers, D d_model, V vocabulary.
+Legend: N directions, S target layers, D d_model, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,15 @@ from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import NotFoundError
 
-__all__ = ["FeatureCard", "TargetCard", "TokenWeights", "feature_logits", "name_tokens"]
+__all__ = [
+    "FeatureCard",
+    "TargetCard",
+    "TokenWeights",
+    "extreme_logits",
+    "feature_logits",
+    "logit_effects",
+    "name_tokens",
+]
 
 
 TokenWeights = tuple[tuple[Token, float], ...]
@@ -70,8 +78,8 @@ def feature_logits(
     bias, threshold = transcoder.encoder_scalars(layer, index)
     (rows,) = (rows for _, rows in transcoder.decoders(layer, np.array([index], dtype=np.int64)))
     decoder_SD = torch.from_numpy(rows[0].astype(np.float32))
-    top, bottom = _extremes(weights, decoder_SD.sum(dim=0, keepdim=True), num_logits)[0]
-    by_target = _extremes(weights, decoder_SD, num_logits) if with_targets else []
+    top, bottom = extreme_logits(logit_effects(weights, decoder_SD.sum(dim=0, keepdim=True)), num_logits)[0]
+    by_target = extreme_logits(logit_effects(weights, decoder_SD), num_logits) if with_targets else []
     return FeatureCard(
         decoder_norms=tuple(decoder_SD.norm(dim=1).tolist()),
         encoder_bias=bias,
@@ -82,13 +90,17 @@ def feature_logits(
     )
 
 
-def _extremes(weights: LinearWeights, written_SD: Tensor, num_logits: int) -> list[tuple[TokenWeights, TokenWeights]]:
-    """Highest and lowest logits of each of some directions, through the unembedding alone."""
-    effect_SV = weights.final_norm.fold(written_SD.to(weights.dtype)) @ weights.unembedding_VD.T
-    effect_SV -= effect_SV.mean(dim=1, keepdim=True)
-    count = min(num_logits, effect_SV.shape[1])
+def logit_effects(weights: LinearWeights, written_ND: Tensor) -> Tensor:
+    """What some directions do to each logit through the unembedding alone, less the mean over all logits: [N, V]."""
+    effect_NV = weights.final_norm.fold(written_ND.to(weights.dtype)) @ weights.unembedding_VD.T
+    return effect_NV - effect_NV.mean(dim=1, keepdim=True)
+
+
+def extreme_logits(effect_NV: Tensor, num_logits: int) -> list[tuple[TokenWeights, TokenWeights]]:
+    """Highest and lowest logits of each of some effects; the tokens have no text yet."""
+    count = min(num_logits, effect_NV.shape[1])
     found = []
-    for effect_V in effect_SV:
+    for effect_V in effect_NV:
         top, bottom = effect_V.topk(count), effect_V.topk(count, largest=False)
         found.append((_paired(top), _paired(bottom)))
     return found

@@ -17,15 +17,18 @@ from typing import Any
 from weft_attribution.core.ports import ModelInfo, Token
 from weft_attribution.core.records import GraphRequest, GraphSettings, graph_key, request_key, rows_key
 from weft_attribution.core.targets import Target
-from weft_common.errors import NotFoundError
+from weft_common.errors import DataLossError, InvalidArgumentError, NotFoundError
+from weft_common.logging import get_logger
 from weft_store.documents import encode_json, read_json
-from weft_store.port import ObjectStore
+from weft_store.port import ObjectStore, check_key
 
 __all__ = ["GraphCache"]
 
 Json = dict[str, Any]
 _ROWS_VERSION = 1
 _MOST_LOOKED_AT = 16
+_WANTED = {"statistics": dict, "json": dict, "tokens": list, "logits": list, "probabilities": list}
+_log = get_logger(__name__)
 
 
 class GraphCache:
@@ -68,7 +71,12 @@ class GraphCache:
     def find(self, key: str) -> Json | None:
         """The document of a finished graph made of the same, None where there is none."""
         for entry in islice(self._store.list(key), _MOST_LOOKED_AT):
-            found = self._read(entry.key)
+            try:
+                found = self._read(entry.key)
+            except (DataLossError, InvalidArgumentError, KeyError, TypeError, ValueError) as error:
+                # It only saves work: without it the graph is made anew.
+                _log.warning("cached_graph_passed_over", entry=entry.key, reason=repr(error))
+                continue
             if found is not None:
                 return found
         return None
@@ -79,7 +87,10 @@ class GraphCache:
             there = GraphRequest.from_json(read_json(self._store, request_key(named["graph_id"]))[0])
             if there.create_s != named["create_s"]:
                 return None
-            return {"graph_id": there.graph_id, **read_json(self._store, graph_key(there.graph_id))[0]}
+            document = read_json(self._store, graph_key(there.graph_id))[0]
+            if not all(isinstance(document[name], kind) for name, kind in _WANTED.items()):
+                raise DataLossError(f"{graph_key(there.graph_id)} is no graph; delete it")
+            return {"graph_id": there.graph_id, **document}
         except NotFoundError:
             # Not complete yet, or deleted.
             return None
@@ -94,10 +105,15 @@ class GraphCache:
     def forget(self, graph_id: str) -> None:
         """Delete a graph's entry, and last what says where it is."""
         try:
-            rows, _ = read_json(self._store, rows_key(graph_id))
+            made_of = str(read_json(self._store, rows_key(graph_id))[0]["made_of"])
+            check_key(_entry(made_of, graph_id))
         except NotFoundError:
             return
-        self._store.delete(_entry(rows["made_of"], graph_id))
+        except (DataLossError, InvalidArgumentError, KeyError) as error:
+            # The entry stays, and leads nowhere once its graph is gone.
+            _log.warning("cache_entry_not_found", graph=graph_id, reason=repr(error))
+        else:
+            self._store.delete(_entry(made_of, graph_id))
         self._store.delete(rows_key(graph_id))
 
 

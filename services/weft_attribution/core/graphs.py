@@ -47,6 +47,7 @@ from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import (
     AlreadyExistsError,
+    DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -349,8 +350,8 @@ class Graphs:
                 path = Path(folder) / "edges.safetensors"
                 self._store.get_to_file(edges_key(from_id), path)
                 self._store.put_file(edges_key(request.graph_id), path)
-        except (NotFoundError, FailedPreconditionError):
-            # Deleted since it was found.
+        except (NotFoundError, FailedPreconditionError, DataLossError):
+            # Deleted since it was found, or damaged: it is made anew.
             return None
         content, kept = self._pruned(
             request, opened.graph, opened.influence, settings.node_threshold, settings.edge_threshold

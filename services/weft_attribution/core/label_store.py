@@ -10,7 +10,8 @@ since a feature keeps a few revisions in it and older ones move out; one that st
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,6 +89,20 @@ class LabelStore:
             document = {}
         return _labels(document, place)
 
+    @staticmethod
+    def pages_of(places: Iterable[Place]) -> list[Place]:
+        """One feature for each page that some features are in, by layer and index."""
+        return list({_key("", place): place for place in sorted(places)}.values())
+
+    def page(self, transcoder: str, place: Place) -> list[LabelledFeature]:
+        """Everything in the page that a feature is in, by place."""
+        key = _key(transcoder, place)
+        try:
+            document, _ = read_json(self._store, key)
+        except NotFoundError:
+            return []
+        return self.page_labels(key, document)
+
     def add(self, transcoder: str, label: Label, *, etag: str = "") -> LabelledFeature:
         """
         Keep a label as the newest revision of its feature; one without text withdraws what its origin said.
@@ -95,7 +110,7 @@ class LabelStore:
         Args:
             transcoder: Id of the transcoder.
             label: A checked label, or one without text.
-            etag: What the feature's must be; empty for any.
+            etag: What the feature's must be; empty for any, 0 for there to be no label, withdrawn ones aside.
 
         Raises:
             ConflictError: The etag is another by now.
@@ -104,13 +119,10 @@ class LabelStore:
 
         def change(document: Document) -> Document:
             there = _labels(document, label.place)
-            if etag and etag != there.etag:
-                raise ConflictError(
-                    f"feature {_id(label.place)} is at etag {there.etag}, not {etag[:40]!r}: somebody else has said "
-                    "something meanwhile; read the label again and decide anew"
-                )
             if not label.text and there.label(label.origin) is None:
                 raise NotFoundError(f"feature {_id(label.place)} has no label of a {label.origin.value}")
+            if etag and etag != there.etag and not (etag == "0" and there.label() is None):
+                raise _conflict(there, etag)
             return self._with(transcoder, document, label)
 
         return _labels(self._change(_key(transcoder, label.place), change), label.place)
@@ -209,10 +221,28 @@ class LabelStore:
         while len(there) > REVISIONS_A_FEATURE:
             kept = {each.revision for each in (_last(there, origin) for origin in Origin) if each is not None}
             oldest = next(each for each in there if each.revision not in kept)
-            # The same bytes whoever writes them.
-            self._store.put(f"{_history(transcoder, label.place)}/{oldest.revision:06d}.json", _encoded(oldest))
+            self._move_out(f"{_history(transcoder, label.place)}/{oldest.revision:06d}.json", oldest)
             there.remove(oldest)
         return _put(document, label.place, there)
+
+    def _move_out(self, key: str, label: Label) -> None:
+        """
+        Write a revision down outside of its page.
+
+        Who read the page earlier, and will not be allowed to change it, may write later than who is: what has the
+        newer scores stays.
+        """
+        while True:
+            try:
+                create_json(self._store, key, label.to_json())
+                return
+            except AlreadyExistsError:
+                document, etag = read_json(self._store, key)
+            if _scored_s(Label.from_json(label.place, document)) >= _scored_s(label):
+                return
+            with suppress(ConflictError):
+                self._store.put(key, encode_json(label.to_json()), if_match=etag)
+                return
 
     def _change(self, key: str, change: Callable[[Document], Document]) -> Document:
         while True:
@@ -239,8 +269,21 @@ def _last(revisions: Sequence[Label], origin: Origin) -> Label | None:
     return next((each for each in reversed(revisions) if each.origin is origin), None)
 
 
-def _encoded(label: Label) -> bytes:
-    return encode_json(label.to_json())
+def _scored_s(label: Label) -> float:
+    """When its last score was made; 0 without one."""
+    return max((score.create_s for score in label.scores.values()), default=0.0)
+
+
+def _conflict(there: LabelledFeature, etag: str) -> ConflictError:
+    if there.revisions and there.label() is None:
+        return ConflictError(
+            f"the label of feature {_id(there.place)} was withdrawn, which is its etag {there.etag}, not "
+            f"{etag[:40]!r}; to label it anew give etag 0, its history shows what was said"
+        )
+    return ConflictError(
+        f"feature {_id(there.place)} is at etag {there.etag}, not {etag[:40]!r}: somebody else has said something "
+        "meanwhile; read the label again and decide anew"
+    )
 
 
 def _id(place: Place) -> str:

@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+# Float32 leaves a ten-thousandth at most; another model, prompt or transcoder leaves much more.
+_MOST_MISSING = 0.01
 _SHOWN_SHARE = 8
 """Of all features, one in so many is taken by rank, so that a graph is shown early."""
 
@@ -171,6 +173,8 @@ class Building:
             constant_R = target_constants(self._operator, self._targets, self._features.constant_LPD)
         self._constant_R, self._value_R = constant_R.double().numpy(), self._targets.value_N.double().numpy()
         self.table = NodeTable(len(self._features), weights.num_layers, positions, len(wanted))
+        features, logits = np.split(self._value_R, [len(self._features)])
+        self._size_R = np.concatenate([_sizes(features), _sizes(logits)])
         self._shared: SharedRows | None = None
         self._sum_R = np.zeros(len(self._targets.layer_N))
         self._taken_R = np.zeros(len(self._targets.layer_N), dtype=bool)
@@ -220,6 +224,11 @@ class Building:
         rows = np.flatnonzero(self._taken_R)
         return conservation_error(self._value_R[rows], self._sum_R[rows], self._constant_R[rows], num_logits=logits)
 
+    def agrees(self, rows: Array, sum_R: Array) -> bool:
+        """Whether rows that somebody else computed add up to what their targets' values and constants leave."""
+        missing = np.abs(self._value_R[rows] - sum_R - self._constant_R[rows])
+        return bool((missing <= _MOST_MISSING * self._size_R[rows]).all())
+
     def _next(self, scratch: EdgeScratch, count: int) -> Array:
         """The most influential features that have no row yet; all that are left where that is all."""
         left = np.flatnonzero(~self._taken_R[: self.num_active])
@@ -243,7 +252,7 @@ class Building:
         if self._shared is None:
             self.compute(rows, take, check)
         else:
-            self._shared.sweep(sweep_order(self._targets, rows), self.compute, take, check)
+            self._shared.sweep(sweep_order(self._targets, rows), self.compute, take, check, self.agrees)
         self._taken_R[rows] = True
 
     def compute(self, rows: Array, take: Callable[[Array, Array], None], check: Callable[[int], None]) -> None:
@@ -304,10 +313,17 @@ def conservation_error(value_R: Array, sum_R: Array, constant_R: Array, *, num_l
     for kind in (slice(0, len(value_R) - num_logits), slice(len(value_R) - num_logits, None)):
         value = value_R[kind]
         if len(value):
-            size = np.maximum(np.abs(value), np.sqrt(np.mean(value**2)))
             missing = np.abs(value - sum_R[kind] - constant_R[kind])
-            worst = max(worst, float(np.max(missing / np.maximum(size, np.finfo(np.float64).tiny))))
+            worst = max(worst, float(np.max(missing / _sizes(value))))
     return worst
+
+
+def _sizes(value_R: Array) -> Array:
+    """What a target's value is measured against: itself, or the root mean square of its kind where that is larger."""
+    if not len(value_R):
+        return value_R
+    size = np.maximum(np.abs(value_R), np.sqrt(np.mean(value_R**2)))
+    return np.asarray(np.maximum(size, np.finfo(np.float64).tiny))
 
 
 def _check_shapes(weights: LinearWeights, transcoder: TranscoderReader, capture: Capture) -> None:

@@ -39,6 +39,8 @@ Array = npt.NDArray[Any]
 Json = dict[str, Any]
 Take = Callable[[Array, Array], None]
 Compute = Callable[[Array, Take, Callable[[int], None]], None]
+Agrees = Callable[[Array, Array], bool]
+"""Given rows and the sums of their edges, whether these are what the targets' values leave for them."""
 ROOT = "graph-work/"
 _DENSE_ROWS = 64
 
@@ -101,7 +103,7 @@ class SharedRows:
         """Take all of it back."""
         _delete_below(self._store, self.prefix)
 
-    def sweep(self, rows: Array, compute: Compute, take: Take, check: Callable[[int], None]) -> None:
+    def sweep(self, rows: Array, compute: Compute, take: Take, check: Callable[[int], None], agrees: Agrees) -> None:
         """
         Compute rows, with whoever helps.
 
@@ -110,6 +112,7 @@ class SharedRows:
             compute: Computes some rows here, as `Building.compute` does.
             take: Given rows and their edges, once for every row.
             check: Called with the rows done; may raise to stop.
+            agrees: Asked of rows that others computed; those that do not agree are computed here.
         """
         parts = parts_of(rows, self._part_rows)
         number, done = self._round, 0
@@ -125,7 +128,7 @@ class SharedRows:
 
         def fetch(part: int) -> bool:
             nonlocal done
-            there = self._take_part(number, part, parts[part], take)
+            there = self._take_part(number, part, parts[part], take, agrees)
             done += len(parts[part]) * there
             return there
 
@@ -142,14 +145,17 @@ class SharedRows:
         if len(parts) > 1:
             self._store.delete(f"{self.prefix}rounds/{number:06}")
 
-    def _take_part(self, number: int, part: int, rows: Array, take: Take) -> bool:
-        """Take the rows that a helper wrote; False where they are not there, or not whole."""
+    def _take_part(self, number: int, part: int, rows: Array, take: Take, agrees: Agrees) -> bool:
+        """Take the rows that a helper wrote; False where they are not there, not whole, or of another graph."""
         try:
             found = load(self._store.get(_rows_key(self.prefix, number, part)))
             indptr, indices, values = found["indptr"], found["indices"], found["values"]
         except (NotFoundError, SafetensorError, KeyError):
             return False
         if not _is_whole(indptr, indices, values, len(rows), self._num_columns):
+            return False
+        pieces = np.split(values.astype(np.float64), indptr[1:-1])
+        if not agrees(rows, np.array([piece.sum() for piece in pieces])):
             return False
         for start in range(0, len(rows), _DENSE_ROWS):
             some = rows[start : start + _DENSE_ROWS]

@@ -5,24 +5,17 @@ from collections.abc import AsyncIterator, Sequence
 from google.longrunning import operations_pb2
 from google.protobuf import field_mask_pb2
 
-from weft.features.v1 import index_pb2, queries_pb2, service_pb2, service_pb2_grpc
+from weft.features.v1 import index_pb2, queries_pb2, service_pb2
 from weft_client.aio.calls import pages, unary
-from weft_client.aio.connection import AsyncConnection
+from weft_client.aio.feature_exports import AsyncFeatureExports
 from weft_client.names import full_name
 
 READ_S = 300.0
 """Deadline of what runs the model or goes over all features of a layer, in seconds."""
 
 
-class AsyncFeatures:
+class AsyncFeatures(AsyncFeatureExports):
     """What features read and write, where they are active, which are like them; served by the attribution service."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    @property
-    def _stub(self) -> "service_pb2_grpc.FeatureServiceAsyncStub":
-        return service_pb2_grpc.FeatureServiceStub(self._connection.channel("attribution"))
 
     async def get(
         self, transcoder: str, *, layer: int, index: int, num_logits: int = 10, fields: Sequence[str] = ()

@@ -9,6 +9,7 @@ from weft.features.v1 import interpretation_pb2, labels_pb2, labels_pb2_grpc, se
 from weft_client.aio.calls import pages, unary
 from weft_client.aio.connection import AsyncConnection
 from weft_client.names import full_name
+from weft_common.errors import InvalidArgumentError
 
 IMPORT_S = 300.0
 """Deadline of one call with many labels, in seconds."""
@@ -94,10 +95,13 @@ class AsyncLabels:
             transcoder: Id or name.
             labels: With layer, index, text and origin; `weft_client.label_files` reads them from files.
             validate_only: Check everything and change nothing.
+
+        Raises:
+            InvalidArgumentError: A feature has two labels of one origin; nothing was added.
         """
         parent = full_name("transcoders", transcoder)
         done = labels_pb2.ImportLabelsResponse()
-        for group in _groups(labels):
+        for group in _groups(_distinct(list(labels))):
             request = labels_pb2.ImportLabelsRequest(parent=parent, labels=group, validate_only=validate_only)
             part = await unary(self._stub.ImportLabels, request, timeout_s=IMPORT_S)
             done.num_added += part.num_added
@@ -172,6 +176,20 @@ class AsyncLabels:
 
 def _name(transcoder: str, layer: int, index: int) -> str:
     return f"{full_name('transcoders', transcoder)}/features/{layer}-{index}/label"
+
+
+def _distinct(labels: Sequence[labels_pb2.Label]) -> Sequence[labels_pb2.Label]:
+    """The labels, looked at before the first is sent; a service sees those of one call alone."""
+    seen: set[tuple[int, int, int]] = set()
+    for label in labels:
+        place = label.layer, label.index, label.origin
+        if place in seen:
+            raise InvalidArgumentError(
+                f"feature {label.layer}-{label.index} stands in labels twice with the same origin; give one of them",
+                field="labels",
+            )
+        seen.add(place)
+    return labels
 
 
 def _groups(labels: Iterable[labels_pb2.Label]) -> Iterable[Sequence[labels_pb2.Label]]:

@@ -16,6 +16,7 @@ from weft_client.cli import (
     dataset_care,
     dataset_files,
     datasets,
+    feature_exports,
     features,
     graph_attention,
     graph_batches,
@@ -92,6 +93,9 @@ app.add_typer(datasets.app, name="datasets")
 runs.app.command("log")(tracking.log_run)
 app.add_typer(runs.app, name="runs")
 app.add_typer(transcoders.app, name="transcoders")
+features.app.command("export")(feature_exports.export_features)
+features.app.command("exports")(feature_exports.list_exports)
+features.app.command("delete-export")(feature_exports.delete_export)
 app.add_typer(features.app, name="features")
 graphs.app.command("score")(graph_reading.score_part)
 graphs.app.command("paths")(graph_reading.find_paths)

@@ -6,24 +6,17 @@ from collections.abc import Iterator, Sequence
 from google.longrunning import operations_pb2
 from google.protobuf import field_mask_pb2
 
-from weft.features.v1 import index_pb2, queries_pb2, service_pb2, service_pb2_grpc
+from weft.features.v1 import index_pb2, queries_pb2, service_pb2
 from weft_client.names import full_name
 from weft_client.sync.calls import pages, unary
-from weft_client.sync.connection import Connection
+from weft_client.sync.feature_exports import FeatureExports
 
 READ_S = 300.0
 """Deadline of what runs the model or goes over all features of a layer, in seconds."""
 
 
-class Features:
+class Features(FeatureExports):
     """What features read and write, where they are active, which are like them; served by the attribution service."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    @property
-    def _stub(self) -> "service_pb2_grpc.FeatureServiceStub":
-        return service_pb2_grpc.FeatureServiceStub(self._connection.channel("attribution"))
 
     def get(
         self, transcoder: str, *, layer: int, index: int, num_logits: int = 10, fields: Sequence[str] = ()

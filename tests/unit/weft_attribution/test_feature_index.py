@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from threading import Thread
 from types import SimpleNamespace
@@ -11,12 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_rig import IndexRig
+from structlog.testing import capture_logs
 
+from weft_attribution.core.feature_index import matching as matching_module
+from weft_attribution.core.feature_index import opened as opened_module
+from weft_attribution.core.feature_index import text
+from weft_attribution.core.feature_index.building import IndexBuilder, part_features
 from weft_attribution.core.feature_index.gathering import NUM_BINS, PartState, bin_edges, histogram_bins
+from weft_attribution.core.feature_index.hashing import draw
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
+from weft_attribution.core.feature_index.matching import FeatureMatching
 from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
 from weft_attribution.core.feature_index.settings import IndexRequest
 from weft_attribution.core.feature_index.tables import Bytes, Table, write_table
@@ -25,9 +34,11 @@ from weft_attribution.core.feature_ports import Window
 from weft_common.errors import (
     AlreadyExistsError,
     CancelledError,
+    DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
 )
 from weft_store.opening import open_store
 from weft_store.port import ObjectStore
@@ -482,3 +493,155 @@ def test_table_reads_only_the_row_groups_asked_for() -> None:
     assert row["raw"] == data[3210, :2].tobytes()
     assert table.rows(240, 260, ["row"]).column("row").to_pylist() == list(range(240, 260))
     assert table.num_rows == 4000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    left_out=st.sets(st.integers(0, 200), max_size=30),
+    count=st.integers(1, 60),
+    width=st.integers(4, 9),
+    seed=st.integers(0, 5),
+    at_once=st.integers(1, 50),
+)
+def test_draws_by_pieces_are_those_of_all_at_once(
+    lengths: list[int], left_out: set[int], count: int, width: int, seed: int, at_once: int
+) -> None:
+    """Positions and tiles with the smallest draws of all, however few are looked at at a time."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    kept = np.array([position not in left_out for position in range(starts[-1])])
+    kept[starts[:-1]] = False
+    made = text.Text(np.zeros(len(kept), np.uint32), starts, kept)
+    positions = np.flatnonzero(kept)
+    wanted = sorted(positions[np.argsort(draw(seed, 0x72, positions), kind="stable")[:count]].tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_DRAWN_AT_ONCE", at_once)
+        assert text.draw_positions(made, count, seed).tolist() == wanted
+    spans = [
+        (start, min(start + width, high), start == low)
+        for low, high in pairwise(starts.tolist())
+        for start in range(low, high, width)
+    ]
+    whole = [
+        number
+        for number, (low, high, is_first) in enumerate(spans)
+        if high - low == width and kept[low:high].sum() >= width - is_first
+    ]
+    candidates = np.array(whole or list(range(len(spans))))
+    order = np.argsort(draw(seed, 0x71, candidates), kind="stable")[:count]
+    assert text.draw_tiles(made, width, count, seed).tolist() == sorted(candidates[order].tolist())
+
+
+def test_parts_make_room_for_encoders_and_layers_are_written_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide model leaves less room for features; of layers that are gathered at once one is written at a time."""
+    rig = IndexRig.make(open_store("memory://"), num_layers=4)
+    request = rig.request()
+    one = PartState.bytes_of_one(request.settings)
+    room = 5 * 2048 * one
+    assert part_features(request, room, 1, 0) == 5 * 2048
+    assert part_features(request, room, 1, one // 8) == 2 * 2048
+    written, at_once, most = IndexBuilder._written, [], []
+
+    def watched(self: IndexBuilder, layer: int, parts: Any) -> bytes:
+        at_once.append(layer)
+        most.append(len(at_once))
+        made = written(self, layer, parts)
+        at_once.remove(layer)
+        return made
+
+    monkeypatch.setattr(IndexBuilder, "_written", watched)
+    build(rig, request, workers=4)
+    assert most == [1, 1, 1, 1]
+    check_feature(rig, opened(rig), 3, 2, len(rig.token_ids))
+
+
+def test_decoder_that_is_no_number_is_nobodys_neighbour() -> None:
+    """It writes nothing that could be told; others have the neighbours that they have without it."""
+    rig = IndexRig.make(open_store("memory://"), num_features=12)
+    broken = rig.decoders[0].copy()
+    broken[3, 1, 2], broken[7, 0, 0] = np.nan, np.inf
+    zeroed = broken.copy()
+    zeroed[[3, 7]] = 0
+    found = []
+    for decoders in (zeroed, broken):
+        rig.store.put("transcoders/t/W_dec_0.safetensors", safetensors.numpy.save({"W_dec_0": decoders}))
+        index_id = f"i{len(found)}"
+        build(rig, rig.request(index_id))
+        index = OpenIndexes(rig.store).open("t")
+        assert index.index_id == index_id
+        found.append([index.row(0, feature) for feature in range(12)])
+    assert found[0] == found[1]
+    assert found[1][3].decoder_norms == (0.0, 0.0)
+    assert all(np.isfinite(cosine) for row in found[1] for _, cosine in row.neighbours)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"{}", b'{"request": {}, "create_s": 1}', None])
+def test_damaged_manifest_is_named_and_passed_over(damage: bytes | None) -> None:
+    """What is whole beside it answers; asked for by name it says that it is damaged."""
+    rig = IndexRig.make(open_store("memory://"))
+    for index_id in ("i1", "i2"):
+        build(rig, rig.request(index_id))
+    key = "features/t/index/i2/manifest.json"
+    if damage is None:
+        whole = json.loads(rig.store.get(key))
+        damage = json.dumps({**whole, "num_tokens": "many"}).encode()
+    rig.store.put(key, damage)
+    indexes = OpenIndexes(rig.store)
+    with capture_logs() as logs:
+        assert indexes.open("t").index_id == "i1"
+        assert [each["request"]["index_id"] for each in indexes.manifests("t")] == ["i1"]
+    assert {each["index"] for each in logs if each["event"] == "index_passed_over"} == {"transcoders/t/indexes/i2"}
+    with pytest.raises(DataLossError, match="i2"):
+        indexes.manifest("t", "i2")
+
+
+def test_what_is_kept_open_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes by their size, footers and transcoders by their number; what is asked for is there in any case."""
+    rig = IndexRig.make(open_store("memory://"), num_layers=3)
+    build(rig, rig.request())
+    for number in range(4):
+        for info in list(rig.store.list("transcoders/t/")):
+            rig.store.put(info.key.replace("/t/", f"/t{number}/"), rig.store.get(info.key))
+        for info in list(rig.store.list("features/t/")):
+            data = rig.store.get(info.key)
+            if info.key.endswith("manifest.json"):
+                document = json.loads(data)
+                document["request"]["transcoder"] = f"t{number}"
+                data = json.dumps(document).encode()
+            rig.store.put(info.key.replace("/t/", f"/t{number}/"), data)
+    monkeypatch.setattr(opened_module, "_OPEN_TABLES", 2)
+    monkeypatch.setattr(opened_module, "_KNOWN_TRANSCODERS", 3)
+    plenty, tight = OpenIndexes(rig.store), OpenIndexes(rig.store, memory_bytes=0)
+    for indexes, most in ((plenty, 2), (tight, 1)):
+        for number in range(4):
+            found = indexes.open(f"t{number}")
+            assert found.transcoder == f"t{number}"
+            assert indexes.open(f"t{number}") is found
+            for layer in (0, 1, 2, 0):
+                assert found.row(layer, 1) == opened(rig).row(layer, 1)
+            assert len(found._tables) == 2
+        assert len(indexes._open) == most
+        assert len(indexes._newest) == 3
+    assert plenty.open("t3").num_bytes >= sum(column.nbytes for column in plenty.open("t3").columns.values())
+
+
+def test_matches_end_a_page_after_so_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that go over a few rows each join to what one page has, and what does not fit into memory is refused."""
+    rig = IndexRig.make(open_store("memory://"), num_features=12)
+    build(rig, rig.request())
+    indexes = OpenIndexes(rig.store)
+    matching = FeatureMatching(indexes, memory_bytes=1 << 20)
+    whole, following = matching.page("t", "t", 0, min_cosine=0.1, page_size=100, first=0)
+    assert following == 0
+    assert whole
+    monkeypatch.setattr(matching_module, "_ROWS", 5)
+    monkeypatch.setattr(matching_module, "_PRODUCTS_A_CALL", 1)
+    joined, first, pages = [], 0, 0
+    while pages == 0 or first:
+        part, first = matching.page("t", "t", 0, min_cosine=0.1, page_size=100, first=first)
+        joined, pages = [*joined, *part], pages + 1
+    assert pages == 3
+    assert [replace(each, cosine=0.0) for each in joined] == [replace(each, cosine=0.0) for each in whole]
+    assert [each.cosine for each in joined] == pytest.approx([each.cosine for each in whole])
+    with pytest.raises(ResourceExhaustedError, match="WEFT_ATTRIBUTION_MEMORY_BYTES"):
+        FeatureMatching(indexes, memory_bytes=300).page("t", "t", 0, min_cosine=0, page_size=0, first=0)

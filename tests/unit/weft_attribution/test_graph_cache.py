@@ -2,19 +2,21 @@
 
 from typing import Any, cast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interleaving import Program, take_turns
 
 from weft_attribution.core.graph_cache import GraphCache
 from weft_attribution.core.graphs import Graphs
-from weft_attribution.core.records import GraphRequest, GraphSettings, graph_key, request_key
+from weft_attribution.core.records import GraphRequest, GraphSettings, graph_key, request_key, rows_key
 from weft_common.errors import NotFoundError
 from weft_store import ObjectStore
 from weft_store.adapters.memory import MemoryObjectStore
 from weft_store.documents import create_json, encode_json
 
 KEY = "graph-cache/0123/"
+WHOLE: dict[str, Any] = {"statistics": {}, "json": {}, "tokens": [], "logits": [], "probabilities": []}
 
 
 def asked(graph_id: str, create_s: float = 1.0) -> GraphRequest:
@@ -26,7 +28,7 @@ def make(store: ObjectStore, graph_id: str) -> None:
     request = asked(graph_id)
     create_json(store, request_key(graph_id), request.to_json())
     GraphCache(store).note(KEY, request)
-    store.put(graph_key(graph_id), encode_json({"rows": graph_id}))
+    store.put(graph_key(graph_id), encode_json({"rows": graph_id, **WHOLE}))
 
 
 def delete(store: ObjectStore, graph_id: str) -> None:
@@ -95,3 +97,42 @@ def test_cache_looks_past_entries_that_are_not_complete() -> None:
     found = GraphCache(store).find(KEY)
     assert found is not None
     assert found["graph_id"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("key", "damage"),
+    [
+        (f"{KEY}a.json", b"{"),
+        (f"{KEY}a.json", b"[]"),
+        (f"{KEY}a.json", b"{}"),
+        (f"{KEY}a.json", b'{"graph_id": 7, "create_s": 1.0}'),
+        (request_key("a"), b"{"),
+        (request_key("a"), b'{"graph_id": "a"}'),
+        (graph_key("a"), b"\xff"),
+        (graph_key("a"), encode_json({**WHOLE, "statistics": 1})),
+    ],
+)
+def test_damaged_entry_hides_none_that_is_whole(key: str, damage: bytes) -> None:
+    """It only saves work: it is passed over, and where it is the only one the graph is made anew."""
+    store = MemoryObjectStore()
+    make(store, "a")
+    store.put(key, damage)
+    assert GraphCache(store).find(KEY) is None
+    make(store, "b")
+    found = GraphCache(store).find(KEY)
+    assert found is not None
+    assert found["graph_id"] == "b"
+
+
+@pytest.mark.parametrize("damage", [b"{", b"{}", b'{"made_of": "../x"}'])
+def test_graph_whose_place_in_the_cache_is_damaged_can_be_made_and_deleted(damage: bytes) -> None:
+    """What says where its entry is was overwritten: another note stands, and a deletion ends."""
+    store = MemoryObjectStore()
+    make(store, "a")
+    store.put(rows_key("a"), damage)
+    GraphCache(store).note("graph-cache/4567/", asked("a"))
+    assert GraphCache(store).find("graph-cache/4567/") is not None
+    store.put(rows_key("a"), damage)
+    delete(store, "a")
+    assert GraphCache(store).find(KEY) is None
+    assert not list(store.list("graphs/"))

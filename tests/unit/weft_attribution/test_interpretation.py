@@ -1,15 +1,19 @@
 """Explaining and scoring planted features: what the labels are worth, what is spent, what a crash costs."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rule_interpreter import LABELS, PLACES, PlantedSource, RuleBrain, planted_texts
 
 from weft_attribution.core.feature_ports import Examples, Window
 from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.budget import Budget, BudgetSpentError
+from weft_attribution.core.interpretation.examples import seeded
 from weft_attribution.core.interpretation.explaining import Explainer, ExplainSettings
 from weft_attribution.core.interpretation.journal import Journal
 from weft_attribution.core.interpretation.ports import (
@@ -21,7 +25,7 @@ from weft_attribution.core.interpretation.ports import (
 )
 from weft_attribution.core.interpretation.prompts import load_prompt
 from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings, shuffled
-from weft_attribution.core.label_store import LabelStore
+from weft_attribution.core.label_store import LabelledFeature, LabelStore
 from weft_attribution.core.labels import Label, Origin, Place, ScoreKind
 from weft_common.errors import DataLossError, InvalidArgumentError, UnavailableError
 from weft_store import ObjectStore, open_store
@@ -126,7 +130,7 @@ async def explain(explainer: Explainer, asker: Asker, places: Iterable[Place] = 
 
 
 async def score(scorer: Scorer, asker: Asker) -> None:
-    scorer.read_labels(FEATURES)
+    await scorer.read_labels(FEATURES)
     for place in FEATURES:
         await scorer.score(place, asker)
 
@@ -191,6 +195,98 @@ async def test_another_feature_s_label_is_always_another_text() -> None:
     assert shuffled({place: Label(place, "same") for place in FEATURES}) == {}
 
 
+@given(texts=st.lists(st.sampled_from(["a", "A", "b", "c"]), max_size=30))
+def test_shuffle_takes_the_next_label_with_other_words(texts: list[str]) -> None:
+    """As a walk along the shuffled order finds it, however many say the same."""
+    labels = {Place(0, index): Label(Place(0, index), text) for index, text in enumerate(texts)}
+    order = sorted(labels)
+    seeded("control", *order).shuffle(order)
+    wanted = {}
+    for at, place in enumerate(order):
+        others = [labels[each].text for each in (order[at + 1 :] + order[:at])]
+        different = [text for text in others if text.casefold() != labels[place].text.casefold()]
+        if different:
+            wanted[place] = different[0]
+    assert shuffled(labels) == wanted
+
+
+async def test_labels_are_read_page_by_page_and_reading_can_be_cancelled() -> None:
+    """Of a page with many features one read is made; work that is cancelled reads no further page."""
+    rig = Rig()
+    places = [Place(layer, index) for layer in range(6) for index in range(20)]
+    rig.labels.add_many("t", [Label(place, f"label {place.index % 7}", Origin.MODEL) for place in places])
+    scorer, reads = rig.scorer(control=True), []
+    page = rig.labels.page
+
+    def counted(transcoder: str, place: Place) -> list[LabelledFeature]:
+        reads.append(place.layer)
+        if len(reads) == 9:
+            asyncio.run_coroutine_threadsafe(stop(), loop).result()
+        return page(transcoder, place)
+
+    async def stop() -> None:
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    rig.labels.page = counted  # type: ignore[method-assign]
+    await scorer.read_labels(places[::-1])
+    assert reads == [0, 1, 2, 3, 4, 5]
+    assert {place: scorer._standing[place].text for place in places} == {
+        place: f"label {place.index % 7}" for place in places
+    }
+    task = asyncio.ensure_future(rig.scorer().read_labels(places))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert reads[6:] == [0, 1, 2]
+
+
+async def test_answer_that_is_not_of_the_protocol_is_asked_for_again() -> None:
+    """A page of some proxy is counted, and not kept: when the endpoint is back, the question is answered."""
+    rig, strange = Rig(), True
+
+    class Behind(FakeInterpreter):
+        async def ask(self, question: Question, *, key: str, max_attempts: int) -> Answer:
+            if strange:
+                self.asked.append(question)
+                return Answer(Outcome.STRANGE, "<html>log in</html>")
+            return await super().ask(question, key=key, max_attempts=max_attempts)
+
+    asker, explainer = rig.asker(Behind()), rig.explainer()
+    await explain(explainer, asker, FEATURES[:2])
+    spend = asker.budget.spend
+    assert (explainer.explained.unlabelled, spend.calls, spend.answered, spend.broken) == (2, 2, 2, 2)
+    assert (rig.counted.results["strange"], rig.counted.num_broken) == (2, 2)
+    assert not list(rig.store.list("features/t/answers/"))
+    strange = False
+    explainer = rig.explainer()
+    await explain(explainer, rig.asker(Behind()), FEATURES[:2])
+    assert explainer.explained.labelled == 2
+
+
+async def test_embeddings_are_asked_for_a_few_texts_at_a_time() -> None:
+    """However many lines there are, no answer holds more than sixteen vectors; the label's comes last."""
+    rig = Rig()
+    rig.labels.add("t", Label(FEATURES[0], "a digit"))
+    settings = ScoreSettings((ScoreKind.EMBEDDING,), "m", "e", {}, 40, structured=False, control=False)
+    scorer = Scorer(rig.source, rig.labels, planted_texts(rig.source), settings)
+    await scorer.read_labels(FEATURES)
+    questions = await scorer.questions(FEATURES[0])
+    sizes = [len(each.texts) for each in questions if isinstance(each, Embedding)]
+    assert sizes == [16] * 5 + [1]
+    asked: list[tuple[str, ...]] = []
+
+    class Embedder(FakeInterpreter):
+        async def embed(self, embedding: Embedding, *, key: str, max_attempts: int) -> Answer:
+            asked.append(embedding.texts)
+            digit = [float("digit" in text or any(map(str.isdigit, text))) for text in embedding.texts]
+            return Answer(Outcome.ANSWERED, json.dumps([[1.0, value] for value in digit]), 1, 0)
+
+    await scorer.score(FEATURES[0], rig.asker(Embedder()))
+    assert [len(texts) for texts in asked] == sizes
+    assert asked[-1] == ("a digit",)
+    assert scorer.scored.reports[ScoreKind.EMBEDDING].values == [1.0]
+
+
 @pytest.mark.parametrize("dies_after", [0, 1, 3, 7, 20, 33, 50])
 async def test_no_answer_is_paid_for_twice_after_a_crash(dies_after: int) -> None:
     """Killed after any number of answers and begun again: each question is answered once, and the spend is whole."""
@@ -215,7 +311,7 @@ async def test_no_answer_is_paid_for_twice_after_a_crash(dies_after: int) -> Non
         await asker.recall([question])
     await explain(explainer, asker)
     scorer = rig.scorer(control=True)
-    scorer.read_labels(FEATURES)
+    await scorer.read_labels(FEATURES)
     for place in FEATURES:
         await asker.recall(await scorer.questions(place))
     await score(scorer, asker)

@@ -34,6 +34,9 @@ def test_endpoint_is_taken_and_its_key_is_not_shown(monkeypatch: pytest.MonkeyPa
         ({"URL": "ftp://models.example", "MODEL": "m"}, "no URL"), ({"URL": "https:///v1", "MODEL": "m"}, "no URL"),
         ({"URL": "https://sk-secret@models.example/v1", "MODEL": "m"}, "INTERPRETER_KEY"),
         ({"URL": "https://models.example/v1?key=sk-secret", "MODEL": "m"}, "INTERPRETER_KEY"),
+        ({"URL": "https://models.example/v1", "MODEL": "m", "KEY": "sk-secret\n"}, "INTERPRETER_KEY"),
+        ({"URL": "https://models.example/v1", "MODEL": "m", "KEY": "sk-secret sk-secret"}, "INTERPRETER_KEY"),
+        ({"URL": "https://models.example/v1", "MODEL": "m", "KEY": "sk-secret\u00e9"}, "INTERPRETER_KEY"),
         ({"CONCURRENCY": "0"}, "INTERPRETER_CONCURRENCY"), ({"TIMEOUT_S": "0"}, "INTERPRETER_TIMEOUT_S"),
     ],
 )  # fmt: skip

@@ -1,15 +1,16 @@
 """Labels in a bucket: whose stands, what is kept, and writers that meet or are killed."""
 
 import json
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from interleaving import Program, take_turns
 
 from weft_attribution.core.label_store import REVISIONS_A_FEATURE, LabelStore
-from weft_attribution.core.labels import MAX_TEXT, Label, Origin, Place, check_label
+from weft_attribution.core.labels import MAX_TEXT, Label, Origin, Place, Score, ScoreKind, check_label
 from weft_common.errors import ConflictError, DataLossError, InvalidArgumentError, NotFoundError
 from weft_store import ObjectStore, open_store
 from weft_store.documents import read_json
@@ -118,6 +119,46 @@ def test_change_on_an_old_etag_is_refused() -> None:
         with pytest.raises(ConflictError, match="read the label again"):
             labels.add("t", label("three"), etag=etag)
     assert [each.text for each in labels.history("t", FEATURE)] == ["two", "one"]
+
+
+def test_withdrawn_label_is_no_label() -> None:
+    """`0` is right after it, an older etag is told what has happened, and what is gone is not withdrawn again."""
+    labels = LabelStore(open_store("memory://"))
+    first = labels.add("t", label("one"))
+    labels.add("t", label(""), etag=first.etag)
+    with pytest.raises(ConflictError, match=r"was withdrawn.*give etag 0"):
+        labels.add("t", label("two"), etag=first.etag)
+    with pytest.raises(NotFoundError, match="no label of a human"):
+        labels.add("t", label(""), etag=first.etag)
+    assert labels.add("t", label("two"), etag="0").etag == "3"
+    with pytest.raises(ConflictError, match="read the label again"):
+        labels.add("t", label("three"), etag="0")
+
+
+@given(turns=st.lists(st.integers(0, 2), max_size=16))
+@example(turns=[0, 0, 2, 2, 2, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+@settings(max_examples=150, deadline=None)
+def test_scores_of_a_revision_that_moves_out_are_not_lost(turns: list[int]) -> None:
+    """Two writers push a revision out of its page while it is scored: a score that was kept is in the history."""
+    store = open_store("memory://")
+    labels = LabelStore(store, clock=lambda: 1.0)
+    labels.add("t", label("scored", Origin.MODEL))
+    for number in range(REVISIONS_A_FEATURE - 1):
+        labels.add("t", label(f"said {number}"))
+    kept: list[bool] = []
+    score = Score(0.9, 0.8, 1.0, 10, 0, "m", "detection-1", "0")
+
+    def add(text: str) -> Callable[[ObjectStore], object]:
+        return lambda mine: LabelStore(mine, clock=lambda: 2.0).add("t", label(text, Origin.MODEL))
+
+    def keep(mine: ObjectStore) -> None:
+        scores = {ScoreKind.DETECTION: score}
+        kept.append(LabelStore(mine, clock=lambda: 3.0).add_scores("t", FEATURE, 1, scores))
+
+    take_turns([Program(store, add("a")), Program(store, add("b")), Program(store, keep)], turns, [], lambda: None)
+    history = {each.revision: each for each in labels.history("t", FEATURE)}
+    assert sorted(history) == list(range(1, REVISIONS_A_FEATURE + 3))
+    assert (ScoreKind.DETECTION in history[1].scores) == kept[0]
 
 
 def test_import_again_changes_nothing() -> None:

@@ -132,10 +132,13 @@ def _rows(columns: list[int], values: list[float], num_rows: int = PART) -> byte
         _rows([0, 1, 2, -1], [1.0] * 4),
         _rows([0, 1, 2, 3], [1.0, 1.0, 1.0, float("nan")]),
         save({"indptr": np.zeros(PART + 1, "<i8")}),
+        # Whole, and of another graph: their edges do not add up to what the targets have.
+        _rows([0, 1, 2, 3], [1e3, -1e3, 2e3, 5e3]),
+        _rows([], []),
     ],
 )
-def test_rows_that_are_not_whole_are_computed_again(place: Place, data: bytes) -> None:
-    """Cut short, of columns that there are not, or no numbers: the graph is what it is alone."""
+def test_rows_that_are_not_whole_or_another_graphs_are_computed_again(place: Place, data: bytes) -> None:
+    """Cut short, of columns that there are not, no numbers or wrong ones: the graph is what it is alone."""
 
     def during(shared: SharedRows, done: int) -> None:
         for info in list(place.store.list(f"{shared.prefix}rounds/")):
@@ -222,7 +225,7 @@ def test_every_row_is_taken_once_whatever_the_order(
         shared = SharedRows(bucket, "g", parts, COLUMNS)
         bucket.put(f"{shared.prefix}problem.json", encode_json({"part_rows": parts, "num_columns": COLUMNS}))
         done: list[int] = []
-        shared.sweep(rows, compute, take, done.append)
+        shared.sweep(rows, compute, take, done.append, lambda rows, sums: True)
         assert done == sorted(done)
         assert done[-1] == count
         shared.close()

@@ -209,6 +209,38 @@ async def test_beating_manager_keeps_its_work(store: MemoryOperationStore, stack
     assert runs == [NAME]
 
 
+async def test_work_that_ends_slowly_is_not_taken_up_meanwhile(store: MemoryOperationStore) -> None:
+    """A manager that stops beats on while its work comes to an end, however long; then another goes on."""
+    at_once, most, runs, ended = 0, 0, 0, asyncio.Event()
+
+    async def slow_to_end(context: OperationContext) -> Message:
+        nonlocal at_once, most, runs
+        at_once, runs = at_once + 1, runs + 1
+        most = max(most, at_once)
+        try:
+            if runs > 1:
+                return context.request
+            await asyncio.Event().wait()
+        finally:
+            if runs == 1:
+                # Three leases: an answer that is paid for is waited for.
+                await asyncio.sleep(0.9)
+                ended.set()
+            at_once -= 1
+        raise AssertionError("unreachable")
+
+    first, second = (manager(store, slow_to_end, lease_s=0.3) for _ in range(2))
+    async with AsyncExitStack() as outer, AsyncExitStack() as inner:
+        await inner.enter_async_context(first.run())
+        await start(first)
+        await until(lambda: runs == 1)
+        await outer.enter_async_context(second.run())
+        await inner.aclose()
+        assert ended.is_set()
+        await done(second)
+    assert (most, runs) == (1, 2)
+
+
 async def test_manager_that_cannot_beat_stops_its_work(store: MemoryOperationStore) -> None:
     """Who cannot renew its claim for a lease stops by itself, before another's run and its own overlap for long."""
     stopped = asyncio.Event()

@@ -241,7 +241,7 @@ class UpdateLabelRequest(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """`etag` of the label that this is to follow, or `0` where there must be none yet; empty follows whatever there is."""
+    """`etag` of the label that this is to follow, or `0` where there must be none, withdrawn ones aside; empty follows whatever there is."""
     @_builtins.property
     def label(self) -> Global___Label:
         """Name, text and who says it; without an origin it is a person. A person's label is taken by all as what stands."""

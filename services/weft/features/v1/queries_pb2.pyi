@@ -480,7 +480,9 @@ class MatchFeaturesResponse(_message.Message):
     """Asks for the next page; empty after the last."""
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureMatch]:
-        """By index of the first transcoder's feature; those without a match are left out."""
+        """By index of the first transcoder's feature; those without a match are left out. There may be fewer than a page has, even none, before
+        the last page: one call goes over so many features at most.
+        """
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from weft.features.v1 import export_pb2 as weft_dot_features_dot_v1_dot_export__pb2
 from weft.features.v1 import index_pb2 as weft_dot_features_dot_v1_dot_index__pb2
 from weft.features.v1 import interpretation_pb2 as weft_dot_features_dot_v1_dot_interpretation__pb2
 from weft.features.v1 import queries_pb2 as weft_dot_features_dot_v1_dot_queries__pb2
@@ -94,6 +95,31 @@ class FeatureServiceStub:
                 request_serializer=weft_dot_features_dot_v1_dot_interpretation__pb2.ScoreFeaturesRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.ExportFeatures = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ExportFeatures',
+                request_serializer=weft_dot_features_dot_v1_dot_export__pb2.ExportFeaturesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetFeatureExport = channel.unary_unary(
+                '/weft.features.v1.FeatureService/GetFeatureExport',
+                request_serializer=weft_dot_features_dot_v1_dot_export__pb2.GetFeatureExportRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_export__pb2.FeatureExport.FromString,
+                _registered_method=True)
+        self.ListFeatureExports = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ListFeatureExports',
+                request_serializer=weft_dot_features_dot_v1_dot_export__pb2.ListFeatureExportsRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ListFeatureExportsResponse.FromString,
+                _registered_method=True)
+        self.ReadFeatureExport = channel.unary_stream(
+                '/weft.features.v1.FeatureService/ReadFeatureExport',
+                request_serializer=weft_dot_features_dot_v1_dot_export__pb2.ReadFeatureExportRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ReadFeatureExportResponse.FromString,
+                _registered_method=True)
+        self.DeleteFeatureExport = channel.unary_unary(
+                '/weft.features.v1.FeatureService/DeleteFeatureExport',
+                request_serializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
@@ -178,6 +204,42 @@ class FeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportFeatures(self, request, context):
+        """Writes what an index keeps of features as files that other tools read. Long work: metadata FeatureExportMetadata, response
+        FeatureExport. FAILED_PRECONDITION: the transcoder has no index. ALREADY_EXISTS: the id stands for another export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFeatureExport(self, request, context):
+        """Describes one export. NOT_FOUND: there is none, or it is not whole yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFeatureExports(self, request, context):
+        """Lists the whole exports of a transcoder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFeatureExport(self, request, context):
+        """Streams one file of an export. NOT_FOUND: it has no such file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteFeatureExport(self, request, context):
+        """Deletes an export and its files. FAILED_PRECONDITION: it is being made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -235,6 +297,31 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.ScoreFeatures,
                     request_deserializer=weft_dot_features_dot_v1_dot_interpretation__pb2.ScoreFeaturesRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ExportFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportFeatures,
+                    request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ExportFeaturesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetFeatureExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFeatureExport,
+                    request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.GetFeatureExportRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_export__pb2.FeatureExport.SerializeToString,
+            ),
+            'ListFeatureExports': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatureExports,
+                    request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ListFeatureExportsRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_export__pb2.ListFeatureExportsResponse.SerializeToString,
+            ),
+            'ReadFeatureExport': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadFeatureExport,
+                    request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ReadFeatureExportRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_export__pb2.ReadFeatureExportResponse.SerializeToString,
+            ),
+            'DeleteFeatureExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteFeatureExport,
+                    request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -535,6 +622,141 @@ class FeatureService:
             '/weft.features.v1.FeatureService/ScoreFeatures',
             weft_dot_features_dot_v1_dot_interpretation__pb2.ScoreFeaturesRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ExportFeatures',
+            weft_dot_features_dot_v1_dot_export__pb2.ExportFeaturesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFeatureExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/GetFeatureExport',
+            weft_dot_features_dot_v1_dot_export__pb2.GetFeatureExportRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_export__pb2.FeatureExport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatureExports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ListFeatureExports',
+            weft_dot_features_dot_v1_dot_export__pb2.ListFeatureExportsRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_export__pb2.ListFeatureExportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFeatureExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ReadFeatureExport',
+            weft_dot_features_dot_v1_dot_export__pb2.ReadFeatureExportRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_export__pb2.ReadFeatureExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteFeatureExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/DeleteFeatureExport',
+            weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.FromString,
             options,
             channel_credentials,
             insecure,

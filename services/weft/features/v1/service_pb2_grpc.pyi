@@ -6,6 +6,7 @@ Describes a transcoder's features. Served by the attribution service."""
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
+from weft.features.v1 import export_pb2 as _export_pb2
 from weft.features.v1 import index_pb2 as _index_pb2
 from weft.features.v1 import interpretation_pb2 as _interpretation_pb2
 from weft.features.v1 import queries_pb2 as _queries_pb2
@@ -61,6 +62,18 @@ class FeatureServiceStub:
     """Has a language model label features by their examples. Long work: metadata InterpretationMetadata, response ExplainFeaturesResponse. FAILED_PRECONDITION: no endpoint is set up, or the transcoder has no index."""
     ScoreFeatures: _grpc.UnaryUnaryMultiCallable[_interpretation_pb2.ScoreFeaturesRequest, _operations_pb2.Operation]
     """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
+    ExportFeatures: _grpc.UnaryUnaryMultiCallable[_export_pb2.ExportFeaturesRequest, _operations_pb2.Operation]
+    """Writes what an index keeps of features as files that other tools read. Long work: metadata FeatureExportMetadata, response
+    FeatureExport. FAILED_PRECONDITION: the transcoder has no index. ALREADY_EXISTS: the id stands for another export.
+    """
+    GetFeatureExport: _grpc.UnaryUnaryMultiCallable[_export_pb2.GetFeatureExportRequest, _export_pb2.FeatureExport]
+    """Describes one export. NOT_FOUND: there is none, or it is not whole yet."""
+    ListFeatureExports: _grpc.UnaryUnaryMultiCallable[_export_pb2.ListFeatureExportsRequest, _export_pb2.ListFeatureExportsResponse]
+    """Lists the whole exports of a transcoder."""
+    ReadFeatureExport: _grpc.UnaryStreamMultiCallable[_export_pb2.ReadFeatureExportRequest, _export_pb2.ReadFeatureExportResponse]
+    """Streams one file of an export. NOT_FOUND: it has no such file."""
+    DeleteFeatureExport: _grpc.UnaryUnaryMultiCallable[_export_pb2.DeleteFeatureExportRequest, _export_pb2.DeleteFeatureExportResponse]
+    """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
@@ -91,6 +104,18 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Has a language model label features by their examples. Long work: metadata InterpretationMetadata, response ExplainFeaturesResponse. FAILED_PRECONDITION: no endpoint is set up, or the transcoder has no index."""
     ScoreFeatures: _aio.UnaryUnaryMultiCallable[_interpretation_pb2.ScoreFeaturesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
+    ExportFeatures: _aio.UnaryUnaryMultiCallable[_export_pb2.ExportFeaturesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Writes what an index keeps of features as files that other tools read. Long work: metadata FeatureExportMetadata, response
+    FeatureExport. FAILED_PRECONDITION: the transcoder has no index. ALREADY_EXISTS: the id stands for another export.
+    """
+    GetFeatureExport: _aio.UnaryUnaryMultiCallable[_export_pb2.GetFeatureExportRequest, _export_pb2.FeatureExport]  # type: ignore[assignment]
+    """Describes one export. NOT_FOUND: there is none, or it is not whole yet."""
+    ListFeatureExports: _aio.UnaryUnaryMultiCallable[_export_pb2.ListFeatureExportsRequest, _export_pb2.ListFeatureExportsResponse]  # type: ignore[assignment]
+    """Lists the whole exports of a transcoder."""
+    ReadFeatureExport: _aio.UnaryStreamMultiCallable[_export_pb2.ReadFeatureExportRequest, _export_pb2.ReadFeatureExportResponse]  # type: ignore[assignment]
+    """Streams one file of an export. NOT_FOUND: it has no such file."""
+    DeleteFeatureExport: _aio.UnaryUnaryMultiCallable[_export_pb2.DeleteFeatureExportRequest, _export_pb2.DeleteFeatureExportResponse]  # type: ignore[assignment]
+    """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what features read and write, where they are active, and which are like others."""
@@ -184,5 +209,47 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
+
+    @_abc_1.abstractmethod
+    def ExportFeatures(
+        self,
+        request: _export_pb2.ExportFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Writes what an index keeps of features as files that other tools read. Long work: metadata FeatureExportMetadata, response
+        FeatureExport. FAILED_PRECONDITION: the transcoder has no index. ALREADY_EXISTS: the id stands for another export.
+        """
+
+    @_abc_1.abstractmethod
+    def GetFeatureExport(
+        self,
+        request: _export_pb2.GetFeatureExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_export_pb2.FeatureExport, _abc.Awaitable[_export_pb2.FeatureExport]]:
+        """Describes one export. NOT_FOUND: there is none, or it is not whole yet."""
+
+    @_abc_1.abstractmethod
+    def ListFeatureExports(
+        self,
+        request: _export_pb2.ListFeatureExportsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_export_pb2.ListFeatureExportsResponse, _abc.Awaitable[_export_pb2.ListFeatureExportsResponse]]:
+        """Lists the whole exports of a transcoder."""
+
+    @_abc_1.abstractmethod
+    def ReadFeatureExport(
+        self,
+        request: _export_pb2.ReadFeatureExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_export_pb2.ReadFeatureExportResponse], _abc.AsyncIterator[_export_pb2.ReadFeatureExportResponse]]:
+        """Streams one file of an export. NOT_FOUND: it has no such file."""
+
+    @_abc_1.abstractmethod
+    def DeleteFeatureExport(
+        self,
+        request: _export_pb2.DeleteFeatureExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_export_pb2.DeleteFeatureExportResponse, _abc.Awaitable[_export_pb2.DeleteFeatureExportResponse]]:
+        """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

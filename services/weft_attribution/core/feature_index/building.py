@@ -6,6 +6,7 @@ time, and when it is done, by conditional writes: a process that dies loses what
 on the same part none loses what the other has stored. All that is kept in the end depends on the request alone.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +39,10 @@ STORE_EVERY_S = 60.0
 """A part that goes on for so long is stored."""
 
 
-def part_features(request: IndexRequest, memory_bytes: int, workers: int) -> int:
+def part_features(request: IndexRequest, memory_bytes: int, workers: int, d_model: int) -> int:
     """Features of a part, so that `workers` of them hold `memory_bytes` together: a multiple of `CHUNK`."""
-    one = PartState.bytes_of_one(request.settings)
+    # Beside what is gathered of a feature its encoder row is held, as it was read and in float32.
+    one = PartState.bytes_of_one(request.settings) + 8 * d_model
     return max(1, memory_bytes // workers // one // CHUNK) * CHUNK
 
 
@@ -83,17 +85,20 @@ class IndexBuilder:
         self._store, self._request, self._dataset = store, request, dataset
         self._transcoder, self._text, self._spans = transcoder, text, spans
         self._num_layers, self._workers = num_layers, workers
-        self._part_features = part_features(request, memory_bytes, workers)
+        self._part_features = part_features(request, memory_bytes, workers, transcoder.encoder_shape(0)[1])
+        # A layer's file is put together in memory, beside all of its directions: one at a time.
+        self._writing = threading.Lock()
         self._bases = Bases(store)
         settings = request.settings
         self._tile_bases = text.tile_bases(settings.window_tokens)
         self._pool = draw_tiles(text, settings.window_tokens, settings.pool_windows, settings.seed)
         self._pairs = draw_positions(text, settings.coactivation_tokens, settings.seed)
         self._done: dict[_Part, float] = {}
+        self._stopped: list[BaseException] = []
 
     def build(self, progress: Progress) -> Mapping[str, Any]:
         """Do what is left to do and return the manifest; blocks."""
-        stopped: list[BaseException] = []
+        stopped = self._stopped = []
 
         def tell(part: _Part | None, share: float) -> None:
             if part is not None:
@@ -143,7 +148,11 @@ class IndexBuilder:
             with torch.no_grad():
                 for part in parts:
                     self._gather(part, tell)
-                self._store.put(key, self._written(layer, parts), if_absent=True)
+                with self._writing:
+                    # Who waited looks once more whether the work is to go on.
+                    if self._stopped:
+                        raise self._stopped[0]
+                    self._store.put(key, self._written(layer, parts), if_absent=True)
         except AlreadyExistsError:
             return
         except NotFoundError:

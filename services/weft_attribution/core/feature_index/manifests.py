@@ -17,7 +17,8 @@ from weft_attribution.core.feature_index.settings import IndexKeys, IndexRequest
 from weft_attribution.core.feature_index.tables import SUMMARY_ROWS, Table, write_table
 from weft_attribution.core.feature_index.text import Text
 from weft_attribution.core.transcoder import TranscoderReader
-from weft_common.errors import AlreadyExistsError, DataLossError
+from weft_common.errors import AlreadyExistsError, DataLossError, NotFoundError
+from weft_common.logging import get_logger
 from weft_store.documents import create_json, list_ids, read_json
 from weft_store.port import ObjectStore
 
@@ -25,6 +26,9 @@ __all__ = ["begin_index", "clear_states", "finish_index", "list_indexes", "read_
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
+_log = get_logger(__name__)
+# What is told of an index, beside how it was asked for.
+_COUNTS = ("d_model", "num_tokens", "num_sequences", "num_dead", "num_dense", "coactivation_tokens")
 
 
 def begin_index(store: ObjectStore, request: IndexRequest, mark: str) -> Json:
@@ -130,17 +134,29 @@ def read_manifest(store: ObjectStore, keys: IndexKeys) -> Json:
     manifest, _ = read_json(store, keys.manifest)
     try:
         IndexRequest.from_json(manifest["request"])
-        float(manifest["create_s"])
+        float(manifest["create_s"]), str(manifest["model"])
+        for count in (*(manifest[name] for name in _COUNTS), *(each["num_features"] for each in manifest["layers"])):
+            int(count)
     except (KeyError, TypeError, ValueError) as error:
         raise DataLossError(f"{keys.manifest} is damaged ({error!r}); index the transcoder again") from error
     return manifest
 
 
 def list_indexes(store: ObjectStore, transcoder: str, mark: str) -> list[Json]:
-    """The manifests of all whole indexes of a transcoder, as it is now, newest first."""
-    ids = list(list_ids(store, f"features/{transcoder}/index/", "/manifest.json"))
-    if not ids:
-        return []
-    found = [read_manifest(store, IndexKeys(transcoder, each)) for each in ids]
-    current = [manifest for manifest in found if manifest.get("transcoder_mark") == mark]
+    """
+    The manifests of all whole indexes of a transcoder, as it is now, newest first.
+
+    One that is damaged is named in the log and passed over, so that those beside it answer.
+    """
+    current = []
+    for each in list_ids(store, f"features/{transcoder}/index/", "/manifest.json"):
+        try:
+            manifest = read_manifest(store, IndexKeys(transcoder, each))
+        except NotFoundError:
+            continue
+        except DataLossError as error:
+            _log.warning("index_passed_over", index=f"transcoders/{transcoder}/indexes/{each}", reason=error.message)
+            continue
+        if manifest.get("transcoder_mark") == mark:
+            current.append(manifest)
     return sorted(current, key=lambda manifest: (-manifest["create_s"], manifest["request"]["index_id"]))

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from weft_attribution.core.feature_index.opened import OpenIndexes
-from weft_common.errors import InvalidArgumentError, NotFoundError
+from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_common.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 
 __all__ = ["FeatureMatching", "Match"]
 
 _ROWS = 1024
+_PRODUCTS_A_CALL = 1 << 37
+"""Multiplications of one call, some seconds of them; a page ends after those."""
 _DEFAULT_PAGE = 50
 _MAX_PAGE = 1000
 _DEFAULT_COSINE = 0.5
@@ -36,10 +38,11 @@ class FeatureMatching:
 
     Args:
         indexes: Whole indexes.
+        memory_bytes: What the directions of both layers may take.
     """
 
-    def __init__(self, indexes: OpenIndexes) -> None:
-        self._indexes = indexes
+    def __init__(self, indexes: OpenIndexes, *, memory_bytes: int) -> None:
+        self._indexes, self._memory_bytes = indexes, memory_bytes
 
     def page(
         self, transcoder: str, other: str, layer: int, *, min_cosine: float, page_size: int, first: int
@@ -47,7 +50,10 @@ class FeatureMatching:
         """
         Matches of the features from `first` on, and where the next page begins; 0 after the last. Blocks.
 
+        A page may have fewer than are asked for, since a call goes over so many features at most.
+
         Raises:
+            ResourceExhaustedError: The directions of these layers do not fit into memory.
             NotFoundError: No such transcoder or layer.
             FailedPreconditionError: One has no index.
             InvalidArgumentError: They are not of one model and size, or something is out of its range.
@@ -71,9 +77,12 @@ class FeatureMatching:
                 f"for models/{kinds[1][0]} of {kinds[1][1]}; decoders are alike only within one model",
                 field="other",
             )
+        self._check_size(mine, theirs, layer)
         unit_FD, unit_GD = (torch.from_numpy(each.directions(layer)) for each in (mine, theirs))
         found: list[Match] = []
-        while first < len(unit_FD) and len(found) < size:
+        most_rows = max(_ROWS, _PRODUCTS_A_CALL // max(1, unit_GD.numel()))
+        stop = min(len(unit_FD), first + most_rows)
+        while first < stop and len(found) < size:
             rows_fD = unit_FD[first : first + _ROWS]
             cosine_f, other_f = (rows_fD @ unit_GD.T).max(dim=1)
             chosen = (cosine_f >= least).nonzero().flatten()[: size - len(found)]
@@ -84,3 +93,11 @@ class FeatureMatching:
             ]
             first = found[-1].index + 1 if len(found) == size else first + len(rows_fD)
         return found, first if first < len(unit_FD) else 0
+
+    def _check_size(self, mine: OpenIndex, theirs: OpenIndex, layer: int) -> None:
+        needed = sum(4 * each.num_features(layer) * int(each.manifest["d_model"]) for each in (mine, theirs))
+        if needed > self._memory_bytes:
+            raise ResourceExhaustedError(
+                f"the decoders of layer {layer} of both transcoders take {needed >> 20} MiB, more than the "
+                f"{self._memory_bytes >> 20} MiB that are for them; raise WEFT_ATTRIBUTION_MEMORY_BYTES"
+            )

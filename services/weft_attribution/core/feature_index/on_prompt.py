@@ -30,6 +30,8 @@ Encoder = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 MAX_NAMED = 1000
 MAX_SHOWN = 10_000
 _DEFAULT_SHOWN = 100
+_MOST_PRODUCTS = 1 << 42
+"""About a minute of a processor."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,14 @@ class PromptAnswer:
 
 @dataclass(frozen=True)
 class _Found:
-    """A feature as it was found: how strong, and where."""
+    """A feature as it was found: where, its peak, and that over its largest in the index, 0 where that is not known."""
 
     layer: int
     index: int
     positions: Array
     values: Array
-    relative: float
+    peak: float
+    strength: float
 
 
 class PromptActivations:
@@ -138,6 +141,7 @@ class PromptActivations:
                 f"prompt has {len(tokens)} tokens; give 2 to {self._max_prompt_tokens}, the first has no features",
                 field="prompt",
             )
+        await asyncio.to_thread(_check_work, question, reader, layers, len(tokens))
         read = layers_read(reader, set(layers), info.num_layers)
         hooks = [f"layers.{layer}.{reader.manifest.input_hook}" for layer in read]
         capture = await self._runner.capture(model, [token.id for token in tokens], hooks)
@@ -163,7 +167,7 @@ class PromptActivations:
             wanted = named if question.features else None
             found += self._layer(reader, layer, stream_PD, first, wanted, index, counting)
         num_active = sum(len(each.positions) > 0 for each in found)
-        found.sort(key=lambda each: (-each.relative, each.layer, each.index))
+        found.sort(key=lambda each: (-each.strength, -each.peak, each.layer, each.index))
         shown = found if question.features else found[: question.max_features or _DEFAULT_SHOWN]
         return PromptAnswer(tokens, tuple(_shown(each, index) for each in shown), num_active)
 
@@ -207,11 +211,11 @@ class PromptActivations:
         for place in told:
             part = slice(int(bounds[place]), int(bounds[place + 1]))
             feature = int(wanted[place])
-            largest = 1.0
-            if index is not None and index.has(layer, feature):
-                largest = float(index.columns["largest"][index.number(layer, feature)]) or 1.0
             peak = float(value_N[part].max()) if part.stop > part.start else 0.0
-            found.append(_Found(layer, feature, position_N[part], value_N[part], peak / largest))
+            known = _largest(index, layer, feature)
+            # Where there is no index nothing is known of any, and the strongest is what fires most.
+            strength = peak if index is None else peak / known if known else 0.0
+            found.append(_Found(layer, feature, position_N[part], value_N[part], peak, strength))
         return found
 
     def _encoder(self, reader: TranscoderReader, layer: int, num_features: int) -> Encoder:
@@ -245,14 +249,38 @@ def _check(question: PromptQuestion) -> None:
         raise InvalidArgumentError("there are features and layers; give one or the other", field="layers")
 
 
+def _check_work(question: PromptQuestion, reader: TranscoderReader, layers: Sequence[int], num_tokens: int) -> None:
+    """
+    Refuse what would take minutes.
+
+    Raises:
+        InvalidArgumentError: It would.
+    """
+    # Features are counted among all of their layer, whichever are asked for.
+    by_name = bool(question.features) and not reader.manifest.top_k
+    shapes = [reader.encoder_shape(layer) for layer in layers]
+    rows = len(question.features) if by_name else sum(num_features for num_features, _ in shapes)
+    products = num_tokens * rows * max(d_model for _, d_model in shapes)
+    if products > _MOST_PRODUCTS:
+        raise InvalidArgumentError(
+            f"{rows} features on {num_tokens} tokens are {products:.1e} multiplications, more than the "
+            f"{_MOST_PRODUCTS:.1e} of one call; name layers or features, or give a shorter prompt",
+            field="prompt",
+        )
+
+
+def _largest(index: OpenIndex | None, layer: int, feature: int) -> float:
+    """A feature's largest activation in the index; 0 where it was never active there, or is not in it."""
+    if index is None or not index.has(layer, feature):
+        return 0.0
+    return max(0.0, float(index.columns["largest"][index.number(layer, feature)]))
+
+
 def _shown(found: _Found, index: OpenIndex | None) -> PromptFeature:
-    known = index is not None and index.has(found.layer, found.index)
-    if known and index is not None:
-        known = bool(index.columns["largest"][index.number(found.layer, found.index)] > 0)
     return PromptFeature(
         found.layer,
         found.index,
         tuple(found.positions.tolist()),
         tuple(found.values.tolist()),
-        found.relative if known else 0.0,
+        found.strength if index is not None else 0.0,
     )

@@ -8,7 +8,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,10 +18,9 @@ import numpy.typing as npt
 
 from weft_attribution.core.feature_index.hashing import draw
 from weft_attribution.core.feature_index.manifests import list_indexes, read_manifest
-from weft_attribution.core.feature_index.sequences import read_text
 from weft_attribution.core.feature_index.settings import IndexKeys, IndexRequest
+from weft_attribution.core.feature_index.stored_text import StoredText
 from weft_attribution.core.feature_index.tables import Table
-from weft_attribution.core.feature_index.text import draw_tiles, window_starts
 from weft_attribution.core.feature_ports import Examples, Window
 from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError
 from weft_store.port import ObjectStore
@@ -31,9 +30,12 @@ __all__ = ["FeatureRow", "OpenIndex", "OpenIndexes"]
 Array = npt.NDArray[Any]
 Json = Mapping[str, Any]
 _OPEN_INDEXES = 2
+_OPEN_TABLES = 16
+"""Files of layers whose footers, some megabytes each, are held."""
+_KNOWN_TRANSCODERS = 256
 _LOOK_S = 2.0
 _QUIET = 0x74
-_KEPT_TOKEN_BYTES = 64 << 20
+_EXAMPLE_COLUMNS = [f"{kind}_{part}" for kind in ("top", "sample") for part in ("positions", "peaks", "windows")]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class OpenIndex:
         layer_N: Layer of each feature; features are in order of layer and index.
         index_N: Index within its layer.
         columns: More by name, [N]: `num_active`, `mean`, `largest`, `norm`, `first_layer`, `last_layer`, `density`.
+        text: The text behind it.
     """
 
     def __init__(self, store: ObjectStore, manifest: Json) -> None:
@@ -80,7 +83,8 @@ class OpenIndex:
         self._first_L = np.concatenate([[0], np.cumsum(sizes)])
         if self._first_L[-1] != len(self.layer_N):
             raise DataLossError(f"{self._keys.summary} does not fit its manifest; index the transcoder again")
-        self._tables: dict[int, Table] = {}
+        self.text = StoredText(store, self._keys, self.request.settings)
+        self._tables: OrderedDict[int, Table] = OrderedDict()
         self._orders: dict[str, Array] = {}
         self._lock = threading.Lock()
 
@@ -106,9 +110,18 @@ class OpenIndex:
         return int(self.manifest["num_tokens"])
 
     @property
+    def num_bytes(self) -> int:
+        """What it may come to take once every order was asked for: its columns, and an order each way for each."""
+        return sum(column.nbytes for column in self.columns.values()) + 8 * len(self.columns) * len(self.layer_N)
+
+    @property
     def num_layers(self) -> int:
         """Layers of the transcoder."""
         return len(self._first_L) - 1
+
+    def num_features(self, layer: int) -> int:
+        """Features of a layer."""
+        return int(self._first_L[layer + 1] - self._first_L[layer])
 
     @cached_property
     def state_of_each(self) -> Array:
@@ -135,7 +148,7 @@ class OpenIndex:
 
     def has(self, layer: int, index: int) -> bool:
         """Whether there is such a feature."""
-        return 0 <= layer < self.num_layers and 0 <= index < self._first_L[layer + 1] - self._first_L[layer]
+        return 0 <= layer < self.num_layers and 0 <= index < self.num_features(layer)
 
     def number(self, layer: int, index: int) -> int:
         """
@@ -148,7 +161,7 @@ class OpenIndex:
             raise NotFoundError(
                 f"transcoders/{self.transcoder} has no layer {layer}; its layers are 0 to {self.num_layers - 1}"
             )
-        size = int(self._first_L[layer + 1] - self._first_L[layer])
+        size = self.num_features(layer)
         if not 0 <= index < size:
             raise NotFoundError(f"layer {layer} of transcoders/{self.transcoder} has no feature {index}; it has {size}")
         return int(self._first_L[layer]) + index
@@ -187,10 +200,21 @@ class OpenIndex:
     def examples(self, layer: int, index: int) -> Examples:
         """Windows where a feature is active."""
         number = self.number(layer, index)
-        names = [f"{kind}_{part}" for kind in ("top", "sample") for part in ("positions", "peaks", "windows")]
-        row = self._table(layer).row(index, names)
-        top = self._windows(row["top_positions"], row["top_peaks"], row["top_windows"], False)
-        sample = self._windows(row["sample_positions"], row["sample_peaks"], row["sample_windows"], True)
+        return self._examples(number, self._table(layer).row(index, _EXAMPLE_COLUMNS))
+
+    def many(self, layer: int, low: int, high: int) -> Iterator[tuple[tuple[int, ...], Examples]]:
+        """Histogram and windows of each feature from `low` to `high` of a layer, in one reading."""
+        first = self.number(layer, low)
+        rows = self._table(layer).rows(low, high, ["histogram", *_EXAMPLE_COLUMNS])
+        for place in range(high - low):
+            row = rows.slice(place, 1).to_pylist()[0]
+            yield tuple(row["histogram"]), self._examples(first + place, row)
+
+    def _examples(self, number: int, row: Mapping[str, Any]) -> Examples:
+        top = self.text.windows(row["top_positions"], row["top_peaks"], row["top_windows"], by_quantile=False)
+        sample = self.text.windows(
+            row["sample_positions"], row["sample_peaks"], row["sample_windows"], by_quantile=True
+        )
         return Examples(
             num_active=int(self.columns["num_active"][number]),
             num_tokens=self.num_tokens,
@@ -201,73 +225,23 @@ class OpenIndex:
     def quiet(self, layer: int, index: int, count: int) -> Sequence[Window]:
         """Windows in which a feature is nowhere active, another choice for each feature."""
         number = self.number(layer, index)
+        starts = self.text.pool_starts
         fired = np.frombuffer(self._table(layer).row(index, ["fired"])["fired"], np.uint8)
-        quiet = np.flatnonzero(np.unpackbits(fired, bitorder="little")[: len(self._pool_starts)] == 0)
+        quiet = np.flatnonzero(np.unpackbits(fired, bitorder="little")[: len(starts)] == 0)
         order = np.argsort(draw(self.request.settings.seed, _QUIET, number, quiet), kind="stable")
         found = []
-        for start in self._pool_starts[quiet[order[:count]]]:
-            sequence, first, ids = self._stretch(int(start))
+        for start in starts[quiet[order[:count]]]:
+            sequence, first, ids = self.text.stretch(int(start))
             found.append(Window(sequence, first, ids, (0.0,) * len(ids), 0.0, -1))
         return found
-
-    @cached_property
-    def _pool_starts(self) -> Array:
-        """Where the windows of the pool begin, by their bits."""
-        found = read_text(self._store, self._keys)
-        if found is None:
-            raise DataLossError(f"{self._keys.text('plan.json')} is gone; index the transcoder again")
-        text, settings = found[0], self.request.settings
-        tiles = draw_tiles(text, settings.window_tokens, settings.pool_windows, settings.seed)
-        bases_N = text.tile_bases(settings.window_tokens)
-        sequence = np.searchsorted(bases_N, tiles, side="right") - 1
-        return np.asarray(text.start_N[sequence] + (tiles - bases_N[sequence]) * settings.window_tokens)
-
-    @cached_property
-    def _starts(self) -> Array:
-        return np.frombuffer(self._store.get(self._keys.text("starts.bin")), "<i8")
-
-    @cached_property
-    def _tokens(self) -> Array | None:
-        """All tokens, where they are few enough to be kept."""
-        if int(self._starts[-1]) * 4 > _KEPT_TOKEN_BYTES:
-            return None
-        return np.frombuffer(self._store.get(self._keys.text("tokens.bin")), "<u4")
-
-    def _stretch(self, start: int) -> tuple[int, int, tuple[int, ...]]:
-        """Sequence, place in it, and tokens of the window that begins at a position."""
-        sequence = int(np.searchsorted(self._starts, start, side="right")) - 1
-        count = min(self.request.settings.window_tokens, int(self._starts[sequence + 1]) - start)
-        key = self._keys.text("tokens.bin")
-        if self._tokens is not None:
-            ids = self._tokens[start : start + count]
-        else:
-            ids = np.frombuffer(self._store.get(key, offset=4 * start, length=4 * count), "<u4")
-        if len(ids) != count:
-            raise DataLossError(f"{key} is cut short; index the transcoder again")
-        return sequence, start - int(self._starts[sequence]), tuple(ids.tolist())
-
-    def _windows(
-        self, positions: Sequence[int], peaks: Sequence[float], windows: Sequence[float], by_quantile: bool
-    ) -> tuple[Window, ...]:
-        settings = self.request.settings
-        position_K, peak_K = np.array(positions, np.int64), np.array(peaks, np.float32)
-        ratio_KW = np.array(windows, np.float32).reshape(len(position_K), settings.window_tokens)
-        start_K = window_starts(self._starts, position_K, settings.window_tokens) if len(position_K) else position_K
-        found = []
-        for place, (position, start) in enumerate(zip(position_K.tolist(), start_K.tolist(), strict=True)):
-            sequence, first, ids = self._stretch(start)
-            acts = ratio_KW[place, : len(ids)] * peak_K[place]
-            acts[position - start] = peak_K[place]
-            quantile = place * settings.num_quantiles // len(position_K) if by_quantile else -1
-            found.append(
-                Window(sequence, first, ids, tuple(acts.tolist()), float(peak_K[place]), position - start, quantile)
-            )
-        return tuple(found)
 
     def _table(self, layer: int) -> Table:
         with self._lock:
             if layer not in self._tables:
                 self._tables[layer] = Table(self._store, self._keys.layer(layer))
+                while len(self._tables) > _OPEN_TABLES:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(layer)
             return self._tables[layer]
 
 
@@ -277,12 +251,13 @@ class OpenIndexes:
 
     Args:
         store: The bucket.
+        memory_bytes: What those that are kept open may take; the last one asked for is kept in any case.
         look_s: For so long an answer to which one that is holds.
     """
 
-    def __init__(self, store: ObjectStore, *, look_s: float = _LOOK_S) -> None:
-        self._store, self._look_s = store, look_s
-        self._newest: dict[str, tuple[float, Json]] = {}
+    def __init__(self, store: ObjectStore, *, memory_bytes: int = 1 << 30, look_s: float = _LOOK_S) -> None:
+        self._store, self._memory_bytes, self._look_s = store, memory_bytes, look_s
+        self._newest: OrderedDict[str, tuple[float, Json]] = OrderedDict()
         self._open: OrderedDict[tuple[str, str, float], OpenIndex] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -318,9 +293,15 @@ class OpenIndexes:
         if seen is None or now - seen[0] > self._look_s:
             manifests = self.manifests(transcoder)
             if not manifests:
-                self._newest.pop(transcoder, None)
+                with self._lock:
+                    self._newest.pop(transcoder, None)
                 return None
-            self._newest[transcoder] = seen = now, manifests[0]
+            seen = now, manifests[0]
+            with self._lock:
+                self._newest[transcoder] = seen
+                self._newest.move_to_end(transcoder)
+                while len(self._newest) > _KNOWN_TRANSCODERS:
+                    self._newest.popitem(last=False)
         return self._opened(seen[1])
 
     def open(self, transcoder: str) -> OpenIndex:
@@ -338,7 +319,11 @@ class OpenIndexes:
         with self._lock:
             if key not in self._open:
                 self._open[key] = OpenIndex(self._store, manifest)
-                while len(self._open) > _OPEN_INDEXES:
+                while len(self._open) > 1 and self._is_too_much():
                     self._open.popitem(last=False)
             self._open.move_to_end(key)
             return self._open[key]
+
+    def _is_too_much(self) -> bool:
+        held = sum(each.num_bytes for each in self._open.values())
+        return len(self._open) > _OPEN_INDEXES or held > self._memory_bytes

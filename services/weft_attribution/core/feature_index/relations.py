@@ -31,7 +31,7 @@ class Decoders:
         norm_FS: Norm of the decoder by target layer, from the features' own on.
         first_F: First layer written to.
         last_F: Last layer written to.
-        direction_FD: The sum of its decoders, of length 1, float16; zero where there is none.
+        direction_FD: The sum of its decoders, of length 1, float16; zero where there is none, or what is no number.
     """
 
     norm_FS: Array
@@ -46,6 +46,8 @@ def read_decoders(transcoder: TranscoderReader, layer: int) -> Decoders:
     norms, directions = [], []
     for _, rows_FSD in transcoder.decoders(layer, np.arange(num_features, dtype=np.int64)):
         rows_FSD = rows_FSD.astype(np.float32, copy=False)
+        # One that holds what is no number writes nothing that could be told, and is nobody's neighbour.
+        rows_FSD = np.where(np.isfinite(rows_FSD).all(axis=(1, 2), keepdims=True), rows_FSD, np.float32(0))
         norms.append(np.sqrt(np.einsum("fsd,fsd->fs", rows_FSD, rows_FSD)))
         summed_FD = rows_FSD.sum(axis=1)
         length_F1 = np.linalg.norm(summed_FD, axis=1, keepdims=True)

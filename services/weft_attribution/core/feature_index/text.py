@@ -8,7 +8,7 @@ examples are not all of one sentence.
 Legend: P positions, N sequences, W tokens of a window.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 _POOL = 0x71
 _PAIRS = 0x72
 _BLOCK_POSITIONS = 1024
+_DRAWN_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def draw_tiles(text: Text, window_tokens: int, count: int, seed: int) -> Array:
     sequence = np.searchsorted(bases_N, tiles, side="right") - 1
     low = text.start_N[sequence] + (tiles - bases_N[sequence]) * window_tokens
     high = np.minimum(low + window_tokens, text.start_N[sequence + 1])
-    sums_P = np.concatenate([[0], np.cumsum(text.kept_P)])
-    whole = (sums_P[high] - sums_P[low] >= high - low - (tiles == bases_N[sequence])) & (high - low == window_tokens)
+    # Tiles lie side by side, so that each ends where the next one begins.
+    kept = np.add.reduceat(text.kept_P, low, dtype=np.int32) if len(low) else low
+    whole = (kept >= high - low - (tiles == bases_N[sequence])) & (high - low == window_tokens)
     candidates = tiles[whole] if whole.any() else tiles
     order = np.argsort(draw(seed, _POOL, candidates), kind="stable")
     return np.sort(candidates[order[:count]])
@@ -120,9 +122,24 @@ def draw_tiles(text: Text, window_tokens: int, count: int, seed: int) -> Array:
 
 def draw_positions(text: Text, count: int, seed: int) -> Array:
     """Kept positions, rising, on which it is counted what is active together."""
-    positions = np.flatnonzero(text.kept_P)
-    order = np.argsort(draw(seed, _PAIRS, positions), kind="stable")
-    return np.sort(positions[order[:count]])
+    return np.sort(_smallest(count, (np.flatnonzero(kept) + low for low, kept in _pieces(text.kept_P)), seed, _PAIRS))
+
+
+def _pieces(flags_P: Array) -> Iterator[tuple[int, Array]]:
+    for low in range(0, len(flags_P), _DRAWN_AT_ONCE):
+        yield low, flags_P[low : low + _DRAWN_AT_ONCE]
+
+
+def _smallest(count: int, pieces: Iterable[Array], seed: int, what: int) -> Array:
+    """Of all numbers those whose draws are the smallest, of equals the first; a piece in memory at a time."""
+    kept, drawn = np.zeros(0, np.int64), draw(seed, what, np.zeros(0, np.int64))
+    for numbers in pieces:
+        kept, drawn = np.concatenate([kept, numbers]), np.concatenate([drawn, draw(seed, what, numbers)])
+        order = np.argsort(drawn, kind="stable")[:count]
+        # In the order of numbers, so that among equals of the next round the first still comes first.
+        order.sort()
+        kept, drawn = kept[order], drawn[order]
+    return kept
 
 
 def align(

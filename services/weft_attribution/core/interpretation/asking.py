@@ -137,6 +137,10 @@ class Asker:
         if answer.outcome is Outcome.REJECTED:
             _LOG.warning("a question was rejected", purpose=purpose, reason=answer.text[:300])
             return answer
+        if answer.outcome is Outcome.STRANGE:
+            _LOG.warning("an answer is not of the protocol", purpose=purpose, answer=answer.text[:300])
+            self.broken()
+            return answer
         for wait_s in _KEEP_WAITS_S:
             try:
                 await asyncio.to_thread(self._journal.add, key, Entry(answer, self._operation), purpose)

@@ -50,7 +50,7 @@ class Spend:
         self.calls += answer.attempts
         self.question_tokens += answer.question_tokens if answer.question_tokens >= 0 else most_tokens
         self.answer_tokens += max(0, answer.answer_tokens)
-        self.answered += answer.outcome is Outcome.ANSWERED
+        self.answered += answer.outcome in (Outcome.ANSWERED, Outcome.STRANGE)
         self.refused += answer.outcome is Outcome.REFUSED
         self.rejected += answer.outcome is Outcome.REJECTED
 

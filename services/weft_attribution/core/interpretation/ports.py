@@ -24,6 +24,8 @@ class Outcome(StrEnum):
     """The model or its filter would not answer."""
     REJECTED = "rejected"
     """The endpoint takes the question for wrong, for example for too long; nothing was paid for."""
+    STRANGE = "strange"
+    """What came back is not of the protocol, such as a page of a proxy; it is not kept, so that it is asked again."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Observer(Protocol):
     """Counts what is spent, for metrics."""
 
     def call(self, result: str, question_tokens: int, answer_tokens: int) -> None:
-        """One question: `answered`, `refused`, `rejected`, `failed`, or `reused` where an answer was there already."""
+        """One question: an outcome, `failed`, or `reused` where an answer was there already."""
 
     def broken(self) -> None:
         """One answer that was not what was asked for."""

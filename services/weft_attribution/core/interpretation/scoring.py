@@ -37,6 +37,8 @@ __all__ = ["MIN_EXAMPLES", "KindReport", "ScoreSettings", "Scored", "Scorer", "s
 
 MIN_EXAMPLES = 4
 _INTRUDER_QUESTIONS = 10
+# Vectors of some thousand numbers: an answer stays far below what is read of one.
+_TEXTS_AN_EMBEDDING = 16
 _BY_FLAGS = (ScoreKind.DETECTION, ScoreKind.FUZZING)
 
 
@@ -109,13 +111,13 @@ def shuffled(labels: Mapping[Place, Label]) -> dict[Place, str]:
     """Another feature's label for each feature, always the same; none where all labels have the same words."""
     order = sorted(labels)
     seeded("control", *order).shuffle(order)
-    found = {}
-    for at, place in enumerate(order):
-        others = (labels[order[(at + step) % len(order)]].text for step in range(1, len(order)))
-        other = next((text for text in others if text.casefold() != labels[place].text.casefold()), None)
-        if other is not None:
-            found[place] = other
-    return found
+    words = [labels[place].text.casefold() for place in order]
+    # The next one with other words, found from the end on: of many that say the same each is looked at once.
+    following = [-1] * len(order)
+    for at in range(2 * len(order) - 2, -1, -1):
+        here, after = at % len(order), (at + 1) % len(order)
+        following[here] = after if words[after] != words[here] else following[after]
+    return {place: labels[order[other]].text for place, other in zip(order, following, strict=True) if other >= 0}
 
 
 class Scorer:
@@ -135,13 +137,16 @@ class Scorer:
         self._controls: dict[Place, str] = {}
         self.scored = Scored(reports={kind: KindReport() for kind in settings.kinds})
 
-    def read_labels(self, places: Sequence[Place]) -> None:
-        """Read the labels that stand; blocks. They are what is scored, whatever is said meanwhile."""
-        for place in places:
-            label = self._labels.get(self._source.transcoder, place).label()
-            if label is not None:
-                self._standing[place] = label
-        self._controls = shuffled(self._standing) if self._settings.control else {}
+    async def read_labels(self, places: Sequence[Place]) -> None:
+        """Read the labels that stand. They are what is scored, whatever is said meanwhile."""
+        wanted = set(places)
+        for page in LabelStore.pages_of(places):
+            # A page at a time, so that work that is cancelled ends.
+            for each in await asyncio.to_thread(self._labels.page, self._source.transcoder, page):
+                label = each.label() if each.place in wanted else None
+                if label is not None:
+                    self._standing[each.place] = label
+        self._controls = await asyncio.to_thread(shuffled, self._standing) if self._settings.control else {}
 
     async def questions(self, place: Place) -> list[Question | Embedding]:
         """Everything that is asked of a feature."""
@@ -234,8 +239,9 @@ class Scorer:
 
     def _embeddings(self, lines: "_Lines", label: str) -> list[Embedding]:
         model = self._settings.embedding_model
-        texts = tuple("".join(each.texts) for each in (*lines.active, *lines.silent))
-        return [Embedding(model, texts), Embedding(model, (label,))]
+        texts = ["".join(each.texts) for each in (*lines.active, *lines.silent)]
+        parts = [texts[low : low + _TEXTS_AN_EMBEDDING] for low in range(0, len(texts), _TEXTS_AN_EMBEDDING)]
+        return [*(Embedding(model, tuple(part)) for part in parts), Embedding(model, (label,))]
 
     def _score(self, kind: ScoreKind, estimate: Estimate, unanswered: int) -> Score:
         prompt = self._settings.prompts.get(kind)

@@ -1,0 +1,112 @@
+"""
+Features as SAEDashboard's batches, which Neuronpedia takes.
+
+Source: SAEDashboard at db4839a, `neuronpedia_converter.py` and `neuronpedia_dashboard.py`; Neuronpedia at ebb8426f.
+Deviations: what is measured beside a model's neurons is empty (alignment, correlated neurons and features), and so is
+`vector`, since a feature may write to many layers; dead features are in `skipped_indexes.json` alone.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from weft_attribution.core.feature_export.describing import Described, Group
+from weft_attribution.core.feature_export.rounding import rounded
+from weft_attribution.core.feature_export.settings import ExportRequest
+from weft_attribution.core.feature_index.opened import OpenIndex
+
+__all__ = ["SaeDashboardFiles"]
+
+_ACTIVATION_BARS = 50
+_EMPTY = (
+    "neuron_alignment_indices",
+    "neuron_alignment_values",
+    "neuron_alignment_l1",
+    "correlated_neurons_indices",
+    "correlated_neurons_l1",
+    "correlated_neurons_pearson",
+    "correlated_features_indices",
+    "correlated_features_l1",
+    "correlated_features_pearson",
+    "decoder_weights_dist",
+    "vector",
+)
+Json = dict[str, Any]
+
+
+class SaeDashboardFiles:
+    """
+    Writes batches.
+
+    Args:
+        request: The export, looked up.
+        index: What it is of.
+    """
+
+    def __init__(self, request: ExportRequest, index: OpenIndex) -> None:
+        self._request, self._index = request, index
+        num_sequences = int(index.manifest["num_sequences"])
+        self._source: Json = {
+            "n_prompts_total": num_sequences,
+            "n_tokens_in_prompt": round(index.num_tokens / max(1, num_sequences)),
+            "dataset": index.request.dataset,
+        }
+
+    def folder(self, layer: int) -> str:
+        """Where the files of a layer lie."""
+        return f"{layer}-{self._request.source_set}"
+
+    def batch(self, described: Sequence[Described], text_of: Mapping[int, str]) -> bytes:
+        """One file: some neighbouring features of a layer, without those that never fire."""
+        document = {
+            **self._whose(described[0].layer),
+            "sae_id_suffix": None,
+            "features": [self._feature(each, text_of) for each in described if each.activations.total],
+        }
+        return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+
+    def skipped(self, layer: int) -> bytes:
+        """The file that says which features of a layer are dead."""
+        here = self._index.layer_N == layer
+        dead = self._index.index_N[here & (self._index.columns["num_active"] == 0)]
+        document = {**self._whose(layer), "layer": str(layer), "skipped_indexes": dead.tolist()}
+        return json.dumps(document, separators=(",", ":")).encode()
+
+    def _whose(self, layer: int) -> Json:
+        return {"model_id": self._request.model_name, "layer": layer, "sae_set": self._request.source_set}
+
+    def _feature(self, each: Described, text_of: Mapping[int, str]) -> Json:
+        middles, heights = each.activations.bars(_ACTIVATION_BARS)
+        logit_middles, logit_heights = each.logit_bars
+        return {
+            "feature_index": each.index,
+            **{name: [] for name in _EMPTY},
+            "neg_str": [text_of[token.id] for token, _ in each.bottom],
+            "neg_values": rounded(value for _, value in each.bottom),
+            "pos_str": [text_of[token.id] for token, _ in each.top],
+            "pos_values": rounded(value for _, value in each.top),
+            "frac_nonzero": each.density,
+            "freq_hist_data_bar_values": rounded(middles.tolist()),
+            "freq_hist_data_bar_heights": rounded(heights.tolist()),
+            "logits_hist_data_bar_heights": logit_heights.tolist(),
+            "logits_hist_data_bar_values": rounded(logit_middles.tolist()),
+            **self._source,
+            "activations": [window for group in each.groups for window in _windows(each, group, text_of)],
+        }
+
+
+def _windows(each: Described, group: Group, text_of: Mapping[int, str]) -> Iterator[Json]:
+    # A group without bounds, as theirs, holds the strongest.
+    low, high, share = -1.0, each.activations.largest, -1.0
+    if group.quantile >= 0:
+        low, high = min(window.peak for window in group.windows), max(window.peak for window in group.windows)
+        share = each.activations.share_below(high) - each.activations.share_below(low)
+    for window in group.windows:
+        yield {
+            "bin_min": low,
+            "bin_max": high,
+            "bin_contains": share,
+            "tokens": [text_of[token] for token in window.token_ids],
+            "values": rounded(window.activations),
+            "qualifying_token_index": window.peak_at,
+        }

@@ -1,0 +1,144 @@
+"""
+The files of one export, written part by part; a part is some neighbouring features of a layer.
+
+Every part is an object of its own when it is written, so that work goes on after the last of them, wherever it stopped;
+memory holds one part.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from weft_attribution.core.feature_export import circuit_tracer
+from weft_attribution.core.feature_export.describing import Described
+from weft_attribution.core.feature_export.sae_dashboard import SaeDashboardFiles
+from weft_attribution.core.feature_export.settings import ExportRequest, features_a_part
+from weft_attribution.core.feature_index.opened import OpenIndex
+from weft_attribution.core.ports import ModelRunner
+from weft_store.port import ObjectStore
+
+__all__ = ["Progress", "TokenTexts", "Writing"]
+
+Progress = Callable[[int, int], None]
+_TOKENS_A_CALL = 10_000
+_KEPT_TEXTS = 300_000
+
+
+class Writing:
+    """
+    Writes the files of one export, or those that are left.
+
+    Args:
+        store: The bucket.
+        request: The export, looked up.
+        index: What it is of.
+        scratch: A folder; it holds one layer's file at a time.
+        part: Describes the features of a layer from one index to another, with the text of their tokens.
+        progress: Called with features that are written and all of them.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        request: ExportRequest,
+        index: OpenIndex,
+        scratch: Path,
+        part: Callable[[int, int, int], Awaitable[tuple[list[Described], dict[int, str]]]],
+        progress: Progress,
+    ) -> None:
+        self._store, self._request, self._index, self._scratch = store, request, index, scratch
+        self._part, self._progress, self._keys = part, progress, request.keys
+        self._size = features_a_part(index.request.settings)
+        self._done = 0
+        self.total = sum(index.num_features(layer) for layer in request.layers)
+
+    async def batches(self) -> None:
+        """SAEDashboard's files; a part is a file."""
+        files = SaeDashboardFiles(self._request, self._index)
+        there = await self._there(self._keys.files)
+        for layer in self._request.layers:
+            folder = f"{self._keys.files}{files.folder(layer)}/"
+            for number, (low, high) in enumerate(self._parts(layer)):
+                key = f"{folder}batch-{number}.json"
+                if key not in there:
+                    described, text_of = await self._part(layer, low, high)
+                    await asyncio.to_thread(self._put, key, partial(files.batch, described, text_of))
+                self._tell(high - low)
+            await asyncio.to_thread(self._put, f"{folder}skipped_indexes.json", partial(files.skipped, layer))
+
+    async def layers(self) -> None:
+        """circuit-tracer's files; parts are put together layer by layer."""
+        there = await self._there(self._keys.states)
+        request, settings = self._request, self._index.request.settings
+        for layer in request.layers:
+            lengths = self._lengths_key(layer)
+            parts = []
+            for low, high in self._parts(layer):
+                key = f"{self._keys.states}{layer}-{low}.part"
+                if lengths not in there and key not in there:
+                    described, text_of = await self._part(layer, low, high)
+                    data = partial(circuit_tracer.packed, request.transcoder, settings, described, text_of)
+                    await asyncio.to_thread(self._put, key, data)
+                parts.append(key)
+                self._tell(high - low)
+            if lengths not in there:
+                await asyncio.to_thread(self._join, layer, parts)
+        await asyncio.to_thread(self._put_index)
+
+    def _join(self, layer: int, parts: Sequence[str]) -> None:
+        """Make a layer's file of its parts, then write down what each feature takes, which says that it is there."""
+        path, lengths = self._scratch / "layer.bin", []
+        with path.open("wb") as file:
+            for key in parts:
+                data = self._store.get(key)
+                file.write(data)
+                lengths += circuit_tracer.lengths(data)
+        self._store.put_file(self._keys.files + circuit_tracer.layer_file(layer), path)
+        path.unlink()
+        # The parts stay until all is whole: whoever was given this work before may still be at it.
+        self._store.put(self._lengths_key(layer), np.array(lengths, "<u4").tobytes())
+
+    def _put_index(self) -> None:
+        lengths = {
+            layer: np.frombuffer(self._store.get(self._lengths_key(layer)), "<u4").tolist()
+            for layer in self._request.layers
+        }
+        self._store.put(self._keys.files + circuit_tracer.INDEX_FILE, circuit_tracer.index_file(lengths))
+
+    def _lengths_key(self, layer: int) -> str:
+        return f"{self._keys.states}{layer}.lengths"
+
+    def _parts(self, layer: int) -> Iterator[tuple[int, int]]:
+        count = self._index.num_features(layer)
+        for low in range(0, count, self._size):
+            yield low, min(low + self._size, count)
+
+    async def _there(self, prefix: str) -> set[str]:
+        return await asyncio.to_thread(lambda: {info.key for info in self._store.list(prefix)})
+
+    def _put(self, key: str, data: Callable[[], bytes]) -> None:
+        self._store.put(key, data())
+
+    def _tell(self, count: int) -> None:
+        self._done += count
+        self._progress(self._done, self.total)
+
+
+class TokenTexts:
+    """Tokens of one model as text; those of one part are asked for together."""
+
+    def __init__(self, runner: ModelRunner, model: str) -> None:
+        self._runner, self._model = runner, model
+        self._known: dict[int, str] = {}
+
+    async def __call__(self, token_ids: Sequence[int]) -> dict[int, str]:
+        if len(self._known) + len(token_ids) > _KEPT_TEXTS:
+            self._known = {}
+        missing = [token for token in token_ids if token not in self._known]
+        for low in range(0, len(missing), _TOKENS_A_CALL):
+            asked = missing[low : low + _TOKENS_A_CALL]
+            self._known.update(zip(asked, await self._runner.detokenize(self._model, asked), strict=True))
+        return {token: self._known[token] for token in token_ids}
