@@ -213,7 +213,12 @@ def _measure_queries(folder: Path, options: argparse.Namespace) -> dict[str, Any
 
     runner: Any = SimpleNamespace(detokenize=detokenize, tokenize=tokenize)
     domain: Any = SimpleNamespace(
-        indexing=None, queries=FeatureQueries(OpenIndexes(store), labels), matching=None, on_prompt=None, opened=None
+        indexing=None,
+        queries=FeatureQueries(OpenIndexes(store), labels),
+        matching=None,
+        on_prompt=None,
+        opened=None,
+        graphs=None,
     )
     nothing: Any = None
     assert set(FeatureDomain.__dataclass_fields__) == set(vars(domain))

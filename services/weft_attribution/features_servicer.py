@@ -9,6 +9,7 @@ import grpc.aio
 from weft.features.v1 import service_pb2
 from weft_attribution import converting_features as converting
 from weft_attribution.core.feature_cards import FeatureCard, feature_logits, name_tokens
+from weft_attribution.core.feature_graphs import FeatureGraphs
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.matching import FeatureMatching
 from weft_attribution.core.feature_index.on_prompt import PromptActivations
@@ -44,6 +45,7 @@ class FeatureDomain:
     matching: FeatureMatching
     on_prompt: PromptActivations
     opened: OpenGraphs
+    graphs: FeatureGraphs
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs):
         domain: FeatureDomain,
         work: OperationManager,
     ) -> None:
-        self._store, self._models = store, models
+        self.store, self._models = store, models
         self.runner, self.work = runner, work
         self.indexing, self.queries = domain.indexing, domain.queries
         self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
-        self.indexes = domain.queries.indexes
+        self.indexes, self.graphs = domain.queries.indexes, domain.graphs
 
     async def GetFeature(self, request: service_pb2.GetFeatureRequest, context: Context) -> service_pb2.Feature:
         transcoder, layer, index = converting.feature_place(request.name)
@@ -114,7 +116,7 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs):
         return converting.masked(feature, request.read_mask)
 
     def _read(self, transcoder: str, layer: int, index: int, num_logits: int, wanted: set[str]) -> _Known:
-        reader = TranscoderReader(self._store, transcoder)
+        reader = TranscoderReader(self.store, transcoder)
         model, card = reader.manifest.model, None
         opened = self.indexes.find(transcoder)
         if wanted & _CARD or opened is None:

@@ -11,6 +11,7 @@ from weft.features.v1 import labels_pb2, labels_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.faithfulness import FaithfulnessSweep
+from weft_attribution.core.feature_graphs import FeatureGraphs
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.labelled import LabelTable
 from weft_attribution.core.feature_index.matching import FeatureMatching
@@ -98,6 +99,7 @@ async def registrations(
             store, runner, models, indexes, max_prompt_tokens=max_prompt_tokens, memory_bytes=memory_bytes // 2
         ),
         opened,
+        FeatureGraphs(store, graphs.requests),
     )
     kinds = {
         KIND: GraphWork(graphs, observe).kind(),

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attribution_house import AttributionHouse, attribution_house
+from attribution_house import AttributionHouse
 from attribution_rig import load_transcoder, make_transcoder
 from google.longrunning import operations_pb2
-from index_rig import put_dataset
+from indexed_house import SETTINGS, Texts, index_features, indexed_house
 
 from weft.features.v1 import index_pb2, queries_pb2
-from weft_attribution.core.feature_index.sequences import HarvestedSequences
 from weft_common.errors import (
     AlreadyExistsError,
     CancelledError,
@@ -22,21 +21,6 @@ from weft_common.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-
-SETTINGS = index_pb2.FeatureIndexSettings(window_tokens=6, num_top=4, num_sampled=6, num_quantiles=3, pool_windows=16)
-
-
-@dataclass
-class Texts:
-    """Sequences behind the dataset `d`."""
-
-    token_ids: list[np.ndarray]
-    fails: int = 0
-
-    async def sequences(self, dataset: str, *, held_out: bool, max_tokens: int) -> HarvestedSequences:
-        assert (dataset, held_out) == ("d", False)
-        skipped = [np.array([0])] * len(self.token_ids)
-        return HarvestedSequences("r1", self.token_ids, skipped, ())
 
 
 @dataclass
@@ -52,10 +36,7 @@ class Indexed:
         return self.house.client.features
 
     async def index(self, index_id: str = "i1", transcoder: str = "t") -> index_pb2.FeatureIndex:
-        operation = await self.features.index(transcoder, index_id, dataset="d", settings=SETTINGS)
-        found = await self.house.client.operations.wait(operation)
-        assert isinstance(found, index_pb2.FeatureIndex)
-        return found
+        return await index_features(self.house, index_id, transcoder)
 
     async def names(self, found: Any) -> list[str]:
         return [each.name.rpartition("/")[2] async for each in found]
@@ -75,16 +56,8 @@ def activations(house: AttributionHouse, sequences: Sequence[np.ndarray]) -> lis
 
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Indexed]:
-    rng = np.random.default_rng(0)
-    texts = Texts([rng.integers(0, 40, 14) for _ in range(12)])
-    async with attribution_house(tmp_path, sequences=texts) as house:
+    async with indexed_house(tmp_path) as (house, texts):
         make_transcoder(house.store, "u", house.runner.reference, seed=2)
-        inputs = []
-        for ids in texts.token_ids:
-            streams = house.runner.reference.streams(ids.tolist())
-            inputs.append(np.stack([streams[f"layers.{layer}.mlp_in"].numpy()[1:] for layer in range(3)]))
-        shards = [np.concatenate(inputs[at : at + 4], axis=1).astype(np.float32) for at in range(0, 12, 4)]
-        put_dataset(house.store, shards, revision="r1", shard_sequences=4)
         yield Indexed(house, texts, activations(house, texts.token_ids))
 
 
@@ -306,6 +279,29 @@ async def test_features_of_a_graph_are_its_nodes(rig: Indexed) -> None:
     assert shares == sorted(shares, reverse=True)
     with pytest.raises(NotFoundError):
         [each async for each in rig.features.of_graph("absent")]
+    # And back: every feature of the graph, with its positions and activations there, tells the graph.
+    await rig.house.make("g2", prompt="ab")
+    for each in found:
+        place = {"layer": each.feature.layer, "index": each.feature.index}
+        graphs = [graph async for graph in rig.features.in_graphs("t", **place)]
+        told = {graph.graph: list(zip(graph.positions, graph.activations, strict=True)) for graph in graphs}
+        wanted = list(zip(each.positions, each.activations, strict=True))
+        assert [at for at, _ in told["graphs/g1"]] == [at for at, _ in wanted]
+        assert [value for _, value in told["graphs/g1"]] == pytest.approx([value for _, value in wanted], rel=1e-6)
+        assert graphs[-1].prompt == "capital"
+    # A feature that fires nowhere on the prompt stands in no graph of it; one of an unknown transcoder is told so.
+    silent = next((la, i) for la in range(3) for i in range(12) if (la, i) not in told_places(found))
+    graphs = [graph async for graph in rig.features.in_graphs("t", layer=silent[0], index=silent[1])]
+    assert "graphs/g1" not in [graph.graph for graph in graphs]
+    with pytest.raises(NotFoundError, match="no transcoder"):
+        [each async for each in rig.features.in_graphs("absent", layer=0, index=0)]
+    place = f"{found[0].feature.layer}-{found[0].feature.index}"
+    listed = await rig.house.json("features", "graphs", "t", place)
+    assert listed["graphs"][-1]["graph"] == "graphs/g1"
+
+
+def told_places(found: Sequence[Any]) -> set[tuple[int, int]]:
+    return {(each.feature.layer, each.feature.index) for each in found}
 
 
 async def test_matches_are_those_of_a_dense_cosine(rig: Indexed) -> None:

@@ -24,36 +24,37 @@ _sym_db = _symbol_database.Default()
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from weft.features.v1 import graphs_pb2 as weft_dot_features_dot_v1_dot_graphs__pb2
 from weft.features.v1 import index_pb2 as weft_dot_features_dot_v1_dot_index__pb2
 from weft.features.v1 import interpretation_pb2 as weft_dot_features_dot_v1_dot_interpretation__pb2
 from weft.features.v1 import queries_pb2 as weft_dot_features_dot_v1_dot_queries__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweft/features/v1/service.proto\x12\x10weft.features.v1\x1a#google/longrunning/operations.proto\x1a google/protobuf/field_mask.proto\x1a\x1cweft/features/v1/index.proto\x1a%weft/features/v1/interpretation.proto\x1a\x1eweft/features/v1/queries.proto\"d\n\x11GetFeatureRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_logits\x18\x02 \x01(\x05\x12-\n\tread_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\xed\x04\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\x05\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x15\n\rdecoder_norms\x18\x04 \x03(\x01\x12\x14\n\x0c\x65ncoder_bias\x18\x05 \x01(\x01\x12\x16\n\tthreshold\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x32\n\ntop_logits\x18\x07 \x03(\x0b\x32\x1e.weft.features.v1.FeatureLogit\x12\x35\n\rbottom_logits\x18\x08 \x03(\x0b\x32\x1e.weft.features.v1.FeatureLogit\x12\x37\n\nstatistics\x18\t \x01(\x0b\x32#.weft.features.v1.FeatureStatistics\x12\x32\n\x08\x65xamples\x18\n \x03(\x0b\x32 .weft.features.v1.FeatureExample\x12\x36\n\nneighbours\x18\x0b \x03(\x0b\x32\".weft.features.v1.FeatureNeighbour\x12\x32\n\x08partners\x18\x0c \x03(\x0b\x32 .weft.features.v1.FeaturePartner\x12.\n\x05label\x18\r \x01(\x0b\x32\x1f.weft.features.v1.StandingLabel\x12\x35\n\rtarget_logits\x18\x0e \x03(\x0b\x32\x1e.weft.features.v1.TargetLogits\x12\x38\n\x0equiet_examples\x18\x0f \x03(\x0b\x32 .weft.features.v1.FeatureExampleB\x0c\n\n_threshold\"\x88\x01\n\x0cTargetLogits\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x32\n\ntop_logits\x18\x02 \x03(\x0b\x32\x1e.weft.features.v1.FeatureLogit\x12\x35\n\rbottom_logits\x18\x03 \x03(\x0b\x32\x1e.weft.features.v1.FeatureLogit\"p\n\x14ListFeaturesResponse\x12+\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x19.weft.features.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\"\x8a\x01\n\x16SearchFeaturesResponse\x12\x30\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.FoundFeature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\"Q\n\x0c\x46oundFeature\x12*\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x19.weft.features.v1.Feature\x12\x15\n\rnum_stretches\x18\x02 \x01(\x05\"z\n\x19ListGraphFeaturesResponse\x12\x30\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.GraphFeature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\"u\n\x0cGraphFeature\x12*\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x19.weft.features.v1.Feature\x12\x11\n\tpositions\x18\x02 \x03(\x05\x12\x13\n\x0b\x61\x63tivations\x18\x03 \x03(\x01\x12\x11\n\tinfluence\x18\x04 \x01(\x01\">\n\x0c\x46\x65\x61tureLogit\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x32\xc9\x08\n\x0e\x46\x65\x61tureService\x12L\n\nGetFeature\x12#.weft.features.v1.GetFeatureRequest\x1a\x19.weft.features.v1.Feature\x12V\n\rIndexFeatures\x12&.weft.features.v1.IndexFeaturesRequest\x1a\x1d.google.longrunning.Operation\x12[\n\x0fGetFeatureIndex\x12(.weft.features.v1.GetFeatureIndexRequest\x1a\x1e.weft.features.v1.FeatureIndex\x12o\n\x12ListFeatureIndexes\x12+.weft.features.v1.ListFeatureIndexesRequest\x1a,.weft.features.v1.ListFeatureIndexesResponse\x12]\n\x0cListFeatures\x12%.weft.features.v1.ListFeaturesRequest\x1a&.weft.features.v1.ListFeaturesResponse\x12\x63\n\x0eSearchFeatures\x12\'.weft.features.v1.SearchFeaturesRequest\x1a(.weft.features.v1.SearchFeaturesResponse\x12{\n\x16GetActivationsOnPrompt\x12/.weft.features.v1.GetActivationsOnPromptRequest\x1a\x30.weft.features.v1.GetActivationsOnPromptResponse\x12l\n\x11ListGraphFeatures\x12*.weft.features.v1.ListGraphFeaturesRequest\x1a+.weft.features.v1.ListGraphFeaturesResponse\x12`\n\rMatchFeatures\x12&.weft.features.v1.MatchFeaturesRequest\x1a\'.weft.features.v1.MatchFeaturesResponse\x12Z\n\x0f\x45xplainFeatures\x12(.weft.features.v1.ExplainFeaturesRequest\x1a\x1d.google.longrunning.Operation\x12V\n\rScoreFeatures\x12&.weft.features.v1.ScoreFeaturesRequest\x1a\x1d.google.longrunning.Operationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweft/features/v1/service.proto\x12\x10weft.features.v1\x1a#google/longrunning/operations.proto\x1a google/protobuf/field_mask.proto\x1a\x1dweft/features/v1/graphs.proto\x1a\x1cweft/features/v1/index.proto\x1a%weft/features/v1/interpretation.proto\x1a\x1eweft/features/v1/queries.proto\"d\n\x11GetFeatureRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_logits\x18\x02 \x01(\x05\x12-\n\tread_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\xed\x04\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\x05\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x15\n\rdecoder_norms\x18\x04 \x03(\x01\x12\x14\n\x0c\x65ncoder_bias\x18\x05 \x01(\x01\x12\x16\n\tthreshold\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x32\n\ntop_logits\x18\x07 \x03(\x0b\x32\x1e.weft.features.v1.FeatureLogit\x12\x35\n\rbottom_logits\x18\x08 \x03(\x0b\x32\x1e.weft.features.v1.FeatureLogit\x12\x37\n\nstatistics\x18\t \x01(\x0b\x32#.weft.features.v1.FeatureStatistics\x12\x32\n\x08\x65xamples\x18\n \x03(\x0b\x32 .weft.features.v1.FeatureExample\x12\x36\n\nneighbours\x18\x0b \x03(\x0b\x32\".weft.features.v1.FeatureNeighbour\x12\x32\n\x08partners\x18\x0c \x03(\x0b\x32 .weft.features.v1.FeaturePartner\x12.\n\x05label\x18\r \x01(\x0b\x32\x1f.weft.features.v1.StandingLabel\x12\x35\n\rtarget_logits\x18\x0e \x03(\x0b\x32\x1e.weft.features.v1.TargetLogits\x12\x38\n\x0equiet_examples\x18\x0f \x03(\x0b\x32 .weft.features.v1.FeatureExampleB\x0c\n\n_threshold\"\x88\x01\n\x0cTargetLogits\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x32\n\ntop_logits\x18\x02 \x03(\x0b\x32\x1e.weft.features.v1.FeatureLogit\x12\x35\n\rbottom_logits\x18\x03 \x03(\x0b\x32\x1e.weft.features.v1.FeatureLogit\"p\n\x14ListFeaturesResponse\x12+\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x19.weft.features.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\"\x8a\x01\n\x16SearchFeaturesResponse\x12\x30\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.FoundFeature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\"Q\n\x0c\x46oundFeature\x12*\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x19.weft.features.v1.Feature\x12\x15\n\rnum_stretches\x18\x02 \x01(\x05\"z\n\x19ListGraphFeaturesResponse\x12\x30\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.GraphFeature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\"u\n\x0cGraphFeature\x12*\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x19.weft.features.v1.Feature\x12\x11\n\tpositions\x18\x02 \x03(\x05\x12\x13\n\x0b\x61\x63tivations\x18\x03 \x03(\x01\x12\x11\n\tinfluence\x18\x04 \x01(\x01\">\n\x0c\x46\x65\x61tureLogit\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x32\xb7\t\n\x0e\x46\x65\x61tureService\x12L\n\nGetFeature\x12#.weft.features.v1.GetFeatureRequest\x1a\x19.weft.features.v1.Feature\x12V\n\rIndexFeatures\x12&.weft.features.v1.IndexFeaturesRequest\x1a\x1d.google.longrunning.Operation\x12[\n\x0fGetFeatureIndex\x12(.weft.features.v1.GetFeatureIndexRequest\x1a\x1e.weft.features.v1.FeatureIndex\x12o\n\x12ListFeatureIndexes\x12+.weft.features.v1.ListFeatureIndexesRequest\x1a,.weft.features.v1.ListFeatureIndexesResponse\x12]\n\x0cListFeatures\x12%.weft.features.v1.ListFeaturesRequest\x1a&.weft.features.v1.ListFeaturesResponse\x12\x63\n\x0eSearchFeatures\x12\'.weft.features.v1.SearchFeaturesRequest\x1a(.weft.features.v1.SearchFeaturesResponse\x12{\n\x16GetActivationsOnPrompt\x12/.weft.features.v1.GetActivationsOnPromptRequest\x1a\x30.weft.features.v1.GetActivationsOnPromptResponse\x12l\n\x11ListGraphFeatures\x12*.weft.features.v1.ListGraphFeaturesRequest\x1a+.weft.features.v1.ListGraphFeaturesResponse\x12`\n\rMatchFeatures\x12&.weft.features.v1.MatchFeaturesRequest\x1a\'.weft.features.v1.MatchFeaturesResponse\x12Z\n\x0f\x45xplainFeatures\x12(.weft.features.v1.ExplainFeaturesRequest\x1a\x1d.google.longrunning.Operation\x12V\n\rScoreFeatures\x12&.weft.features.v1.ScoreFeaturesRequest\x1a\x1d.google.longrunning.Operation\x12l\n\x11ListFeatureGraphs\x12*.weft.features.v1.ListFeatureGraphsRequest\x1a+.weft.features.v1.ListFeatureGraphsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.features.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETFEATUREREQUEST']._serialized_start=224
-  _globals['_GETFEATUREREQUEST']._serialized_end=324
-  _globals['_FEATURE']._serialized_start=327
-  _globals['_FEATURE']._serialized_end=948
-  _globals['_TARGETLOGITS']._serialized_start=951
-  _globals['_TARGETLOGITS']._serialized_end=1087
-  _globals['_LISTFEATURESRESPONSE']._serialized_start=1089
-  _globals['_LISTFEATURESRESPONSE']._serialized_end=1201
-  _globals['_SEARCHFEATURESRESPONSE']._serialized_start=1204
-  _globals['_SEARCHFEATURESRESPONSE']._serialized_end=1342
-  _globals['_FOUNDFEATURE']._serialized_start=1344
-  _globals['_FOUNDFEATURE']._serialized_end=1425
-  _globals['_LISTGRAPHFEATURESRESPONSE']._serialized_start=1427
-  _globals['_LISTGRAPHFEATURESRESPONSE']._serialized_end=1549
-  _globals['_GRAPHFEATURE']._serialized_start=1551
-  _globals['_GRAPHFEATURE']._serialized_end=1668
-  _globals['_FEATURELOGIT']._serialized_start=1670
-  _globals['_FEATURELOGIT']._serialized_end=1732
-  _globals['_FEATURESERVICE']._serialized_start=1735
-  _globals['_FEATURESERVICE']._serialized_end=2832
+  _globals['_GETFEATUREREQUEST']._serialized_start=255
+  _globals['_GETFEATUREREQUEST']._serialized_end=355
+  _globals['_FEATURE']._serialized_start=358
+  _globals['_FEATURE']._serialized_end=979
+  _globals['_TARGETLOGITS']._serialized_start=982
+  _globals['_TARGETLOGITS']._serialized_end=1118
+  _globals['_LISTFEATURESRESPONSE']._serialized_start=1120
+  _globals['_LISTFEATURESRESPONSE']._serialized_end=1232
+  _globals['_SEARCHFEATURESRESPONSE']._serialized_start=1235
+  _globals['_SEARCHFEATURESRESPONSE']._serialized_end=1373
+  _globals['_FOUNDFEATURE']._serialized_start=1375
+  _globals['_FOUNDFEATURE']._serialized_end=1456
+  _globals['_LISTGRAPHFEATURESRESPONSE']._serialized_start=1458
+  _globals['_LISTGRAPHFEATURESRESPONSE']._serialized_end=1580
+  _globals['_GRAPHFEATURE']._serialized_start=1582
+  _globals['_GRAPHFEATURE']._serialized_end=1699
+  _globals['_FEATURELOGIT']._serialized_start=1701
+  _globals['_FEATURELOGIT']._serialized_end=1763
+  _globals['_FEATURESERVICE']._serialized_start=1766
+  _globals['_FEATURESERVICE']._serialized_end=2973
 # @@protoc_insertion_point(module_scope)

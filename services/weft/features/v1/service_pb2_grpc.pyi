@@ -6,6 +6,7 @@ Describes a transcoder's features. Served by the attribution service."""
 from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
+from weft.features.v1 import graphs_pb2 as _graphs_pb2
 from weft.features.v1 import index_pb2 as _index_pb2
 from weft.features.v1 import interpretation_pb2 as _interpretation_pb2
 from weft.features.v1 import queries_pb2 as _queries_pb2
@@ -61,6 +62,8 @@ class FeatureServiceStub:
     """Has a language model label features by their examples. Long work: metadata InterpretationMetadata, response ExplainFeaturesResponse. FAILED_PRECONDITION: no endpoint is set up, or the transcoder has no index."""
     ScoreFeatures: _grpc.UnaryUnaryMultiCallable[_interpretation_pb2.ScoreFeaturesRequest, _operations_pb2.Operation]
     """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
+    ListFeatureGraphs: _grpc.UnaryUnaryMultiCallable[_graphs_pb2.ListFeatureGraphsRequest, _graphs_pb2.ListFeatureGraphsResponse]
+    """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
@@ -91,6 +94,8 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Has a language model label features by their examples. Long work: metadata InterpretationMetadata, response ExplainFeaturesResponse. FAILED_PRECONDITION: no endpoint is set up, or the transcoder has no index."""
     ScoreFeatures: _aio.UnaryUnaryMultiCallable[_interpretation_pb2.ScoreFeaturesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
+    ListFeatureGraphs: _aio.UnaryUnaryMultiCallable[_graphs_pb2.ListFeatureGraphsRequest, _graphs_pb2.ListFeatureGraphsResponse]  # type: ignore[assignment]
+    """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what features read and write, where they are active, and which are like others."""
@@ -184,5 +189,13 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Scores the labels that stand on examples that nothing was explained with. Long work: metadata InterpretationMetadata, response ScoreFeaturesResponse. FAILED_PRECONDITION as of ExplainFeatures."""
+
+    @_abc_1.abstractmethod
+    def ListFeatureGraphs(
+        self,
+        request: _graphs_pb2.ListFeatureGraphsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_graphs_pb2.ListFeatureGraphsResponse, _abc.Awaitable[_graphs_pb2.ListFeatureGraphsResponse]]:
+        """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
