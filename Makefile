@@ -124,8 +124,9 @@ bench-activations: setup-dev setup-vllm model  ## Harvests, captures and load by
 	$(BIN)/python $(BENCH)/activations_page.py
 
 .PHONY: bench-console
-bench-console: setup-dev page chromium  ## Frames a second of the graph page
+bench-console: setup-dev page chromium  ## Frames a second of the graph page, and of the feature search
 	$(BIN)/python benchmarks/console/graph_frames.py $(BENCH_FLAGS)
+	$(BIN)/python benchmarks/console/feature_search.py
 
 setup:
 	@$(PYTHON) scripts/setup.py all

@@ -1,5 +1,6 @@
 """The attribution service over a small model, with a dataset that its features can be indexed on."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 from attribution_house import AttributionHouse, attribution_house
 from attribution_rig import load_transcoder, make_transcoder
 from index_rig import put_dataset
+from pydantic import SecretStr
 
 from weft.features.v1 import index_pb2
 from weft_attribution.core.feature_index.sequences import HarvestedSequences
@@ -43,10 +45,7 @@ class Indexed:
         return self.house.client.features
 
     async def index(self, index_id: str = "i1", transcoder: str = "t") -> index_pb2.FeatureIndex:
-        operation = await self.features.index(transcoder, index_id, dataset="d", settings=SETTINGS)
-        found = await self.house.client.operations.wait(operation)
-        assert isinstance(found, index_pb2.FeatureIndex)
-        return found
+        return await index_features(self.house, index_id, transcoder)
 
     async def names(self, found: Any) -> list[str]:
         return [each.name.rpartition("/")[2] async for each in found]
@@ -78,3 +77,19 @@ async def indexed_house(folder: Path) -> AsyncIterator[Indexed]:
         shards = [np.concatenate(inputs[at : at + 4], axis=1).astype(np.float32) for at in range(0, 12, 4)]
         put_dataset(house.store, shards, revision="r1", shard_sequences=4)
         yield Indexed(house, texts, activations(house, texts.token_ids))
+
+
+async def index_features(
+    house: AttributionHouse, index_id: str = "i1", transcoder: str = "t"
+) -> index_pb2.FeatureIndex:
+    """Make an index and wait for it."""
+    operation = await house.client.features.index(transcoder, index_id, dataset="d", settings=SETTINGS)
+    found = await house.client.operations.wait(operation)
+    assert isinstance(found, index_pb2.FeatureIndex)
+    return found
+
+
+def seen_by_console(house: AttributionHouse) -> dict[str, Any]:
+    """Settings of a console by which it finds the service."""
+    endpoint = json.loads((house.folder / "endpoints.json").read_text())["services"]["attribution"]
+    return {"attribution_target": endpoint["target"], "attribution_token": SecretStr(endpoint["token"])}

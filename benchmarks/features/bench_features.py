@@ -219,6 +219,7 @@ def _measure_queries(folder: Path, options: argparse.Namespace) -> dict[str, Any
         on_prompt=None,
         opened=None,
         exports=None,
+        graphs=None,
     )
     nothing: Any = None
     assert set(FeatureDomain.__dataclass_fields__) == set(vars(domain))

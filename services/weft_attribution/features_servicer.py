@@ -10,6 +10,7 @@ from weft.features.v1 import service_pb2
 from weft_attribution import converting_features as converting
 from weft_attribution.core.feature_cards import FeatureCard, feature_logits, name_tokens
 from weft_attribution.core.feature_export.exporting import FeatureExports
+from weft_attribution.core.feature_graphs import FeatureGraphs
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.matching import FeatureMatching
 from weft_attribution.core.feature_index.on_prompt import PromptActivations
@@ -48,6 +49,7 @@ class FeatureDomain:
     on_prompt: PromptActivations
     opened: OpenGraphs
     exports: FeatureExports
+    graphs: FeatureGraphs
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,12 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs):
         domain: FeatureDomain,
         work: OperationManager,
     ) -> None:
-        self._store, self._models = store, models
+        self.store, self._models = store, models
         self.runner, self.work = runner, work
         self.indexing, self.queries = domain.indexing, domain.queries
         self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
         self.indexes, self.exports = domain.queries.indexes, domain.exports
-        self.turns = Turns()
+        self.graphs, self.turns = domain.graphs, Turns()
 
     async def GetFeature(self, request: service_pb2.GetFeatureRequest, context: Context) -> service_pb2.Feature:
         transcoder, layer, index = converting.feature_place(request.name)
@@ -119,7 +121,7 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs):
         return converting.masked(feature, request.read_mask)
 
     def _read(self, transcoder: str, layer: int, index: int, num_logits: int, wanted: set[str]) -> _Known:
-        reader = TranscoderReader(self._store, transcoder)
+        reader = TranscoderReader(self.store, transcoder)
         model, card = reader.manifest.model, None
         opened = self.indexes.find(transcoder)
         if wanted & _CARD or opened is None:

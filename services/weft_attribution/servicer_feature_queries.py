@@ -7,8 +7,9 @@ import re
 import grpc.aio
 from google.protobuf import field_mask_pb2
 
-from weft.features.v1 import queries_pb2, service_pb2, service_pb2_grpc
+from weft.features.v1 import graphs_pb2, queries_pb2, service_pb2, service_pb2_grpc
 from weft_attribution import converting_features as converting
+from weft_attribution.core.feature_graphs import FeatureGraphs
 from weft_attribution.core.feature_index.matching import FeatureMatching
 from weft_attribution.core.feature_index.on_prompt import PromptActivations, PromptQuestion
 from weft_attribution.core.feature_index.queries import FeatureQueries, FoundFeatures, Question
@@ -16,10 +17,13 @@ from weft_attribution.core.graph_features import graph_features
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.question_turns import Turns
+from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.naming import graph_id_of
+from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
 from weft_common.pages import paginate
 from weft_common.resource_names import parse_name
+from weft_store.port import ObjectStore
 
 __all__ = ["QueryRpcs"]
 
@@ -35,6 +39,8 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
     matching: FeatureMatching
     on_prompt: PromptActivations
     opened: OpenGraphs
+    graphs: FeatureGraphs
+    store: ObjectStore
     runner: ModelRunner
     turns: Turns
 
@@ -160,6 +166,29 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
             total_size=len(features),
         )
 
+    async def ListFeatureGraphs(
+        self, request: graphs_pb2.ListFeatureGraphsRequest, context: Context
+    ) -> graphs_pb2.ListFeatureGraphsResponse:
+        transcoder, layer, index = converting.feature_place(request.parent, "parent")
+        await asyncio.to_thread(TranscoderReader, self.store, transcoder)
+        found = await asyncio.to_thread(
+            self.graphs.find, transcoder, layer, index, request.page_size, request.page_token
+        )
+        return graphs_pb2.ListFeatureGraphsResponse(
+            graphs=[
+                graphs_pb2.FeatureGraph(
+                    graph=f"graphs/{each.request.graph_id}",
+                    prompt=each.request.settings.prompt,
+                    positions=each.positions,
+                    activations=each.activations,
+                    create_time=timestamp(each.request.create_s),
+                )
+                for each in found.graphs
+            ],
+            next_page_token=found.next_token,
+            num_read=found.num_read,
+        )
+
     async def MatchFeatures(
         self, request: queries_pb2.MatchFeaturesRequest, context: Context
     ) -> queries_pb2.MatchFeaturesResponse:
@@ -200,6 +229,7 @@ def _question(request: queries_pb2.ListFeaturesRequest | queries_pb2.SearchFeatu
         request.order_by,
         request.page_size,
         request.page_token,
+        request.skip,
     )
 
 

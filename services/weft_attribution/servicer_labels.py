@@ -9,7 +9,7 @@ import grpc.aio
 
 from weft.features.v1 import labels_pb2, labels_pb2_grpc
 from weft_attribution.converting_interpretation import SCORE_NUMBERS
-from weft_attribution.core.label_store import LabelledFeature, LabelStore
+from weft_attribution.core.label_store import LabelledFeature, LabelStore, etag_of
 from weft_attribution.core.labels import Label, Origin, Place, Score, ScoreKind, check_label
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.label_names import label_name, label_of, place_of
@@ -182,7 +182,9 @@ class LabelServicer(labels_pb2_grpc.LabelServiceServicer):
             found, request.page_size, request.page_token, lambda label: f"{10**9 - label.revision:09d}"
         )
         return labels_pb2.ListLabelRevisionsResponse(
-            revisions=[label_to_proto(transcoder, label) for label in page], next_page_token=token
+            revisions=[label_to_proto(transcoder, label) for label in page],
+            next_page_token=token,
+            etag=etag_of(found),
         )
 
     async def ImportLabels(

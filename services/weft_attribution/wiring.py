@@ -12,6 +12,7 @@ from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.faithfulness import FaithfulnessSweep
 from weft_attribution.core.feature_export.exporting import FeatureExports
+from weft_attribution.core.feature_graphs import FeatureGraphs
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.labelled import LabelTable
 from weft_attribution.core.feature_index.matching import FeatureMatching
@@ -101,6 +102,7 @@ async def registrations(
         ),
         opened,
         FeatureExports(store, runner, models, indexes),
+        FeatureGraphs(store, graphs.requests),
     )
     kinds = {
         KIND: GraphWork(graphs, observe).kind(),

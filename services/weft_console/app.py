@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from weft_common.errors import FailedPreconditionError, NotFoundError, UnauthenticatedError, WeftError
-from weft_console.api import analyses, datasets, graphs, hearing, readings, runs, steering
+from weft_console.api import analyses, datasets, features, graphs, hearing, labels, readings, runs, steering
 from weft_console.api.requests import read_field, read_json
 from weft_console.guard import Guard
 from weft_console.peers import Peers
@@ -61,6 +61,8 @@ def build_app(settings: ConsoleSettings, peers: Peers, stopping: asyncio.Event) 
             *graphs.ROUTES,
             *readings.ROUTES,
             *steering.ROUTES,
+            *features.ROUTES,
+            *labels.ROUTES,
             *runs.ROUTES,
             *datasets.ROUTES,
             *analyses.ROUTES,

@@ -1,9 +1,9 @@
 """
 Protobuf messages as plain JSON for the page.
 
-Field names stay as they are in `proto/`. Enums become their short names in lower case, times ISO 8601, 64-bit integers
-numbers (fixed64 text, since it may exceed what a browser counts exactly), bytes are left out, and a number that JSON
-has no form for becomes null.
+Field names stay as they are in `proto/`. Maps become objects, enums their short names in lower case, times ISO 8601,
+64-bit integers numbers (fixed64 text, since it may exceed what a browser counts exactly), bytes are left out, and a
+number that JSON has no form for becomes null.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def to_json(message: Message) -> dict[str, Any]:
     for field in message.DESCRIPTOR.fields:
         if field.type == FieldDescriptor.TYPE_BYTES:
             continue
-        if field.is_repeated:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            held = field.message_type.fields_by_name["value"]
+            result[field.name] = {str(key): _value(held, item) for key, item in getattr(message, field.name).items()}
+        elif field.is_repeated:
             result[field.name] = [_value(field, item) for item in getattr(message, field.name)]
         elif field.has_presence and not message.HasField(field.name):
             # An unset arm of a oneof says nothing; an unset optional field or message says null.

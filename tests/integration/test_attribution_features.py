@@ -276,6 +276,29 @@ async def test_features_of_a_graph_are_its_nodes(rig: Indexed) -> None:
     assert shares == sorted(shares, reverse=True)
     with pytest.raises(NotFoundError):
         [each async for each in rig.features.of_graph("absent")]
+    # And back: every feature of the graph, with its positions and activations there, tells the graph.
+    await rig.house.make("g2", prompt="ab")
+    for each in found:
+        place = {"layer": each.feature.layer, "index": each.feature.index}
+        graphs = [graph async for graph in rig.features.in_graphs("t", **place)]
+        told = {graph.graph: list(zip(graph.positions, graph.activations, strict=True)) for graph in graphs}
+        wanted = list(zip(each.positions, each.activations, strict=True))
+        assert [at for at, _ in told["graphs/g1"]] == [at for at, _ in wanted]
+        assert [value for _, value in told["graphs/g1"]] == pytest.approx([value for _, value in wanted], rel=1e-6)
+        assert graphs[-1].prompt == "capital"
+    # A feature that fires nowhere on the prompt stands in no graph of it; one of an unknown transcoder is told so.
+    silent = next((la, i) for la in range(3) for i in range(12) if (la, i) not in told_places(found))
+    graphs = [graph async for graph in rig.features.in_graphs("t", layer=silent[0], index=silent[1])]
+    assert "graphs/g1" not in [graph.graph for graph in graphs]
+    with pytest.raises(NotFoundError, match="no transcoder"):
+        [each async for each in rig.features.in_graphs("absent", layer=0, index=0)]
+    place = f"{found[0].feature.layer}-{found[0].feature.index}"
+    listed = await rig.house.json("features", "graphs", "t", place)
+    assert listed["graphs"][-1]["graph"] == "graphs/g1"
+
+
+def told_places(found: Sequence[Any]) -> set[tuple[int, int]]:
+    return {(each.feature.layer, each.feature.index) for each in found}
 
 
 async def test_matches_are_those_of_a_dense_cosine(rig: Indexed) -> None:

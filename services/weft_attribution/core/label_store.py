@@ -20,7 +20,7 @@ from weft_common.errors import AlreadyExistsError, ConflictError, DataLossError,
 from weft_store.documents import Document, create_json, encode_json, read_json, update_json
 from weft_store.port import ObjectStore
 
-__all__ = ["Imported", "LabelStore", "LabelledFeature"]
+__all__ = ["Imported", "LabelStore", "LabelledFeature", "etag_of"]
 
 FEATURES_A_PAGE = 256
 REVISIONS_A_FEATURE = 8
@@ -43,7 +43,7 @@ class LabelledFeature:
     @property
     def etag(self) -> str:
         """Changes with everything that is said."""
-        return str(self.revisions[-1].revision) if self.revisions else "0"
+        return etag_of(self.revisions[::-1])
 
     def label(self, origin: Origin | None = None) -> Label | None:
         """What stands, or what one origin says."""
@@ -257,6 +257,11 @@ class LabelStore:
             except AlreadyExistsError:
                 continue
             return document
+
+
+def etag_of(history: Sequence[Label]) -> str:
+    """The etag of a feature by what was said of it, newest first; `0` where nothing ever was."""
+    return str(history[0].revision) if history else "0"
 
 
 def _put(document: Mapping[str, Any], place: Place, revisions: Sequence[Label]) -> Document:

@@ -230,6 +230,28 @@ def list_graph_features(
     )
 
 
+@app.command("graphs")
+def list_feature_graphs(
+    transcoder: TranscoderArgument, feature: FeatureArgument, limit: Limit = 50, as_json: JsonFlag = False
+) -> None:
+    """List the graphs that a feature is a node of, newest first."""
+    layer, index = _place(feature)
+    with connected() as client:
+        found = _first(client.features.in_graphs(transcoder, layer=layer, index=index), limit)
+    print_list(
+        "graphs",
+        found,
+        {
+            "id": lambda each: short_id(each.graph),
+            "positions": lambda each: " ".join(map(str, each.positions)),
+            "largest": lambda each: f"{max(each.activations):.3g}",
+            "created": lambda each: time(each.create_time),
+            "prompt": lambda each: each.prompt,
+        },
+        as_json=as_json,
+    )
+
+
 @app.command("match")
 def match_features(
     transcoder: TranscoderArgument,

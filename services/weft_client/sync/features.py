@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from google.longrunning import operations_pb2
 from google.protobuf import field_mask_pb2
 
-from weft.features.v1 import index_pb2, queries_pb2, service_pb2
+from weft.features.v1 import graphs_pb2, index_pb2, queries_pb2, service_pb2
 from weft_client.names import full_name
 from weft_client.sync.calls import pages, unary
 from weft_client.sync.feature_exports import FeatureExports
@@ -181,6 +181,11 @@ class Features(FeatureExports):
         """Features that are nodes of a graph, the most influential first."""
         request = queries_pb2.ListGraphFeaturesRequest(graph=full_name("graphs", graph), read_mask=_mask(fields))
         return pages(self._stub.ListGraphFeatures, request, lambda page: page.features)
+
+    def in_graphs(self, transcoder: str, *, layer: int, index: int) -> Iterator[graphs_pb2.FeatureGraph]:
+        """Finished graphs of the transcoder that a feature is a node of, newest first."""
+        request = graphs_pb2.ListFeatureGraphsRequest(parent=feature_name(transcoder, layer, index))
+        return pages(self._stub.ListFeatureGraphs, request, lambda page: page.graphs)
 
     def match(
         self, transcoder: str, other: str, *, layer: int, min_cosine: float = 0.0

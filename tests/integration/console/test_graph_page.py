@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from axe_findings import serious
 from graph_page import select_node
 from playwright.async_api import Locator, Page, expect
 from watched_page import Watched
@@ -19,7 +20,6 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[3]
 ARTIFACTS = ROOT / "tests" / "artifacts" / "console"
-AXE = ROOT / "services" / "weft_console" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 async def open_graph(watched: Watched, fragment: str = "") -> Page:
@@ -60,18 +60,6 @@ async def set_slider(slider: Locator, value: int) -> None:
         "(input, value) => { input.value = value; input.dispatchEvent(new Event('input', { bubbles: true })) }",
         str(value),
     )
-
-
-async def serious(page: Page) -> list[str]:
-    """Findings of axe-core that are serious or critical."""
-    await page.evaluate(AXE.read_text())
-    found = await page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
-    return [
-        f"{one['id']}: {node['html'][:120]} {node['failureSummary'][:300]}"
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
 
 
 async def test_pinned_part_is_scored_grouped_steered_and_undone(

@@ -134,3 +134,20 @@ def test_kinds_of_scores_do_not_mix_with_orders(rig: tuple[FeatureQueries, Label
     assert not places(queries.list(Question("t", odd)))
     ordered = queries.list(Question("t", FeatureFilter(score_kind="detection"), "score desc", 100))
     assert sorted(places(ordered)) == EVERY
+
+
+@pytest.mark.parametrize("order", ["", "density desc"])
+def test_skip_passes_over_features_from_where_the_token_is(rig: tuple[FeatureQueries, Labels], order: str) -> None:
+    """Any place is reached at once, by itself and after a token; beyond the last there is nothing, and no next page."""
+    queries, _ = rig
+    everything = places(queries.list(Question("t", order_by=order, page_size=100)))
+    for skip in (0, 1, 17, 47, 48, 2**31 - 1):
+        found = queries.list(Question("t", order_by=order, page_size=5, skip=skip))
+        assert places(found) == everything[skip : skip + 5]
+        assert found.total == 48
+        assert bool(found.next_token) == (skip + 5 < 48)
+    first = queries.list(Question("t", order_by=order, page_size=5, skip=10))
+    second = queries.list(Question("t", order_by=order, page_size=5, page_token=first.next_token, skip=2))
+    assert places(second) == everything[17:22]
+    with pytest.raises(InvalidArgumentError, match="skip is -1"):
+        queries.list(Question("t", skip=-1))

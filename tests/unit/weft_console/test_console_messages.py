@@ -4,6 +4,7 @@ import json
 import math
 
 from weft.attribution.v1 import messages_pb2 as graph_pb2
+from weft.features.v1 import index_pb2
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.training.v1 import messages_pb2 as run_pb2
 from weft_console.messages import to_json
@@ -53,3 +54,9 @@ def test_bytes_stay_behind_and_unset_arms_say_nothing() -> None:
 def test_value_of_a_newer_enum_is_its_number() -> None:
     """A state that this build does not know is shown and does not break the page."""
     assert to_json(graph_pb2.Graph(state=99))["state"] == "99"  # type: ignore[arg-type]
+
+
+def test_maps_are_objects() -> None:
+    """Scores of a label come by their kind."""
+    label = index_pb2.StandingLabel(text="months", scores={"fuzzing": 0.5, "detection": 0.75})
+    assert to_json(label) == {"text": "months", "is_human": False, "scores": {"detection": 0.75, "fuzzing": 0.5}}

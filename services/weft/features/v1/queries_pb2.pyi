@@ -160,6 +160,7 @@ class ListFeaturesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     READ_MASK_FIELD_NUMBER: _builtins.int
+    SKIP_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`transcoders/{transcoder}`; it needs an index."""
     order_by: _builtins.str
@@ -170,6 +171,8 @@ class ListFeaturesRequest(_message.Message):
     """Most features in an answer, 1 to 1,000; 0 means 50."""
     page_token: _builtins.str
     """From the answer before."""
+    skip: _builtins.int
+    """Features to pass over, from where `page_token` is; so a far page is asked for at once."""
     @_builtins.property
     def filter(self) -> Global___FeatureFilter:
         """Which."""
@@ -187,10 +190,11 @@ class ListFeaturesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         read_mask: _field_mask_pb2.FieldMask | None = ...,
+        skip: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "read_mask", b"read_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "read_mask", b"read_mask", "skip", b"skip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,6 +215,7 @@ class SearchFeaturesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     READ_MASK_FIELD_NUMBER: _builtins.int
+    SKIP_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`transcoders/{transcoder}`; it needs an index."""
     label: _builtins.str
@@ -225,6 +230,8 @@ class SearchFeaturesRequest(_message.Message):
     """Most features in an answer, 1 to 1,000; 0 means 50."""
     page_token: _builtins.str
     """From the answer before."""
+    skip: _builtins.int
+    """As of ListFeatures."""
     @_builtins.property
     def filter(self) -> Global___FeatureFilter:
         """Which features are looked at."""
@@ -245,10 +252,11 @@ class SearchFeaturesRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         read_mask: _field_mask_pb2.FieldMask | None = ...,
+        skip: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "label", b"label", "query", b"query", "read_mask", b"read_mask", "token", b"token", "token_id", b"token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "label", b"label", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "query", b"query", "read_mask", b"read_mask", "token", b"token", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "label", b"label", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "query", b"query", "read_mask", b"read_mask", "skip", b"skip", "token", b"token", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["label", "token", "token_id"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015

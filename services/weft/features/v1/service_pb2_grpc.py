@@ -5,6 +5,7 @@ import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from weft.features.v1 import export_pb2 as weft_dot_features_dot_v1_dot_export__pb2
+from weft.features.v1 import graphs_pb2 as weft_dot_features_dot_v1_dot_graphs__pb2
 from weft.features.v1 import index_pb2 as weft_dot_features_dot_v1_dot_index__pb2
 from weft.features.v1 import interpretation_pb2 as weft_dot_features_dot_v1_dot_interpretation__pb2
 from weft.features.v1 import queries_pb2 as weft_dot_features_dot_v1_dot_queries__pb2
@@ -119,6 +120,11 @@ class FeatureServiceStub:
                 '/weft.features.v1.FeatureService/DeleteFeatureExport',
                 request_serializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.SerializeToString,
                 response_deserializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.FromString,
+                _registered_method=True)
+        self.ListFeatureGraphs = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ListFeatureGraphs',
+                request_serializer=weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsResponse.FromString,
                 _registered_method=True)
 
 
@@ -240,6 +246,13 @@ class FeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFeatureGraphs(self, request, context):
+        """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -322,6 +335,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.DeleteFeatureExport,
                     request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.FromString,
                     response_serializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.SerializeToString,
+            ),
+            'ListFeatureGraphs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatureGraphs,
+                    request_deserializer=weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -757,6 +775,33 @@ class FeatureService:
             '/weft.features.v1.FeatureService/DeleteFeatureExport',
             weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.SerializeToString,
             weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatureGraphs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ListFeatureGraphs',
+            weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsResponse.FromString,
             options,
             channel_credentials,
             insecure,

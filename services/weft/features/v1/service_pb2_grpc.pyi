@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.longrunning import operations_pb2 as _operations_pb2
 from grpc import aio as _aio
 from weft.features.v1 import export_pb2 as _export_pb2
+from weft.features.v1 import graphs_pb2 as _graphs_pb2
 from weft.features.v1 import index_pb2 as _index_pb2
 from weft.features.v1 import interpretation_pb2 as _interpretation_pb2
 from weft.features.v1 import queries_pb2 as _queries_pb2
@@ -74,6 +75,8 @@ class FeatureServiceStub:
     """Streams one file of an export. NOT_FOUND: it has no such file."""
     DeleteFeatureExport: _grpc.UnaryUnaryMultiCallable[_export_pb2.DeleteFeatureExportRequest, _export_pb2.DeleteFeatureExportResponse]
     """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
+    ListFeatureGraphs: _grpc.UnaryUnaryMultiCallable[_graphs_pb2.ListFeatureGraphsRequest, _graphs_pb2.ListFeatureGraphsResponse]
+    """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
@@ -116,6 +119,8 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Streams one file of an export. NOT_FOUND: it has no such file."""
     DeleteFeatureExport: _aio.UnaryUnaryMultiCallable[_export_pb2.DeleteFeatureExportRequest, _export_pb2.DeleteFeatureExportResponse]  # type: ignore[assignment]
     """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
+    ListFeatureGraphs: _aio.UnaryUnaryMultiCallable[_graphs_pb2.ListFeatureGraphsRequest, _graphs_pb2.ListFeatureGraphsResponse]  # type: ignore[assignment]
+    """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what features read and write, where they are active, and which are like others."""
@@ -251,5 +256,13 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_export_pb2.DeleteFeatureExportResponse, _abc.Awaitable[_export_pb2.DeleteFeatureExportResponse]]:
         """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
+
+    @_abc_1.abstractmethod
+    def ListFeatureGraphs(
+        self,
+        request: _graphs_pb2.ListFeatureGraphsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_graphs_pb2.ListFeatureGraphsResponse, _abc.Awaitable[_graphs_pb2.ListFeatureGraphsResponse]]:
+        """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

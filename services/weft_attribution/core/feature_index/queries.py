@@ -74,6 +74,7 @@ class Question:
     order_by: str = ""
     page_size: int = 0
     page_token: str = ""
+    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -249,10 +250,12 @@ def _page(
         raise InvalidArgumentError(
             f"page_size is {question.page_size}; give 0 for {_DEFAULT_PAGE}, or up to {MAX_PAGE}", field="page_size"
         )
+    if question.skip < 0:
+        raise InvalidArgumentError(f"skip is {question.skip}; give 0 or how many to pass over", field="skip")
     size = min(question.page_size or _DEFAULT_PAGE, MAX_PAGE)
     asked = f"{index.transcoder}/{index.index_id} {question.filter} {question.order_by} {query}"
     mark = hashlib.sha256(asked.encode()).digest()[:8]
-    place = _place(question.page_token, mark)
+    place = _place(question.page_token, mark) + question.skip
     numbers = wanted[place : place + size]
     more = place + size < len(wanted)
     return FoundFeatures(

@@ -19,13 +19,13 @@ export function onSignedOut(callback: () => void): () => void {
   return () => listeners.delete(callback);
 }
 
-async function ask(method: string, path: string, body?: unknown): Promise<Response> {
+async function ask(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
   const headers: Record<string, string> = { Accept: "application/json" };
   if (method !== "GET") headers["X-Weft-Console"] = "1";
   if (body !== undefined) headers["Content-Type"] = body instanceof Blob ? body.type : "application/json";
   let response: Response;
   try {
-    response = await fetch(path, { method, headers, body: body === undefined ? null : body instanceof Blob ? body : JSON.stringify(body) });
+    response = await fetch(path, { method, headers, body: body === undefined ? null : body instanceof Blob ? body : JSON.stringify(body), signal: signal ?? null });
   } catch {
     throw new ApiError(0, "UNREACHABLE", "The console does not answer. Check that it still runs, then try again.");
   }
@@ -40,16 +40,17 @@ async function ask(method: string, path: string, body?: unknown): Promise<Respon
   throw new ApiError(response.status, problem.code ?? "UNKNOWN", problem.detail ?? `The console answered ${response.status}.`);
 }
 
-export async function get<T>(path: string): Promise<T> {
-  return (await ask("GET", path)).json() as Promise<T>;
+/** `signal` breaks off what is overtaken; then the answer is no answer. */
+export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
+  return (await ask("GET", path, undefined, signal)).json() as Promise<T>;
 }
 
-export async function post<T>(path: string, body: unknown = {}): Promise<T> {
-  return (await ask("POST", path, body)).json() as Promise<T>;
+export async function post<T>(path: string, body: unknown = {}, signal?: AbortSignal): Promise<T> {
+  return (await ask("POST", path, body, signal)).json() as Promise<T>;
 }
 
-export async function remove(path: string): Promise<void> {
-  await ask("DELETE", path);
+export async function remove<T>(path: string): Promise<T> {
+  return (await ask("DELETE", path)).json() as Promise<T>;
 }
 
 /**

@@ -3,6 +3,8 @@ import { useEffect, useState } from "preact/hooks";
 import { get, onSignedOut, remove } from "./api";
 import { DatasetPage } from "./pages/dataset";
 import { DatasetsPage } from "./pages/datasets";
+import { FeaturePage } from "./features/page";
+import { FeatureSearchPage } from "./features/search";
 import { GraphPage } from "./graph/page";
 import { GraphsPage } from "./pages/graphs";
 import { InsidePage } from "./pages/inside";
@@ -23,8 +25,9 @@ export function App() {
     return onSignedOut(() => setSession("out"));
   }, []);
   useEffect(() => {
-    document.title = route.id ? `${route.id} · weft` : `${route.section} · weft`;
-  }, [route.id, route.section]);
+    const name = [...(route.rest ?? []).slice(1), route.id].filter(Boolean).join(" · ");
+    document.title = `${name || route.section} · weft`;
+  }, [route.id, route.section, route.rest?.join()]);
   return (
     <>
       <a class="skip" href="#main">Skip to content</a>
@@ -50,10 +53,12 @@ export function App() {
 }
 
 function Page({ route }: { route: Route }) {
-  const { section, id } = route;
+  const { section, id, rest = [] } = route;
   if (section === "graphs") return id ? <GraphPage key={id} id={id} /> : <GraphsPage />;
   if (section === "runs") return id ? <RunPage key={id} id={id} /> : <RunsPage />;
   if (section === "datasets") return id ? <DatasetPage key={id} id={id} /> : <DatasetsPage />;
+  if (section === "transcoders" && id && rest.length === 1) return <FeatureSearchPage key={id} transcoder={id} />;
+  if (section === "transcoders" && id && rest.length === 3) return <FeaturePage key={`${id} ${rest.join()}`} transcoder={id} layer={Number(rest[1])} index={Number(rest[2])} />;
   if (section === "inside") return <InsidePage />;
   return <Empty title="There is no such page">Graphs, runs, datasets and the inside of the model stand in the navigation above.</Empty>;
 }

@@ -2,17 +2,27 @@
 import { useEffect, useState } from "preact/hooks";
 
 export interface Route {
-  section: "graphs" | "runs" | "datasets" | "inside" | "unknown";
+  section: "graphs" | "runs" | "datasets" | "inside" | "transcoders" | "unknown";
   id: string | null;
+  /** What follows the id, where anything does. */
+  rest?: string[];
 }
+
+const UNKNOWN: Route = { section: "unknown", id: null };
 
 export function parseRoute(path: string): Route {
   const [section = "", id = "", ...rest] = path.split("/").filter(Boolean);
-  if (rest.length > 0) return { section: "unknown", id: null };
+  if (section === "transcoders" && isFeatures(rest)) return { section, id: decodeURIComponent(id), rest };
+  if (rest.length > 0) return UNKNOWN;
   if (section === "") return { section: "graphs", id: null };
   if (section === "inside" && !id) return { section, id: null };
   if (section === "graphs" || section === "runs" || section === "datasets") return { section, id: id ? decodeURIComponent(id) : null };
-  return { section: "unknown", id: null };
+  return UNKNOWN;
+}
+
+/** `features` and `features/{layer}/{index}`. */
+function isFeatures(rest: string[]): boolean {
+  return rest[0] === "features" && (rest.length === 1 || (rest.length === 3 && rest.slice(1).every((part) => /^\d{1,9}$/.test(part))));
 }
 
 export function navigate(path: string): void {
@@ -31,7 +41,7 @@ export function useRoute(): Route {
       if (!link || link.origin !== location.origin || link.target || link.hasAttribute("download") || link.hash) return;
       if (event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
       event.preventDefault();
-      navigate(link.pathname);
+      navigate(link.pathname + link.search);
     };
     window.addEventListener("popstate", onPop);
     document.addEventListener("click", onClick);

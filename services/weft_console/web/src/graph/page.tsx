@@ -3,6 +3,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { post } from "../api";
 import { count, percent, seconds } from "../format";
+import { searchPath } from "../features/types";
 import { idOf, type Graph, type InterventionResult } from "../types";
 import { toApiError, useLoad } from "../ui/load";
 import { Loading, Problem, ProgressBar, Stat } from "../ui/parts";
@@ -171,7 +172,7 @@ function Head({ graph, model }: { graph: Graph; model: GraphModel }) {
         <h1 class="prompt" aria-label={model.prompt}>
           {model.tokens.map((token, i) => <span key={i} class="prompt-token">{showToken(token)}</span>)}
         </h1>
-        <p class="note">{idOf(graph.spec?.model ?? "")} · {idOf(graph.spec?.transcoder ?? "")}</p>
+        <p class="note">{idOf(graph.spec?.model ?? "")} · <a href={searchPath(idOf(graph.spec?.transcoder ?? ""))} title="Search its features">{idOf(graph.spec?.transcoder ?? "")}</a></p>
       </div>
       {statistics ? (
         <dl class="stats">

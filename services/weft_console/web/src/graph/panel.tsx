@@ -1,5 +1,6 @@
 /** The chosen node: what it is, what flows through it, what its feature writes, and what happens without it. */
 import { figure, percent, signed } from "../format";
+import { featurePath } from "../features/types";
 import { idOf, type Feature, type FeatureLogit, type Graph, type InterventionResult } from "../types";
 import { useLoad } from "../ui/load";
 import { Loading, Problem, Stat } from "../ui/parts";
@@ -89,6 +90,7 @@ function FeatureDetails({ graph, node }: { graph: Graph; node: GraphNode }) {
   const most = Math.max(...data.decoder_norms, 1e-12);
   return (
     <section aria-label="Feature" data-list="feature">
+      <p class="panel-link"><a href={featurePath(transcoder, node.layer, node.feature)}>Examples, neighbours and all else about this feature</a></p>
       <h3>What it writes <small>direct effect of one unit of activation</small></h3>
       <div class="logit-columns">
         <LogitList name="Raises" logits={data.top_logits} />
