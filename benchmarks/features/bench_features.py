@@ -42,7 +42,7 @@ from regions import fill
 from weft.features.v1 import index_pb2, queries_pb2, service_pb2
 from weft_attribution.adapters.grpc_sequences import GrpcSequences
 from weft_attribution.core.feature_index.labelled import LabelTable
-from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.queries import FeatureQueries
 from weft_attribution.core.feature_index.settings import IndexKeys, IndexRequest, IndexSettings
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer

@@ -31,7 +31,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
 from regions import fill
 
 from weft_attribution.adapters.openai_interpreter import openai_interpreter
-from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
+from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.budget import Budget
 from weft_attribution.core.interpretation.examples import explaining, held_out

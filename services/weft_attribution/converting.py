@@ -6,7 +6,7 @@ from typing import Any
 
 from weft.attribution.v1 import messages_pb2, targets_pb2
 from weft_attribution.converting_steering import faithfulness_to_proto
-from weft_attribution.core.graphs import Change
+from weft_attribution.core.intervening import Change
 from weft_attribution.core.records import GraphRequest, GraphSettings
 from weft_attribution.core.targets import Target
 from weft_attribution.timestamps import timestamp

@@ -17,7 +17,7 @@ from weft_attribution.core.feature_index.on_prompt import PromptActivations
 from weft_attribution.core.feature_index.opened import FeatureRow, OpenIndex
 from weft_attribution.core.feature_index.queries import FeatureQueries
 from weft_attribution.core.feature_ports import Examples, Window
-from weft_attribution.core.graphs import ModelFolder
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.question_turns import Turns

@@ -13,7 +13,7 @@ from weft.common.v1 import operation_pb2
 from weft.features.v1 import index_pb2, service_pb2_grpc
 from weft_attribution import converting_features as converting
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
-from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.settings import IndexRequest
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError

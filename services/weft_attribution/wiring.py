@@ -17,13 +17,14 @@ from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.labelled import LabelTable
 from weft_attribution.core.feature_index.matching import FeatureMatching
 from weft_attribution.core.feature_index.on_prompt import PromptActivations
-from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.queries import FeatureQueries
 from weft_attribution.core.feature_index.sequences import SequenceSource
 from weft_attribution.core.frozen_graphs import FrozenGraphs
 from weft_attribution.core.gate import Gate
-from weft_attribution.core.graphs import Graphs, ModelFolder
+from weft_attribution.core.graphs import Graphs
 from weft_attribution.core.label_store import LabelStore
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.pipeline import Limits
 from weft_attribution.core.ports import ModelRunner
@@ -33,11 +34,11 @@ from weft_attribution.core.standing_labels import StandingLabels
 from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
+from weft_attribution.interpretation_work import InterpretationWork, Interpreting
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
 from weft_attribution.servicer_feature_export import EXPORT, ExportWork
 from weft_attribution.servicer_feature_index import INDEX, IndexWork
-from weft_attribution.servicer_interpretation import InterpretationWork, Interpreting
 from weft_attribution.servicer_labels import LabelServicer
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
 from weft_common.logging import get_logger

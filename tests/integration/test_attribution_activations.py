@@ -7,7 +7,9 @@ import pytest
 from attribution_real import REAL_MODEL, activations, models_dir, random_transcoder
 from tiny_models import make_gpt2, make_llama
 
-from weft_attribution.core.graphs import Change, Graphs, ModelFolder
+from weft_attribution.core.graphs import Graphs
+from weft_attribution.core.intervening import Change
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.records import GraphRequest, GraphSettings
 from weft_store.opening import open_store
 

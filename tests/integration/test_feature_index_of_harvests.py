@@ -22,7 +22,7 @@ from weft_activations.wiring import registrations
 from weft_attribution.adapters.grpc_activations import GrpcModelRunner
 from weft_attribution.adapters.grpc_sequences import GrpcSequences
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
-from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.settings import IndexRequest, IndexSettings
 from weft_cache.settings import CacheSettings
 from weft_cache.wiring import registration

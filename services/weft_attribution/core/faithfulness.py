@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weft_attribution.core.graph_json import node_id
-from weft_attribution.core.graphs import ModelFolder
 from weft_attribution.core.influence import Edges
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner, ProgressFn
 from weft_attribution.core.ranks import spearman

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from weft_attribution.core.features import ActiveFeatures, find_features
-from weft_attribution.core.graphs import ModelFolder
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraph, OpenGraphs
 from weft_attribution.core.operator import FrozenOperator
 from weft_attribution.core.pipeline import capture_hooks

@@ -2,23 +2,20 @@
 
 import asyncio
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from weft_attribution.core.checkpoints import load_linear_weights
 from weft_attribution.core.gate import Gate
 from weft_attribution.core.graph_cache import GraphCache
-from weft_attribution.core.graph_json import graph_json, node_id, scan_name
-from weft_attribution.core.influence import compute_influence, cumulative_share, graph_scores, prune
-from weft_attribution.core.interventions import feature_additions, predict
+from weft_attribution.core.graph_checks import check_settings
+from weft_attribution.core.influence import compute_influence, graph_scores
+from weft_attribution.core.intervening import Change, Intervening
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs, read_request
 from weft_attribution.core.partial_graphs import PartialGraphs
 from weft_attribution.core.pipeline import (
@@ -31,6 +28,7 @@ from weft_attribution.core.pipeline import (
     open_graph,
 )
 from weft_attribution.core.ports import Capture, ModelInfo, ModelRunner, ProgressFn, Token
+from weft_attribution.core.pruned_content import pruned_content, shown_so_far
 from weft_attribution.core.records import (
     GraphRequest,
     GraphSettings,
@@ -40,54 +38,25 @@ from weft_attribution.core.records import (
     request_key,
     summary_key,
 )
-from weft_attribution.core.shared_rows import SharedRows, delete_work
+from weft_attribution.core.row_parts import delete_work
+from weft_attribution.core.shared_rows import SharedRows
 from weft_attribution.core.summaries import GraphSummaries
-from weft_attribution.core.targets import Target, check_targets, name_targets, resolve_texts
+from weft_attribution.core.targets import Target, name_targets
 from weft_attribution.core.transcoder import TranscoderReader
-from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import (
     AlreadyExistsError,
     DataLossError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
 )
-from weft_common.resource_names import check_id
 from weft_store.documents import create_json, read_json
 from weft_store.port import ObjectStore
 
-__all__ = ["Change", "Graphs", "ModelFolder"]
+__all__ = ["Graphs"]
 
 Json = dict[str, Any]
 Array = npt.NDArray[Any]
-_GENERATOR = {"name": "weft", "version": "0.1.0", "url": "", "email": ""}
 _READS_AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change to one feature node: a factor on its activation, or a new value."""
-
-    node_id: str
-    factor: float | None = None
-    value: float | None = None
-
-
-class ModelFolder:
-    """Frozen weights by model, read once and kept while the same model is asked for."""
-
-    def __init__(self, models_dir: Path) -> None:
-        self._models_dir = models_dir
-        self._lock = threading.Lock()
-        self._loaded: tuple[str, LinearWeights] | None = None
-
-    def weights(self, model: str) -> LinearWeights:
-        """The frozen weights of a model; the last one asked for stays in memory."""
-        with self._lock:
-            if self._loaded is None or self._loaded[0] != model:
-                self._loaded = None
-                self._loaded = (model, load_linear_weights(self._models_dir / check_id(model, field="model")))
-            return self._loaded[1]
 
 
 class Graphs:
@@ -124,6 +93,7 @@ class Graphs:
         self._store = store
         self._opened = opened or OpenGraphs(store)
         self._summaries = GraphSummaries(store)
+        self._intervening = Intervening(store, runner, self._opened, self._summaries)
         self._partial = PartialGraphs(store)
         self._cache = GraphCache(store)
         self._runner = runner
@@ -135,50 +105,8 @@ class Graphs:
         self._part_rows, self._gate = part_rows, gate or Gate()
 
     async def check(self, settings: GraphSettings) -> tuple[ModelInfo, tuple[Token, ...], tuple[Target, ...]]:
-        """
-        Check a request against what there is.
-
-        Returns:
-            The model, the prompt's tokens up to the position explained, and the targets asked for.
-
-        Raises:
-            InvalidArgumentError, NotFoundError, FailedPreconditionError: What is wrong, and what to do.
-        """
-        settings.check()
-        info = await self._runner.model(settings.model)
-        transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
-        manifest = transcoder.manifest
-        if manifest.model != settings.model or (manifest.model_revision and manifest.model_revision != info.revision):
-            raise FailedPreconditionError(
-                f"transcoders/{settings.transcoder} was made for models/{manifest.model} at revision "
-                f"{manifest.model_revision or 'unknown'}, "
-                f"the request is for models/{settings.model} at {info.revision}; "
-                "use a transcoder of that very model",
-                field="spec.transcoder",
-            )
-        tokens = await self._runner.tokenize(settings.model, settings.prompt)
-        longest = min(info.max_tokens, self._max_prompt_tokens)
-        if len(tokens) > longest:
-            raise InvalidArgumentError(
-                f"spec.prompt has {len(tokens)} tokens; at most {longest} are explained here, shorten it",
-                field="spec.prompt",
-            )
-        if settings.position >= len(tokens):
-            raise InvalidArgumentError(
-                f"spec.position is {settings.position}; the prompt's tokens are 0 to {len(tokens) - 1}",
-                field="spec.position",
-            )
-        targets = await resolve_texts(self._runner, settings.model, settings.prompt, tokens, settings.explained)
-        if settings.position >= 0:
-            tokens = tokens[: settings.position + 1]
-        if len(tokens) < 2:
-            raise InvalidArgumentError(
-                "one token is explained, and position 0 has no features; give a prompt of two tokens or more, "
-                "or a later position",
-                field="spec.prompt",
-            )
-        await asyncio.to_thread(check_targets, targets, info, transcoder)
-        return info, tokens, targets
+        """Check a request against what there is: as `check_settings`."""
+        return await check_settings(self._store, self._runner, settings, self._max_prompt_tokens)
 
     def begin(self, request: GraphRequest) -> GraphRequest:
         """
@@ -286,7 +214,7 @@ class Graphs:
                 shared = self._hand_out(request, building, capture, targets)
                 try:
                     building.build(
-                        path, progress, lambda: self._partial.write(request, self._shown(request, opened())), shared
+                        path, progress, lambda: self._partial.write(request, shown_so_far(request, opened())), shared
                     )
                 finally:
                     if shared is not None:
@@ -296,7 +224,7 @@ class Graphs:
                 graph = opened()
                 influence, sums = compute_influence(graph.edges, graph.logit_weights)
                 scores = graph_scores(graph.edges, influence, graph.logit_weights, sums)
-                content, kept = self._pruned(
+                content, kept = pruned_content(
                     request, graph, influence, settings.node_threshold, settings.edge_threshold
                 )
                 now = stages.add("influence", now)
@@ -353,7 +281,7 @@ class Graphs:
         except (NotFoundError, FailedPreconditionError, DataLossError):
             # Deleted since it was found, or damaged: it is made anew.
             return None
-        content, kept = self._pruned(
+        content, kept = pruned_content(
             request, opened.graph, opened.influence, settings.node_threshold, settings.edge_threshold
         )
         seconds = time.perf_counter() - begun
@@ -372,59 +300,12 @@ class Graphs:
         document = self.finished(request)
         if document is None:
             raise NotFoundError(f"graphs/{graph_id} was deleted meanwhile")
-        content, kept = self._pruned(request, graph, opened.influence, node_threshold, edge_threshold)
+        content, kept = pruned_content(request, graph, opened.influence, node_threshold, edge_threshold)
         return request, {**document, "json": content, "statistics": {**document["statistics"], **kept}}
 
     async def intervene(self, graph_id: str, changes: Sequence[Change]) -> Json:
-        """
-        Change features, in the graph and in the model, and keep the result with the graph.
-
-        Returns:
-            `interventions`, `effects` and `create_s`, as stored.
-        """
-        opened = await asyncio.to_thread(self._opened.open, graph_id)
-        request, graph = opened.request, opened.graph
-        delta = _deltas(graph, changes)
-        if any(target.kind != "token" for target in request.settings.targets):
-            raise FailedPreconditionError(
-                f"graphs/{graph_id} explains more than logits of tokens, which is all that an intervention measures; "
-                "make a graph of tokens"
-            )
-        settings, nodes, edges = request.settings, graph.nodes, graph.edges
-        transcoder = await asyncio.to_thread(TranscoderReader, self._store, settings.transcoder)
-        moved = [
-            (int(nodes.layer_N[node]), int(nodes.index_N[node]), int(nodes.position_N[node]), amount)
-            for node, amount in delta.items()
-        ]
-        direct, total = await asyncio.to_thread(predict, edges, nodes.activation_N, delta)
-        additions = await asyncio.to_thread(feature_additions, transcoder, moved, edges.table.num_layers)
-        token_ids = [token.id for token in nodes.tokens]
-        logits_of = [token.id for token in nodes.logits]
-        before = await self._runner.run(settings.model, token_ids, (), frozen=False, logits_of=logits_of)
-        frozen = await self._runner.run(settings.model, token_ids, additions, frozen=True, logits_of=logits_of)
-        free = await self._runner.run(settings.model, token_ids, additions, frozen=False, logits_of=logits_of)
-        effects = [
-            {
-                "token_id": token.id,
-                "text": token.text,
-                "predicted": float(direct[k]),
-                "predicted_total": float(total[k]),
-                "measured_frozen": (frozen.logits[k] - frozen.mean_logit) - (before.logits[k] - before.mean_logit),
-                "measured": (free.logits[k] - free.mean_logit) - (before.logits[k] - before.mean_logit),
-                "probability_before": before.probabilities[k],
-                "probability_after": free.probabilities[k],
-            }
-            for k, token in enumerate(nodes.logits)
-        ]
-        result: Json = {
-            "interventions": [
-                {"node_id": change.node_id, "factor": change.factor, "value": change.value} for change in changes
-            ],
-            "effects": effects,
-            "create_s": time.time(),
-        }
-        await asyncio.to_thread(self._summaries.add_intervention, request, result)
-        return result
+        """Change features, in the graph and in the model, and keep the result with the graph: as `Intervening`."""
+        return await self._intervening.change(graph_id, changes)
 
     def _hand_out(
         self, request: GraphRequest, building: Building, capture: Capture, targets: Sequence[Target]
@@ -447,88 +328,10 @@ class Graphs:
             memory_bytes=self._memory_bytes,
         )
 
-    def _shown(self, request: GraphRequest, graph: WholeGraph) -> Json:
-        """What a graph shows before all of its rows are there."""
-        influence, _ = compute_influence(graph.edges, graph.logit_weights)
-        settings = request.settings
-        content, kept = self._pruned(request, graph, influence, settings.node_threshold, settings.edge_threshold)
-        return {
-            "tokens": [[token.id, token.text] for token in graph.nodes.tokens],
-            "statistics": {"num_features": graph.edges.table.num_features, **kept},
-            "json": content,
-        }
-
-    def _pruned(
-        self, request: GraphRequest, graph: WholeGraph, influence: Array, node_threshold: float, edge_threshold: float
-    ) -> tuple[Json, Json]:
-        settings = request.settings
-        pruned = prune(
-            graph.edges, influence, graph.logit_weights, node_threshold=node_threshold, edge_threshold=edge_threshold
-        )
-        metadata = {
-            "slug": request.graph_id,
-            "scan": scan_name(settings.model),
-            "prompt": settings.prompt,
-            "prompt_tokens": [token.text for token in graph.nodes.tokens],
-            "transcoder_list": [settings.transcoder],
-            "schema_version": 1,
-            "node_threshold": node_threshold,
-            "feature_details": {"feature_json_base_url": "", "neuronpedia_source_set": ""},
-            "info": {
-                "description": "",
-                "creator_name": "weft",
-                "creator_url": "",
-                "source_urls": [],
-                "generator": _GENERATOR,
-                "create_time_ms": int(request.create_s * 1000),
-            },
-            "generation_settings": {
-                "max_n_logits": settings.max_logits,
-                "desired_logit_prob": settings.logit_probability,
-                "batch_size": settings.batch_size,
-                "max_feature_nodes": graph.edges.table.num_features,
-            },
-            "pruning_settings": {
-                "node_threshold": node_threshold,
-                "edge_threshold": edge_threshold,
-                "node_share": pruned.node_share,
-                "edge_share": pruned.edge_share,
-            },
-        }
-        content = graph_json(graph.nodes, pruned, cumulative_share(influence), metadata)
-        return content, {"num_nodes_kept": len(content["nodes"]), "num_edges_kept": len(content["links"])}
-
 
 def _measured(summary: Json) -> Json:
     """What was measured on a graph, apart from the graph itself."""
     return {key: summary[key] for key in ("interventions", "faithfulness") if key in summary}
-
-
-def _deltas(graph: WholeGraph, changes: Sequence[Change]) -> Mapping[int, float]:
-    if not changes:
-        raise InvalidArgumentError("interventions is empty; name at least one feature node", field="interventions")
-    nodes = graph.nodes
-    by_id = {node_id(nodes, node): node for node in range(nodes.table.num_features)}
-    delta: dict[int, float] = {}
-    for change in changes:
-        if change.node_id not in by_id:
-            raise InvalidArgumentError(
-                f"{change.node_id[:100]!r} is no active feature of this graph; "
-                "give a node id such as 12_345_4: layer, feature, position",
-                field="interventions",
-            )
-        node = by_id[change.node_id]
-        if node in delta:
-            raise InvalidArgumentError(f"node {change.node_id} is named twice; name it once", field="interventions")
-        activation = float(nodes.activation_N[node])
-        wanted = change.value if change.value is not None else activation * (change.factor or 0.0)
-        if (change.value is None) == (change.factor is None) or not np.isfinite(wanted):
-            raise InvalidArgumentError(
-                f"the change of node {change.node_id} needs either a finite factor or a finite value",
-                field="interventions",
-            )
-        delta[node] = wanted - activation
-    return delta
 
 
 async def _in_thread(compute: Callable[[], Json]) -> Json:

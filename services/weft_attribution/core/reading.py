@@ -11,8 +11,8 @@ import torch
 
 from weft_attribution.core import comparing
 from weft_attribution.core.comparing import Comparison
-from weft_attribution.core.graphs import ModelFolder
 from weft_attribution.core.influence import Scores, graph_scores
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraph, OpenGraphs
 from weft_attribution.core.paths import FoundPaths, strongest_paths
 from weft_attribution.core.ports import ModelRunner

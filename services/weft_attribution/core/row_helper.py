@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from weft_attribution.core.gate import Gate
-from weft_attribution.core.graphs import ModelFolder
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.pipeline import Building, Limits
 from weft_attribution.core.ports import Capture, ModelInfo, Token
-from weft_attribution.core.shared_rows import ROOT, open_round, read_problem
+from weft_attribution.core.row_parts import ROOT
+from weft_attribution.core.row_rounds import open_round, read_problem
 from weft_attribution.core.targets import Target
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import FailedPreconditionError, WeftError

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 
 from weft_attribution.core.firing import Firing, layers_read
-from weft_attribution.core.graphs import ModelFolder
 from weft_attribution.core.influence import prune
 from weft_attribution.core.interventions import feature_additions, predict_rows
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraph, OpenGraphs
 from weft_attribution.core.ports import Addition, Capture, ModelRunner
 from weft_attribution.core.ranks import spearman

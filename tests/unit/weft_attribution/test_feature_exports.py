@@ -30,7 +30,8 @@ from weft_attribution.core.feature_export.rounding import rounded
 from weft_attribution.core.feature_export.settings import ExportLayout, ExportRequest
 from weft_attribution.core.feature_index.gathering import NUM_BINS, bin_edges, histogram_bins
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
-from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
+from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.weights import Norm
 from weft_common.errors import (
     AlreadyExistsError,

@@ -19,14 +19,15 @@ from index_rig import IndexRig
 from structlog.testing import capture_logs
 
 from weft_attribution.core.feature_index import matching as matching_module
+from weft_attribution.core.feature_index import open_indexes, text
 from weft_attribution.core.feature_index import opened as opened_module
-from weft_attribution.core.feature_index import text
 from weft_attribution.core.feature_index.building import IndexBuilder, part_features
 from weft_attribution.core.feature_index.gathering import NUM_BINS, PartState, bin_edges, histogram_bins
 from weft_attribution.core.feature_index.hashing import draw
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.matching import FeatureMatching
-from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
+from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.feature_index.settings import IndexRequest
 from weft_attribution.core.feature_index.tables import Bytes, Table, write_table
 from weft_attribution.core.feature_index.text import align
@@ -610,7 +611,7 @@ def test_what_is_kept_open_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
                 data = json.dumps(document).encode()
             rig.store.put(info.key.replace("/t/", f"/t{number}/"), data)
     monkeypatch.setattr(opened_module, "_OPEN_TABLES", 2)
-    monkeypatch.setattr(opened_module, "_KNOWN_TRANSCODERS", 3)
+    monkeypatch.setattr(open_indexes, "_KNOWN_TRANSCODERS", 3)
     plenty, tight = OpenIndexes(rig.store), OpenIndexes(rig.store, memory_bytes=0)
     for indexes, most in ((plenty, 2), (tight, 1)):
         for number in range(4):

@@ -10,7 +10,7 @@ from index_rig import IndexRig
 
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.labelled import LabelTable
-from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.queries import Bounds, FeatureFilter, FeatureQueries, FoundFeatures, Question
 from weft_common.errors import InvalidArgumentError
 from weft_store.opening import open_store

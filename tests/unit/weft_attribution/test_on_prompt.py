@@ -10,7 +10,7 @@ from index_rig import REVISION, IndexRig
 
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.on_prompt import PromptActivations, PromptQuestion
-from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.ports import Capture, ModelInfo, Token
 from weft_store.opening import open_store
 

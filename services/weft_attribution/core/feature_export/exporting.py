@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from weft_attribution.core.feature_export.describing import Described, describe, token_ids_of
 from weft_attribution.core.feature_export.settings import ExportKeys, ExportLayout, ExportRequest
 from weft_attribution.core.feature_export.writing import Progress, TokenTexts, Writing
-from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
+from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights

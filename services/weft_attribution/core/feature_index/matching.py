@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
+from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_common.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 
 __all__ = ["FeatureMatching", "Match"]

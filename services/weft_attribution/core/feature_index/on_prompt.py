@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
+from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.firing import Firing, layers_read
-from weft_attribution.core.graphs import ModelFolder
+from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.ports import Capture, ModelRunner, Token
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError

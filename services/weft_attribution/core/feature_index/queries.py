@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weft_attribution.core.feature_index.labelled import LabelColumns, LabelTable
-from weft_attribution.core.feature_index.opened import OpenIndex, OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
+from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_common.errors import InvalidArgumentError
 
 __all__ = ["MAX_PAGE", "Bounds", "FeatureFilter", "FeatureQueries", "FoundFeatures", "Question"]

@@ -6,12 +6,8 @@ labels score is what chance scores, whatever the texts and the scorer are like.
 """
 
 import asyncio
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from weft_attribution.core.feature_ports import ExampleSource
 from weft_attribution.core.interpretation.answers import read_flags, read_intruder
@@ -29,6 +25,7 @@ from weft_attribution.core.interpretation.scorers import (
     draw_intruders,
 )
 from weft_attribution.core.interpretation.tallies import Found, Tally
+from weft_attribution.core.interpretation.vectors import cosine, read_vectors
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Place, Score, ScoreKind
 from weft_common.errors import NotFoundError
@@ -216,7 +213,7 @@ class Scorer:
         vectors = []
         for embedding in self._embeddings(lines, label):
             text = await _answer(embedding, asker, purpose)
-            found = None if text is None else _vectors(text, len(embedding.texts))
+            found = None if text is None else read_vectors(text, len(embedding.texts))
             if found is None:
                 if text is not None:
                     asker.broken()
@@ -225,7 +222,7 @@ class Scorer:
         if len({len(vector) for vector in vectors}) != 1:
             asker.broken()
             return None, count
-        near = [_cosine(vectors[-1], vector) for vector in vectors[:-1]]
+        near = [cosine(vectors[-1], vector) for vector in vectors[:-1]]
         return area(near[: len(lines.active)], near[len(lines.active) :]), 0
 
     def _trials(self, kind: ScoreKind, place: Place, lines: "_Lines", label: str) -> list[Trial]:
@@ -291,24 +288,3 @@ async def _decided(trials: Sequence[Trial], asker: Asker, purpose: str) -> Tally
             asker.broken()
         tally.decide(trial.truth, flags)
     return tally
-
-
-def _vectors(text: str, count: int) -> list[list[float]] | None:
-    try:
-        vectors = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(vectors, list) or len(vectors) != count:
-        return None
-    return vectors if all(_is_vector(vector, len(vectors[0])) for vector in vectors) else None
-
-
-def _is_vector(vector: object, size: int) -> bool:
-    if not isinstance(vector, list) or not vector or len(vector) != size:
-        return False
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in vector) and any(vector)
-
-
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
