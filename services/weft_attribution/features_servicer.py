@@ -19,10 +19,12 @@ from weft_attribution.core.feature_ports import Examples, Window
 from weft_attribution.core.graphs import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
+from weft_attribution.core.steered_text import SteeredText
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.servicer_feature_index import IndexRpcs
 from weft_attribution.servicer_feature_queries import QueryRpcs
 from weft_attribution.servicer_interpretation import InterpretationRpcs
+from weft_attribution.servicer_steered_text import SteeredTextRpcs
 from weft_common.errors import InvalidArgumentError
 from weft_common.operations import OperationManager
 from weft_store.port import ObjectStore
@@ -44,6 +46,7 @@ class FeatureDomain:
     queries: FeatureQueries
     matching: FeatureMatching
     on_prompt: PromptActivations
+    steered: SteeredText
     opened: OpenGraphs
     graphs: FeatureGraphs
 
@@ -66,7 +69,7 @@ class _Known:
         return sorted({token_id for window in windows for token_id in window.token_ids})
 
 
-class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs):
+class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, SteeredTextRpcs):
     """
     Answers the RPCs on features.
 
@@ -90,6 +93,7 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs):
         self.runner, self.work = runner, work
         self.indexing, self.queries = domain.indexing, domain.queries
         self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
+        self.steered = domain.steered
         self.indexes, self.graphs = domain.queries.indexes, domain.graphs
 
     async def GetFeature(self, request: service_pb2.GetFeatureRequest, context: Context) -> service_pb2.Feature:
