@@ -21,7 +21,7 @@ from frozen_transformer import FrozenTransformer, Written
 from torch import Tensor
 
 from weft_attribution.core.feature_index.sequences import HarvestedSequences
-from weft_attribution.core.ports import Addition, Capture, ModelInfo, SteeredLogits, Token
+from weft_attribution.core.ports import Addition, Capture, LikelyToken, ModelInfo, SteeredLogits, Token
 from weft_common.errors import NotFoundError
 from weft_store.port import ObjectStore
 
@@ -270,7 +270,8 @@ class ReferenceRunner:
             value = added.setdefault(
                 addition.layer, torch.zeros(len(token_ids), self.info.d_model, dtype=torch.float64)
             )
-            value[list(addition.positions)] += torch.from_numpy(addition.value_PD).double()
+            places = list(addition.positions) or list(range(len(token_ids)))
+            value[places] += torch.from_numpy(addition.value_PD).double()
         return added
 
     async def run(
@@ -289,6 +290,18 @@ class ReferenceRunner:
         probabilities = logits.softmax(-1)
         asked = list(logits_of)
         return SteeredLogits(tuple(logits[asked].tolist()), tuple(probabilities[asked].tolist()), float(logits.mean()))
+
+    async def generate(
+        self, model: str, token_ids: Sequence[int], additions: Sequence[Addition], *, max_new_tokens: int
+    ) -> tuple[LikelyToken, ...]:
+        ids, found = list(token_ids), []
+        for _ in range(max_new_tokens):
+            tokens, positions = self.reference.embed(ids)
+            logits = self.reference.run(tokens + positions, added=self._added(ids, additions))["logits"]
+            probability, chosen = logits.softmax(-1).max(-1)
+            ids.append(int(chosen))
+            found.append(LikelyToken(Token(ids[-1], f"t{ids[-1]}"), float(probability)))
+        return tuple(found)
 
 
 class NoSequences:

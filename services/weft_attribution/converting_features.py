@@ -212,6 +212,8 @@ def label_to_proto(label: LabelRecord) -> index_pb2.StandingLabel:
         text=label.text,
         is_human=label.origin == "human",
         scores={str(kind): float(score.value) for kind, score in label.scores.items()},
+        explainer=label.explainer,
+        is_imported=label.origin != "human" and not label.prompt_sha256,
     )
 
 

@@ -21,11 +21,13 @@ from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.question_turns import Turns
+from weft_attribution.core.steered_text import SteeredText
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.servicer_feature_export import ExportRpcs
 from weft_attribution.servicer_feature_index import IndexRpcs
 from weft_attribution.servicer_feature_queries import QueryRpcs
 from weft_attribution.servicer_interpretation import InterpretationRpcs
+from weft_attribution.servicer_steered_text import SteeredTextRpcs
 from weft_common.errors import InvalidArgumentError
 from weft_common.operations import OperationManager
 from weft_store.port import ObjectStore
@@ -47,6 +49,7 @@ class FeatureDomain:
     queries: FeatureQueries
     matching: FeatureMatching
     on_prompt: PromptActivations
+    steered: SteeredText
     opened: OpenGraphs
     exports: FeatureExports
     graphs: FeatureGraphs
@@ -70,7 +73,7 @@ class _Known:
         return sorted({token_id for window in windows for token_id in window.token_ids})
 
 
-class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs):
+class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs, SteeredTextRpcs):
     """
     Answers the RPCs on features.
 
@@ -94,8 +97,8 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs):
         self.runner, self.work = runner, work
         self.indexing, self.queries = domain.indexing, domain.queries
         self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
-        self.indexes, self.exports = domain.queries.indexes, domain.exports
-        self.graphs, self.turns = domain.graphs, Turns()
+        self.steered, self.exports = domain.steered, domain.exports
+        self.indexes, self.graphs, self.turns = domain.queries.indexes, domain.graphs, Turns()
 
     async def GetFeature(self, request: service_pb2.GetFeatureRequest, context: Context) -> service_pb2.Feature:
         transcoder, layer, index = converting.feature_place(request.name)

@@ -31,6 +31,7 @@ from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.reading import GraphReading
 from weft_attribution.core.row_helper import RowHelper
 from weft_attribution.core.standing_labels import StandingLabels
+from weft_attribution.core.steered_text import SteeredText
 from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
@@ -101,6 +102,7 @@ async def registrations(
         PromptActivations(
             store, runner, models, indexes, max_prompt_tokens=max_prompt_tokens, memory_bytes=memory_bytes // 2
         ),
+        SteeredText(store, runner, models, max_prompt_tokens=max_prompt_tokens),
         opened,
         FeatureExports(store, runner, models, indexes),
         FeatureGraphs(store, graphs.requests),

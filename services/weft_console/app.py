@@ -18,7 +18,19 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from weft_common.errors import FailedPreconditionError, NotFoundError, UnauthenticatedError, WeftError
-from weft_console.api import analyses, datasets, features, graphs, hearing, labels, readings, runs, steering
+from weft_console.api import (
+    analyses,
+    datasets,
+    features,
+    graph_labels,
+    graphs,
+    hearing,
+    lab,
+    labels,
+    readings,
+    runs,
+    steering,
+)
 from weft_console.api.requests import read_field, read_json
 from weft_console.guard import Guard
 from weft_console.peers import Peers
@@ -67,6 +79,8 @@ def build_app(settings: ConsoleSettings, peers: Peers, stopping: asyncio.Event) 
             *datasets.ROUTES,
             *analyses.ROUTES,
             *hearing.ROUTES,
+            *lab.ROUTES,
+            *graph_labels.ROUTES,
             Route("/api/{rest:path}", no_such_path, methods=["GET", "POST", "DELETE"]),
             Mount("/assets", Assets(directory=settings.static_dir / "assets")),
             Route("/{name:str}", root_file),

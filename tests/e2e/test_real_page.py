@@ -143,6 +143,36 @@ async def test_questions_on_the_page_get_the_services_answers(page: Page, up: tu
     assert run.weft("graphs", "delete", "italy").returncode == 0
 
 
+async def test_lab_changes_what_the_model_says(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
+    """What fires on a real prompt is pinned and ablated; both texts and probabilities are those of the command line."""
+    run = up[0]
+    prompt, console = "The capital of France is", run.endpoints["console"]
+    graph = json.loads(run.weft("graphs", "list", "--json").stdout)["graphs"][0]
+    transcoder = graph["spec"]["transcoder"].removeprefix("transcoders/")
+    await page.goto(f"http://{console.target}/lab?transcoder={transcoder}&prompt={prompt}&tokens=6")
+    # The first text loads the encoders.
+    await expect(page.locator(".fires").first).to_be_visible(timeout=60_000)
+    await expect(page.locator(".lab-grid tbody tr")).to_have_count(30)
+    first = page.locator("[data-list=fires] tbody tr").first
+    await first.get_by_role("button", name="Pin").click()
+    pin = page.locator("[data-pin]")
+    feature = await pin.get_attribute("data-pin")
+    await pin.get_by_role("combobox").select_option("ablate")
+    await page.get_by_role("button", name="Run both").click()
+    steered = run.weft(
+        "features", "steer", transcoder, "--prompt", prompt, "--ablate", str(feature), "--tokens", "6", "--json"
+    )
+    assert steered.returncode == 0, steered.stderr
+    told = json.loads(steered.stdout)
+    for side in ("undisturbed", "changed"):
+        text = prompt + "".join(token["text"] for token in told[side])
+        await expect(page.locator(f"[data-stat=text-{side}]")).to_have_text(text, timeout=60_000)
+    assert told["undisturbed"][0]["text"] == " Paris"
+    likely = page.locator(".lab-next tbody tr").first
+    await expect(likely).to_contain_text(f"{100 * told['next_tokens'][0]['probability_before']:.1f}%")
+    await page.screenshot(path=ARTIFACTS / "lab.png", full_page=True)
+
+
 async def test_run_and_dataset_pages_show_the_demos(page: Page, up: tuple[Embedded, dict[str, Any]]) -> None:
     """The pages of the run and the dataset name them and draw without an error."""
     console = up[0].endpoints["console"]

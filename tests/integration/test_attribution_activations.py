@@ -10,6 +10,7 @@ from tiny_models import make_gpt2, make_llama
 from weft_attribution.core.graphs import Graphs
 from weft_attribution.core.intervening import Change
 from weft_attribution.core.model_folder import ModelFolder
+from weft_attribution.core.ports import Addition
 from weft_attribution.core.records import GraphRequest, GraphSettings
 from weft_store.opening import open_store
 
@@ -49,3 +50,29 @@ async def _check(tmp_path: Path, models: Path, model: str, *, num_features: int,
         predicted = np.array([effect["predicted"] for effect in result["effects"]])
         frozen = np.array([effect["measured_frozen"] for effect in result["effects"]])
         np.testing.assert_allclose(frozen, predicted, rtol=2e-3, atol=2e-4 * max(1.0, np.abs(predicted).max()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+async def test_generated_tokens_have_what_is_added_everywhere(tmp_path: Path, family: str) -> None:
+    """Token by token they are the most likely of passes over all tokens so far, with the same additions in them."""
+    {"llama": make_llama, "gpt2": make_gpt2}[family](tmp_path / "models" / family)
+    async with activations(tmp_path, tmp_path / "models") as runner:
+        info = await runner.model(family)
+        ids = [token.id for token in await runner.tokenize(family, PROMPT)]
+        rng = np.random.default_rng(3)
+        vectors = [rng.normal(size=(rows, info.d_model)).astype(np.float32) for rows in (1, 2)]
+        additions = [Addition(0, (), vectors[0]), Addition(1, (1, 2), vectors[1])]
+        plain = await runner.generate(family, ids, (), max_new_tokens=4)
+        changed = await runner.generate(family, ids, additions, max_new_tokens=4)
+        for found, added in ((plain, ()), (changed, additions)):
+            so_far = list(ids)
+            for token in found:
+                capture = await runner.steer(
+                    family, so_far, added, held_layers=(), freeze_attention=False, hooks=["logits"]
+                )
+                logits = capture.tensors["logits"].astype(np.float64)
+                shares = np.exp(logits - logits.max())
+                assert token.token.id == int(logits.argmax())
+                assert token.probability == pytest.approx(float(shares.max() / shares.sum()), rel=1e-3)
+                so_far.append(token.token.id)
+        assert [each.probability for each in plain] != [each.probability for each in changed]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import grpc
 import numpy as np
 
-from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
-from weft_attribution.core.ports import Addition, Capture, ModelInfo, SteeredLogits, Token
+from weft.activations.v1 import generation_pb2, messages_pb2, service_pb2, service_pb2_grpc
+from weft_attribution.core.ports import Addition, Capture, LikelyToken, ModelInfo, SteeredLogits, Token
 from weft_common.client import error_from_rpc
 from weft_common.errors import DataLossError
 from weft_common.tensors import TensorAssembler, tensor_to_proto
@@ -129,6 +129,24 @@ class GrpcModelRunner:
             probabilities=tuple(asked.probability for asked in response.asked_tokens),
             mean_logit=response.mean_logit,
         )
+
+    async def generate(
+        self, model: str, token_ids: Sequence[int], additions: Sequence[Addition], *, max_new_tokens: int
+    ) -> tuple[LikelyToken, ...]:
+        request = generation_pb2.GenerateRequest(
+            model=f"models/{model}",
+            prompt=_prompt(token_ids),
+            interventions=[_added(addition) for addition in additions],
+            max_new_tokens=max_new_tokens,
+        )
+        found = []
+        try:
+            async for response in self._stub.Generate(request, timeout=self._timeout_s):
+                token = response.token.token
+                found.append(LikelyToken(Token(token.id, token.text), response.token.probability))
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+        return tuple(found)
 
 
 def _added(addition: Addition) -> messages_pb2.Intervention:

@@ -115,6 +115,14 @@ class LabelRecord(Protocol):
         """`human` or `model`."""
 
     @property
+    def explainer(self) -> str:
+        """Model that said it, for models' labels."""
+
+    @property
+    def prompt_sha256(self) -> str:
+        """Hash of the prompt that it was made with; labels of models from elsewhere may have none."""
+
+    @property
     def scores(self) -> Mapping[Any, Any]:
         """Score by kind; each has a `value`, 0 to 1, and `n`, the number of trials behind it."""
 

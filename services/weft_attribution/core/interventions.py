@@ -84,14 +84,19 @@ def feature_additions(
         changes: (layer, index, position, change of activation).
         num_layers: Layers of the model.
     """
-    by_place: dict[tuple[int, int], Array] = {}
+    moved: dict[tuple[int, int], list[tuple[int, float]]] = {}
     for layer, index, position, amount in changes:
+        moved.setdefault((layer, index), []).append((position, amount))
+    by_place: dict[tuple[int, int], Array] = {}
+    for (layer, index), places in moved.items():
+        # Each decoder is read once, however many positions it is written at.
         for _, rows in transcoder.decoders(layer, np.array([index], dtype=np.int64)):
             # Decoders may end below the last layer.
             for target in range(layer, min(num_layers, layer + rows.shape[1])):
-                vector = rows[0, target - layer].astype(np.float64) * amount
-                place = (target, position)
-                by_place[place] = by_place[place] + vector if place in by_place else vector
+                decoder_D = rows[0, target - layer].astype(np.float64)
+                for position, amount in places:
+                    vector, place = decoder_D * amount, (target, position)
+                    by_place[place] = by_place[place] + vector if place in by_place else vector
     additions = []
     for target in range(num_layers):
         positions = sorted(position for layer, position in by_place if layer == target)

@@ -11,7 +11,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Addition", "Capture", "ModelInfo", "ModelRunner", "ProgressFn", "SteeredLogits", "Token"]
+__all__ = [
+    "Addition",
+    "Capture",
+    "LikelyToken",
+    "ModelInfo",
+    "ModelRunner",
+    "ProgressFn",
+    "SteeredLogits",
+    "Token",
+]
 
 ProgressFn = Callable[[str, int, int], None]
 """Called with a stage, the units done and the units in all; may raise to stop the work."""
@@ -49,11 +58,23 @@ class Capture:
 
 @dataclass(frozen=True)
 class Addition:
-    """Vectors that are added to the MLP output of one layer, one a position."""
+    """
+    Vectors that are added to the MLP output of one layer, one a position.
+
+    Without positions it is one vector, added at every position and at every token that is generated after them.
+    """
 
     layer: int
     positions: tuple[int, ...]
     value_PD: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LikelyToken:
+    """A token that was generated, and how likely its run took it to be."""
+
+    token: Token
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -117,3 +138,8 @@ class ModelRunner(Protocol):
         logits_of: Sequence[int],
     ) -> SteeredLogits:
         """Run a prompt with additions; `frozen` holds patterns, norm scales and MLP outputs at their clean values."""
+
+    async def generate(
+        self, model: str, token_ids: Sequence[int], additions: Sequence[Addition], *, max_new_tokens: int
+    ) -> tuple[LikelyToken, ...]:
+        """Go on after a prompt with the most likely token each time, with additions made in every pass."""

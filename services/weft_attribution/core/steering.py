@@ -28,7 +28,16 @@ from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_store.port import ObjectStore
 
-__all__ = ["FeatureChange", "NodeEffect", "Patch", "SteeredLogit", "Steering", "SteeringPlan", "Steers"]
+__all__ = [
+    "FeatureChange",
+    "NodeEffect",
+    "Patch",
+    "SteeredLogit",
+    "Steering",
+    "SteeringPlan",
+    "Steers",
+    "encode_at",
+]
 
 Array = npt.NDArray[Any]
 MAX_SHOWN = 10_000
@@ -212,7 +221,7 @@ class Steers:
             model, [token.id for token in tokens], [f"layers.{layer}.{hook}" for layer in layers]
         )
         keys = [(int(graph.layer_N[n]), int(graph.index_N[n]), p) for n, p in zip(nodes, places, strict=True)]
-        values = await asyncio.to_thread(_encode, transcoder, keys, capture)
+        values = await asyncio.to_thread(encode_at, transcoder, keys, capture)
         return [activation for _, activation in values]
 
 
@@ -276,7 +285,7 @@ def _shown(opened: OpenGraph, names: Sequence[str]) -> list[int]:
     return nodes
 
 
-def _encode(
+def encode_at(
     transcoder: TranscoderReader, keys: Sequence[tuple[int, int, int]], capture: Capture
 ) -> list[tuple[float, float]]:
     """Pre-activation and activation of features, each (layer, index, position)."""
@@ -311,7 +320,7 @@ def _node_effects(
 ) -> list[NodeEffect]:
     nodes = opened.graph.nodes
     keys = [(int(nodes.layer_N[n]), int(nodes.index_N[n]), int(nodes.position_N[n])) for n in shown]
-    clean, changed = _encode(transcoder, keys, before), _encode(transcoder, keys, after)
+    clean, changed = encode_at(transcoder, keys, before), encode_at(transcoder, keys, after)
     return [
         NodeEffect(node, was, float(predicted_R[node]), now - was, activation)
         for node, (was, _), (now, activation) in zip(shown, clean, changed, strict=True)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from google.longrunning import operations_pb2
 from google.protobuf import field_mask_pb2
 
-from weft.features.v1 import graphs_pb2, index_pb2, queries_pb2, service_pb2
+from weft.features.v1 import graphs_pb2, index_pb2, queries_pb2, service_pb2, steering_pb2
 from weft_client.aio.calls import pages, unary
 from weft_client.aio.feature_exports import AsyncFeatureExports
 from weft_client.names import full_name
@@ -175,6 +175,34 @@ class AsyncFeatures(AsyncFeatureExports):
             max_features=max_features,
         )
         return await unary(self._stub.GetActivationsOnPrompt, request, timeout_s=READ_S)
+
+    async def steer(
+        self,
+        transcoder: str,
+        prompt: str,
+        *,
+        changes: Sequence[steering_pb2.PromptChange],
+        max_new_tokens: int = 0,
+        num_top_tokens: int = 0,
+    ) -> steering_pb2.SteerOnPromptResponse:
+        """
+        Run a text undisturbed and with changed features: both next tokens, both continuations.
+
+        Args:
+            transcoder: The transcoder.
+            prompt: The text.
+            changes: What is changed, all at once; `feature_name` gives the names of features.
+            max_new_tokens: Tokens that each run goes on for; 0 means 20.
+            num_top_tokens: Most likely next tokens told of each run; 0 means 10.
+        """
+        request = steering_pb2.SteerOnPromptRequest(
+            transcoder=full_name("transcoders", transcoder),
+            prompt=prompt,
+            changes=changes,
+            max_new_tokens=max_new_tokens,
+            num_top_tokens=num_top_tokens,
+        )
+        return await unary(self._stub.SteerOnPrompt, request, timeout_s=READ_S)
 
     def of_graph(self, graph: str, *, fields: Sequence[str] = ()) -> AsyncIterator[service_pb2.GraphFeature]:
         """Features that are nodes of a graph, the most influential first."""

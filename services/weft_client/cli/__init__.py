@@ -17,6 +17,7 @@ from weft_client.cli import (
     dataset_files,
     datasets,
     feature_exports,
+    feature_steering,
     features,
     graph_attention,
     graph_batches,
@@ -106,6 +107,7 @@ graphs.app.command("attention")(graph_attention.explain_attention)
 graphs.app.command("batch")(graph_batches.create_batch)
 graphs.app.command("steer")(graph_steering.steer)
 graphs.app.command("faithfulness")(graph_steering.measure_faithfulness)
+features.app.command("steer")(feature_steering.steer)
 app.add_typer(graphs.app, name="graphs")
 labels.app.command("explain")(interpretation.explain)
 labels.app.command("score")(interpretation.score)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from chromium_browser import chromium
+from fake_labels import FakeGraphLabels, FakeLabels
 from fake_readings import FakeReadings
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2
@@ -26,6 +27,7 @@ from weft.cache.v1 import service_pb2 as cache_pb2
 from weft.cache.v1.service_pb2_grpc import CacheServiceServicer, add_CacheServiceServicer_to_server
 from weft.common.v1 import operation_pb2
 from weft.features.v1 import service_pb2 as features_pb2
+from weft.features.v1.labels_pb2_grpc import add_LabelServiceServicer_to_server
 from weft.features.v1.service_pb2_grpc import FeatureServiceServicer, add_FeatureServiceServicer_to_server
 from weft.training.v1 import messages_pb2 as run_pb2
 from weft.training.v1 import service_pb2 as training_pb2
@@ -170,7 +172,11 @@ class World:
 
 
 class Attribution(
-    FakeReadings, AttributionServiceServicer, FeatureServiceServicer, operations_pb2_grpc.OperationsServicer
+    FakeReadings,
+    FakeGraphLabels,
+    AttributionServiceServicer,
+    FeatureServiceServicer,
+    operations_pb2_grpc.OperationsServicer,
 ):
     def __init__(self, world: World) -> None:
         self.world = world
@@ -466,6 +472,7 @@ async def settings(world: World, tmp_path: Path) -> AsyncIterator[ConsoleSetting
     pairs = registrations(
         (attribution, "weft.attribution.v1.AttributionService", add_AttributionServiceServicer_to_server),
         (attribution, "weft.features.v1.FeatureService", add_FeatureServiceServicer_to_server),
+        (FakeLabels(), "weft.features.v1.LabelService", add_LabelServiceServicer_to_server),
         (attribution, "google.longrunning.Operations", operations_pb2_grpc.add_OperationsServicer_to_server),
     )
     trainer = registrations((Trainer(world), "weft.training.v1.TrainingService", add_TrainingServiceServicer_to_server))

@@ -36,7 +36,7 @@ class Labels:
 
 def _label(text: str, origin: str, score: float | None) -> Any:
     scores = {} if score is None else {"detection": SimpleNamespace(value=score, n=10)}
-    return SimpleNamespace(text=text, origin=origin, scores=scores)
+    return SimpleNamespace(text=text, origin=origin, scores=scores, explainer="", prompt_sha256="")
 
 
 @pytest.fixture

@@ -59,4 +59,10 @@ def test_value_of_a_newer_enum_is_its_number() -> None:
 def test_maps_are_objects() -> None:
     """Scores of a label come by their kind."""
     label = index_pb2.StandingLabel(text="months", scores={"fuzzing": 0.5, "detection": 0.75})
-    assert to_json(label) == {"text": "months", "is_human": False, "scores": {"detection": 0.75, "fuzzing": 0.5}}
+    assert to_json(label) == {
+        "text": "months",
+        "is_human": False,
+        "scores": {"detection": 0.75, "fuzzing": 0.5},
+        "explainer": "",
+        "is_imported": False,
+    }

@@ -538,10 +538,16 @@ class StandingLabel(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     IS_HUMAN_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    EXPLAINER_FIELD_NUMBER: _builtins.int
+    IS_IMPORTED_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """What it says."""
     is_human: _builtins.bool
     """Whether a person said it; otherwise a model did."""
+    explainer: _builtins.str
+    """Model that said it, for models' labels."""
+    is_imported: _builtins.bool
+    """Whether it is a model's label from elsewhere: it has no hash of the prompt that it was made with, as labels made here have."""
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Its scores by kind, 0 to 1."""
@@ -552,10 +558,12 @@ class StandingLabel(_message.Message):
         text: _builtins.str = ...,
         is_human: _builtins.bool = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        explainer: _builtins.str = ...,
+        is_imported: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_human", b"is_human", "scores", b"scores", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explainer", b"explainer", "is_human", b"is_human", "is_imported", b"is_imported", "scores", b"scores", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

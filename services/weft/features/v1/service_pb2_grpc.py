@@ -10,6 +10,7 @@ from weft.features.v1 import index_pb2 as weft_dot_features_dot_v1_dot_index__pb
 from weft.features.v1 import interpretation_pb2 as weft_dot_features_dot_v1_dot_interpretation__pb2
 from weft.features.v1 import queries_pb2 as weft_dot_features_dot_v1_dot_queries__pb2
 from weft.features.v1 import service_pb2 as weft_dot_features_dot_v1_dot_service__pb2
+from weft.features.v1 import steering_pb2 as weft_dot_features_dot_v1_dot_steering__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -125,6 +126,11 @@ class FeatureServiceStub:
                 '/weft.features.v1.FeatureService/ListFeatureGraphs',
                 request_serializer=weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsRequest.SerializeToString,
                 response_deserializer=weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsResponse.FromString,
+                _registered_method=True)
+        self.SteerOnPrompt = channel.unary_unary(
+                '/weft.features.v1.FeatureService/SteerOnPrompt',
+                request_serializer=weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptResponse.FromString,
                 _registered_method=True)
 
 
@@ -253,6 +259,13 @@ class FeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SteerOnPrompt(self, request, context):
+        """Runs a text twice, undisturbed and with changed features, and tells both next tokens and both continuations.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -340,6 +353,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.ListFeatureGraphs,
                     request_deserializer=weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsRequest.FromString,
                     response_serializer=weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsResponse.SerializeToString,
+            ),
+            'SteerOnPrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.SteerOnPrompt,
+                    request_deserializer=weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -802,6 +820,33 @@ class FeatureService:
             '/weft.features.v1.FeatureService/ListFeatureGraphs',
             weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsRequest.SerializeToString,
             weft_dot_features_dot_v1_dot_graphs__pb2.ListFeatureGraphsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SteerOnPrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/SteerOnPrompt',
+            weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptResponse.FromString,
             options,
             channel_credentials,
             insecure,

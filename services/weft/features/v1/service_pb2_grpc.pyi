@@ -12,6 +12,7 @@ from weft.features.v1 import index_pb2 as _index_pb2
 from weft.features.v1 import interpretation_pb2 as _interpretation_pb2
 from weft.features.v1 import queries_pb2 as _queries_pb2
 from weft.features.v1 import service_pb2 as _service_pb2
+from weft.features.v1 import steering_pb2 as _steering_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -77,6 +78,8 @@ class FeatureServiceStub:
     """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
     ListFeatureGraphs: _grpc.UnaryUnaryMultiCallable[_graphs_pb2.ListFeatureGraphsRequest, _graphs_pb2.ListFeatureGraphsResponse]
     """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
+    SteerOnPrompt: _grpc.UnaryUnaryMultiCallable[_steering_pb2.SteerOnPromptRequest, _steering_pb2.SteerOnPromptResponse]
+    """Runs a text twice, undisturbed and with changed features, and tells both next tokens and both continuations."""
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
@@ -121,6 +124,8 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
     ListFeatureGraphs: _aio.UnaryUnaryMultiCallable[_graphs_pb2.ListFeatureGraphsRequest, _graphs_pb2.ListFeatureGraphsResponse]  # type: ignore[assignment]
     """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
+    SteerOnPrompt: _aio.UnaryUnaryMultiCallable[_steering_pb2.SteerOnPromptRequest, _steering_pb2.SteerOnPromptResponse]  # type: ignore[assignment]
+    """Runs a text twice, undisturbed and with changed features, and tells both next tokens and both continuations."""
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what features read and write, where they are active, and which are like others."""
@@ -264,5 +269,13 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_graphs_pb2.ListFeatureGraphsResponse, _abc.Awaitable[_graphs_pb2.ListFeatureGraphsResponse]]:
         """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
+
+    @_abc_1.abstractmethod
+    def SteerOnPrompt(
+        self,
+        request: _steering_pb2.SteerOnPromptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_steering_pb2.SteerOnPromptResponse, _abc.Awaitable[_steering_pb2.SteerOnPromptResponse]]:
+        """Runs a text twice, undisturbed and with changed features, and tells both next tokens and both continuations."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -19,12 +19,20 @@ from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.firing import Firing, layers_read
 from weft_attribution.core.model_folder import ModelFolder
-from weft_attribution.core.ports import Capture, ModelRunner, Token
+from weft_attribution.core.ports import Capture, ModelInfo, ModelRunner, Token
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_store.port import ObjectStore
 
-__all__ = ["MAX_NAMED", "MAX_SHOWN", "PromptActivations", "PromptFeature", "PromptQuestion"]
+__all__ = [
+    "MAX_NAMED",
+    "MAX_SHOWN",
+    "PromptActivations",
+    "PromptFeature",
+    "PromptQuestion",
+    "model_of",
+    "tokens_of",
+]
 
 Array = npt.NDArray[Any]
 Encoder = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -123,25 +131,14 @@ class PromptActivations:
         """
         _check(question)
         reader = await asyncio.to_thread(TranscoderReader, self._store, question.transcoder)
-        model = reader.manifest.model
-        info = await self._runner.model(model)
-        if reader.manifest.model_revision and info.revision != reader.manifest.model_revision:
-            raise FailedPreconditionError(
-                f"transcoders/{question.transcoder} is for revision {reader.manifest.model_revision[:16]} of models/"
-                f"{model}, the activations service runs {info.revision[:16] or 'unknown'}"
-            )
+        model, info = reader.manifest.model, await model_of(self._runner, reader)
         layers = sorted(set(question.layers) | {layer for layer, _ in question.features}) or range(info.num_layers)
         for layer in layers:
             if not 0 <= layer < info.num_layers:
                 raise NotFoundError(
                     f"transcoders/{question.transcoder} has no layer {layer}; its layers are 0 to {info.num_layers - 1}"
                 )
-        tokens = await self._runner.tokenize(model, question.prompt)
-        if not 2 <= len(tokens) <= self._max_prompt_tokens:
-            raise InvalidArgumentError(
-                f"prompt has {len(tokens)} tokens; give 2 to {self._max_prompt_tokens}, the first has no features",
-                field="prompt",
-            )
+        tokens = await tokens_of(self._runner, model, question.prompt, self._max_prompt_tokens)
         await asyncio.to_thread(_check_work, question, reader, layers, len(tokens))
         read = layers_read(reader, set(layers), info.num_layers)
         hooks = [f"layers.{layer}.{reader.manifest.input_hook}" for layer in read]
@@ -234,9 +231,35 @@ class PromptActivations:
         return encoder
 
 
-def _check(question: PromptQuestion) -> None:
-    if not question.prompt:
+async def model_of(runner: ModelRunner, reader: TranscoderReader) -> ModelInfo:
+    """
+    Describe the model that a transcoder is for.
+
+    Raises:
+        FailedPreconditionError: What runs under its name is another revision.
+    """
+    manifest, info = reader.manifest, await runner.model(reader.manifest.model)
+    if manifest.model_revision and info.revision != manifest.model_revision:
+        raise FailedPreconditionError(
+            f"transcoders/{manifest.transcoder} is for revision {manifest.model_revision[:16]} of models/"
+            f"{manifest.model}, the activations service runs {info.revision[:16] or 'unknown'}"
+        )
+    return info
+
+
+async def tokens_of(runner: ModelRunner, model: str, prompt: str, max_prompt_tokens: int) -> tuple[Token, ...]:
+    """Turn a prompt into tokens. InvalidArgumentError where they are too few or too many."""
+    if not prompt:
         raise InvalidArgumentError("prompt is empty; give a text", field="prompt")
+    tokens = await runner.tokenize(model, prompt)
+    if not 2 <= len(tokens) <= max_prompt_tokens:
+        raise InvalidArgumentError(
+            f"prompt has {len(tokens)} tokens; give 2 to {max_prompt_tokens}, the first has no features", field="prompt"
+        )
+    return tokens
+
+
+def _check(question: PromptQuestion) -> None:
     if not 0 <= question.max_features <= MAX_SHOWN:
         raise InvalidArgumentError(
             f"max_features is {question.max_features}; give 1 to {MAX_SHOWN}, or 0 for {_DEFAULT_SHOWN}",

@@ -8,6 +8,7 @@ import { FeatureSearchPage } from "./features/search";
 import { GraphPage } from "./graph/page";
 import { GraphsPage } from "./pages/graphs";
 import { InsidePage } from "./pages/inside";
+import { LabPage } from "./lab/page";
 import { RunPage } from "./pages/run";
 import { RunsPage } from "./pages/runs";
 import { SignIn } from "./pages/sign-in";
@@ -15,7 +16,7 @@ import { useRoute, type Route } from "./routes";
 import { currentTheme, nextTheme } from "./theme";
 import { Empty } from "./ui/parts";
 
-const SECTIONS = [["graphs", "Graphs"], ["runs", "Runs"], ["datasets", "Datasets"], ["inside", "Inside"]] as const;
+const SECTIONS = [["graphs", "Graphs"], ["lab", "Lab"], ["runs", "Runs"], ["datasets", "Datasets"], ["inside", "Inside"]] as const;
 
 export function App() {
   const route = useRoute();
@@ -60,7 +61,8 @@ function Page({ route }: { route: Route }) {
   if (section === "transcoders" && id && rest.length === 1) return <FeatureSearchPage key={id} transcoder={id} />;
   if (section === "transcoders" && id && rest.length === 3) return <FeaturePage key={`${id} ${rest.join()}`} transcoder={id} layer={Number(rest[1])} index={Number(rest[2])} />;
   if (section === "inside") return <InsidePage />;
-  return <Empty title="There is no such page">Graphs, runs, datasets and the inside of the model stand in the navigation above.</Empty>;
+  if (section === "lab") return <LabPage />;
+  return <Empty title="There is no such page">Graphs, the lab, runs, datasets and the inside of the model stand in the navigation above.</Empty>;
 }
 
 const THEME_ICONS = { system: "◐", light: "☀", dark: "☾" };

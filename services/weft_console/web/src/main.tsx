@@ -5,5 +5,6 @@ import "./styles/parts.css";
 import "./styles/graph.css";
 import "./styles/panel.css";
 import "./styles/features.css";
+import "./styles/lab.css";
 
 render(<App />, document.getElementById("app")!);

@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 
 export interface Route {
-  section: "graphs" | "runs" | "datasets" | "inside" | "transcoders" | "unknown";
+  section: "graphs" | "lab" | "runs" | "datasets" | "inside" | "transcoders" | "unknown";
   id: string | null;
   /** What follows the id, where anything does. */
   rest?: string[];
@@ -15,7 +15,7 @@ export function parseRoute(path: string): Route {
   if (section === "transcoders" && isFeatures(rest)) return { section, id: decodeURIComponent(id), rest };
   if (rest.length > 0) return UNKNOWN;
   if (section === "") return { section: "graphs", id: null };
-  if (section === "inside" && !id) return { section, id: null };
+  if ((section === "inside" || section === "lab") && !id) return { section, id: null };
   if (section === "graphs" || section === "runs" || section === "datasets") return { section, id: id ? decodeURIComponent(id) : null };
   return UNKNOWN;
 }

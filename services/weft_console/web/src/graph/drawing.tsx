@@ -2,6 +2,7 @@ import { useEffect, useRef } from "preact/hooks";
 import type { RefObject } from "preact";
 import { figure, percent } from "../format";
 import { onTheme } from "../theme";
+import { originOf } from "../ui/origin";
 import { showToken, type GraphModel, type GraphNode } from "./model";
 import { GraphView, type ViewState } from "./view";
 
@@ -13,6 +14,7 @@ export function describe(model: GraphModel, node: GraphNode): { title: string; l
     return node.isLikely ? { title: `Logit ${node.label}`, lines: [`probability ${percent(node.probability)}`] } : { title: `Target ${node.label}`, lines: ["explained as asked for"] };
   }
   const lines = [`layer ${node.layer}, ${where}`, `influence ${percent(node.influence, 2)}`];
+  if (node.stands) lines.unshift(`${node.name}, ${originOf(node.stands).name}`);
   if (node.kind === "feature" && node.activation !== null) lines.push(`activation ${figure(node.activation)}`);
   return { title: node.kind === "feature" ? `Feature ${node.label}` : node.label, lines };
 }
@@ -33,7 +35,7 @@ export function Drawing({ model, state, onSelect, onPin, onMove, onLayOut, view 
   const host = useRef<HTMLDivElement>(null);
   const calls = useRef({ onSelect, onPin, onMove });
   calls.current = { onSelect, onPin, onMove };
-  const { visible, selected, pinned, groups, moved, path, numEdges } = state;
+  const { visible, selected, pinned, groups, moved, path, numEdges, labels } = state;
   useEffect(() => {
     const made = new GraphView(host.current!, model, {
       onSelect: (node) => calls.current.onSelect(node),
@@ -51,8 +53,8 @@ export function Drawing({ model, state, onSelect, onPin, onMove, onLayOut, view 
     };
   }, [model, view]);
   useEffect(
-    () => view.current?.update({ visible, selected, pinned, groups, moved, path, numEdges }),
-    [model, view, visible, selected, pinned, groups, moved, path, numEdges],
+    () => view.current?.update({ visible, selected, pinned, groups, moved, path, numEdges, labels }),
+    [model, view, visible, selected, pinned, groups, moved, path, numEdges, labels],
   );
   return (
     <div class="drawing">
@@ -65,6 +67,7 @@ export function Drawing({ model, state, onSelect, onPin, onMove, onLayOut, view 
         <li><i class="mark is-logit" />logit</li>
         <li><i class="stroke is-positive" />raises</li>
         <li><i class="stroke is-negative" />lowers</li>
+        {labels.size > 0 ? <li>labels: <span class="label-origin is-human">person</span> <span class="label-origin">model</span> <span class="label-origin is-imported">imported</span></li> : null}
       </ul>
       <div class="zoom" role="group" aria-label="Zoom">
         <button type="button" aria-label="Zoom in" onClick={() => view.current?.zoom(1.4)}>+</button>

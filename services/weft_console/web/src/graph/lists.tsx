@@ -1,6 +1,7 @@
 import { useMemo, useState } from "preact/hooks";
 import { figure, signedPercent } from "../format";
 import { Heads } from "./heads";
+import { NodeName } from "./node-name";
 import { inputsOf, outputsOf, showToken, type GraphModel, type GraphNode, type ListedEdge } from "./model";
 
 const SHORT = 12;
@@ -54,7 +55,7 @@ function EdgeList(props: ListProps) {
               </span>
               <span class={`edge-share ${edge.share < 0 ? "is-negative" : "is-positive"}`}>{signedPercent(edge.share)}</span>
               <i class={`mark is-${edge.other.kind}`} aria-hidden="true" />
-              <span class="edge-name">{edge.other.label}</span>
+              <span class="edge-name"><NodeName node={edge.other} /></span>
               {edge.other.kind === "feature" ? <span class="edge-at mono">{showToken(props.model.tokens[edge.other.position] ?? "")}</span> : null}
             </button>
             {props.graphId ? (

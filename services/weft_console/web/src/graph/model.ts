@@ -5,6 +5,8 @@
  * so that it does not move with the pruning slider.
  */
 
+import type { StandingLabel } from "../ui/origin";
+
 export type NodeKind = "feature" | "error" | "token" | "logit" | "bias";
 
 export interface RawNode {
@@ -42,7 +44,12 @@ export interface GraphNode {
   position: number;
   /** Index of the feature within its layer; -1 for other kinds. */
   feature: number;
+  /** What it is called: the label of its feature, or its name. */
   label: string;
+  /** What it is called without a label. */
+  name: string;
+  /** The label that stands for its feature. */
+  stands: StandingLabel | null;
   /** Cumulative share of influence at which the node comes in; low means important. */
   cumulative: number;
   /** Own influence on the logits, found from the file's edges. */
@@ -121,6 +128,7 @@ export function buildModel(raw: RawGraph, hasTargets = false): GraphModel {
     const kind = kinds[index]!;
     const layer = kind === "token" ? -1 : kind === "logit" ? numLayers : Number(node.layer);
     const feature = kind === "feature" ? Number(node.node_id.split("_")[1]) : -1;
+    const name = labelOf(node, kind, layer, feature, tokens);
     const built: GraphNode = {
       index,
       id: node.node_id,
@@ -129,7 +137,9 @@ export function buildModel(raw: RawGraph, hasTargets = false): GraphModel {
       layer,
       position: node.ctx_idx,
       feature,
-      label: labelOf(node, kind, layer, feature, tokens),
+      label: name,
+      name,
+      stands: null,
       cumulative: node.influence ?? (kind === "feature" || kind === "error" ? 1 : 0),
       influence: 0,
       activation: node.activation ?? null,
@@ -282,12 +292,12 @@ function listed(model: GraphModel, edges: Uint32Array, end: Uint32Array): Listed
   }));
 }
 
-/** Nodes whose id, label or position's token contain every word asked for. */
+/** Nodes whose id, name, label or position's token contain every word asked for. */
 export function searchNodes(model: GraphModel, query: string, limit: number): GraphNode[] {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   if (words.length === 0) return [];
   const hits = model.nodes.filter((node) => {
-    const text = `${node.id} ${node.kind} l${node.layer} ${node.label} ${model.tokens[node.position] ?? ""}`.toLowerCase();
+    const text = `${node.id} ${node.kind} l${node.layer} ${node.name} ${node.label} ${model.tokens[node.position] ?? ""}`.toLowerCase();
     return words.every((word) => text.includes(word));
   });
   return hits.sort((a, b) => b.influence - a.influence).slice(0, limit);

@@ -3,6 +3,7 @@ import { useMemo } from "preact/hooks";
 import { percent } from "../format";
 import type { Graph, InterventionResult } from "../types";
 import { nameOf, showToken, type GraphModel, type GraphNode } from "./model";
+import { NodeName } from "./node-name";
 import { Effects } from "./steer";
 import { ExplainOther } from "./targets";
 
@@ -70,7 +71,7 @@ function Bars({ model, nodes, value, onGo }: { model: GraphModel; nodes: GraphNo
         <li key={node.id}>
           <button type="button" class={`bar is-${node.kind}`} data-node={node.id} onClick={() => onGo(node)}>
             <i style={{ width: `${(100 * value(node)) / most}%` }} aria-hidden="true" />
-            <span class="bar-name">{node.label}</span>
+            <span class="bar-name"><NodeName node={node} /></span>
             {node.kind === "feature" ? <span class="edge-at mono">{showToken(model.tokens[node.position] ?? "")}</span> : null}
             <span class="bar-value">{node.kind === "logit" && !node.isLikely ? "target" : percent(value(node))}</span>
           </button>

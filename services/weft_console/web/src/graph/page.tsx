@@ -12,6 +12,7 @@ import { CompareView } from "./compare";
 import { Drawing } from "./drawing";
 import { useHistory } from "./history";
 import { useMaking, type Making } from "./making";
+import { useGraphLabels } from "./labels";
 import { buildModel, fullThreshold, showToken, visibleNodes, type GraphModel, type GraphNode, type RawGraph } from "./model";
 import { Overview } from "./overview";
 import { NodePanel } from "./panel";
@@ -100,6 +101,7 @@ function Explorer({ graph, model, limit, isPartial, waiting }: ExplorerProps) {
   }, [load, first]);
   useUndoKeys(undo, redo);
 
+  const { labels, problem: labelProblem, reload: reloadLabels, put } = useGraphLabels(isPartial ? null : graphId, model);
   const selected = state.selected ? model.byId.get(state.selected) ?? null : null;
   const byIds = (ids: string[]) => ids.map((id) => model.byId.get(id)).filter((node): node is GraphNode => node !== undefined);
   const partIds = useMemo(() => partOf(state), [state.pinned, state.groups]);
@@ -139,20 +141,21 @@ function Explorer({ graph, model, limit, isPartial, waiting }: ExplorerProps) {
     <div class="explorer">
       {waiting}
       <Head graph={graph} model={model} />
-      <Toolbar model={model} state={state} visible={visible} limit={limit} onChange={change} onGo={go} graphId={graphId} isPartial={isPartial}
+      <Toolbar model={model} labels={labels} state={state} visible={visible} limit={limit} onChange={change} onGo={go} graphId={graphId} isPartial={isPartial}
         undo={canUndo ? undo : null} redo={canRedo ? redo : null} address={() => location.origin + location.pathname + writeState(state, first)} />
-      {state.view === "summary" && !isPartial ? <SummaryView graphId={graphId} model={model} onGo={go} onTake={(taken) => change({ pinned: [], groups: taken, view: "graph", selected: null })} /> : null}
+      {labelProblem ? <Problem problem={labelProblem} onRetry={reloadLabels} /> : null}
+      {state.view === "summary" && !isPartial ? <SummaryView graphId={graphId} model={model} labels={labels} onGo={go} onTake={(taken) => change({ pinned: [], groups: taken, view: "graph", selected: null })} /> : null}
       {state.view === "compare" && !isPartial ? <CompareView graph={graph} model={model} other={state.other} onOther={(other) => change({ other })} onGo={go} /> : null}
       {state.view === "graph" || isPartial ? (
         <div class="explorer-body">
-          <Drawing model={model} state={{ visible, selected, pinned, groups, moved: state.moved, path: pathNodes, numEdges: state.numEdges }} onSelect={select} onPin={pin} onMove={move} onLayOut={() => change({ moved: {} })} view={view} />
+          <Drawing model={model} state={{ visible, selected, pinned, groups, moved: state.moved, path: pathNodes, numEdges: state.numEdges, labels }} onSelect={select} onPin={pin} onMove={move} onLayOut={() => change({ moved: {} })} view={view} />
           <aside class="panel" aria-label={selected ? "Selected node" : "Overview"}>
             {selected ? (
               <NodePanel key={selected.id} graph={graph} model={model} node={selected} visible={visible} part={part} isPinned={partIds.includes(selected.id)} isPartial={isPartial}
-                onGo={go} onPin={pin} onClose={() => select(null)} onMeasured={measured} onShowPath={setPath} onPinAll={pinAll} />
+                onGo={go} onPin={pin} onClose={() => select(null)} onMeasured={measured} onShowPath={setPath} onPinAll={pinAll} onLabel={put} />
             ) : (
               <Overview graph={graph} model={model} visible={visible} interventions={interventions} onGo={go}>
-                {partIds.length > 0 ? <Part graph={graph} model={model} state={state} scored={scored} isPartial={isPartial} onChange={change} onGo={go} onMeasured={measured} /> : null}
+                {partIds.length > 0 ? <Part graph={graph} model={model} labels={labels} state={state} scored={scored} isPartial={isPartial} onChange={change} onGo={go} onMeasured={measured} /> : null}
               </Overview>
             )}
           </aside>

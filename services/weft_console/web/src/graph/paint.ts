@@ -91,7 +91,8 @@ export function paintGrid(ctx: CanvasRenderingContext2D, geometry: Geometry, pal
   });
 }
 
-function shorten(ctx: CanvasRenderingContext2D, text: string, room: number): string {
+/** As much of a text as there is room for. */
+export function shorten(ctx: CanvasRenderingContext2D, text: string, room: number): string {
   if (ctx.measureText(text).width <= room) return text;
   let end = text.length - 1;
   while (end > 1 && ctx.measureText(`${text.slice(0, end)}…`).width > room) end--;

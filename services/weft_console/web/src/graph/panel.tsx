@@ -1,6 +1,10 @@
 /** The chosen node: what it is, what flows through it, what its feature writes, and what happens without it. */
 import { figure, percent, signed } from "../format";
+import { LabelPart } from "../features/label";
 import { featurePath } from "../features/types";
+import { standingOf } from "../features/standing";
+import { NOTHING, writeLab } from "../lab/state";
+import { OriginMark, type StandingLabel } from "../ui/origin";
 import { idOf, type Feature, type FeatureLogit, type Graph, type InterventionResult } from "../types";
 import { useLoad } from "../ui/load";
 import { Loading, Problem, Stat } from "../ui/parts";
@@ -25,6 +29,7 @@ interface Props {
   onMeasured: (result: InterventionResult) => void;
   onShowPath: (ids: string[]) => void;
   onPinAll: (ids: string[]) => void;
+  onLabel: (layer: number, index: number, label: StandingLabel | null) => void;
 }
 
 const KIND_NAMES = { feature: "Feature", error: "Reconstruction error", token: "Token", logit: "Logit", bias: "Bias" };
@@ -40,6 +45,7 @@ export function NodePanel(props: Props) {
           <button type="button" class="button small quiet" aria-label="Close the panel" onClick={props.onClose}>✕</button>
         </div>
         <h2 data-stat="node">{node.label}</h2>
+        {node.kind === "feature" ? <FeatureLink graph={graph} node={node} /> : null}
         <dl class="stats">
           {node.layer >= 0 && node.kind !== "logit" ? <Stat label="layer" value={String(node.layer)} /> : null}
           <Stat label="position" value={`${node.position} ${showToken(model.tokens[node.position] ?? "")}`} />
@@ -47,6 +53,7 @@ export function NodePanel(props: Props) {
           {node.kind === "feature" && node.activation !== null ? <Stat label="activation" id="activation" value={figure(node.activation)} /> : null}
         </dl>
       </header>
+      {node.kind === "feature" && !props.isPartial ? <NodeLabel key={`label ${node.layer}-${node.feature}`} graph={graph} node={node} onLabel={props.onLabel} /> : null}
       {node.kind === "feature" ? <OnPrompt model={model} node={node} onGo={props.onGo} /> : null}
       <EdgeLists key={node.id} graphId={props.isPartial ? null : idOf(graph.name)} model={model} node={node} visible={props.visible} onGo={props.onGo} />
       {props.isPartial ? null : <Paths graphId={idOf(graph.name)} model={model} node={node} part={props.part} onGo={props.onGo} onShow={props.onShowPath} onPin={props.onPinAll} />}
@@ -54,6 +61,27 @@ export function NodePanel(props: Props) {
       {node.kind === "feature" ? <FeatureDetails graph={graph} node={node} /> : null}
       {node.kind === "feature" ? <ExplainFeature graph={graph} node={node} /> : null}
     </>
+  );
+}
+
+/** Where a feature is, who said what it is called, and the way to all that is known of it. */
+function FeatureLink({ graph, node }: { graph: Graph; node: GraphNode }) {
+  const transcoder = idOf(graph.spec?.transcoder ?? "");
+  const lab = writeLab({ ...NOTHING, transcoder, prompt: graph.spec?.prompt ?? "", pins: [{ layer: node.layer, index: node.feature, change: null, positions: [] }] });
+  return (
+    <p class="node-feature">
+      {node.stands ? <><span class="note">{node.name}</span> <OriginMark label={node.stands} /> </> : null}
+      <a href={featurePath(transcoder, node.layer, node.feature)}>Feature page</a> · <a href={`/lab${lab}`}>In the lab</a>
+    </p>
+  );
+}
+
+/** The label of the node's feature, to be read and changed. */
+function NodeLabel({ graph, node, onLabel }: { graph: Graph; node: GraphNode; onLabel: Props["onLabel"] }) {
+  return (
+    <div class="node-label">
+      <LabelPart transcoder={idOf(graph.spec?.transcoder ?? "")} layer={node.layer} index={node.feature} onLabel={(label) => onLabel(node.layer, node.feature, standingOf(label))} />
+    </div>
   );
 }
 

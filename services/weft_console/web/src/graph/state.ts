@@ -4,6 +4,8 @@
 export interface Group {
   name: string;
   ids: string[];
+  /** Whether the name was made of its members' labels and nobody changed it since. */
+  isProposed?: boolean;
 }
 
 export type ViewName = "graph" | "summary" | "compare";
@@ -40,7 +42,7 @@ export function readState(fragment: string, threshold: number): PageState {
   return {
     selected: values.get("selected"),
     pinned: listOf(values.get("pinned")).slice(0, MAX_PART),
-    groups: values.getAll("group").slice(0, MAX_GROUPS).map(readGroup).filter((group) => group.ids.length > 0),
+    groups: readGroups(values),
     moved: readMoved(values.get("moved")),
     threshold: number("influence", threshold, 0, 1),
     showErrors: values.get("errors") !== "0",
@@ -58,6 +60,8 @@ export function writeState(state: PageState, threshold: number): string {
   if (state.selected) values.set("selected", state.selected);
   if (state.pinned.length > 0) values.set("pinned", state.pinned.join(","));
   for (const group of state.groups) values.append("group", `${group.name}|${group.ids.join(",")}`);
+  const proposed = state.groups.flatMap((group, place) => (group.isProposed ? [place] : []));
+  if (proposed.length > 0) values.set("proposed", proposed.join(","));
   const moved = Object.entries(state.moved).map(([id, [x, y]]) => `${id}:${x.toFixed(2)}:${y.toFixed(2)}`);
   if (moved.length > 0) values.set("moved", moved.join(","));
   if (state.threshold !== threshold) values.set("influence", state.threshold.toFixed(3));
@@ -70,6 +74,12 @@ export function writeState(state: PageState, threshold: number): string {
 
 function listOf(text: string | null): string[] {
   return [...new Set((text ?? "").split(",").filter(Boolean))];
+}
+
+function readGroups(values: URLSearchParams): Group[] {
+  const proposed = new Set(listOf(values.get("proposed")));
+  const groups = values.getAll("group").slice(0, MAX_GROUPS).map(readGroup);
+  return groups.map((group, place) => (proposed.has(String(place)) ? { ...group, isProposed: true } : group)).filter((group) => group.ids.length > 0);
 }
 
 /** A name may hold anything; ids hold no bar. */
@@ -100,9 +110,10 @@ export function togglePin(state: PageState, id: string): Partial<PageState> {
   return { pinned: state.pinned.filter((one) => one !== id), groups: groups.filter((group) => group.ids.length > 0) };
 }
 
-/** Puts all loose pins into a new group. */
-export function groupPins(state: PageState): Partial<PageState> {
+/** Puts all loose pins into a new group; it has the name that is proposed, if one is. */
+export function groupPins(state: PageState, proposed: string | null = null): Partial<PageState> {
   if (state.pinned.length === 0 || state.groups.length >= MAX_GROUPS) return {};
+  if (proposed !== null) return { pinned: [], groups: [...state.groups, { name: proposed.slice(0, MAX_NAME), ids: state.pinned, isProposed: true }] };
   const taken = new Set(state.groups.map((group) => group.name));
   let number = 1;
   while (taken.has(`Group ${number}`)) number++;
@@ -115,6 +126,7 @@ export function ungroup(state: PageState, place: number): Partial<PageState> {
   return { groups: state.groups.filter((_, at) => at !== place), pinned: [...new Set([...state.pinned, ...freed])].slice(0, MAX_PART) };
 }
 
-export function renameGroup(state: PageState, place: number, name: string): Partial<PageState> {
-  return { groups: state.groups.map((group, at) => (at === place ? { ...group, name: name.slice(0, MAX_NAME) } : group)) };
+/** Gives a group a name: a person's own, or one that is proposed. */
+export function renameGroup(state: PageState, place: number, name: string, isProposed = false): Partial<PageState> {
+  return { groups: state.groups.map((group, at) => (at === place ? { name: name.slice(0, MAX_NAME), ids: group.ids, ...(isProposed ? { isProposed } : {}) } : group)) };
 }

@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import { figure, signed } from "../format";
 import type { SteerResult } from "../types";
 import { nameOf, showToken, type GraphModel, type GraphNode } from "./model";
+import { NodeName } from "./node-name";
 import { Pair } from "./steer-pair";
 
 const SHORT = 12;
@@ -52,5 +53,5 @@ export function NodeEffects({ model, result, onGo }: Props) {
 }
 
 function NodeLink({ node, onGo }: { node: GraphNode; onGo: (node: GraphNode) => void }) {
-  return <button type="button" class="chip" data-node={node.id} onClick={() => onGo(node)}>{node.label}</button>;
+  return <button type="button" class="chip" data-node={node.id} onClick={() => onGo(node)}><NodeName node={node} /></button>;
 }

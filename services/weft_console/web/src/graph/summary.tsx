@@ -1,10 +1,13 @@
 /** The graph in a dozen groups and what flows between them. */
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { percent, signedPercent } from "../format";
-import type { Flow, Summary } from "../types";
+import type { Flow, Summary, Supernode } from "../types";
 import { useLoad } from "../ui/load";
 import { Loading, Problem, Stat } from "../ui/parts";
 import { BOX_HEIGHT, placeGroups, type Box } from "./groups-layout";
+import { proposeFor, type Labels } from "./labels";
+import type { Proposal } from "./naming";
+import { ProposedMark } from "./proposed";
 import { nameOf, showToken, type GraphModel, type GraphNode } from "./model";
 import type { Group } from "./state";
 
@@ -13,24 +16,34 @@ const LIKENESS = [["both", "both"], ["decoder", "what they write"], ["graph", "w
 const DRAWN = 40;
 const MEMBERS = 40;
 
+/** A summary whose groups of features have the name that their members' labels give, where there are labels. */
+interface Named extends Omit<Summary, "supernodes"> {
+  supernodes: (Supernode & { proposal: Proposal | null })[];
+}
+
 interface Props {
   graphId: string;
   model: GraphModel;
+  labels: Labels;
   onGo: (node: GraphNode) => void;
   /** Makes the page's own groups of these. */
   onTake: (groups: Group[]) => void;
 }
 
-export function SummaryView({ graphId, model, onGo, onTake }: Props) {
+export function SummaryView({ graphId, model, labels, onGo, onTake }: Props) {
   const [most, setMost] = useState(12);
   const [likeness, setLikeness] = useState("both");
   const [chosen, setChosen] = useState<number | null>(null);
   const { data, problem, reload } = useLoad<Summary>(`/api/graphs/${encodeURIComponent(graphId)}/summary?max_supernodes=${most}&likeness=${likeness}`);
   useEffect(() => setChosen(null), [data]);
+  const named = useMemo((): Named | null => data && {
+    ...data,
+    supernodes: data.supernodes.map((group) => ({ ...group, proposal: group.kind === "features" ? proposeFor(model, labels, group.node_ids) : null })),
+  }, [data, model, labels]);
   const take = () => {
-    if (!data) return;
-    const groups = data.supernodes.map((group, index) => ({ group, name: fullName(data, index) })).filter(({ group }) => group.kind === "features");
-    onTake(groups.map(({ group, name }) => ({ name, ids: group.node_ids })));
+    if (!named) return;
+    const groups = named.supernodes.map((group, index) => ({ group, name: fullName(named, index) })).filter(({ group }) => group.kind === "features");
+    onTake(groups.map(({ group, name }) => ({ name, ids: group.node_ids, ...(group.proposal ? { isProposed: true } : {}) })));
   };
   return (
     <div class="explorer-body" data-list="summary">
@@ -46,18 +59,18 @@ export function SummaryView({ graphId, model, onGo, onTake }: Props) {
               {LIKENESS.map(([value, name]) => <option key={value} value={value}>{name}</option>)}
             </select>
           </label>
-          <button type="button" class="button small" disabled={!data} onClick={take}>Show these groups in the graph</button>
+          <button type="button" class="button small" disabled={!named} onClick={take}>Show these groups in the graph</button>
         </div>
-        {problem ? <Problem problem={problem} onRetry={reload} /> : data ? <Drawing summary={data} chosen={chosen} onChoose={setChosen} /> : <Loading what="the summary" />}
+        {problem ? <Problem problem={problem} onRetry={reload} /> : named ? <Drawing summary={named} chosen={chosen} onChoose={setChosen} /> : <Loading what="the summary" />}
       </div>
       <aside class="panel" aria-label={chosen === null ? "Summary" : "Chosen group"}>
-        {data ? (chosen === null || !data.supernodes[chosen] ? <Whole summary={data} onChoose={setChosen} /> : <One summary={data} index={chosen} model={model} onGo={onGo} onChoose={setChosen} />) : null}
+        {named ? (chosen === null || !named.supernodes[chosen] ? <Whole summary={named} onChoose={setChosen} /> : <One summary={named} index={chosen} model={model} onGo={onGo} onChoose={setChosen} />) : null}
       </aside>
     </div>
   );
 }
 
-function Drawing({ summary, chosen, onChoose }: { summary: Summary; chosen: number | null; onChoose: (index: number | null) => void }) {
+function Drawing({ summary, chosen, onChoose }: { summary: Named; chosen: number | null; onChoose: (index: number | null) => void }) {
   const host = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(900);
   const [over, setOver] = useState<number | null>(null);
@@ -95,7 +108,8 @@ function Drawing({ summary, chosen, onChoose }: { summary: Summary; chosen: numb
               onClick={() => onChoose(chosen === box.index ? null : box.index)}
               onPointerEnter={() => setOver(box.index)} onPointerLeave={() => setOver(null)} onFocus={() => setOver(box.index)} onBlur={() => setOver(null)}>
               <b>{labelOf(summary, box.index)}</b>
-              {group.raised_tokens.length > 0 ? <span class="mono">{group.raised_tokens.map(showToken).join(" ")}</span> : null}
+              {group.proposal ? <span>{placeOf(summary, box.index)} <ProposedMark proposal={group.proposal} /></span>
+                : group.raised_tokens.length > 0 ? <span class="mono">{group.raised_tokens.map(showToken).join(" ")}</span> : null}
               <span>{percent(group.influence)}{group.num_nodes > 1 ? ` · ${group.num_nodes} nodes` : ""}</span>
               <i aria-hidden="true" style={{ width: `${(100 * group.influence) / largest}%` }} />
             </button>
@@ -118,7 +132,7 @@ function curve(from: Box, to: Box): string {
 }
 
 /** How much the summary keeps, and its largest flows. */
-function Whole({ summary, onChoose }: { summary: Summary; onChoose: (index: number) => void }) {
+function Whole({ summary, onChoose }: { summary: Named; onChoose: (index: number) => void }) {
   return (
     <>
       <section aria-label="What the summary keeps">
@@ -141,7 +155,7 @@ function Whole({ summary, onChoose }: { summary: Summary; onChoose: (index: numb
   );
 }
 
-function One(props: { summary: Summary; index: number; model: GraphModel; onGo: (node: GraphNode) => void; onChoose: (index: number | null) => void }) {
+function One(props: { summary: Named; index: number; model: GraphModel; onGo: (node: GraphNode) => void; onChoose: (index: number | null) => void }) {
   const { summary, index, model, onGo, onChoose } = props;
   const group = summary.supernodes[index]!;
   return (
@@ -150,6 +164,7 @@ function One(props: { summary: Summary; index: number; model: GraphModel; onGo: 
         <p class="eyebrow">Group of {group.kind}</p>
         <div class="panel-actions"><button type="button" class="button small quiet" aria-label="Close the panel" onClick={() => onChoose(null)}>✕</button></div>
         <h2>{labelOf(summary, index)}</h2>
+        {group.proposal ? <p class="node-feature"><span class="note">{placeOf(summary, index)}</span> <ProposedMark proposal={group.proposal} /></p> : null}
         <dl class="stats">
           <Stat label="nodes" value={String(group.num_nodes)} />
           <Stat label="influence" value={percent(group.influence)} />
@@ -176,7 +191,7 @@ function One(props: { summary: Summary; index: number; model: GraphModel; onGo: 
 }
 
 interface FlowsProps {
-  summary: Summary;
+  summary: Named;
   name: string;
   flows: Flow[];
   label: (flow: Flow) => string;
@@ -209,8 +224,13 @@ function Flows({ name, flows, label, to, onChoose }: FlowsProps) {
 /** A token in quotes, as the service writes it. */
 const QUOTED = /'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"/g;
 
-/** A group's name with tokens as the page shows them; the tokens that features raise stand apart. */
-function labelOf(summary: Summary, index: number): string {
+/** What a group is called: what its members' labels share, or where it stands. */
+function labelOf(summary: Named, index: number): string {
+  return summary.supernodes[index]?.proposal?.name ?? placeOf(summary, index);
+}
+
+/** Layers and token of a group, with tokens as the page shows them; the tokens that features raise stand apart. */
+function placeOf(summary: Named, index: number): string {
   const group = summary.supernodes[index];
   if (!group) return "";
   const first = group.kind === "features" ? new RegExp(QUOTED.source).exec(group.label) : null;
@@ -219,7 +239,8 @@ function labelOf(summary: Summary, index: number): string {
 }
 
 /** The same for the page's own groups, where nothing stands beside the name. */
-function fullName(summary: Summary, index: number): string {
-  const raised = summary.supernodes[index]!.raised_tokens.map(showToken).join(" ");
-  return raised ? `${labelOf(summary, index)}: ${raised}` : labelOf(summary, index);
+function fullName(summary: Named, index: number): string {
+  const group = summary.supernodes[index]!;
+  const raised = group.raised_tokens.map(showToken).join(" ");
+  return raised && !group.proposal ? `${labelOf(summary, index)}: ${raised}` : labelOf(summary, index);
 }

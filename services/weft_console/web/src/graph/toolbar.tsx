@@ -1,11 +1,14 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { count, percent } from "../format";
 import { describe } from "./drawing";
+import type { Labels } from "./labels";
+import { NodeName } from "./node-name";
 import { searchNodes, type GraphModel, type GraphNode } from "./model";
 import type { PageState, ViewName } from "./state";
 
 interface Props {
   model: GraphModel;
+  labels: Labels;
   state: PageState;
   visible: Uint8Array;
   limit: number;
@@ -37,7 +40,7 @@ export function Toolbar(props: Props) {
           ))}
         </div>
       )}
-      <Search model={model} onGo={onGo} />
+      <Search model={model} labels={props.labels} onGo={onGo} />
       {state.view === "graph" || isPartial ? <Filters {...props} /> : null}
       <div class="toolbar-end">
         <button type="button" class="button quiet small" aria-label="Undo" title="Undo (Ctrl Z)" disabled={!undo} onClick={() => undo?.()}>↶</button>
@@ -114,11 +117,12 @@ function CopyLink({ address }: { address: () => string }) {
   return <button type="button" class="button small" onClick={() => void copy()}>{done ? "Copied" : "Copy link"}</button>;
 }
 
-function Search({ model, onGo }: { model: GraphModel; onGo: (node: GraphNode) => void }) {
+/** `labels` change what nodes are called. */
+function Search({ model, labels, onGo }: { model: GraphModel; labels: Labels; onGo: (node: GraphNode) => void }) {
   const [query, setQuery] = useState("");
   const [active, setActive] = useState(0);
   const input = useRef<HTMLInputElement>(null);
-  const hits = useMemo(() => searchNodes(model, query, 12), [model, query]);
+  const hits = useMemo(() => searchNodes(model, query, 12), [model, query, labels]);
   useEffect(() => {
     const onKey = (event: KeyboardEvent) => {
       const isTyping = event.target instanceof HTMLInputElement || event.target instanceof HTMLTextAreaElement;
@@ -137,7 +141,7 @@ function Search({ model, onGo }: { model: GraphModel; onGo: (node: GraphNode) =>
   };
   return (
     <div class="search">
-      <input ref={input} type="text" placeholder="Search nodes" aria-label="Search nodes" role="combobox" aria-expanded={hits.length > 0}
+      <input ref={input} type="text" placeholder="Search nodes, labels" aria-label="Search nodes" role="combobox" aria-expanded={hits.length > 0}
         aria-controls="search-hits" aria-autocomplete="list" aria-activedescendant={hits[active] ? `hit-${active}` : undefined} value={query}
         onInput={(event) => { setQuery(event.currentTarget.value); setActive(0); }}
         onKeyDown={(event) => {
@@ -152,7 +156,7 @@ function Search({ model, onGo }: { model: GraphModel; onGo: (node: GraphNode) =>
       <ul id="search-hits" role="listbox" aria-label="Nodes found" hidden={hits.length === 0}>
         {hits.map((node, i) => (
           <li key={node.id} id={`hit-${i}`} role="option" aria-selected={i === active} onPointerDown={(event) => { event.preventDefault(); choose(node); }}>
-            <b>{node.label}</b><span>{describe(model, node).lines[0]}</span>
+            <b><NodeName node={node} /></b><span>{describe(model, node).lines[0]}</span>
           </li>
         ))}
       </ul>

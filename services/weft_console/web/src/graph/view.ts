@@ -4,12 +4,17 @@
  * One real button travels with the node that has the keyboard, so that focus is visible and read out.
  */
 import { Geometry, type Direction } from "./geometry";
+import type { Labels } from "./labels";
 import { layOut } from "./layout";
 import type { GraphModel, GraphNode } from "./model";
+import { paintLabels } from "./paint-labels";
 import { edgesOf, paintCurve, paintEdge, paintGrid, paintGroup, paintNodes, paintRing, readPalette, strongestVisible, type Palette } from "./paint";
 
 const FOCUS_EDGES = 60;
 const PIN_EDGES = 12;
+/** Labels that are written at rest, and beside what the eye follows. */
+const REST_LABELS = 40;
+const LIT_LABELS = 24;
 /** How far Shift and an arrow move a node, in world units. */
 const NUDGE = 0.5;
 const ARROWS: Record<string, Direction> = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
@@ -23,6 +28,8 @@ export interface ViewState {
   /** Nodes of the path that is shown; null for those that the file leaves out. */
   path: (GraphNode | null)[];
   numEdges: number;
+  /** Labels of features; another map whenever one of them changes. */
+  labels: Labels;
 }
 
 export interface ViewEvents {
@@ -46,6 +53,8 @@ export class GraphView {
   private current: GraphNode;
   private frame = 0;
   private isRestStale = true;
+  /** Nodes with a label, the most influential first. */
+  private labelled: GraphNode[] = [];
   /** What the pressed pointer holds: a node, or the page. */
   private drag: { x: number; y: number; moved: boolean; node: GraphNode | null } | null = null;
   /** The node that is being dragged: drawn above, so that nothing below is drawn again. */
@@ -58,7 +67,7 @@ export class GraphView {
   ) {
     this.geometry = new Geometry(model, layOut(model), host.clientWidth, host.clientHeight);
     this.palette = readPalette(host);
-    this.state = { visible: new Uint8Array(model.nodes.length).fill(1), selected: null, pinned: [], groups: [], moved: {}, path: [], numEdges: 0 };
+    this.state = { visible: new Uint8Array(model.nodes.length).fill(1), selected: null, pinned: [], groups: [], moved: {}, path: [], numEdges: 0, labels: new Map() };
     const logits = model.nodes.filter((node) => node.kind === "logit");
     this.current = logits.sort((a, b) => b.probability - a.probability)[0] ?? model.nodes[0]!;
     this.rest.className = "graph-rest";
@@ -84,6 +93,9 @@ export class GraphView {
   /** Takes what is shown; draws on the next frame. */
   update(state: ViewState): void {
     if (state.moved !== this.state.moved) this.geometry.setMoved(state.moved);
+    if (state.labels !== this.state.labels) {
+      this.labelled = this.model.nodes.filter((node) => node.stands !== null).sort((a, b) => b.influence - a.influence);
+    }
     this.state = state;
     if (state.selected) this.current = state.selected;
     if (this.hovered && !state.visible[this.hovered.index]) this.hovered = null;
@@ -272,6 +284,8 @@ export class GraphView {
       paintEdge(ctx, geometry, edge, palette.edge, 0.6 + 1.6 * strength, 0.1 + 0.5 * strength);
     }
     paintNodes(ctx, geometry, palette, model.nodes.filter((node) => state.visible[node.index] && node !== this.lifted && geometry.isInside(node.index)));
+    const named = this.labelled.filter((node) => state.visible[node.index] && node !== this.lifted && geometry.isInside(node.index));
+    paintLabels(ctx, geometry, palette, named, REST_LABELS);
     ctx.restore();
   }
 
@@ -307,6 +321,8 @@ export class GraphView {
     for (const pin of state.pinned) paintRing(ctx, geometry, palette.accent, pin, true);
     if (state.selected) paintRing(ctx, geometry, palette.accent, state.selected, false);
     if (this.hovered) paintRing(ctx, geometry, palette.ink, this.hovered, false);
+    const first = [...(focus ? [focus] : []), ...state.pinned];
+    paintLabels(ctx, geometry, palette, [...first, ...[...lit].filter((node) => !first.includes(node))], LIT_LABELS);
     ctx.restore();
   }
 
