@@ -48,7 +48,7 @@ async def watched(chromium: Browser, page_console: Console) -> AsyncIterator[Wat
     context = await chromium.new_context(viewport={"width": 1440, "height": 900}, color_scheme="light")
     watched = Watched(await context.new_page(), page_console.url)
     await watched.open(f"?token={TOKEN}")
-    await expect(watched.page.get_by_role("heading", name="Graphs")).to_be_visible()
+    await expect(watched.page.get_by_role("heading", name="Graphs", exact=True)).to_be_visible()
     yield watched
     await context.close()
     assert watched.errors == [], watched.errors

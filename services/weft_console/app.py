@@ -18,7 +18,17 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from weft_common.errors import FailedPreconditionError, NotFoundError, UnauthenticatedError, WeftError
-from weft_console.api import analyses, datasets, graphs, hearing, readings, runs, steering
+from weft_console.api import (
+    analyses,
+    datasets,
+    graphs,
+    hearing,
+    interpretations,
+    readings,
+    runs,
+    steering,
+    transcoders,
+)
 from weft_console.api.requests import read_field, read_json
 from weft_console.guard import Guard
 from weft_console.peers import Peers
@@ -65,6 +75,8 @@ def build_app(settings: ConsoleSettings, peers: Peers, stopping: asyncio.Event) 
             *datasets.ROUTES,
             *analyses.ROUTES,
             *hearing.ROUTES,
+            *interpretations.ROUTES,
+            *transcoders.ROUTES,
             Route("/api/{rest:path}", no_such_path, methods=["GET", "POST", "DELETE"]),
             Mount("/assets", Assets(directory=settings.static_dir / "assets")),
             Route("/{name:str}", root_file),

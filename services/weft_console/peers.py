@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from weft.activations.v1.service_pb2_grpc import ActivationServiceStub
 from weft.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from weft.cache.v1.service_pb2_grpc import CacheServiceStub
+from weft.features.v1.jobs_pb2_grpc import FeatureJobServiceStub
 from weft.features.v1.service_pb2_grpc import FeatureServiceStub
 from weft.training.v1.service_pb2_grpc import TrainingServiceStub
 from weft_common.client import aio_channel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from weft.activations.v1.service_pb2_grpc import ActivationServiceAsyncStub
     from weft.attribution.v1.service_pb2_grpc import AttributionServiceAsyncStub
     from weft.cache.v1.service_pb2_grpc import CacheServiceAsyncStub
+    from weft.features.v1.jobs_pb2_grpc import FeatureJobServiceAsyncStub
     from weft.features.v1.service_pb2_grpc import FeatureServiceAsyncStub
     from weft.training.v1.service_pb2_grpc import TrainingServiceAsyncStub
 
@@ -44,6 +46,7 @@ class Peers:
     attribution: AttributionServiceAsyncStub
     attribution_operations: OperationsStub
     features: FeatureServiceAsyncStub
+    jobs: FeatureJobServiceAsyncStub
     activations: ActivationServiceAsyncStub | None
     slow_s: float
 
@@ -80,6 +83,7 @@ async def open_peers(settings: ConsoleSettings) -> AsyncIterator[Peers]:
             attribution=AttributionServiceStub(attribution),
             attribution_operations=OperationsStub(attribution),
             features=FeatureServiceStub(attribution),
+            jobs=FeatureJobServiceStub(attribution),
             activations=activations,
             slow_s=_SLOW * settings.call_timeout_s,
         )

@@ -5,15 +5,19 @@ import { DatasetPage } from "./pages/dataset";
 import { DatasetsPage } from "./pages/datasets";
 import { GraphPage } from "./graph/page";
 import { GraphsPage } from "./pages/graphs";
+import { InterpretationPage } from "./interpretation/page";
+import { InterpretationsPage } from "./interpretation/list";
 import { InsidePage } from "./pages/inside";
 import { RunPage } from "./pages/run";
 import { RunsPage } from "./pages/runs";
 import { SignIn } from "./pages/sign-in";
+import { TranscoderPage } from "./transcoders/page";
+import { TranscodersPage } from "./transcoders/list";
 import { useRoute, type Route } from "./routes";
 import { currentTheme, nextTheme } from "./theme";
 import { Empty } from "./ui/parts";
 
-const SECTIONS = [["graphs", "Graphs"], ["runs", "Runs"], ["datasets", "Datasets"], ["inside", "Inside"]] as const;
+const SECTIONS = [["graphs", "Graphs"], ["runs", "Runs"], ["datasets", "Datasets"], ["transcoders", "Transcoders"], ["interpretation", "Labels"], ["inside", "Inside"]] as const;
 
 export function App() {
   const route = useRoute();
@@ -25,6 +29,10 @@ export function App() {
   useEffect(() => {
     document.title = route.id ? `${route.id} · weft` : `${route.section} · weft`;
   }, [route.id, route.section]);
+  useEffect(() => {
+    // On a phone the navigation scrolls.
+    document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }, [route.section, session]);
   return (
     <>
       <a class="skip" href="#main">Skip to content</a>
@@ -54,8 +62,10 @@ function Page({ route }: { route: Route }) {
   if (section === "graphs") return id ? <GraphPage key={id} id={id} /> : <GraphsPage />;
   if (section === "runs") return id ? <RunPage key={id} id={id} /> : <RunsPage />;
   if (section === "datasets") return id ? <DatasetPage key={id} id={id} /> : <DatasetsPage />;
+  if (section === "transcoders") return id ? <TranscoderPage key={id} id={id} /> : <TranscodersPage />;
+  if (section === "interpretation") return id ? <InterpretationPage key={id} id={id} /> : <InterpretationsPage key={location.search} />;
   if (section === "inside") return <InsidePage />;
-  return <Empty title="There is no such page">Graphs, runs, datasets and the inside of the model stand in the navigation above.</Empty>;
+  return <Empty title="There is no such page">Graphs, runs, datasets, transcoders, labels and the inside of the model stand in the navigation above.</Empty>;
 }
 
 const THEME_ICONS = { system: "◐", light: "☀", dark: "☾" };

@@ -4,5 +4,6 @@ import "./styles/base.css";
 import "./styles/parts.css";
 import "./styles/graph.css";
 import "./styles/panel.css";
+import "./styles/jobs.css";
 
 render(<App />, document.getElementById("app")!);

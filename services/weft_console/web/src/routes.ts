@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 
 export interface Route {
-  section: "graphs" | "runs" | "datasets" | "inside" | "unknown";
+  section: "graphs" | "runs" | "datasets" | "transcoders" | "interpretation" | "inside" | "unknown";
   id: string | null;
 }
 
@@ -11,6 +11,7 @@ export function parseRoute(path: string): Route {
   if (rest.length > 0) return { section: "unknown", id: null };
   if (section === "") return { section: "graphs", id: null };
   if (section === "inside" && !id) return { section, id: null };
+  if (section === "transcoders" || section === "interpretation") return { section, id: id ? decodeURIComponent(id) : null };
   if (section === "graphs" || section === "runs" || section === "datasets") return { section, id: id ? decodeURIComponent(id) : null };
   return { section: "unknown", id: null };
 }
@@ -23,15 +24,16 @@ export function navigate(path: string): void {
 
 /** The current route; clicks on plain links of this page change it without a reload. */
 export function useRoute(): Route {
-  const [path, setPath] = useState(location.pathname);
+  // What is asked for after a `?` belongs to the page: another question draws it anew.
+  const [path, setPath] = useState(location.pathname + location.search);
   useEffect(() => {
-    const onPop = () => setPath(location.pathname);
+    const onPop = () => setPath(location.pathname + location.search);
     const onClick = (event: MouseEvent) => {
       const link = (event.target as Element).closest?.("a");
       if (!link || link.origin !== location.origin || link.target || link.hasAttribute("download") || link.hash) return;
       if (event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
       event.preventDefault();
-      navigate(link.pathname);
+      navigate(link.pathname + link.search);
     };
     window.addEventListener("popstate", onPop);
     document.addEventListener("click", onClick);
@@ -40,5 +42,5 @@ export function useRoute(): Route {
       document.removeEventListener("click", onClick);
     };
   }, []);
-  return parseRoute(path);
+  return parseRoute(path.replace(/\?.*/, ""));
 }
