@@ -117,6 +117,16 @@ def slow(seconds: float) -> Fault:
     return fault
 
 
+def held(until: threading.Event) -> Fault:
+    """Answers right, once it may; without leave after 30 s."""
+
+    def fault(handler: BaseHTTPRequestHandler) -> bool:
+        until.wait(30)
+        return False
+
+    return fault
+
+
 @contextmanager
 def interpreter_server(answer: Answer) -> Iterator[InterpreterServer]:
     """Serve until the end of the context."""

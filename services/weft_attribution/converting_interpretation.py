@@ -13,7 +13,14 @@ from weft_attribution.core.labels import ScoreKind
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
 
-__all__ = ["SCORE_NUMBERS", "explained_to_proto", "kinds_from_proto", "metadata_to_proto", "scored_to_proto"]
+__all__ = [
+    "SCORE_NUMBERS",
+    "explained_to_proto",
+    "kinds_from_proto",
+    "metadata_to_proto",
+    "reports_to_proto",
+    "scored_to_proto",
+]
 
 SCORE_NUMBERS: Mapping[ScoreKind, labels_pb2.ScoreKind.ValueType] = {
     ScoreKind.DETECTION: labels_pb2.SCORE_KIND_DETECTION,
@@ -95,8 +102,13 @@ def scored_to_proto(parent: str, scored: Scored, total: int, spend: Spend) -> in
         num_unanswered=scored.unanswered,
         num_left=total - scored.done,
         spend=spend_to_proto(spend),
-        reports=[_report(kind, report) for kind, report in scored.reports.items()],
+        reports=reports_to_proto(scored.reports),
     )
+
+
+def reports_to_proto(reports: Mapping[ScoreKind, KindReport]) -> list[interpretation_pb2.ScoreReport]:
+    """Every test over all features."""
+    return [_report(kind, report) for kind, report in reports.items()]
 
 
 def _report(kind: ScoreKind, report: KindReport) -> interpretation_pb2.ScoreReport:

@@ -1,7 +1,9 @@
 """The long work behind the RPCs that ask a language model."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -16,15 +18,16 @@ from weft_attribution.core.interpretation.explaining import MIN_EXAMPLES, Explai
 from weft_attribution.core.interpretation.journal import Journal
 from weft_attribution.core.interpretation.ports import Interpreter, Observer
 from weft_attribution.core.interpretation.prompts import load_prompt
+from weft_attribution.core.interpretation.results import FeatureResult, Results
 from weft_attribution.core.interpretation.scope import features_of_graph, in_order
-from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings
+from weft_attribution.core.interpretation.scoring import KindReport, Scorer, ScoreSettings
 from weft_attribution.core.interpretation.turns import in_turns
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Place, ScoreKind
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.label_names import feature_of
 from weft_attribution.naming import graph_id_of
-from weft_common.errors import FailedPreconditionError, InvalidArgumentError
+from weft_common.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from weft_common.operations import OperationContext, OperationKind
 from weft_common.resource_names import parse_name
 from weft_store.port import ObjectStore
@@ -35,6 +38,7 @@ Context = grpc.aio.ServicerContext[object, object]
 EXPLAIN, SCORE = "explain-features", "score-features"
 _STAGE = "asking"
 _REPORT_EVERY_S = 0.3
+_WRITE_EVERY_S = 1.0
 _MAX_GRAPHS, _MAX_FEATURES, _MAX_CALLS = 100, 100_000, 10_000_000
 _EXPLAIN_EXAMPLES, _SCORE_EXAMPLES, _MAX_EXAMPLES = 40, 20, 100
 
@@ -91,6 +95,11 @@ class InterpretationWork:
     ) -> None:
         self._store, self._sources, self._labels, self._runner = store, sources, labels, runner
         self._interpreting = interpreting
+
+    @property
+    def interpreting(self) -> Interpreting | None:
+        """Who is asked, if anybody is."""
+        return self._interpreting
 
     def kinds(self) -> dict[str, OperationKind]:
         """One of each at a time in a process: the endpoint is what limits them."""
@@ -211,7 +220,16 @@ class InterpretationWork:
         async def recall(place: Place) -> None:
             await asker.recall(await scorer.questions(place))
 
-        await self._run(context, request, asker, places, recall, scorer.score, lambda: scorer.scored.done)
+        await self._run(
+            context,
+            request,
+            asker,
+            places,
+            recall,
+            scorer.score,
+            lambda: scorer.scored.done,
+            lambda: scorer.scored.reports,
+        )
         return converting.scored_to_proto(request.parent, scorer.scored, len(places), asker.budget.spend)
 
     def _opened(self, request: Asked) -> tuple[ExampleSource, list[Place]]:
@@ -237,24 +255,28 @@ class InterpretationWork:
         asker: Asker,
         places: Sequence[Place],
         recall: Callable[[Place], Awaitable[None]],
-        work: Callable[[Place, Asker], Awaitable[None]],
+        work: Callable[[Place, Asker], Awaitable[FeatureResult]],
         done: Callable[[], int],
+        reports: Callable[[], Mapping[ScoreKind, KindReport]] = dict,
     ) -> None:
         """Work on the features in their order until all are through or the budget is spent; tell how far it is."""
         create_s, begun, spent = _create_s(context), asyncio.Event(), asyncio.Event()
         at_once = self._asked().concurrency
+        results = Results(self._store, parse_name(request.parent, "transcoders"), context.operation_id)
+        written_s = time.monotonic()
 
         async def report() -> None:
             spend = asker.budget.spend
-            await context.report(
-                converting.metadata_to_proto(request.parent, _STAGE, create_s, done(), len(places), spend)
-            )
+            metadata = converting.metadata_to_proto(request.parent, _STAGE, create_s, done(), len(places), spend)
+            metadata.reports.extend(converting.reports_to_proto(reports()))
+            await context.report(metadata)
 
-        async def within_budget(place: Place) -> None:
+        async def within_budget(numbered: tuple[int, Place]) -> None:
             # What is under way when the budget is spent comes to its end.
             if not spent.is_set():
+                position, place = numbered
                 try:
-                    await work(place, asker)
+                    results.note(position, await work(place, asker))
                 except BudgetSpentError:
                     spent.set()
 
@@ -267,19 +289,27 @@ class InterpretationWork:
                 asker.budget.recall(was.calls, was.question_tokens, was.answer_tokens, was.num_failed)
             await report()
             begun.set()
-            await in_turns(places, within_budget, at_once)
+            await in_turns(enumerate(places), within_budget, at_once)
 
         task = asyncio.ensure_future(through())
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=_REPORT_EVERY_S)
+                if time.monotonic() - written_s >= _WRITE_EVERY_S:
+                    written_s = time.monotonic()
+                    # The next one stores it as well.
+                    with suppress(UnavailableError):
+                        await asyncio.to_thread(results.write)
                 if begun.is_set():
                     await report()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await asker.close()
+            with suppress(UnavailableError):
+                await asyncio.to_thread(results.write)
         task.result()
+        await asyncio.to_thread(results.write)
 
 
 class _Texts:

@@ -29,14 +29,15 @@ class InterpretationRpcs(service_pb2_grpc.FeatureServiceServicer):
     async def ExplainFeatures(
         self, request: interpretation_pb2.ExplainFeaturesRequest, context: Context
     ) -> operations_pb2.Operation:
-        return await self._started(EXPLAIN, request)
+        return await self.start(EXPLAIN, request)
 
     async def ScoreFeatures(
         self, request: interpretation_pb2.ScoreFeaturesRequest, context: Context
     ) -> operations_pb2.Operation:
-        return await self._started(SCORE, request)
+        return await self.start(SCORE, request)
 
-    async def _started(self, kind: str, request: Asked) -> operations_pb2.Operation:
+    async def start(self, kind: str, request: Asked) -> operations_pb2.Operation:
+        """Check a request and have it done."""
         total = await asyncio.to_thread(self.interpretation.check, request)
         # Without an id of its own, every request is another one.
         key = request.request_id or uuid.uuid4().hex

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from weft.attribution.v1 import service_pb2, service_pb2_grpc
-from weft.features.v1 import labels_pb2, labels_pb2_grpc
+from weft.features.v1 import jobs_pb2, jobs_pb2_grpc, labels_pb2, labels_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
 from weft_attribution.core.faithfulness import FaithfulnessSweep
@@ -40,6 +40,7 @@ from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
 from weft_attribution.servicer_feature_export import EXPORT, ExportWork
 from weft_attribution.servicer_feature_index import INDEX, IndexWork
+from weft_attribution.servicer_jobs import FeatureJobServicer
 from weft_attribution.servicer_labels import LabelServicer
 from weft_attribution.servicer_steering import FAITHFULNESS, FaithfulnessWork, SteeringDomain
 from weft_common.logging import get_logger
@@ -132,6 +133,7 @@ async def registrations(
     features = FeatureServicer(store, runner, models, features_of, manager)
     features.interpretation = interpretation
     labels = LabelServicer(store, label_store)
+    jobs = FeatureJobServicer(store, manager, interpretation, features.start)
     async with manager.run(), _helping(helper):
         yield [
             Registration(
@@ -145,6 +147,10 @@ async def registrations(
             Registration(
                 labels_pb2.DESCRIPTOR.services_by_name["LabelService"].full_name,
                 lambda server: labels_pb2_grpc.add_LabelServiceServicer_to_server(labels, server),
+            ),
+            Registration(
+                jobs_pb2.DESCRIPTOR.services_by_name["FeatureJobService"].full_name,
+                lambda server: jobs_pb2_grpc.add_FeatureJobServiceServicer_to_server(jobs, server),
             ),
             operations_registration(manager),
         ]

@@ -14,7 +14,7 @@ import contextvars
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -143,12 +143,20 @@ class OperationManager:
 
     async def get(self, name: str) -> operations_pb2.Operation:
         """Return an operation as it is now. NotFoundError."""
+        return (await self.record(name)).to_operation(name)
+
+    async def record(self, name: str) -> Record:
+        """Return all that is known of an operation now, what was asked for included. NotFoundError."""
         self.operation_id(name)
         record, _ = await asyncio.to_thread(read_record, self._store, name)
         run = self._runs.get(name)
         if run is not None and run.unwritten is not None and not record.done:
             record = replace(record, metadata=run.unwritten)
-        return record.to_operation(name)
+        return record
+
+    async def names(self) -> Sequence[str]:
+        """Return the names of all operations of this service."""
+        return await asyncio.to_thread(self._store.list)
 
     def unfinished(self, kind: str) -> int:
         """How much work of a kind is not done, here or elsewhere, as of the last look."""
@@ -156,8 +164,7 @@ class OperationManager:
 
     async def list(self, page_size: int, page_token: str) -> tuple[list[operations_pb2.Operation], str]:
         """Return one page of operations, by name, and the next page's token."""
-        names = await asyncio.to_thread(self._store.list)
-        page, next_token = paginate(names, page_size, page_token)
+        page, next_token = paginate(await self.names(), page_size, page_token)
         found = []
         for name in page:
             try:

@@ -25,11 +25,13 @@ from weft_console.api import (
     graph_labels,
     graphs,
     hearing,
+    interpretations,
     lab,
     labels,
     readings,
     runs,
     steering,
+    transcoders,
 )
 from weft_console.api.requests import read_field, read_json
 from weft_console.guard import Guard
@@ -81,6 +83,8 @@ def build_app(settings: ConsoleSettings, peers: Peers, stopping: asyncio.Event) 
             *hearing.ROUTES,
             *lab.ROUTES,
             *graph_labels.ROUTES,
+            *interpretations.ROUTES,
+            *transcoders.ROUTES,
             Route("/api/{rest:path}", no_such_path, methods=["GET", "POST", "DELETE"]),
             Mount("/assets", Assets(directory=settings.static_dir / "assets")),
             Route("/{name:str}", root_file),

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from weft.activations.v1.service_pb2_grpc import ActivationServiceStub
 from weft.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from weft.cache.v1.service_pb2_grpc import CacheServiceStub
+from weft.features.v1.jobs_pb2_grpc import FeatureJobServiceStub
 from weft.features.v1.labels_pb2_grpc import LabelServiceStub
 from weft.features.v1.service_pb2_grpc import FeatureServiceStub
 from weft.training.v1.service_pb2_grpc import TrainingServiceStub
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from weft.activations.v1.service_pb2_grpc import ActivationServiceAsyncStub
     from weft.attribution.v1.service_pb2_grpc import AttributionServiceAsyncStub
     from weft.cache.v1.service_pb2_grpc import CacheServiceAsyncStub
+    from weft.features.v1.jobs_pb2_grpc import FeatureJobServiceAsyncStub
     from weft.features.v1.labels_pb2_grpc import LabelServiceAsyncStub
     from weft.features.v1.service_pb2_grpc import FeatureServiceAsyncStub
     from weft.training.v1.service_pb2_grpc import TrainingServiceAsyncStub
@@ -47,6 +49,7 @@ class Peers:
     attribution_operations: OperationsStub
     features: FeatureServiceAsyncStub
     labels: LabelServiceAsyncStub
+    jobs: FeatureJobServiceAsyncStub
     activations: ActivationServiceAsyncStub | None
     slow_s: float
 
@@ -84,6 +87,7 @@ async def open_peers(settings: ConsoleSettings) -> AsyncIterator[Peers]:
             attribution_operations=OperationsStub(attribution),
             features=FeatureServiceStub(attribution),
             labels=LabelServiceStub(attribution),
+            jobs=FeatureJobServiceStub(attribution),
             activations=activations,
             slow_s=_SLOW * settings.call_timeout_s,
         )

@@ -11,6 +11,7 @@ from weft_client.aio.datasets import AsyncDatasets
 from weft_client.aio.features import AsyncFeatures
 from weft_client.aio.graphs import AsyncGraphs
 from weft_client.aio.harvests import AsyncHarvests
+from weft_client.aio.jobs import AsyncJobs
 from weft_client.aio.labels import AsyncLabels
 from weft_client.aio.models import AsyncModels
 from weft_client.aio.operations import AsyncOperations
@@ -41,6 +42,7 @@ class AsyncClient:
         self.graphs = AsyncGraphs(self._connection)
         self.features = AsyncFeatures(self._connection)
         self.labels = AsyncLabels(self._connection)
+        self.jobs = AsyncJobs(self._connection)
         self.operations = AsyncOperations(self._connection)
 
     @classmethod

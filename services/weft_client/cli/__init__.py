@@ -27,6 +27,7 @@ from weft_client.cli import (
     harvests,
     health,
     interpretation,
+    label_jobs,
     labels,
     models,
     runs,
@@ -111,6 +112,9 @@ features.app.command("steer")(feature_steering.steer)
 app.add_typer(graphs.app, name="graphs")
 labels.app.command("explain")(interpretation.explain)
 labels.app.command("score")(interpretation.score)
+labels.app.command("jobs")(label_jobs.jobs)
+labels.app.command("results")(label_jobs.results)
+labels.app.command("resume")(label_jobs.resume)
 app.add_typer(labels.app, name="labels")
 
 __all__ = ["app"]

@@ -14,6 +14,7 @@ from weft_client.sync.datasets import Datasets
 from weft_client.sync.features import Features
 from weft_client.sync.graphs import Graphs
 from weft_client.sync.harvests import Harvests
+from weft_client.sync.jobs import Jobs
 from weft_client.sync.labels import Labels
 from weft_client.sync.models import Models
 from weft_client.sync.operations import Operations
@@ -42,6 +43,7 @@ class Client:
         self.graphs = Graphs(self._connection)
         self.features = Features(self._connection)
         self.labels = Labels(self._connection)
+        self.jobs = Jobs(self._connection)
         self.operations = Operations(self._connection)
 
     @classmethod

@@ -219,6 +219,7 @@ class InterpretationMetadata(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     SPEND_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`transcoders/{transcoder}`."""
     @_builtins.property
@@ -229,16 +230,21 @@ class InterpretationMetadata(_message.Message):
     def spend(self) -> Global___InterpretationSpend:
         """What was spent so far."""
 
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreReport]:
+        """Of scoring: every test over all features so far."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         progress: _operation_pb2.Progress | None = ...,
         spend: Global___InterpretationSpend | None = ...,
+        reports: _abc.Iterable[Global___ScoreReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "spend", b"spend"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "progress", b"progress", "spend", b"spend"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "progress", b"progress", "reports", b"reports", "spend", b"spend"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

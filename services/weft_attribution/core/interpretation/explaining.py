@@ -15,8 +15,10 @@ from weft_attribution.core.interpretation.answers import LABEL, read_label, sche
 from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.examples import Shown, explaining, marked, shown
 from weft_attribution.core.interpretation.lines import line, numbered
+from weft_attribution.core.interpretation.noted import Noted
 from weft_attribution.core.interpretation.ports import Outcome, Question, Texts
 from weft_attribution.core.interpretation.prompts import Prompt
+from weft_attribution.core.interpretation.results import Ending, FeatureResult
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Origin, Place
 from weft_common.errors import NotFoundError
@@ -101,28 +103,30 @@ class Explainer:
         form = schema(LABEL) if self._settings.structured else ""
         return Question(self._settings.model, system, user, _MAX_ANSWER_TOKENS, form)
 
-    async def explain(self, place: Place, asker: Asker) -> None:
+    async def explain(self, place: Place, asker: Asker) -> FeatureResult:
         """Label one feature, unless it has a label that is to stay. Raises what `Asker.ask` raises."""
         there = await asyncio.to_thread(self._labels.get, self._source.transcoder, place)
-        if self._is_mine(there.label(Origin.MODEL), self._since_s):
+        mine, stands = there.label(Origin.MODEL), there.label()
+        if mine is not None and self._is_mine(mine, self._since_s):
             self.explained.labelled += 1
-            return
-        if there.label(Origin.HUMAN) is not None or self._is_mine(there.label(Origin.MODEL)):
+            return FeatureResult(place, Ending.LABELLED, mine.text)
+        if stands is not None and (stands.origin is Origin.HUMAN or self._is_mine(mine)):
             self.explained.kept += 1
-            return
+            return FeatureResult(place, Ending.KEPT, stands.text)
         question = await self.question(place)
         if question is None:
             self.explained.too_few += 1
-            return
-        answer = await asker.ask(question, f"explain {place.layer}-{place.index}")
+            return FeatureResult(place, Ending.TOO_FEW)
+        noted = Noted(asker)
+        answer = await noted.ask(question, f"explain {place.layer}-{place.index}")
         text = None
         if answer is not None and answer.outcome is Outcome.ANSWERED:
             text = read_label(answer.text)
             if text is None:
-                asker.broken()
+                noted.broken()
         if text is None:
             self.explained.unlabelled += 1
-            return
+            return noted.failure(place)
         prompt = self._settings.prompt
         label = Label(
             place,
@@ -134,6 +138,7 @@ class Explainer:
         )
         await asyncio.to_thread(self._labels.add, self._source.transcoder, label)
         self.explained.labelled += 1
+        return FeatureResult(place, Ending.LABELLED, text)
 
     def _is_mine(self, label: Label | None, since_s: float = 0.0) -> bool:
         made_with = (self._settings.model, self._settings.prompt.sha256)

@@ -14,8 +14,10 @@ from weft_attribution.core.interpretation.answers import read_flags, read_intrud
 from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.estimates import Estimate, area
 from weft_attribution.core.interpretation.examples import Shown, held_out, quiet, seeded, shown
+from weft_attribution.core.interpretation.noted import Noted
 from weft_attribution.core.interpretation.ports import Embedding, Outcome, Question, Texts
 from weft_attribution.core.interpretation.prompts import Prompt
+from weft_attribution.core.interpretation.results import Ending, FeatureResult, Rating
 from weft_attribution.core.interpretation.scorers import (
     Drawn,
     Tester,
@@ -160,21 +162,23 @@ class Scorer:
                 found += [trial.question for trial in self._trials(kind, place, lines, self._controls[place])]
         return found
 
-    async def score(self, place: Place, asker: Asker) -> None:
+    async def score(self, place: Place, asker: Asker) -> FeatureResult:
         """Score the label of one feature. Raises what `Asker.ask` raises."""
         label = self._standing.get(place)
         if label is None:
             self.scored.unlabelled += 1
-            return
+            return FeatureResult(place, Ending.UNLABELLED)
         lines = await self._lines(place)
         if lines is None:
             self.scored.too_few += 1
-            return
-        scores = {}
+            return FeatureResult(place, Ending.TOO_FEW, label.text)
+        scores, noted = {}, Noted(asker)
+        tests: list[Rating] = []
         for kind in self._settings.kinds:
-            estimate, unanswered = await self._estimate(kind, place, lines, label.text, asker)
+            estimate, unanswered = await self._estimate(kind, place, lines, label.text, noted, tests)
             if estimate is not None:
                 scores[kind] = self._score(kind, estimate, unanswered)
+                tests.append(Rating.of(kind, estimate, unanswered))
         kept = bool(scores) and await asyncio.to_thread(
             self._labels.add_scores, self._source.transcoder, place, label.revision, scores
         )
@@ -182,11 +186,12 @@ class Scorer:
             for kind, score in scores.items():
                 self.scored.reports[kind].values.append(score.value)
             self.scored.scored += 1
-        else:
-            self.scored.unanswered += 1
+            return FeatureResult(place, Ending.SCORED, label.text, tests=tuple(tests))
+        self.scored.unanswered += 1
+        return FeatureResult(place, Ending.CHANGED, label.text) if scores else noted.failure(place, label.text)
 
     async def _estimate(
-        self, kind: ScoreKind, place: Place, lines: "_Lines", label: str, asker: Asker
+        self, kind: ScoreKind, place: Place, lines: "_Lines", label: str, asker: Noted, tests: list[Rating]
     ) -> tuple[Estimate | None, int]:
         purpose = f"{kind.value} {place.layer}-{place.index}"
         if kind is ScoreKind.EMBEDDING:
@@ -203,12 +208,19 @@ class Scorer:
             return found.estimate(), found.unanswered
         tally = await _decided(trials, asker, purpose)
         if place in self._controls:
-            others = self._trials(kind, place, lines, self._controls[place])
-            self.scored.reports[kind].control.add(await _decided(others, asker, f"control of {purpose}"))
+            tests += await self._control(kind, place, lines, asker)
         self.scored.reports[kind].pooled.add(tally)
         return tally.estimate(), tally.unanswered
 
-    async def _embedded(self, lines: "_Lines", label: str, asker: Asker, purpose: str) -> tuple[Estimate | None, int]:
+    async def _control(self, kind: ScoreKind, place: Place, lines: "_Lines", asker: Noted) -> list[Rating]:
+        """The same test with another feature's label: what chance scores on these lines."""
+        trials = self._trials(kind, place, lines, self._controls[place])
+        tally = await _decided(trials, asker, f"control of {kind.value} {place.layer}-{place.index}")
+        self.scored.reports[kind].control.add(tally)
+        estimate = tally.estimate()
+        return [] if estimate is None else [Rating.of(kind, estimate, tally.unanswered, is_control=True)]
+
+    async def _embedded(self, lines: "_Lines", label: str, asker: Noted, purpose: str) -> tuple[Estimate | None, int]:
         count = len(lines.active) + len(lines.silent)
         vectors = []
         for embedding in self._embeddings(lines, label):
@@ -274,12 +286,12 @@ class _Lines:
     silent: Sequence[Shown]
 
 
-async def _answer(question: Question | Embedding, asker: Asker, purpose: str) -> str | None:
+async def _answer(question: Question | Embedding, asker: Noted, purpose: str) -> str | None:
     answer = await asker.ask(question, purpose)
     return answer.text if answer is not None and answer.outcome is Outcome.ANSWERED else None
 
 
-async def _decided(trials: Sequence[Trial], asker: Asker, purpose: str) -> Tally:
+async def _decided(trials: Sequence[Trial], asker: Noted, purpose: str) -> Tally:
     tally = Tally()
     for trial in trials:
         text = await _answer(trial.question, asker, purpose)

@@ -7,16 +7,20 @@ import { FeaturePage } from "./features/page";
 import { FeatureSearchPage } from "./features/search";
 import { GraphPage } from "./graph/page";
 import { GraphsPage } from "./pages/graphs";
+import { InterpretationPage } from "./interpretation/page";
+import { InterpretationsPage } from "./interpretation/list";
 import { InsidePage } from "./pages/inside";
 import { LabPage } from "./lab/page";
 import { RunPage } from "./pages/run";
 import { RunsPage } from "./pages/runs";
 import { SignIn } from "./pages/sign-in";
+import { TranscoderPage } from "./transcoders/page";
+import { TranscodersPage } from "./transcoders/list";
 import { useRoute, type Route } from "./routes";
 import { currentTheme, nextTheme } from "./theme";
 import { Empty } from "./ui/parts";
 
-const SECTIONS = [["graphs", "Graphs"], ["lab", "Lab"], ["runs", "Runs"], ["datasets", "Datasets"], ["inside", "Inside"]] as const;
+const SECTIONS = [["graphs", "Graphs"], ["lab", "Lab"], ["runs", "Runs"], ["datasets", "Datasets"], ["transcoders", "Transcoders"], ["interpretation", "Labels"], ["inside", "Inside"]] as const;
 
 export function App() {
   const route = useRoute();
@@ -29,6 +33,10 @@ export function App() {
     const name = [...(route.rest ?? []).slice(1), route.id].filter(Boolean).join(" · ");
     document.title = `${name || route.section} · weft`;
   }, [route.id, route.section, route.rest?.join()]);
+  useEffect(() => {
+    // On a phone the navigation scrolls.
+    document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }, [route.section, session]);
   return (
     <>
       <a class="skip" href="#main">Skip to content</a>
@@ -60,9 +68,11 @@ function Page({ route }: { route: Route }) {
   if (section === "datasets") return id ? <DatasetPage key={id} id={id} /> : <DatasetsPage />;
   if (section === "transcoders" && id && rest.length === 1) return <FeatureSearchPage key={id} transcoder={id} />;
   if (section === "transcoders" && id && rest.length === 3) return <FeaturePage key={`${id} ${rest.join()}`} transcoder={id} layer={Number(rest[1])} index={Number(rest[2])} />;
+  if (section === "transcoders") return id ? <TranscoderPage key={id} id={id} /> : <TranscodersPage />;
+  if (section === "interpretation") return id ? <InterpretationPage key={id} id={id} /> : <InterpretationsPage key={location.search} />;
   if (section === "inside") return <InsidePage />;
   if (section === "lab") return <LabPage />;
-  return <Empty title="There is no such page">Graphs, the lab, runs, datasets and the inside of the model stand in the navigation above.</Empty>;
+  return <Empty title="There is no such page">Graphs, the lab, runs, datasets, transcoders, labels and the inside of the model stand in the navigation above.</Empty>;
 }
 
 const THEME_ICONS = { system: "◐", light: "☀", dark: "☾" };

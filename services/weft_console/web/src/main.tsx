@@ -6,5 +6,6 @@ import "./styles/graph.css";
 import "./styles/panel.css";
 import "./styles/features.css";
 import "./styles/lab.css";
+import "./styles/jobs.css";
 
 render(<App />, document.getElementById("app")!);

@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 
 export interface Route {
-  section: "graphs" | "lab" | "runs" | "datasets" | "inside" | "transcoders" | "unknown";
+  section: "graphs" | "lab" | "runs" | "datasets" | "transcoders" | "interpretation" | "inside" | "unknown";
   id: string | null;
   /** What follows the id, where anything does. */
   rest?: string[];
@@ -16,6 +16,7 @@ export function parseRoute(path: string): Route {
   if (rest.length > 0) return UNKNOWN;
   if (section === "") return { section: "graphs", id: null };
   if ((section === "inside" || section === "lab") && !id) return { section, id: null };
+  if (section === "transcoders" || section === "interpretation") return { section, id: id ? decodeURIComponent(id) : null };
   if (section === "graphs" || section === "runs" || section === "datasets") return { section, id: id ? decodeURIComponent(id) : null };
   return UNKNOWN;
 }
@@ -33,9 +34,10 @@ export function navigate(path: string): void {
 
 /** The current route; clicks on plain links of this page change it without a reload. */
 export function useRoute(): Route {
-  const [path, setPath] = useState(location.pathname);
+  // What is asked for after a `?` belongs to the page: another question draws it anew.
+  const [path, setPath] = useState(location.pathname + location.search);
   useEffect(() => {
-    const onPop = () => setPath(location.pathname);
+    const onPop = () => setPath(location.pathname + location.search);
     const onClick = (event: MouseEvent) => {
       const link = (event.target as Element).closest?.("a");
       if (!link || link.origin !== location.origin || link.target || link.hasAttribute("download") || link.hash) return;
@@ -50,5 +52,5 @@ export function useRoute(): Route {
       document.removeEventListener("click", onClick);
     };
   }, []);
-  return parseRoute(path);
+  return parseRoute(path.replace(/\?.*/, ""));
 }

@@ -264,10 +264,22 @@ export interface Run {
 export interface Transcoder {
   name: string;
   model: string;
+  model_revision: string;
+  /** Empty where it was imported. */
+  dataset: string;
+  run: string;
   num_layers: number;
   num_features: number;
+  d_model: number;
+  input_hook: string;
+  output_hook: string;
   activation: string;
   evaluation: Evaluation | null;
+  size_bytes: number;
+  create_time: string | null;
+  prefix: string;
+  /** Layers that a feature writes to; 0 means all from its own on. */
+  window: number;
 }
 
 export interface Dataset {
