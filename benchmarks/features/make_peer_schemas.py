@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -31,6 +32,8 @@ def loaded(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look for their module there.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
