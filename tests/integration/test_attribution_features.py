@@ -1,7 +1,7 @@
 """Features through gRPC, the client and the command: indexed, listed, found, on a text, in a graph, beside others."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
