@@ -120,6 +120,11 @@ class FeatureServiceStub:
                 request_serializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.SerializeToString,
                 response_deserializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.FromString,
                 _registered_method=True)
+        self.ListExportedFiles = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ListExportedFiles',
+                request_serializer=weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
@@ -240,6 +245,13 @@ class FeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExportedFiles(self, request, context):
+        """Lists the files of an export. NOT_FOUND: there is none, or it is not whole yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -322,6 +334,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.DeleteFeatureExport,
                     request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.FromString,
                     response_serializer=weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.SerializeToString,
+            ),
+            'ListExportedFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExportedFiles,
+                    request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -757,6 +774,33 @@ class FeatureService:
             '/weft.features.v1.FeatureService/DeleteFeatureExport',
             weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportRequest.SerializeToString,
             weft_dot_features_dot_v1_dot_export__pb2.DeleteFeatureExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExportedFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ListExportedFiles',
+            weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,6 +74,8 @@ class FeatureServiceStub:
     """Streams one file of an export. NOT_FOUND: it has no such file."""
     DeleteFeatureExport: _grpc.UnaryUnaryMultiCallable[_export_pb2.DeleteFeatureExportRequest, _export_pb2.DeleteFeatureExportResponse]
     """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
+    ListExportedFiles: _grpc.UnaryUnaryMultiCallable[_export_pb2.ListExportedFilesRequest, _export_pb2.ListExportedFilesResponse]
+    """Lists the files of an export. NOT_FOUND: there is none, or it is not whole yet."""
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
@@ -116,6 +118,8 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Streams one file of an export. NOT_FOUND: it has no such file."""
     DeleteFeatureExport: _aio.UnaryUnaryMultiCallable[_export_pb2.DeleteFeatureExportRequest, _export_pb2.DeleteFeatureExportResponse]  # type: ignore[assignment]
     """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
+    ListExportedFiles: _aio.UnaryUnaryMultiCallable[_export_pb2.ListExportedFilesRequest, _export_pb2.ListExportedFilesResponse]  # type: ignore[assignment]
+    """Lists the files of an export. NOT_FOUND: there is none, or it is not whole yet."""
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what features read and write, where they are active, and which are like others."""
@@ -251,5 +255,13 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_export_pb2.DeleteFeatureExportResponse, _abc.Awaitable[_export_pb2.DeleteFeatureExportResponse]]:
         """Deletes an export and its files. FAILED_PRECONDITION: it is being made."""
+
+    @_abc_1.abstractmethod
+    def ListExportedFiles(
+        self,
+        request: _export_pb2.ListExportedFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_export_pb2.ListExportedFilesResponse, _abc.Awaitable[_export_pb2.ListExportedFilesResponse]]:
+        """Lists the files of an export. NOT_FOUND: there is none, or it is not whole yet."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
