@@ -111,6 +111,15 @@ def rows_of(folder: Path) -> list[Json]:
     return [json.loads(line) for path in files for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
+def is_where_it_says(row: Json) -> bool:
+    """Whether a row's token is the strongest of its window, or, drawn, lies in its interval, of which there is some."""
+    told = row["values"][row["qualifyingTokenIndex"]]
+    if row["binMin"] < 0:
+        return bool(told == row["maxValue"])
+    # Values are rounded to four digits, bounds are not.
+    return bool(row["binMin"] * 0.999 <= told <= row["binMax"] * 1.001 and row["binContains"] > 0)
+
+
 async def in_dashboards(house: Indexed, checkout: Path, folder: Path) -> int:
     """Read batches by SAEDashboard's classes and have it convert them; how many examples came through."""
     await export(house, "dashboards", export_pb2.EXPORT_FORMAT_SAE_DASHBOARD, folder / "batches")
@@ -139,6 +148,7 @@ async def in_dashboards(house: Indexed, checkout: Path, folder: Path) -> int:
         rows = rows_of(Path(out) / "activations")
         assert [row["maxValue"] for row in rows] == peaks
         assert [row["qualifyingTokenIndex"] for row in rows] == places
+        assert all(is_where_it_says(row) for row in rows)
         count += len(rows)
     return count
 

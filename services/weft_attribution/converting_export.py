@@ -62,10 +62,9 @@ def request_to_proto(request: ExportRequest) -> export_pb2.ExportFeaturesRequest
     )
 
 
-def export_to_proto(manifest: Mapping[str, Any], *, with_files: bool = True) -> export_pb2.FeatureExport:
+def export_to_proto(manifest: Mapping[str, Any]) -> export_pb2.FeatureExport:
     """A whole export."""
     request = ExportRequest.from_json(manifest["request"])
-    files = [export_pb2.ExportedFile(path=file["path"], size_bytes=file["size_bytes"]) for file in manifest["files"]]
     return export_pb2.FeatureExport(
         name=export_name(request.transcoder, request.export_id),
         format=_FORMATS[request.layout],
@@ -76,8 +75,8 @@ def export_to_proto(manifest: Mapping[str, Any], *, with_files: bool = True) -> 
         num_logits=request.num_logits,
         num_features=manifest["num_features"],
         create_time=timestamp(manifest["create_s"]),
-        files=files if with_files else (),
-        size_bytes=sum(file.size_bytes for file in files),
+        size_bytes=manifest["size_bytes"],
+        num_files=manifest["num_files"],
     )
 
 

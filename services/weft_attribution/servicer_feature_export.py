@@ -14,6 +14,7 @@ from weft.features.v1 import export_pb2, service_pb2_grpc
 from weft_attribution import converting_export as converting
 from weft_attribution.core.feature_export.exporting import FeatureExports
 from weft_attribution.core.feature_export.settings import ExportLayout, ExportRequest
+from weft_attribution.core.waited_threads import ended
 from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError
 from weft_common.logging import get_logger
 from weft_common.operations import OperationContext, OperationKind, OperationManager
@@ -25,6 +26,8 @@ __all__ = ["EXPORT", "ExportRpcs", "ExportWork"]
 Context = grpc.aio.ServicerContext[object, object]
 EXPORT = "feature-export"
 _REPORT_EVERY_S = 0.3
+_FILES_A_PAGE = 1000
+_MOST_FILES_A_PAGE = 10_000
 _log = get_logger(__name__)
 
 
@@ -62,7 +65,8 @@ class ExportWork:
                     await context.report(converting.metadata_to_proto(request, begun, *reported))
         finally:
             task.cancel()
-            await asyncio.wait({task})
+            # Until nothing writes any more the operation is not done, so that nobody deletes what is being written.
+            await ended(task)
         return converting.export_to_proto(task.result())
 
 
@@ -112,8 +116,30 @@ class ExportRpcs(service_pb2_grpc.FeatureServiceServicer):
             except DataLossError as error:
                 _log.warning("export_passed_over", reason=error.message)
                 continue
-            exports.append(converting.export_to_proto(manifest, with_files=False))
+            exports.append(converting.export_to_proto(manifest))
         return export_pb2.ListFeatureExportsResponse(exports=exports, next_page_token=next_token)
+
+    async def ListExportedFiles(
+        self, request: export_pb2.ListExportedFilesRequest, context: Context
+    ) -> export_pb2.ListExportedFilesResponse:
+        transcoder, export_id = parse_child_name(request.parent, "transcoders", "exports", field="parent")
+
+        def page() -> tuple[list[tuple[str, int]], str]:
+            files = self.exports.files(transcoder, export_id)
+            return paginate(
+                files,
+                request.page_size,
+                request.page_token,
+                lambda file: file[0],
+                default_size=_FILES_A_PAGE,
+                max_size=_MOST_FILES_A_PAGE,
+            )
+
+        found, next_token = await asyncio.to_thread(page)
+        return export_pb2.ListExportedFilesResponse(
+            files=[export_pb2.ExportedFile(path=path, size_bytes=size) for path, size in found],
+            next_page_token=next_token,
+        )
 
     async def ReadFeatureExport(
         self, request: export_pb2.ReadFeatureExportRequest, context: Context

@@ -18,6 +18,7 @@ from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.question_turns import Turns
 from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.core.waited_threads import in_thread
 from weft_attribution.naming import graph_id_of
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
@@ -116,8 +117,7 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
             tuple(sorted({(layer, index) for _, layer, index in places})),
             request.max_features,
         )
-        async with self.turns.taken():
-            answer = await self.on_prompt.find(question)
+        answer = await self.turns.take(lambda: self.on_prompt.find(question))
         labels = await asyncio.to_thread(self.queries.labels.labels, transcoder)
         response = queries_pb2.GetActivationsOnPromptResponse(
             tokens=[token.text for token in answer.tokens],
@@ -199,8 +199,8 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
                 "page_token is not one that a list call returned; leave it empty to begin at the first page",
                 field="page_token",
             )
-        async with self.turns.taken():
-            matches, following = await asyncio.to_thread(
+        matches, following = await self.turns.take(
+            lambda: in_thread(
                 lambda: self.matching.page(
                     transcoder,
                     other,
@@ -210,6 +210,7 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
                     first=int(request.page_token or 0),
                 )
             )
+        )
         return queries_pb2.MatchFeaturesResponse(
             matches=[
                 queries_pb2.FeatureMatch(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,17 +244,15 @@ async def test_questions_over_whole_transcoders_are_bounded(rig: Indexed, monkey
         await rig.features.on_prompt("t", "capital")
     assert (await rig.features.on_prompt("t", "capital", layers=[1])).features
     assert (await rig.features.on_prompt("t", "capital", features=[(0, 1), (1, 1), (2, 1)])).features
-    monkeypatch.setattr(Turns, "taken", _refusing)
+    monkeypatch.setattr(Turns, "take", _refusing)
     with pytest.raises(ResourceExhaustedError):
         await rig.features.on_prompt("t", "capital")
     with pytest.raises(ResourceExhaustedError):
         [each async for each in rig.features.match("t", "t", layer=0)]
 
 
-@asynccontextmanager
-async def _refusing(turns: Any) -> AsyncIterator[None]:
+async def _refusing(turns: Any, work: Any) -> None:
     raise ResourceExhaustedError("busy")
-    yield
 
 
 async def test_features_of_a_graph_are_its_nodes(rig: Indexed) -> None:

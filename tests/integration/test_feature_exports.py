@@ -13,7 +13,7 @@ from google.longrunning import operations_pb2
 from indexed_house import Indexed, indexed_house
 
 from weft.features.v1 import export_pb2
-from weft_client.aio.calls import unary
+from weft_client.aio.calls import pages, unary
 from weft_common.errors import (
     AlreadyExistsError,
     CancelledError,
@@ -50,7 +50,8 @@ async def test_export_is_made_listed_read_and_deleted(rig: Indexed, tmp_path: Pa
     assert made == await rig.features.get_export("t", "e1")
     assert made == await export(rig, layout=SAE_DASHBOARD, num_logits=3)
     await rig.features.download(made, tmp_path / "out")
-    assert sorted(file.path for file in made.files) == sorted(
+    files = [file async for file in rig.features.exported_files(made.name)]
+    assert [file.path for file in files] == sorted(
         str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.json")
     )
     told = {
@@ -70,8 +71,11 @@ async def test_export_is_made_listed_read_and_deleted(rig: Indexed, tmp_path: Pa
     assert (older.index, list(older.layers), older.num_features) == ("transcoders/t/indexes/i1", [2], 12)
     listed = [each async for each in rig.features.exports("t")]
     assert [each.name for each in listed] == [made.name, older.name]
-    assert not listed[0].files
-    assert listed[0].size_bytes == sum(file.size_bytes for file in made.files)
+    assert (made.num_files, made.size_bytes) == (len(files), sum(file.size_bytes for file in files))
+    paged = export_pb2.ListExportedFilesRequest(parent=made.name, page_size=2)
+    page = await unary(rig.features._stub.ListExportedFiles, paged)
+    assert (list(page.files), bool(page.next_page_token)) == (files[:2], True)
+    assert [file async for file in pages(rig.features._stub.ListExportedFiles, paged, lambda page: page.files)] == files
     await rig.features.delete_export("t", "e1")
     for call in (rig.features.get_export, rig.features.delete_export):
         with pytest.raises(NotFoundError):
@@ -139,9 +143,9 @@ async def test_cancelled_export_is_not_deleted_under_way_and_goes_on_when_asked_
     with pytest.raises(FailedPreconditionError, match="not done"):
         await rig.features.delete_export("t", "e1")
     await rig.house.client.operations.cancel(operation.name)
+    held.set()
     with pytest.raises(CancelledError):
         await rig.house.client.operations.wait(operation)
-    held.set()
     with pytest.raises(NotFoundError):
         await rig.features.get_export("t", "e1")
     assert (await export(rig)).num_features == 36

@@ -1,14 +1,15 @@
 """Questions that take a processor for seconds: a few at a time, a few more wait, others are refused."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from weft_common.errors import ResourceExhaustedError
 
 __all__ = ["Turns"]
 
 _RETRY_AFTER_S = 2.0
+T = TypeVar("T")
 
 
 class Turns:
@@ -23,11 +24,11 @@ class Turns:
     def __init__(self, *, at_once: int = 2, waiting: int = 16) -> None:
         self._gate, self._most = asyncio.Semaphore(at_once), at_once + waiting
         self._there = 0
+        self._tasks: set[asyncio.Future[Any]] = set()
 
-    @asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
+    async def take(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """
-        Wait for a turn and keep it for as long as the context lasts.
+        Wait for a turn, and work. Whoever is cancelled gives the turn back once the work has ended, not before.
 
         Raises:
             ResourceExhaustedError: As many as may wait are waiting.
@@ -40,7 +41,17 @@ class Turns:
             )
         self._there += 1
         try:
-            async with self._gate:
-                yield
-        finally:
+            await self._gate.acquire()
+        except BaseException:
             self._there -= 1
+            raise
+        # Its thread goes on whatever becomes of the caller, and takes a processor until it ends.
+        task = asyncio.ensure_future(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: "asyncio.Future[Any]") -> None:
+        self._tasks.discard(task)
+        self._gate.release()
+        self._there -= 1

@@ -72,9 +72,14 @@ class AsyncFeatureExports:
         return await unary(self._stub.GetFeatureExport, request)
 
     def exports(self, transcoder: str) -> AsyncIterator[export_pb2.FeatureExport]:
-        """All whole exports of a transcoder, without their files."""
+        """All whole exports of a transcoder."""
         request = export_pb2.ListFeatureExportsRequest(parent=full_name("transcoders", transcoder))
         return pages(self._stub.ListFeatureExports, request, lambda page: page.exports)
+
+    def exported_files(self, export: str) -> AsyncIterator[export_pb2.ExportedFile]:
+        """All files of an export, named in full: `transcoders/{transcoder}/exports/{export}`."""
+        request = export_pb2.ListExportedFilesRequest(parent=export)
+        return pages(self._stub.ListExportedFiles, request, lambda page: page.files)
 
     async def download(
         self,
@@ -94,7 +99,7 @@ class AsyncFeatureExports:
         Raises:
             DataLossError: A file's path leads out of the folder, or less arrived than was written.
         """
-        for file in export.files:
+        async for file in self.exported_files(export.name):
             place = place_for(folder, file.path)
             partial = place.with_name(place.name + ".part")
             request = export_pb2.ReadFeatureExportRequest(name=export.name, path=file.path)

@@ -72,9 +72,7 @@ def export_features(
             out.mkdir(parents=True, exist_ok=True)
             client.features.download(result, out)
     where = f"is in {out}" if out is not None else "is ready"
-    line = (
-        f"{result.name} {where}: {result.num_features} features, {len(result.files)} files, {size(result.size_bytes)}"
-    )
+    line = f"{result.name} {where}: {result.num_features} features, {result.num_files} files, {size(result.size_bytes)}"
     print_result(result, line, as_json=as_json)
 
 

@@ -73,9 +73,14 @@ class FeatureExports:
         return unary(self._stub.GetFeatureExport, request)
 
     def exports(self, transcoder: str) -> Iterator[export_pb2.FeatureExport]:
-        """All whole exports of a transcoder, without their files."""
+        """All whole exports of a transcoder."""
         request = export_pb2.ListFeatureExportsRequest(parent=full_name("transcoders", transcoder))
         return pages(self._stub.ListFeatureExports, request, lambda page: page.exports)
+
+    def exported_files(self, export: str) -> Iterator[export_pb2.ExportedFile]:
+        """All files of an export, named in full: `transcoders/{transcoder}/exports/{export}`."""
+        request = export_pb2.ListExportedFilesRequest(parent=export)
+        return pages(self._stub.ListExportedFiles, request, lambda page: page.files)
 
     def download(
         self,
@@ -95,7 +100,7 @@ class FeatureExports:
         Raises:
             DataLossError: A file's path leads out of the folder, or less arrived than was written.
         """
-        for file in export.files:
+        for file in self.exported_files(export.name):
             place = place_for(folder, file.path)
             partial = place.with_name(place.name + ".part")
             request = export_pb2.ReadFeatureExportRequest(name=export.name, path=file.path)

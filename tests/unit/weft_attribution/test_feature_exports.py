@@ -7,7 +7,9 @@ the tools themselves.
 
 import asyncio
 import gzip
+import hashlib
 import json
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,9 +113,12 @@ class House:
         exports = self.exports(store)
         request, _ = exports.look_up(self.request(layout, **changes))
         manifest = asyncio.run(exports.build(request, lambda done, total: None))
-        return {
-            file["path"]: b"".join(exports.pieces("t", request.export_id, file["path"])) for file in manifest["files"]
-        }
+        listed = exports.files("t", request.export_id)
+        found = {path: b"".join(exports.pieces("t", request.export_id, path)) for path, _ in listed}
+        assert [(path, len(data)) for path, data in found.items()] == listed
+        assert manifest["num_files"] == len(listed)
+        assert manifest["size_bytes"] == sum(size for _, size in listed)
+        return found
 
     @property
     def index(self) -> OpenIndex:
@@ -197,6 +202,8 @@ def test_batches_are_what_sae_dashboard_reads(settings_of_index: dict[str, Any])
         assert (skipped["model_id"], skipped["layer"], skipped["sae_set"]) == ("smol", str(layer), "first-clt")
         dead = [feature for feature in range(20) if not house.index.row(layer, feature).num_active]
         assert skipped["skipped_indexes"] == dead
+        # As SAEDashboard's runner writes it.
+        assert set(skipped) == {"model_id", "layer", "sae_set", "log_sparsity", "skipped_indexes"}
         assert list(features) == [feature for feature in range(20) if feature not in dead]
         for feature, found in features.items():
             check_dashboard(house, layer, feature, found)
@@ -219,11 +226,15 @@ def check_dashboard(house: House, layer: int, feature: int, found: dict[str, Any
             assert (example["bin_min"], example["bin_contains"]) == (-1, -1)
             assert example["bin_max"] == row.largest
         else:
-            same = [each.peak for each in windows if each.quantile == window.quantile]
-            assert (example["bin_min"], example["bin_max"]) == (min(same), max(same))
+            same = [each.peak for each in drawn if each.quantile == window.quantile]
+            below = max((each.peak for each in drawn if each.peak < min(same)), default=-min(same))
+            above = min((each.peak for each in drawn if each.peak > max(same)), default=None)
+            assert example["bin_min"] == pytest.approx((min(same) + below) / 2, rel=1e-9)
+            assert example["bin_max"] == (row.largest if above is None else pytest.approx((max(same) + above) / 2))
+            assert example["bin_min"] < min(same) <= max(same) <= example["bin_max"]
             # Within a half octave, as the histogram tells it.
             low, high = example["bin_min"] / 2**0.5, example["bin_max"] * 2**0.5
-            assert 0 <= example["bin_contains"] <= ((active >= low) & (active <= high)).mean() + 1e-6
+            assert 0 < example["bin_contains"] <= ((active >= low) & (active <= high)).mean() + 1e-6
     assert found["frac_nonzero"] == pytest.approx(row.num_active / house.index.num_tokens)
     assert sum(found["freq_hist_data_bar_heights"]) == pytest.approx(row.num_active, rel=1e-3)
     assert len(found["freq_hist_data_bar_values"]) == len(found["freq_hist_data_bar_heights"]) == 50
@@ -365,10 +376,10 @@ def test_decoder_that_is_no_number_is_named() -> None:
         house.export(ExportLayout.SAE_DASHBOARD)
 
 
-def test_files_are_read_piece_by_piece() -> None:
+def test_files_are_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces join to the file; what is not there, or cut short, is refused."""
     house = House()
-    files = house.export(ExportLayout.CIRCUIT_TRACER)
+    house.export(ExportLayout.CIRCUIT_TRACER)
     exports, key = house.exports(), "features/t/exports/e1/files/layer_0.bin"
     assert b"".join(exports.pieces("t", "e1", "layer_0.bin")) == house.rig.store.get(key)
     assert all(len(piece) <= PIECE_BYTES for piece in exports.pieces("t", "e1", "layer_0.bin"))
@@ -377,9 +388,16 @@ def test_files_are_read_piece_by_piece() -> None:
             next(exports.pieces("t", "e1", path))
     with pytest.raises(NotFoundError, match="not whole yet"):
         next(exports.pieces("t", "e2", "layer_0.bin"))
-    house.rig.store.put(key, files["layer_0.bin"][:-1])
+    house.rig.store.put("features/t/exports/e1/files/notes.txt", b"not ours")
+    with pytest.raises(NotFoundError, match="has no file"):
+        next(exports.pieces("t", "e1", "notes.txt"))
+    pieces = exports.pieces("t", "e1", "layer_0.bin")
+    store: Any = house.rig.store
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda key, **options: get(key, **options)[:-1] if key == cut else get(key))
+    cut = key
     with pytest.raises(DataLossError, match="cut short"):
-        list(exports.pieces("t", "e1", "layer_0.bin"))
+        list(pieces)
 
 
 @pytest.mark.parametrize("damage", [b"{}", b'{"create_s": 1, "request": {}}'])
@@ -394,6 +412,153 @@ def test_damaged_manifest_says_so(damage: bytes) -> None:
     clean(house)
     with pytest.raises(NotFoundError, match="nothing was deleted"):
         house.exports().delete("t", "e1")
+
+
+def test_damaged_list_of_files_says_so() -> None:
+    """The export is still there, and can be deleted."""
+    house = House()
+    house.export(ExportLayout.CIRCUIT_TRACER)
+    house.rig.store.put("features/t/exports/e1/files.json", b'{"files": [["a"]]}')
+    assert house.exports().manifest("t", "e1")["num_files"] == 3
+    with pytest.raises(DataLossError, match="delete the export"):
+        house.exports().files("t", "e1")
+    clean(house)
+
+
+class Held:
+    """A bucket whose first write below a prefix waits until it is let go."""
+
+    def __init__(self, store: Any, prefix: str) -> None:
+        self._store, self._prefix = store, prefix
+        self.begun, self.free = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put(self, key: str, data: bytes, **options: Any) -> Any:
+        if key.startswith(self._prefix):
+            self.begun.set()
+            assert self.free.wait(30)
+        return self._store.put(key, data, **options)
+
+
+@pytest.mark.parametrize(
+    ("layout", "below"), [(ExportLayout.SAE_DASHBOARD, "files/"), (ExportLayout.CIRCUIT_TRACER, "state/")]
+)
+def test_cancelled_export_ends_when_nothing_writes_any_more(layout: ExportLayout, below: str) -> None:
+    """Cancelled within a write, twice, it is not done before that write is; then nothing comes after its deletion."""
+    house = House()
+    held = Held(house.rig.store, f"features/t/exports/e1/{below}")
+
+    async def cancelled() -> None:
+        exports = house.exports(held)
+        request, _ = exports.look_up(house.request(layout))
+        work = asyncio.ensure_future(exports.build(request, lambda done, total: None))
+        assert await asyncio.to_thread(held.begun.wait, 30)
+        for _ in range(2):
+            work.cancel()
+            await asyncio.wait({work}, timeout=0.02)
+        ended_early = work.done()
+        if ended_early:
+            clean(house)
+        held.free.set()
+        await asyncio.wait({work})
+        assert work.cancelled()
+        assert not ended_early
+
+    # It joins threads that still run.
+    asyncio.run(cancelled())
+    clean(house)
+
+
+def test_export_from_which_a_file_goes_is_not_whole_before_that_is_written_again() -> None:
+    """It says so, and the same work again makes the same files; what is not of it is not listed."""
+    whole = House().export(ExportLayout.CIRCUIT_TRACER)
+
+    class Losing:
+        """A bucket that loses the first layer's file as the last file is written."""
+
+        def __init__(self, store: Any) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def put(self, key: str, data: bytes, **options: Any) -> Any:
+            if key.endswith("/files/index.json.gz"):
+                self._store.delete(key.replace("index.json.gz", "layer_0.bin"))
+            return self._store.put(key, data, **options)
+
+    house = House()
+    house.rig.store.put("features/t/exports/e1/files/layer_7.bin", b"of another export")
+    with pytest.raises(UnavailableError, match=r"such as layer_0\.bin"):
+        house.export(ExportLayout.CIRCUIT_TRACER, store=Losing(house.rig.store))
+    with pytest.raises(NotFoundError):
+        house.exports().manifest("t", "e1")
+    assert house.export(ExportLayout.CIRCUIT_TRACER) == whole
+
+
+def test_export_that_is_being_deleted_is_neither_read_nor_gone_on_with() -> None:
+    """Wherever its deletion stopped: it is not whole, and its id is free once deleting it again has ended."""
+    house = House()
+    wanted = house.request(ExportLayout.SAE_DASHBOARD)
+    for at in range(2, 20):
+        house.export(ExportLayout.SAE_DASHBOARD)
+        request, _ = house.exports().look_up(wanted)
+        try:
+            house.exports(Failing(house.rig.store, at)).delete("t", "e1")
+        except UnavailableError:
+            with pytest.raises(NotFoundError):
+                house.exports().manifest("t", "e1")
+            if at > 2:
+                with pytest.raises(FailedPreconditionError, match="being deleted"):
+                    house.exports().look_up(wanted)
+                with pytest.raises(FailedPreconditionError, match="being deleted"):
+                    asyncio.run(house.exports().build(request, lambda done, total: None))
+            clean(house)
+        else:
+            assert at > 6
+            assert not list(house.rig.store.list("features/t/exports/"))
+            return
+    raise AssertionError("a deletion has fewer writes")
+
+
+def test_looking_up_reads_no_table_of_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features are counted by its manifest alone, also where the newest index is meant."""
+    house = House()
+    reads: list[str] = []
+    store: Any = house.rig.store
+    for name in ("get", "get_with_info"):
+        call = getattr(store, name)
+        monkeypatch.setattr(store, name, lambda key, call=call, **options: (reads.append(key), call(key, **options))[1])
+    found, total = house.exports().look_up(house.request(ExportLayout.CIRCUIT_TRACER))
+    assert (found.index_id, total) == ("i1", 12)
+    assert {key.rpartition("/")[2] for key in reads} == {"manifest.json", "request.json"}
+
+
+@pytest.mark.parametrize("name", ["create_s", "transcoder_mark"])
+def test_export_begun_of_what_was_replaced_does_not_go_on(name: str) -> None:
+    """An index made anew under its id, or of a new transcoder, holds other features: parts of both would be joined."""
+    house = House(num_features=20, **BIG)
+    with pytest.raises(UnavailableError):
+        house.export(ExportLayout.SAE_DASHBOARD, store=Failing(house.rig.store, 3))
+    wanted = house.request(ExportLayout.SAE_DASHBOARD)
+    request, _ = house.exports().look_up(wanted)
+    store, key = house.rig.store, "features/t/index/i1/manifest.json"
+    index = json.loads(store.get(key))
+    if name == "create_s":
+        index["create_s"] += 1
+    else:
+        transcoder = json.loads(store.get("transcoders/t/manifest.json"))
+        store.put("transcoders/t/manifest.json", json.dumps({**transcoder, "run": "runs/other"}).encode())
+        index["transcoder_mark"] = hashlib.sha256(store.get("transcoders/t/manifest.json")).hexdigest()
+    store.put(key, json.dumps(index).encode())
+    with pytest.raises(AlreadyExistsError, match="replaced since"):
+        house.exports().look_up(wanted)
+    with pytest.raises(AlreadyExistsError, match="replaced since"):
+        asyncio.run(house.exports().build(request, lambda done, total: None))
+    clean(house)
+    assert house.export(ExportLayout.SAE_DASHBOARD)
 
 
 FLOATS = st.floats(min_value=2.0**-30, max_value=2.0**30, width=32)

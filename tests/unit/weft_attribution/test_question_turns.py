@@ -1,6 +1,8 @@
 """Questions that take seconds: some at a time, some wait, others are refused with when to come again."""
 
 import asyncio
+import threading
+from functools import partial
 
 import pytest
 
@@ -14,19 +16,18 @@ async def test_turns_are_taken_waited_for_and_refused() -> None:
 
     async def ask(fails: bool) -> None:
         nonlocal working, most
-        async with turns.taken():
-            working += 1
-            most = max(most, working)
-            await may_end.wait()
-            working -= 1
-            if fails:
-                raise ValueError
+        working += 1
+        most = max(most, working)
+        await may_end.wait()
+        working -= 1
+        if fails:
+            raise ValueError
 
-    asked = [asyncio.ensure_future(ask(number == 1)) for number in range(5)]
-    await asyncio.sleep(0)
+    asked = [asyncio.ensure_future(turns.take(partial(ask, number == 1))) for number in range(5)]
+    for _ in range(3):
+        await asyncio.sleep(0)
     with pytest.raises(ResourceExhaustedError, match="ask again after") as refused:
-        async with turns.taken():
-            raise AssertionError("unreachable")
+        await turns.take(partial(ask, True))
     assert refused.value.retry_after_s
     assert working == 2
     asked[4].cancel()
@@ -35,5 +36,32 @@ async def test_turns_are_taken_waited_for_and_refused() -> None:
     done = await asyncio.gather(*asked[:4], return_exceptions=True)
     assert [type(each) for each in done] == [type(None), ValueError, type(None), type(None)]
     assert (working, most) == (0, 2)
-    async with turns.taken():
-        pass
+    await turns.take(partial(ask, False))
+
+
+async def test_cancelled_question_keeps_its_turn_until_its_thread_ends() -> None:
+    """Nobody else works beside a thread that goes on; once that has ended, the next begins."""
+    turns, begun, held, order = Turns(at_once=1, waiting=1), threading.Event(), threading.Event(), []
+
+    def slow() -> None:
+        begun.set()
+        assert held.wait(30)
+        order.append("first")
+
+    async def second() -> None:
+        order.append("second")
+
+    first = asyncio.ensure_future(turns.take(lambda: asyncio.to_thread(slow)))
+    assert await asyncio.to_thread(begun.wait, 30)
+    first.cancel()
+    await asyncio.wait({first})
+    assert first.cancelled()
+    following = asyncio.ensure_future(turns.take(second))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not order
+    with pytest.raises(ResourceExhaustedError):
+        await turns.take(second)
+    held.set()
+    await following
+    assert order == ["first", "second"]

@@ -26,35 +26,39 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from weft.common.v1 import operation_pb2 as weft_dot_common_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dweft/features/v1/export.proto\x12\x10weft.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eweft/common/v1/operation.proto\"\xe0\x01\n\x15\x45xportFeaturesRequest\x12\x12\n\ntranscoder\x18\x01 \x01(\t\x12\x11\n\texport_id\x18\x02 \x01(\t\x12.\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1e.weft.features.v1.ExportFormat\x12\r\n\x05index\x18\x04 \x01(\t\x12\x0e\n\x06layers\x18\x05 \x03(\x05\x12\x12\n\nmodel_name\x18\x06 \x01(\t\x12\x12\n\nsource_set\x18\x07 \x01(\t\x12\x12\n\nnum_logits\x18\x08 \x01(\x05\x12\x15\n\rvalidate_only\x18\t \x01(\x08\"\xb2\x02\n\rFeatureExport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.weft.features.v1.ExportFormat\x12\r\n\x05index\x18\x03 \x01(\t\x12\x0e\n\x06layers\x18\x04 \x03(\x05\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x12\n\nsource_set\x18\x06 \x01(\t\x12\x12\n\nnum_logits\x18\x07 \x01(\x05\x12\x14\n\x0cnum_features\x18\x08 \x01(\x03\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x05\x66iles\x18\n \x03(\x0b\x32\x1e.weft.features.v1.ExportedFile\x12\x12\n\nsize_bytes\x18\x0b \x01(\x03\"0\n\x0c\x45xportedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"S\n\x15\x46\x65\x61tureExportMetadata\x12\x0e\n\x06\x65xport\x18\x01 \x01(\t\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.weft.common.v1.Progress\"\'\n\x17GetFeatureExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x19ListFeatureExportsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x1aListFeatureExportsResponse\x12\x30\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x1f.weft.features.v1.FeatureExport\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x18ReadFeatureExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\")\n\x19ReadFeatureExportResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"*\n\x1a\x44\x65leteFeatureExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1d\n\x1b\x44\x65leteFeatureExportResponse*p\n\x0c\x45xportFormat\x12\x1d\n\x19\x45XPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45XPORT_FORMAT_SAE_DASHBOARD\x10\x01\x12 \n\x1c\x45XPORT_FORMAT_CIRCUIT_TRACER\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dweft/features/v1/export.proto\x12\x10weft.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eweft/common/v1/operation.proto\"\xe0\x01\n\x15\x45xportFeaturesRequest\x12\x12\n\ntranscoder\x18\x01 \x01(\t\x12\x11\n\texport_id\x18\x02 \x01(\t\x12.\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1e.weft.features.v1.ExportFormat\x12\r\n\x05index\x18\x04 \x01(\t\x12\x0e\n\x06layers\x18\x05 \x03(\x05\x12\x12\n\nmodel_name\x18\x06 \x01(\t\x12\x12\n\nsource_set\x18\x07 \x01(\t\x12\x12\n\nnum_logits\x18\x08 \x01(\x05\x12\x15\n\rvalidate_only\x18\t \x01(\x08\"\xa3\x02\n\rFeatureExport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.weft.features.v1.ExportFormat\x12\r\n\x05index\x18\x03 \x01(\t\x12\x0e\n\x06layers\x18\x04 \x03(\x05\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x12\n\nsource_set\x18\x06 \x01(\t\x12\x12\n\nnum_logits\x18\x07 \x01(\x05\x12\x14\n\x0cnum_features\x18\x08 \x01(\x03\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x0b \x01(\x03\x12\x11\n\tnum_files\x18\x0c \x01(\x03J\x04\x08\n\x10\x0bR\x05\x66iles\"0\n\x0c\x45xportedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"S\n\x15\x46\x65\x61tureExportMetadata\x12\x0e\n\x06\x65xport\x18\x01 \x01(\t\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.weft.common.v1.Progress\"\'\n\x17GetFeatureExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x19ListFeatureExportsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"g\n\x1aListFeatureExportsResponse\x12\x30\n\x07\x65xports\x18\x01 \x03(\x0b\x32\x1f.weft.features.v1.FeatureExport\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x18ReadFeatureExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\")\n\x19ReadFeatureExportResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"*\n\x1a\x44\x65leteFeatureExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1d\n\x1b\x44\x65leteFeatureExportResponse\"Q\n\x18ListExportedFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x19ListExportedFilesResponse\x12-\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.ExportedFile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*p\n\x0c\x45xportFormat\x12\x1d\n\x19\x45XPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x45XPORT_FORMAT_SAE_DASHBOARD\x10\x01\x12 \n\x1c\x45XPORT_FORMAT_CIRCUIT_TRACER\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.features.v1.export_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPORTFORMAT']._serialized_start=1191
-  _globals['_EXPORTFORMAT']._serialized_end=1303
+  _globals['_EXPORTFORMAT']._serialized_start=1360
+  _globals['_EXPORTFORMAT']._serialized_end=1472
   _globals['_EXPORTFEATURESREQUEST']._serialized_start=117
   _globals['_EXPORTFEATURESREQUEST']._serialized_end=341
   _globals['_FEATUREEXPORT']._serialized_start=344
-  _globals['_FEATUREEXPORT']._serialized_end=650
-  _globals['_EXPORTEDFILE']._serialized_start=652
-  _globals['_EXPORTEDFILE']._serialized_end=700
-  _globals['_FEATUREEXPORTMETADATA']._serialized_start=702
-  _globals['_FEATUREEXPORTMETADATA']._serialized_end=785
-  _globals['_GETFEATUREEXPORTREQUEST']._serialized_start=787
-  _globals['_GETFEATUREEXPORTREQUEST']._serialized_end=826
-  _globals['_LISTFEATUREEXPORTSREQUEST']._serialized_start=828
-  _globals['_LISTFEATUREEXPORTSREQUEST']._serialized_end=910
-  _globals['_LISTFEATUREEXPORTSRESPONSE']._serialized_start=912
-  _globals['_LISTFEATUREEXPORTSRESPONSE']._serialized_end=1015
-  _globals['_READFEATUREEXPORTREQUEST']._serialized_start=1017
-  _globals['_READFEATUREEXPORTREQUEST']._serialized_end=1071
-  _globals['_READFEATUREEXPORTRESPONSE']._serialized_start=1073
-  _globals['_READFEATUREEXPORTRESPONSE']._serialized_end=1114
-  _globals['_DELETEFEATUREEXPORTREQUEST']._serialized_start=1116
-  _globals['_DELETEFEATUREEXPORTREQUEST']._serialized_end=1158
-  _globals['_DELETEFEATUREEXPORTRESPONSE']._serialized_start=1160
-  _globals['_DELETEFEATUREEXPORTRESPONSE']._serialized_end=1189
+  _globals['_FEATUREEXPORT']._serialized_end=635
+  _globals['_EXPORTEDFILE']._serialized_start=637
+  _globals['_EXPORTEDFILE']._serialized_end=685
+  _globals['_FEATUREEXPORTMETADATA']._serialized_start=687
+  _globals['_FEATUREEXPORTMETADATA']._serialized_end=770
+  _globals['_GETFEATUREEXPORTREQUEST']._serialized_start=772
+  _globals['_GETFEATUREEXPORTREQUEST']._serialized_end=811
+  _globals['_LISTFEATUREEXPORTSREQUEST']._serialized_start=813
+  _globals['_LISTFEATUREEXPORTSREQUEST']._serialized_end=895
+  _globals['_LISTFEATUREEXPORTSRESPONSE']._serialized_start=897
+  _globals['_LISTFEATUREEXPORTSRESPONSE']._serialized_end=1000
+  _globals['_READFEATUREEXPORTREQUEST']._serialized_start=1002
+  _globals['_READFEATUREEXPORTREQUEST']._serialized_end=1056
+  _globals['_READFEATUREEXPORTRESPONSE']._serialized_start=1058
+  _globals['_READFEATUREEXPORTRESPONSE']._serialized_end=1099
+  _globals['_DELETEFEATUREEXPORTREQUEST']._serialized_start=1101
+  _globals['_DELETEFEATUREEXPORTREQUEST']._serialized_end=1143
+  _globals['_DELETEFEATUREEXPORTRESPONSE']._serialized_start=1145
+  _globals['_DELETEFEATUREEXPORTRESPONSE']._serialized_end=1174
+  _globals['_LISTEXPORTEDFILESREQUEST']._serialized_start=1176
+  _globals['_LISTEXPORTEDFILESREQUEST']._serialized_end=1257
+  _globals['_LISTEXPORTEDFILESRESPONSE']._serialized_start=1259
+  _globals['_LISTEXPORTEDFILESRESPONSE']._serialized_end=1358
 # @@protoc_insertion_point(module_scope)

@@ -116,8 +116,8 @@ class FeatureExport(_message.Message):
     NUM_LOGITS_FIELD_NUMBER: _builtins.int
     NUM_FEATURES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
-    FILES_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_FILES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`transcoders/{transcoder}/exports/{export}`."""
     format: Global___ExportFormat.ValueType
@@ -134,6 +134,8 @@ class FeatureExport(_message.Message):
     """Features of these layers, dead ones too."""
     size_bytes: _builtins.int
     """Length of all files together, in bytes."""
+    num_files: _builtins.int
+    """How many files ListExportedFiles gives."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Layers that are in it, rising."""
@@ -141,10 +143,6 @@ class FeatureExport(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
-
-    @_builtins.property
-    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedFile]:
-        """Every file, in order of paths; ListFeatureExports leaves them out."""
 
     def __init__(
         self,
@@ -158,12 +156,12 @@ class FeatureExport(_message.Message):
         num_logits: _builtins.int = ...,
         num_features: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
-        files: _abc.Iterable[Global___ExportedFile] | None = ...,
         size_bytes: _builtins.int = ...,
+        num_files: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "files", b"files", "format", b"format", "index", b"index", "layers", b"layers", "model_name", b"model_name", "name", b"name", "num_features", b"num_features", "num_logits", b"num_logits", "size_bytes", b"size_bytes", "source_set", b"source_set"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "format", b"format", "index", b"index", "layers", b"layers", "model_name", b"model_name", "name", b"name", "num_features", b"num_features", "num_files", b"num_files", "num_logits", b"num_logits", "size_bytes", b"size_bytes", "source_set", b"source_set"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,7 +312,7 @@ class ReadFeatureExportRequest(_message.Message):
     name: _builtins.str
     """`transcoders/{transcoder}/exports/{export}`."""
     path: _builtins.str
-    """Path as FeatureExport has it."""
+    """Path as ListExportedFiles gives it."""
     def __init__(
         self,
         *,
@@ -389,3 +387,61 @@ class DeleteFeatureExportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteFeatureExportResponse: _TypeAlias = DeleteFeatureExportResponse  # noqa: Y015
+
+@_typing.final
+class ListExportedFilesRequest(_message.Message):
+    """Asks for the files of an export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`transcoders/{transcoder}/exports/{export}`."""
+    page_size: _builtins.int
+    """Most files in an answer, 10000 at most; 0 means 1000."""
+    page_token: _builtins.str
+    """From the answer before."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExportedFilesRequest: _TypeAlias = ListExportedFilesRequest  # noqa: Y015
+
+@_typing.final
+class ListExportedFilesResponse(_message.Message):
+    """A page of files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty after the last."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedFile]:
+        """By path."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___ExportedFile] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExportedFilesResponse: _TypeAlias = ListExportedFilesResponse  # noqa: Y015

@@ -132,6 +132,11 @@ class FeatureServiceStub:
                 request_serializer=weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptRequest.SerializeToString,
                 response_deserializer=weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptResponse.FromString,
                 _registered_method=True)
+        self.ListExportedFiles = channel.unary_unary(
+                '/weft.features.v1.FeatureService/ListExportedFiles',
+                request_serializer=weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesRequest.SerializeToString,
+                response_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
@@ -266,6 +271,13 @@ class FeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExportedFiles(self, request, context):
+        """Lists the files of an export. NOT_FOUND: there is none, or it is not whole yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -358,6 +370,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.SteerOnPrompt,
                     request_deserializer=weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptRequest.FromString,
                     response_serializer=weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptResponse.SerializeToString,
+            ),
+            'ListExportedFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExportedFiles,
+                    request_deserializer=weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesRequest.FromString,
+                    response_serializer=weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -847,6 +864,33 @@ class FeatureService:
             '/weft.features.v1.FeatureService/SteerOnPrompt',
             weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptRequest.SerializeToString,
             weft_dot_features_dot_v1_dot_steering__pb2.SteerOnPromptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExportedFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weft.features.v1.FeatureService/ListExportedFiles',
+            weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesRequest.SerializeToString,
+            weft_dot_features_dot_v1_dot_export__pb2.ListExportedFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

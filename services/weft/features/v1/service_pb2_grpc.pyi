@@ -80,6 +80,8 @@ class FeatureServiceStub:
     """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
     SteerOnPrompt: _grpc.UnaryUnaryMultiCallable[_steering_pb2.SteerOnPromptRequest, _steering_pb2.SteerOnPromptResponse]
     """Runs a text twice, undisturbed and with changed features, and tells both next tokens and both continuations."""
+    ListExportedFiles: _grpc.UnaryUnaryMultiCallable[_export_pb2.ListExportedFilesRequest, _export_pb2.ListExportedFilesResponse]
+    """Lists the files of an export. NOT_FOUND: there is none, or it is not whole yet."""
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
@@ -126,6 +128,8 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Lists finished graphs of the transcoder that a feature is a node of, newest first. NOT_FOUND: no such transcoder."""
     SteerOnPrompt: _aio.UnaryUnaryMultiCallable[_steering_pb2.SteerOnPromptRequest, _steering_pb2.SteerOnPromptResponse]  # type: ignore[assignment]
     """Runs a text twice, undisturbed and with changed features, and tells both next tokens and both continuations."""
+    ListExportedFiles: _aio.UnaryUnaryMultiCallable[_export_pb2.ListExportedFilesRequest, _export_pb2.ListExportedFilesResponse]  # type: ignore[assignment]
+    """Lists the files of an export. NOT_FOUND: there is none, or it is not whole yet."""
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers what features read and write, where they are active, and which are like others."""
@@ -277,5 +281,13 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_steering_pb2.SteerOnPromptResponse, _abc.Awaitable[_steering_pb2.SteerOnPromptResponse]]:
         """Runs a text twice, undisturbed and with changed features, and tells both next tokens and both continuations."""
+
+    @_abc_1.abstractmethod
+    def ListExportedFiles(
+        self,
+        request: _export_pb2.ListExportedFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_export_pb2.ListExportedFilesResponse, _abc.Awaitable[_export_pb2.ListExportedFilesResponse]]:
+        """Lists the files of an export. NOT_FOUND: there is none, or it is not whole yet."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

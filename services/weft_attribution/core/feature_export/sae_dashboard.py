@@ -3,7 +3,9 @@ Features as SAEDashboard's batches, which Neuronpedia takes.
 
 Source: SAEDashboard at db4839a, `neuronpedia_converter.py` and `neuronpedia_dashboard.py`; Neuronpedia at ebb8426f.
 Deviations: what is measured beside a model's neurons is empty (alignment, correlated neurons and features), and so is
-`vector`, since a feature may write to many layers; dead features are in `skipped_indexes.json` alone.
+`vector`, since a feature may write to many layers; dead features are in `skipped_indexes.json` alone, where
+`log_sparsity`, a training run's threshold, is null. Intervals reach halfway to the peaks of the groups beside them,
+since a group here may be one window.
 """
 
 import json
@@ -69,7 +71,12 @@ class SaeDashboardFiles:
         """The file that says which features of a layer are dead."""
         here = self._index.layer_N == layer
         dead = self._index.index_N[here & (self._index.columns["num_active"] == 0)]
-        document = {**self._whose(layer), "layer": str(layer), "skipped_indexes": dead.tolist()}
+        document = {
+            **self._whose(layer),
+            "layer": str(layer),
+            "log_sparsity": None,
+            "skipped_indexes": dead.tolist(),
+        }
         return json.dumps(document, separators=(",", ":")).encode()
 
     def _whose(self, layer: int) -> Json:
@@ -95,12 +102,23 @@ class SaeDashboardFiles:
         }
 
 
+def _interval(each: Described, group: Group) -> tuple[float, float, float]:
+    """Bounds of a group that was drawn, and the share of the activations between them, which is never 0."""
+    peaks = [window.peak for window in group.windows]
+    others = [window.peak for other in each.groups if other.quantile >= 0 for window in other.windows]
+    below = [peak for peak in others if peak < min(peaks)]
+    above = [peak for peak in others if peak > max(peaks)]
+    largest = each.activations.largest
+    low = (max(below) + min(peaks)) / 2 if below else 0.0
+    high = (min(above) + max(peaks)) / 2 if above else largest
+    # What lies at the very top counts too.
+    share = 1.0 if high >= largest else each.activations.share_below(high)
+    return low, high, share - each.activations.share_below(low)
+
+
 def _windows(each: Described, group: Group, text_of: Mapping[int, str]) -> Iterator[Json]:
     # A group without bounds, as theirs, holds the strongest.
-    low, high, share = -1.0, each.activations.largest, -1.0
-    if group.quantile >= 0:
-        low, high = min(window.peak for window in group.windows), max(window.peak for window in group.windows)
-        share = each.activations.share_below(high) - each.activations.share_below(low)
+    low, high, share = (-1.0, each.activations.largest, -1.0) if group.quantile < 0 else _interval(each, group)
     for window in group.windows:
         yield {
             "bin_min": low,

@@ -1,10 +1,12 @@
 """
 How an export is asked for, and where its parts lie.
 
-    features/{transcoder}/exports/{id}/request.json     how it was asked for, and of which index
+    features/{transcoder}/exports/{id}/request.json     how it was asked for, and of which index as it was then
     features/{transcoder}/exports/{id}/state/...        what was written on the way; gone when the export is whole
     features/{transcoder}/exports/{id}/files/...        the files as others read them
+    features/{transcoder}/exports/{id}/files.json       path and bytes of each of them
     features/{transcoder}/exports/{id}/manifest.json    last: with it the export is whole
+    features/{transcoder}/exports/{id}/deleting.json    there from the manifest's end to that of all others
 """
 
 import hashlib
@@ -24,6 +26,7 @@ MAX_LOGITS = 100
 _MAX_PART = 256
 _PART_TOKENS = 1 << 20
 _SOURCE_SET = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_BATCH = re.compile(r"batch-[0-9]{1,9}\.json|skipped_indexes\.json")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 
 
@@ -92,6 +95,19 @@ class ExportRequest:
         """Where it lies."""
         return ExportKeys(self.transcoder, self.export_id)
 
+    def is_file(self, path: str) -> bool:
+        """
+        Whether files of this layout, of these layers, may have such a path.
+
+        >>> one = ExportRequest("t", "e", ExportLayout.SAE_DASHBOARD, layers=(3,), source_set="s")
+        >>> one.is_file("3-s/batch-12.json"), one.is_file("4-s/batch-12.json"), one.is_file("3-s/../x")
+        (True, False, False)
+        """
+        if self.layout is ExportLayout.CIRCUIT_TRACER:
+            return path == "index.json.gz" or path in {f"layer_{layer}.bin" for layer in self.layers}
+        folder, _, name = path.partition("/")
+        return _BATCH.fullmatch(name) is not None and folder in {f"{layer}-{self.source_set}" for layer in self.layers}
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {**asdict(self), "layout": self.layout.value, "layers": list(self.layers)}
@@ -142,6 +158,16 @@ class ExportKeys:
     def files(self) -> str:
         """The files lie below this."""
         return f"{self.prefix}files/"
+
+    @property
+    def file_list(self) -> str:
+        """Names the files."""
+        return f"{self.prefix}files.json"
+
+    @property
+    def deleting(self) -> str:
+        """It is on its way out."""
+        return f"{self.prefix}deleting.json"
 
     @property
     def states(self) -> str:

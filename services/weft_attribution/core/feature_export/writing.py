@@ -5,7 +5,6 @@ Every part is an object of its own when it is written, so that work goes on afte
 memory holds one part.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from weft_attribution.core.feature_export.sae_dashboard import SaeDashboardFiles
 from weft_attribution.core.feature_export.settings import ExportRequest, features_a_part
 from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.ports import ModelRunner
+from weft_attribution.core.waited_threads import in_thread
 from weft_store.port import ObjectStore
 
 __all__ = ["Progress", "TokenTexts", "Writing"]
@@ -38,6 +38,10 @@ class Writing:
         scratch: A folder; it holds one layer's file at a time.
         part: Describes the features of a layer from one index to another, with the text of their tokens.
         progress: Called with features that are written and all of them.
+
+    Attributes:
+        total: Features of all layers.
+        paths: The files that are written, or were there, so far.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Writing:
         self._part, self._progress, self._keys = part, progress, request.keys
         self._size = features_a_part(index.request.settings)
         self._done = 0
+        self.paths: list[str] = []
         self.total = sum(index.num_features(layer) for layer in request.layers)
 
     async def batches(self) -> None:
@@ -60,33 +65,33 @@ class Writing:
         files = SaeDashboardFiles(self._request, self._index)
         there = await self._there(self._keys.files)
         for layer in self._request.layers:
-            folder = f"{self._keys.files}{files.folder(layer)}/"
+            folder = files.folder(layer)
             for number, (low, high) in enumerate(self._parts(layer)):
-                key = f"{folder}batch-{number}.json"
+                key = self._file(f"{folder}/batch-{number}.json")
                 if key not in there:
                     described, text_of = await self._part(layer, low, high)
-                    await asyncio.to_thread(self._put, key, partial(files.batch, described, text_of))
+                    await in_thread(self._put, key, partial(files.batch, described, text_of))
                 self._tell(high - low)
-            await asyncio.to_thread(self._put, f"{folder}skipped_indexes.json", partial(files.skipped, layer))
+            await in_thread(self._put, self._file(f"{folder}/skipped_indexes.json"), partial(files.skipped, layer))
 
     async def layers(self) -> None:
         """circuit-tracer's files; parts are put together layer by layer."""
-        there = await self._there(self._keys.states)
+        there = await self._there(self._keys.states) | await self._there(self._keys.files)
         request, settings = self._request, self._index.request.settings
         for layer in request.layers:
-            lengths = self._lengths_key(layer)
-            parts = []
+            file, parts = self._file(circuit_tracer.layer_file(layer)), []
+            is_there = file in there and self._lengths_key(layer) in there
             for low, high in self._parts(layer):
                 key = f"{self._keys.states}{layer}-{low}.part"
-                if lengths not in there and key not in there:
+                if not is_there and key not in there:
                     described, text_of = await self._part(layer, low, high)
                     data = partial(circuit_tracer.packed, request.transcoder, settings, described, text_of)
-                    await asyncio.to_thread(self._put, key, data)
+                    await in_thread(self._put, key, data)
                 parts.append(key)
                 self._tell(high - low)
-            if lengths not in there:
-                await asyncio.to_thread(self._join, layer, parts)
-        await asyncio.to_thread(self._put_index)
+            if not is_there:
+                await in_thread(self._join, layer, parts)
+        await in_thread(self._put_index, self._file(circuit_tracer.INDEX_FILE))
 
     def _join(self, layer: int, parts: Sequence[str]) -> None:
         """Make a layer's file of its parts, then write down what each feature takes, which says that it is there."""
@@ -101,12 +106,17 @@ class Writing:
         # The parts stay until all is whole: whoever was given this work before may still be at it.
         self._store.put(self._lengths_key(layer), np.array(lengths, "<u4").tobytes())
 
-    def _put_index(self) -> None:
+    def _put_index(self, key: str) -> None:
         lengths = {
             layer: np.frombuffer(self._store.get(self._lengths_key(layer)), "<u4").tolist()
             for layer in self._request.layers
         }
-        self._store.put(self._keys.files + circuit_tracer.INDEX_FILE, circuit_tracer.index_file(lengths))
+        self._store.put(key, circuit_tracer.index_file(lengths))
+
+    def _file(self, path: str) -> str:
+        """The key of a file, which is one of the export from now on."""
+        self.paths.append(path)
+        return self._keys.files + path
 
     def _lengths_key(self, layer: int) -> str:
         return f"{self._keys.states}{layer}.lengths"
@@ -117,7 +127,7 @@ class Writing:
             yield low, min(low + self._size, count)
 
     async def _there(self, prefix: str) -> set[str]:
-        return await asyncio.to_thread(lambda: {info.key for info in self._store.list(prefix)})
+        return await in_thread(lambda: {info.key for info in self._store.list(prefix)})
 
     def _put(self, key: str, data: Callable[[], bytes]) -> None:
         self._store.put(key, data())

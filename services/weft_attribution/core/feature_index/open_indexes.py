@@ -64,6 +64,23 @@ class OpenIndexes:
 
     def find(self, transcoder: str) -> OpenIndex | None:
         """The newest whole index; None where there is none. NotFoundError: no such transcoder."""
+        manifest = self._newest_manifest(transcoder)
+        return None if manifest is None else self._opened(manifest)
+
+    def open(self, transcoder: str) -> OpenIndex:
+        """The newest whole index. NotFoundError: no such transcoder; FailedPreconditionError: it has none."""
+        return self._opened(self.newest(transcoder))
+
+    def newest(self, transcoder: str) -> Json:
+        """The manifest of what `open` gives, without opening it; raises as that does."""
+        found = self._newest_manifest(transcoder)
+        if found is None:
+            raise FailedPreconditionError(
+                f"transcoders/{transcoder} has no index of its features yet; ask IndexFeatures for one and wait for it"
+            )
+        return found
+
+    def _newest_manifest(self, transcoder: str) -> Json | None:
         now = time.monotonic()
         seen = self._newest.get(transcoder)
         if seen is None or now - seen[0] > self._look_s:
@@ -78,16 +95,7 @@ class OpenIndexes:
                 self._newest.move_to_end(transcoder)
                 while len(self._newest) > _KNOWN_TRANSCODERS:
                     self._newest.popitem(last=False)
-        return self._opened(seen[1])
-
-    def open(self, transcoder: str) -> OpenIndex:
-        """The newest whole index."""
-        found = self.find(transcoder)
-        if found is None:
-            raise FailedPreconditionError(
-                f"transcoders/{transcoder} has no index of its features yet; ask IndexFeatures for one and wait for it"
-            )
-        return found
+        return seen[1]
 
     def _opened(self, manifest: Json) -> OpenIndex:
         request = manifest["request"]
