@@ -64,6 +64,7 @@ async def registrations(
     max_prompt_tokens: int,
     max_features: int,
     memory_bytes: int = 1 << 30,
+    export_scratch_bytes: int = 3 << 30,
     workers: int = 1,
     shared_rows: int = 0,
     max_message_bytes: int = 64 << 20,
@@ -100,7 +101,7 @@ async def registrations(
             store, runner, models, indexes, max_prompt_tokens=max_prompt_tokens, memory_bytes=memory_bytes // 2
         ),
         opened,
-        FeatureExports(store, runner, models, indexes),
+        FeatureExports(store, runner, models, indexes, scratch_bytes=export_scratch_bytes),
     )
     kinds = {
         KIND: GraphWork(graphs, observe).kind(),
