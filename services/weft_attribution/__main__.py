@@ -46,6 +46,7 @@ def main() -> None:
                 max_prompt_tokens=settings.max_prompt_tokens,
                 max_features=settings.max_features,
                 memory_bytes=settings.memory_bytes,
+                export_scratch_bytes=settings.export_scratch_bytes,
                 workers=workers,
                 shared_rows=settings.shared_rows,
                 max_message_bytes=settings.max_message_bytes,

@@ -40,6 +40,11 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     Memory of one graph's sweep, in bytes; decoders beyond half of it lie in scratch files. As much again is held by an
     index of features while it is made, and half of it by encoders for what fires on texts.
     """
+    export_scratch_bytes: int = Field(default=3 << 30, ge=1 << 20)
+    """
+    Most bytes that an export of features takes of the temporary folder: a layer's file for circuit-tracer, and the
+    index's tokens where they are many. On Kubernetes raise `tmpSizeLimit` with it.
+    """
     shared_rows: int = Field(default=0, ge=0, le=1 << 20)
     """Rows of a graph that another replica may take at a time; 0 has each replica make its graphs alone."""
     max_capture_bytes: int = 1 << 29

@@ -68,6 +68,7 @@ async def registrations(
     max_prompt_tokens: int,
     max_features: int,
     memory_bytes: int = 1 << 30,
+    export_scratch_bytes: int = 3 << 30,
     workers: int = 1,
     shared_rows: int = 0,
     max_message_bytes: int = 64 << 20,
@@ -105,7 +106,7 @@ async def registrations(
         ),
         SteeredText(store, runner, models, max_prompt_tokens=max_prompt_tokens),
         opened,
-        FeatureExports(store, runner, models, indexes),
+        FeatureExports(store, runner, models, indexes, scratch_bytes=export_scratch_bytes),
         FeatureGraphs(store, graphs.requests),
     )
     kinds = {

@@ -41,6 +41,7 @@ from weft_common.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    StorageFullError,
     UnavailableError,
 )
 from weft_store.opening import open_store
@@ -99,10 +100,10 @@ class House:
         indexing = FeatureIndexing(self.rig.store, none, self.rig, memory_bytes=1 << 30, workers=1)
         asyncio.run(indexing.build(self.rig.request(**settings), lambda done, total: None))
 
-    def exports(self, store: Any = None) -> FeatureExports:
+    def exports(self, store: Any = None, **limits: int) -> FeatureExports:
         store = store or self.rig.store
         runner: Any = self.runner
-        return FeatureExports(store, runner, self.weights, OpenIndexes(store))
+        return FeatureExports(store, runner, self.weights, OpenIndexes(store), **limits)
 
     def request(self, layout: ExportLayout, **changes: Any) -> ExportRequest:
         usual = {"transcoder": "t", "export_id": "e1", "layout": layout, "source_set": "first"}
@@ -620,3 +621,41 @@ def test_text_of_a_large_index_is_read_from_a_scratch_file(monkeypatch: pytest.M
     monkeypatch.setattr(store, "get", lambda key, **options: (reads.append(key), get(key, **options))[1])
     assert house.export(ExportLayout.CIRCUIT_TRACER, export_id="e2") == whole
     assert not [key for key in reads if key.endswith("tokens.bin")]
+
+
+def test_layer_that_the_temporary_folder_cannot_take_is_refused_before_it_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the limit and by what the disk has left; with room for its largest layer to the byte the export goes on."""
+    from weft_attribution.core.feature_export import scratch
+
+    house = House()
+    whole = house.export(ExportLayout.CIRCUIT_TRACER)
+    largest = max(len(data) for path, data in whole.items() if path.startswith("layer_"))
+    request, _ = house.exports().look_up(house.request(ExportLayout.CIRCUIT_TRACER, export_id="e2"))
+
+    def build(scratch_bytes: int) -> None:
+        asyncio.run(house.exports(scratch_bytes=scratch_bytes).build(request, lambda done, total: None))
+
+    with pytest.raises(StorageFullError, match="WEFT_ATTRIBUTION_EXPORT_SCRATCH_BYTES"):
+        build(largest - 1)
+    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(StorageFullError, match="has 10 left"):
+        build(largest)
+    monkeypatch.undo()
+    build(largest)
+    assert house.export(ExportLayout.CIRCUIT_TRACER, export_id="e2") == whole
+
+
+def test_text_that_the_temporary_folder_cannot_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens count like a layer does."""
+    from weft_attribution.core.feature_index import stored_text
+
+    house = House()
+    monkeypatch.setattr(stored_text, "_KEPT_TOKEN_BYTES", 0)
+    request, _ = house.exports().look_up(house.request(ExportLayout.SAE_DASHBOARD))
+    size = house.rig.store.info(f"{house.index.request.keys.text('tokens.bin')}").size_bytes
+    assert size == house.index.text.num_bytes
+    with pytest.raises(StorageFullError, match=r"tokens\.bin needs"):
+        asyncio.run(house.exports(scratch_bytes=size - 1).build(request, lambda done, total: None))
+    asyncio.run(house.exports(scratch_bytes=size).build(request, lambda done, total: None))

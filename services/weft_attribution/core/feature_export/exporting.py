@@ -18,6 +18,7 @@ from weft_attribution.core.feature_export.manifests import (
     read_export,
     read_files,
 )
+from weft_attribution.core.feature_export.scratch import Scratch
 from weft_attribution.core.feature_export.settings import ExportKeys, ExportLayout, ExportRequest
 from weft_attribution.core.feature_export.writing import Progress, TokenTexts, Writing
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
@@ -52,10 +53,20 @@ class FeatureExports:
         runner: The base model, for the text of tokens.
         models: Its weights, for logits.
         indexes: Whole indexes.
+        scratch_bytes: Most that an export takes of the temporary folder.
     """
 
-    def __init__(self, store: ObjectStore, runner: ModelRunner, models: FrozenWeights, indexes: OpenIndexes) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        runner: ModelRunner,
+        models: FrozenWeights,
+        indexes: OpenIndexes,
+        *,
+        scratch_bytes: int = 3 << 30,
+    ) -> None:
         self._store, self._runner, self._models, self._indexes = store, runner, models, indexes
+        self._scratch_bytes = scratch_bytes
 
     def look_up(self, asked: ExportRequest) -> tuple[ExportRequest, int]:
         """
@@ -113,6 +124,9 @@ class FeatureExports:
 
         Returns:
             Its manifest.
+
+        Raises:
+            StorageFullError: The temporary folder cannot take what has to lie there.
         """
         keys = request.keys
         try:
@@ -120,16 +134,16 @@ class FeatureExports:
         except NotFoundError:
             manifest = None
         if manifest is None:
-            with tempfile.TemporaryDirectory(prefix="weft-export-") as scratch:
-                manifest = await self._build(request, Path(scratch), progress)
+            with tempfile.TemporaryDirectory(prefix="weft-export-") as folder:
+                manifest = await self._build(request, Scratch(Path(folder), self._scratch_bytes), progress)
         # Who wrote it may have died right after.
         await in_thread(_clear, self._store, keys.states)
         return manifest
 
-    async def _build(self, request: ExportRequest, scratch: Path, progress: Progress) -> Json:
+    async def _build(self, request: ExportRequest, scratch: Scratch, progress: Progress) -> Json:
         index = await in_thread(self._open, request.transcoder, request.index_id)
         begun = await in_thread(begin_export, self._store, request, Source.of(index.manifest))
-        await in_thread(index.text.keep_at, scratch / "tokens.bin")
+        await in_thread(_keep_text, index, scratch)
         transcoder = TranscoderReader(self._store, request.transcoder)
         weights = await in_thread(self._models.weights, index.model)
         texts = TokenTexts(self._runner, index.model)
@@ -205,6 +219,11 @@ class FeatureExports:
     def delete(self, transcoder: str, export_id: str) -> None:
         """Delete an export, whole or not; blocks. NotFoundError: there is nothing of it."""
         delete_export(self._store, ExportKeys(transcoder, export_id))
+
+
+def _keep_text(index: OpenIndex, scratch: Scratch) -> None:
+    if not index.text.is_held:
+        index.text.keep_at(scratch.room("tokens.bin", index.text.num_bytes))
 
 
 def _clear(store: ObjectStore, prefix: str) -> None:

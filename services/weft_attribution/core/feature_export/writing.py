@@ -7,13 +7,13 @@ memory holds one part.
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from weft_attribution.core.feature_export import circuit_tracer
 from weft_attribution.core.feature_export.describing import Described
 from weft_attribution.core.feature_export.sae_dashboard import SaeDashboardFiles
+from weft_attribution.core.feature_export.scratch import Scratch
 from weft_attribution.core.feature_export.settings import ExportRequest, features_a_part
 from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.ports import ModelRunner
@@ -35,7 +35,7 @@ class Writing:
         store: The bucket.
         request: The export, looked up.
         index: What it is of.
-        scratch: A folder; it holds one layer's file at a time.
+        scratch: Holds one layer's file at a time.
         part: Describes the features of a layer from one index to another, with the text of their tokens.
         progress: Called with features that are written and all of them.
 
@@ -49,7 +49,7 @@ class Writing:
         store: ObjectStore,
         request: ExportRequest,
         index: OpenIndex,
-        scratch: Path,
+        scratch: Scratch,
         part: Callable[[int, int, int], Awaitable[tuple[list[Described], dict[int, str]]]],
         progress: Progress,
     ) -> None:
@@ -95,13 +95,15 @@ class Writing:
 
     def _join(self, layer: int, parts: Sequence[str]) -> None:
         """Make a layer's file of its parts, then write down what each feature takes, which says that it is there."""
-        path, lengths = self._scratch / "layer.bin", []
+        name, lengths = circuit_tracer.layer_file(layer), []
+        size_of = {info.key: info.size_bytes for info in self._store.list(f"{self._keys.states}{layer}-")}
+        path = self._scratch.room(name, sum(size_of.get(key, 0) for key in parts))
         with path.open("wb") as file:
             for key in parts:
                 data = self._store.get(key)
                 file.write(data)
                 lengths += circuit_tracer.lengths(data)
-        self._store.put_file(self._keys.files + circuit_tracer.layer_file(layer), path)
+        self._store.put_file(self._keys.files + name, path)
         path.unlink()
         # The parts stay until all is whole: whoever was given this work before may still be at it.
         self._store.put(self._lengths_key(layer), np.array(lengths, "<u4").tobytes())

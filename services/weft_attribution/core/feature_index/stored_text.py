@@ -39,9 +39,19 @@ class StoredText:
         self._store, self._keys, self._settings = store, keys, settings
         self._file: Array | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Length of all tokens."""
+        return int(self._starts[-1]) * 4
+
+    @property
+    def is_held(self) -> bool:
+        """Whether all tokens are few enough to be in memory."""
+        return self._tokens is not None
+
     def keep_at(self, path: Path) -> None:
         """Read from a file from now on, which is written here; nothing where all tokens are in memory anyway."""
-        if self._tokens is None:
+        if not self.is_held:
             self._store.get_to_file(self._keys.text("tokens.bin"), path)
             self._file = np.memmap(path, "<u4", mode="r")
 
@@ -64,7 +74,7 @@ class StoredText:
     @cached_property
     def _tokens(self) -> Array | None:
         """All tokens, where they are few enough to be kept."""
-        if int(self._starts[-1]) * 4 > _KEPT_TOKEN_BYTES:
+        if self.num_bytes > _KEPT_TOKEN_BYTES:
             return None
         return np.frombuffer(self._store.get(self._keys.text("tokens.bin")), "<u4")
 
