@@ -112,12 +112,12 @@ def rows_of(folder: Path) -> list[Json]:
 
 
 def is_where_it_says(row: Json) -> bool:
-    """Whether a row's token is the strongest of its window, or, drawn, lies in its interval, of which there is some."""
+    """Whether a row's token fires within the bounds of its group; a drawn one's hold a share of the activations."""
     told = row["values"][row["qualifyingTokenIndex"]]
-    if row["binMin"] < 0:
-        return bool(told == row["maxValue"])
-    # Values are rounded to four digits, bounds are not.
-    return bool(row["binMin"] * 0.999 <= told <= row["binMax"] * 1.001 and row["binContains"] > 0)
+    is_drawn = row["binMin"] >= 0
+    # Values are rounded to four digits, bounds are not. A window may hold a stronger token than its own.
+    within = max(0.0, row["binMin"]) * 0.999 <= told <= row["binMax"] * 1.001
+    return bool(told > 0 and within and (row["binContains"] > 0 if is_drawn else row["binContains"] == -1))
 
 
 async def in_dashboards(house: Indexed, checkout: Path, folder: Path) -> int:
