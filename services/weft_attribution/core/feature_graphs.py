@@ -90,18 +90,19 @@ class FeatureGraphs:
             default_size=_DEFAULT_PAGE,
             max_size=_MAX_PAGE,
         )
-        with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
-            tables = list(threads.map(self._table, (request.graph_id for request in page)))
-        found = []
-        for request, table in zip(page, tables, strict=True):
+
+        def look(request: GraphRequest) -> FeatureGraph | None:
+            # Within the thread: of a table that is not kept, only what was found stays.
+            table = self._table(request.graph_id)
             if table is None:
-                continue
+                return None
             at = np.flatnonzero((table["layer"] == layer) & (table["index"] == index))
-            if len(at):
-                at = at[np.argsort(table["position"][at], kind="stable")]
-                positions, activations = table["position"][at].tolist(), table["activation"][at].tolist()
-                found.append(FeatureGraph(request, tuple(positions), tuple(activations)))
-        return FoundGraphs(found, sum(table is not None for table in tables), next_token)
+            at = at[np.argsort(table["position"][at], kind="stable")]
+            return FeatureGraph(request, tuple(table["position"][at].tolist()), tuple(table["activation"][at].tolist()))
+
+        with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
+            read = [each for each in threads.map(look, page) if each is not None]
+        return FoundGraphs([each for each in read if each.positions], len(read), next_token)
 
     def _table(self, graph_id: str) -> dict[str, Array] | None:
         """The features of a finished graph by column [N]; None where it is not finished, or gone."""

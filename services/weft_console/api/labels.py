@@ -15,6 +15,7 @@ from weft_console.api.features import feature_name
 from weft_console.api.requests import path_id, read_field, read_json
 from weft_console.messages import to_json
 from weft_console.peers import Peers
+from weft_console.problems import peer_error
 
 __all__ = ["ROUTES"]
 
@@ -66,7 +67,8 @@ async def set_labels(request: Request) -> Response:
     """
     Say the same of many features.
 
-    Each comes with the text that its writer saw; where another one stands by now, nothing is written and it is told.
+    Each comes with the text that its writer saw; where another one stands by now, nothing is written and it is told in
+    `conflicts`. What could not be written is told in `failures`, unless that is all of them: then the first is raised.
     """
     peers: Peers = request.app.state.peers
     body = await read_json(request)
@@ -85,8 +87,10 @@ async def set_labels(request: Request) -> Response:
         """Label one; return what stands there instead, or None."""
         name = f"{transcoder}/features/{layer}-{index}/label"
         async with slots:
-            etag, there = await _etag_and_standing(peers, name)
+            there = await _standing(peers, name)
             if (there.text if there else "") == seen:
+                # 0 asks for there to be none, whatever was withdrawn before.
+                etag = there.etag if there else "0"
                 try:
                     asked = labels_pb2.UpdateLabelRequest(label=_said(name, text, author), etag=etag)
                     await peers.labels.UpdateLabel(asked)
@@ -96,19 +100,25 @@ async def set_labels(request: Request) -> Response:
                     there = await _standing(peers, name)
                 else:
                     return None
+            if there and there.origin == labels_pb2.LABEL_ORIGIN_HUMAN and there.text == text.strip():
+                # It was written by a call whose answer was lost, or somebody said the same.
+                return None
             return there.text if there else ""
 
     told = await asyncio.gather(*(say(*place) for place in places), return_exceptions=True)
-    for failed in told:
-        # All others were tried: what could be labelled is.
-        if isinstance(failed, BaseException):
+    failures = []
+    for (layer, index, _), failed in zip(places, told, strict=True):
+        if isinstance(failed, grpc.RpcError):
+            failures.append({"layer": layer, "index": index, "detail": peer_error(failed).message})
+        if isinstance(failed, BaseException) and (not isinstance(failed, grpc.RpcError) or len(failures) == len(told)):
             raise failed
     conflicts = [
         {"layer": layer, "index": index, "text": there}
         for (layer, index, _), there in zip(places, told, strict=True)
         if isinstance(there, str)
     ]
-    return JSONResponse({"num_labelled": len(places) - len(conflicts), "conflicts": conflicts})
+    num_labelled = len(places) - len(conflicts) - len(failures)
+    return JSONResponse({"num_labelled": num_labelled, "conflicts": conflicts, "failures": failures})
 
 
 async def _label(peers: Peers, name: str) -> dict[str, Any]:
@@ -131,14 +141,6 @@ async def _standing(peers: Peers, name: str) -> labels_pb2.Label | None:
         if not isinstance(error_from_rpc(error), NotFoundError):
             raise
         return None
-
-
-async def _etag_and_standing(peers: Peers, name: str) -> tuple[str, labels_pb2.Label | None]:
-    """What stands, and the etag to follow it by; where nothing does, something may have been withdrawn before."""
-    asked = labels_pb2.ListLabelRevisionsRequest(name=name, page_size=1)
-    etag = (await peers.labels.ListLabelRevisions(asked)).etag
-    standing = await _standing(peers, name)
-    return (standing.etag if standing else etag), standing
 
 
 def _said(name: str, text: str, author: str) -> labels_pb2.Label:

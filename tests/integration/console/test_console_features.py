@@ -132,9 +132,22 @@ async def test_many_are_labelled_but_not_over_what_was_not_seen(
     await house.client.labels.delete("t", layer=0, index=3)
     mixed = [{"layer": 0, "index": 3, "seen": ""}, {"layer": 0, "index": 99}, {"layer": 1, "index": 0}]
     answer = await person.post("/api/features/t/labels", json={"text": "mixed", "features": mixed})
-    assert answer.status_code == 404
+    assert answer.status_code == 200
+    told = answer.json()
+    assert (told["num_labelled"], told["conflicts"]) == (2, [])
+    (failure,) = told["failures"]
+    assert (failure["layer"], failure["index"]) == (0, 99)
+    assert "has no feature 99" in failure["detail"]
     assert (await house.client.labels.get("t", layer=0, index=3)).text == "mixed"
     assert (await house.client.labels.get("t", layer=1, index=0)).text == "mixed"
+    # The same once more, as after a lost answer: what was written is nobody else's.
+    again = await person.post("/api/features/t/labels", json={"text": " mixed ", "features": mixed})
+    assert again.json() == told
+    history = [each.text async for each in house.client.labels.history("t", layer=1, index=0)]
+    assert history == ["mixed"]
+    # Where nothing at all could be written, that is the answer.
+    nowhere = await person.post("/api/features/t/labels", json={"text": "x", "features": mixed[1:2]})
+    assert nowhere.status_code == 404
     for features in ([], [{"layer": -1, "index": 0}], ["0-1"], [{"layer": 0, "index": 0}] * 201):
         answer = await person.post("/api/features/t/labels", json={"text": "x", "features": features})
         assert answer.status_code == 400

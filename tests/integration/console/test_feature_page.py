@@ -169,7 +169,7 @@ async def test_graphs_that_it_stands_in_are_linked(watched: Watched, indexed: At
     layer, index = found.feature.layer, found.feature.index
     page = await watched.open(f"transcoders/t/features/{layer}/{index}")
     graphs = part(page, "graphs")
-    await expect(graphs).to_contain_text("It is a node of 1 of the 1 graphs")
+    await expect(graphs).to_contain_text("It is a node of the only graph of this transcoder")
     row = graphs.get_by_role("row").nth(1)
     await expect(row.locator("td").first).to_have_text(", ".join(map(str, found.positions)))
     await row.get_by_role("link", name="capital").click()
@@ -201,6 +201,7 @@ async def test_label_is_said_changed_and_withdrawn(watched: Watched, indexed: At
     await label.get_by_label("Your name").fill("the night shift")
     await label.get_by_role("button", name="Save").click()
     await expect(stat(page, "label")).to_have_text("months of the year")
+    await expect(label.get_by_role("heading", name="Label", exact=True)).to_be_focused()
     await expect(label.locator(".label-stands")).to_contain_text("person the night shift")
     await expect(page.get_by_role("heading", level=1)).to_contain_text("months of the year")
     said = await labels.get("t", layer=0, index=3)
@@ -225,11 +226,12 @@ async def test_label_is_said_changed_and_withdrawn(watched: Watched, indexed: At
     await label.get_by_text("Everything that was said (4)").click()
     history = label.locator("[data-list=revisions] .label-text")
     await expect(history).to_have_text(["names of months", "weekdays", "months of the year", "digits"])
-    await label.get_by_role("button", name="Withdraw").click()
+    await label.get_by_role("button", name="Withdraw person’s label", exact=True).click()
     await expect(stat(page, "label")).to_have_text("digits")
+    await expect(label.get_by_role("heading", name="Label", exact=True)).to_be_focused()
     assert (await labels.get("t", layer=0, index=3)).text == "digits"
     await expect(label.locator("[data-list=revisions] li").first).to_contain_text("withdrawn")
-    await label.get_by_role("button", name="Withdraw").click()
+    await label.get_by_role("button", name="Withdraw model’s label", exact=True).click()
     await expect(label).to_contain_text("Nobody has said")
     # Nothing stands, and something was said: the next label still follows what was seen.
     await label.get_by_role("button", name="Label it").click()
@@ -299,4 +301,10 @@ async def test_pages_fit_and_are_accessible(
             await page.screenshot(path=ARTIFACTS / f"{name}-{scheme}-{width}.png", full_page=True)
             assert await page.evaluate("() => document.documentElement.scrollWidth") <= width, name
             assert await serious(page) == [], name
+            if name == "feature":
+                # The one that is furthest to the right: what it tells of itself stays within the page too.
+                tokens = page.locator(".token-line .tok")
+                ends = await tokens.evaluate_all("nodes => nodes.map((node) => node.getBoundingClientRect().right)")
+                await tokens.nth(ends.index(max(ends))).hover()
+                assert await page.evaluate("() => document.documentElement.scrollWidth") <= width, "hint"
         await context.close()

@@ -143,6 +143,7 @@ async def test_chosen_features_are_copied_and_labelled(watched: Watched, house: 
     await chosen.get_by_role("button", name="Label 1").click()
     await expect(chosen).to_have_count(0)
     await expect(page.locator("[data-stat=found]")).to_contain_text("1 labelled “brackets”")
+    await expect(page.locator("[data-stat=found]")).to_be_focused()
     history = [each.text async for each in house.client.labels.history("t", layer=0, index=2)]
     assert history == ["brackets", "theirs"]
 

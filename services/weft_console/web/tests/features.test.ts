@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { density } from "../src/features/density";
 import { filledBins } from "../src/features/histogram";
 import { askedOf, emptyQuery, layersOf, numFilters, problemOf, readQuery, writeQuery, type FeatureQuery } from "../src/features/query";
+import { foundIn } from "../src/features/relations";
 import { FeatureRows, PAGE_ROWS } from "../src/features/rows";
 import { barOf, extentOf, MAX_HEIGHT, moved, topFor, topOf } from "../src/features/scroll";
 import type { FeaturePageAnswer, FeatureRow } from "../src/features/types";
@@ -162,6 +163,24 @@ describe("rows", () => {
     rows.retry();
     rows.want(150, 160);
     expect(calls.length).toBe(4);
+    await calls[3]!.answer(300);
+    expect([rows.problem, rows.row(150)?.index]).toEqual([null, 150]);
+  });
+
+  it("tells a page's problem until that page is there, whatever else comes", async () => {
+    const { calls, of } = backend();
+    const rows = new FeatureRows(() => {});
+    rows.ask(of("all"));
+    await calls[0]!.answer(300);
+    rows.want(150, 250);
+    await calls[1]!.fail();
+    await calls[2]!.answer(300);
+    expect(rows.row(250)?.index).toBe(250);
+    expect(rows.problem).toBeInstanceOf(Error);
+    rows.retry();
+    rows.want(150, 250);
+    await calls[3]!.answer(300);
+    expect([rows.problem, calls.length]).toEqual([null, 4]);
   });
 });
 
@@ -171,6 +190,13 @@ describe("figures", () => {
       { low: 2, high: 4, count: 2 }, { low: 4, high: 8, count: 0 }, { low: 8, high: 16, count: 3 },
     ]);
     expect(filledBins([0, 0], [1, 2, 4])).toEqual([]);
+  });
+
+  it("tell in how many graphs a feature is", () => {
+    expect(foundIn(3, 1200, true)).toBe("It is a node of 3 of the newest 1,200 graphs");
+    expect(foundIn(0, 2, false)).toBe("It is a node of none of the 2 graphs");
+    expect(foundIn(1, 1, false)).toBe("It is a node of the only graph");
+    expect(foundIn(0, 1, true)).toBe("It is no node of the newest graph");
   });
 
   it("tell rare from never", () => {

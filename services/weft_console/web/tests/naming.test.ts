@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { overlaps, type Box } from "../src/graph/paint-labels";
-import { featureOf, nameNodes, proposeFor, type Labels } from "../src/graph/labels";
+import { featureOf, labelNote, nameNodes, proposeFor, type Labels } from "../src/graph/labels";
 import { buildModel, searchNodes, type RawGraph } from "../src/graph/model";
 import { proposeName } from "../src/graph/naming";
 import { groupPins, readState, renameGroup, writeState, type PageState } from "../src/graph/state";
@@ -61,6 +61,12 @@ const RAW: RawGraph = {
 const label = (text: string): StandingLabel => ({ text, is_human: true, scores: {}, explainer: "", is_imported: false });
 
 describe("labels of a graph", () => {
+  it("are said to be of some features only where that is so", () => {
+    expect(labelNote(20_000, 20_000)).toBeNull();
+    expect(labelNote(0, 0)).toBeNull();
+    expect(labelNote(20_000, 34_567)).toContain("the 20,000 most influential of 34,567 features");
+  });
+
   const labels: Labels = new Map([["0-5", label("letters of the alphabet")], ["1-7", label("small letters")], ["0-99", label("pruned letters")]]);
 
   it("name its features at every position, and are found", () => {

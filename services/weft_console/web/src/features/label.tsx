@@ -35,13 +35,22 @@ export function LabelPart({ transcoder, layer, index, onLabel }: { transcoder: s
   const loaded = useLoad<LabelHistory>(path);
   const [changed, setChanged] = useState<LabelHistory | null>(null);
   const [isEditing, setEditing] = useState(false);
+  const [isBusy, setBusy] = useState(false);
   const [problem, setProblem] = useState<ApiError | null>(null);
+  const card = useRef<HTMLElement>(null);
+  const heading = useRef<HTMLHeadingElement>(null);
   const history = changed ?? loaded.data;
   useEffect(() => {
     if (history) onLabel(history.label);
   }, [history]);
   if (loaded.problem && !history) return <section class="card"><h2>Label</h2><Problem problem={loaded.problem} onRetry={loaded.reload} /></section>;
-  const take = (fresh: LabelHistory) => { setChanged(fresh); setProblem(null); setEditing(false); };
+  /** What had the focus is gone or about to go: the card's heading takes it, unless somebody went elsewhere. */
+  const rest = () => {
+    const at = document.activeElement;
+    if (!at || at === document.body || card.current?.contains(at)) heading.current?.focus({ preventScroll: true });
+  };
+  const close = () => { setProblem(null); setEditing(false); rest(); };
+  const take = (fresh: LabelHistory) => { setChanged(fresh); close(); };
   /** Somebody else was first: what they said is shown, and what is being written stays. */
   const fail = (error: unknown) => {
     const failed = toApiError(error);
@@ -49,15 +58,20 @@ export function LabelPart({ transcoder, layer, index, onLabel }: { transcoder: s
     if (failed.code === "ABORTED") get<LabelHistory>(path).then(setChanged, (another: unknown) => setProblem(toApiError(another)));
   };
   const label = history?.label ?? null;
-  const withdraw = () => remove<LabelHistory>(`${path}?origin=${label!.origin}&etag=${encodeURIComponent(history!.etag)}`).then(take, fail);
+  const withdraw = async () => {
+    setBusy(true);
+    await remove<LabelHistory>(`${path}?origin=${label!.origin}&etag=${encodeURIComponent(history!.etag)}`).then(take, fail);
+    setBusy(false);
+    rest();
+  };
   return (
-    <section class="card label-card" aria-labelledby="label" data-part="label">
+    <section class="card label-card" aria-labelledby="label" data-part="label" ref={card}>
       <div class="card-head">
-        <h2 id="label">Label</h2>
+        <h2 id="label" tabIndex={-1} ref={heading}>Label</h2>
         {history && !isEditing ? (
           <div class="row">
-            <button type="button" class="button small" onClick={() => { setEditing(true); setProblem(null); }}>{label ? "Change" : "Label it"}</button>
-            {label ? <button type="button" class="button small quiet" onClick={() => void withdraw()}>Withdraw</button> : null}
+            <button type="button" class="button small" disabled={isBusy} onClick={() => { setEditing(true); setProblem(null); }}>{label ? "Change" : "Label it"}</button>
+            {label ? <button type="button" class="button small quiet" disabled={isBusy} onClick={() => void withdraw()}>{isBusy ? "Withdrawing…" : `Withdraw ${label.origin === "human" ? "person" : "model"}’s label`}</button> : null}
           </div>
         ) : null}
       </div>
@@ -67,7 +81,7 @@ export function LabelPart({ transcoder, layer, index, onLabel }: { transcoder: s
         ) : <p class="note">Nobody has said what it stands for.</p>
       ) : <p class="note" role="status">Reading the label…</p>}
       {problem ? <Problem problem={problem} /> : null}
-      {isEditing && history ? <LabelForm path={path} history={history} isConflict={problem?.code === "ABORTED"} onDone={take} onFail={fail} onCancel={() => { setEditing(false); setProblem(null); }} /> : null}
+      {isEditing && history ? <LabelForm path={path} history={history} isConflict={problem?.code === "ABORTED"} onDone={take} onFail={fail} onCancel={close} /> : null}
       {label && label.scores.length > 0 ? <Scores scores={label.scores} /> : null}
       {history && history.revisions.length > 0 ? <Revisions history={history} /> : null}
     </section>
@@ -88,11 +102,12 @@ function LabelForm(props: { path: string; history: LabelHistory; isConflict: boo
       props.onDone(await post<LabelHistory>(props.path, { text, author, etag: props.history.etag }));
     } catch (error) {
       props.onFail(error);
+      words.current?.focus();
     }
     setBusy(false);
   };
   return (
-    <form class="label-form" onSubmit={(event) => void save(event)} onKeyDown={(event) => { if (event.key === "Escape") props.onCancel(); }}>
+    <form class="label-form" onSubmit={(event) => void save(event)} onKeyDown={(event) => { if (event.key === "Escape" && !event.isComposing) props.onCancel(); }}>
       <label class="field grow"><span>What it stands for</span>
         <input type="text" required maxLength={MAX_LABEL} value={text} ref={words} onInput={(event) => setText(event.currentTarget.value)} />
       </label>

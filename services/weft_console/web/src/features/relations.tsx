@@ -53,18 +53,35 @@ function OtherTable(props: { caption: string; note: string; figureName: string; 
   );
 }
 
+/** In how many of the graphs that were looked through it is; `hasMore` where older ones were not. */
+export function foundIn(numFound: number, numRead: number, hasMore: boolean): string {
+  if (numRead === 1) return `It is ${numFound === 0 ? "no" : "a"} node of the ${hasMore ? "newest" : "only"} graph`;
+  return `It is a node of ${numFound === 0 ? "none" : count(numFound)} of the ${hasMore ? "newest " : ""}${count(numRead)} graphs`;
+}
+
 /** Graphs that it is a node of; the newest are looked through first. */
 export function GraphPart({ transcoder, layer, index }: { transcoder: string; layer: number; index: number }) {
   const path = `/api/features/${encodeURIComponent(transcoder)}/${layer}-${index}/graphs`;
   const first = useLoad<FeatureGraphs>(path);
   const [more, setMore] = useState<FeatureGraphs[]>([]);
   const [problem, setProblem] = useState<ApiError | null>(null);
+  const [isBusy, setBusy] = useState(false);
   const pages = first.data ? [first.data, ...more] : [];
   const graphs = pages.flatMap((page) => page.graphs);
   const numRead = pages.reduce((sum, page) => sum + page.num_read, 0);
   const next = pages[pages.length - 1]?.next_page_token ?? "";
-  const lookOn = () => get<FeatureGraphs>(`${path}?page_token=${encodeURIComponent(next)}`)
-    .then((page) => { setMore((before) => [...before, page]); setProblem(null); }, (error: unknown) => setProblem(toApiError(error)));
+  const lookOn = async () => {
+    setBusy(true);
+    try {
+      const page = await get<FeatureGraphs>(`${path}?page_token=${encodeURIComponent(next)}`);
+      // Only where it still follows what is there.
+      setMore((before) => ((before[before.length - 1] ?? first.data)?.next_page_token === next ? [...before, page] : before));
+      setProblem(null);
+    } catch (error) {
+      setProblem(toApiError(error));
+    }
+    setBusy(false);
+  };
   return (
     <section class="card" aria-labelledby="graphs" data-part="graphs">
       <h2 id="graphs">Graphs with it</h2>
@@ -73,7 +90,7 @@ export function GraphPart({ transcoder, layer, index }: { transcoder: string; la
         <>
           <p class="note">
             {numRead === 0 ? <>There are no finished graphs of this transcoder yet; make one on the <a href="/graphs">Graphs</a> page.</>
-              : `${graphs.length === 0 ? "It is a node of none" : `It is a node of ${count(graphs.length)}`} of the ${next ? "newest " : ""}${count(numRead)} graphs of this transcoder, before pruning.`}
+              : `${foundIn(graphs.length, numRead, next !== "")} of this transcoder, before pruning.`}
           </p>
           {graphs.length > 0 ? (
             <div class="scroll">
@@ -97,7 +114,7 @@ export function GraphPart({ transcoder, layer, index }: { transcoder: string; la
             </div>
           ) : null}
           {problem ? <Problem problem={problem} /> : null}
-          {next ? <button type="button" class="button small" onClick={() => void lookOn()}>Look through older graphs</button> : null}
+          {next ? <button type="button" class="button small" disabled={isBusy} onClick={() => void lookOn()}>{isBusy ? "Looking…" : "Look through older graphs"}</button> : null}
         </>
       ) : first.problem ? null : <p class="note" role="status">Looking through graphs…</p>}
     </section>

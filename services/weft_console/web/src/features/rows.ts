@@ -106,7 +106,8 @@ export class FeatureRows {
           if (search.pages.size <= MAX_PAGES) break;
           search.pages.delete(old);
         }
-        this.problem = null;
+        // Another page's problem stays told until it is asked for again.
+        if (search.failed.size === 0) this.problem = null;
         this.shown = search;
         this.onChange();
       },

@@ -73,12 +73,19 @@ function Search({ transcoder }: { transcoder: string }) {
   });
   const change = (part: Partial<FeatureQuery>) => setQuery((before) => ({ ...before, ...part }));
   const { total } = rows;
+  const found = useRef<HTMLParagraphElement>(null);
+  const hadChosen = useRef(false);
+  // The form that had the focus goes with the last that was chosen.
+  useEffect(() => {
+    if (hadChosen.current && chosen.size === 0 && document.activeElement === document.body) found.current?.focus({ preventScroll: true });
+    hadChosen.current = chosen.size > 0;
+  }, [chosen.size]);
   return (
     <>
       <Filters query={query} onChange={change} />
       {mistake ? <Problem problem={mistake} /> : null}
       {rows.problem ? <Problem problem={toApiError(rows.problem)} onRetry={() => rows.retry()} /> : null}
-      <p class="found note" role="status" data-stat="found">
+      <p class="found note" role="status" data-stat="found" tabIndex={-1} ref={found}>
         {rows.problem && total === null ? "" : total === null ? "Searching…" : `${count(total)} ${total === 1 ? "feature" : "features"}${asked.by === "token" && asked.text ? ` strongest on “${asked.text}”` : ""}${rows.isStale ? ", searching…" : ""}`}{said ? ` · ${said}` : ""}
       </p>
       {total === 0 ? <Nothing query={asked} /> : null}

@@ -18,12 +18,13 @@ export interface Chosen {
 interface Told {
   num_labelled: number;
   conflicts: { layer: number; index: number; text: string }[];
+  failures: { layer: number; index: number; detail: string }[];
 }
 
 /** As many as the backend labels at once. */
 const MOST = 200;
 
-export function Selection(props: { transcoder: string; chosen: ReadonlyMap<string, Chosen>; onChange: (chosen: ReadonlyMap<string, Chosen>) => void; onLabel: (layer: number, index: number, label: StandingLabel) => void; onSay: (text: string) => void }) {
+export function Selection(props: { transcoder: string; chosen: ReadonlyMap<string, Chosen>; onChange: (change: (now: ReadonlyMap<string, Chosen>) => ReadonlyMap<string, Chosen>) => void; onLabel: (layer: number, index: number, label: StandingLabel) => void; onSay: (text: string) => void }) {
   const { transcoder, chosen } = props;
   const [text, setText] = useState("");
   const [told, setTold] = useState<Told | null>(null);
@@ -42,12 +43,22 @@ export function Selection(props: { transcoder: string; chosen: ReadonlyMap<strin
     try {
       const answer = await post<Told>(`/api/features/${encodeURIComponent(transcoder)}/labels`, { text, author, features });
       const others = new Map(answer.conflicts.map((one) => [`${one.layer}-${one.index}`, one.text]));
-      for (const [key, one] of chosen) if (!others.has(key)) props.onLabel(one.layer, one.index, { text: text.trim(), is_human: true, scores: {} });
+      const failed = new Set(answer.failures.map((one) => `${one.layer}-${one.index}`));
+      const labelled = [...chosen].filter(([key]) => !others.has(key) && !failed.has(key));
+      for (const [, one] of labelled) props.onLabel(one.layer, one.index, { text: text.trim(), is_human: true, scores: {} });
       setTold(answer);
       props.onSay(`${count(answer.num_labelled)} labelled “${text.trim()}”`);
-      // What somebody else labelled meanwhile stays chosen, and is labelled over once that was seen.
-      props.onChange(new Map([...chosen].filter(([key]) => others.has(key)).map(([key, one]): [string, Chosen] => [key, { ...one, seen: others.get(key)! }])));
-      if (answer.conflicts.length === 0) setText("");
+      // What somebody else labelled meanwhile stays chosen, and is labelled over once that was seen; so does what was chosen meanwhile.
+      props.onChange((now) => {
+        const next = new Map(now);
+        for (const [key] of labelled) next.delete(key);
+        for (const [key, seen] of others) {
+          const one = next.get(key);
+          if (one) next.set(key, { ...one, seen });
+        }
+        return next;
+      });
+      if (answer.conflicts.length + answer.failures.length === 0) setText("");
     } catch (error) {
       setProblem(toApiError(error));
     }
@@ -60,7 +71,7 @@ export function Selection(props: { transcoder: string; chosen: ReadonlyMap<strin
         <span class="row">
           <CopyButton name="Copy links" text={links} />
           <CopyButton name="Copy names" text={() => features.map((one) => `${one.layer}-${one.index}`).join("\n")} />
-          <button type="button" class="button small quiet" onClick={() => props.onChange(new Map())}>Clear</button>
+          <button type="button" class="button small quiet" onClick={() => props.onChange(() => new Map())}>Clear</button>
         </span>
       </div>
       <form class="label-form" onSubmit={(event) => void label(event)}>
@@ -75,6 +86,13 @@ export function Selection(props: { transcoder: string; chosen: ReadonlyMap<strin
           <strong>labelled by somebody else meanwhile</strong>
           <span>{count(told.num_labelled)} were labelled; these were not, and stay chosen. Label them again to put yours after theirs, which stay in the history:</span>
           <ul>{told.conflicts.map((one) => <li key={`${one.layer}-${one.index}`}>{shortName(one.layer, one.index)}: <span class="label-text">{one.text || "withdrawn"}</span></li>)}</ul>
+        </div>
+      ) : null}
+      {told && told.failures.length > 0 ? (
+        <div class="problem" role="alert">
+          <strong>{count(told.failures.length)} could not be labelled</strong>
+          <span>{count(told.num_labelled)} were labelled; these were not, and stay chosen:</span>
+          <ul>{told.failures.map((one) => <li key={`${one.layer}-${one.index}`}>{shortName(one.layer, one.index)}: {one.detail}</li>)}</ul>
         </div>
       ) : null}
     </section>

@@ -55,7 +55,7 @@ export function FeatureTable(props: Props) {
     if (host.current) host.current.scrollTop = bar.current;
     setTop(at);
   };
-  useEffect(() => { setCursor(0); place(0); }, [props.round]);
+  useEffect(() => { goes.current = null; setCursor(0); place(0); }, [props.round]);
   useEffect(() => { if (top > extent.real - view) place(extent.real - view); }, [total, view]);
   // Rows are asked for where scrolling rests, and the bar is put where the rows are.
   useEffect(() => {
@@ -68,6 +68,12 @@ export function FeatureTable(props: Props) {
   });
   useEffect(() => {
     if (goes.current === null || !host.current) return;
+    const at = document.activeElement;
+    if (at && at !== document.body && !host.current.contains(at)) {
+      // Whoever went elsewhere before the row came stays there.
+      goes.current = null;
+      return;
+    }
     const link = host.current.querySelector<HTMLElement>(`[data-row="${goes.current}"] a`);
     // Until the row is there the table has the focus, so that no key is lost.
     (link ?? host.current).focus({ preventScroll: true });
@@ -76,7 +82,9 @@ export function FeatureTable(props: Props) {
 
   const onScroll = () => {
     const next = host.current!.scrollTop;
-    if (next === bar.current) return;
+    // The browser may keep a fraction of a pixel of what it was given.
+    if (Math.abs(next - bar.current) < 1) return;
+    goes.current = null;
     now.current = moved(now.current, bar.current, next, extent, view);
     bar.current = next;
     setTop(now.current);
@@ -110,6 +118,10 @@ export function FeatureTable(props: Props) {
   const numbers = Array.from({ length: Math.max(0, last - first + 1) }, (_, at) => first + at);
   return (
     <div class={`rows${rows.isStale ? " is-stale" : ""}`} ref={host} tabIndex={-1} style={{ height: `min(${HEAD + extent.shown + 2}px, max(340px, 64dvh))` }} onScroll={onScroll} onKeyDown={onKey}
+      onFocusOut={(event) => {
+        // To nowhere goes the focus of a row that was scrolled away: it comes back.
+        if (event.relatedTarget && !host.current!.contains(event.relatedTarget as Node)) goes.current = null;
+      }}
       onFocusIn={(event) => {
         const row = (event.target as Element).closest<HTMLElement>("[data-row]");
         if (row && goes.current === null) setCursor(Number(row.dataset.row));
@@ -143,7 +155,7 @@ export function FeatureTable(props: Props) {
 
 function Row(props: { at: number; row: FeatureRow | undefined; isCursor: boolean; hasStretches: boolean; transcoder: string; query: FeatureQuery; chosen: ReadonlyMap<string, Chosen>; onChoose: (row: FeatureRow) => void }) {
   const { at, row, hasStretches } = props;
-  if (!row) return <tr class="is-waiting" data-row={at} aria-rowindex={at + 2}><td class="is-check" /><td class="is-name">…</td><td class="is-label" colSpan={hasStretches ? 8 : 7} /></tr>;
+  if (!row) return <tr class="is-waiting" data-row={at} aria-rowindex={at + 2}><td class="is-check" /><td class="is-name">…</td><td class="is-label" /></tr>;
   const { layer, index, statistics, label } = row;
   const isChosen = props.chosen.has(`${layer}-${index}`);
   const name = shortName(layer, index);

@@ -2,6 +2,7 @@
 import { useCallback, useEffect, useMemo, useState } from "preact/hooks";
 import { useLoad } from "../ui/load";
 import type { ApiError } from "../api";
+import { count } from "../format";
 import type { StandingLabel } from "../ui/origin";
 import type { GraphModel } from "./model";
 import { proposeName, type Proposal } from "./naming";
@@ -19,6 +20,8 @@ export interface GraphLabels {
   /** Another map whenever one of them changes. */
   labels: Labels;
   problem: ApiError | null;
+  /** What is said where a graph has more features than labels were looked up for. */
+  note: string | null;
   reload: () => void;
   /** Takes what was said just now; null where a label was withdrawn. */
   put: (layer: number, index: number, label: StandingLabel | null) => void;
@@ -44,7 +47,13 @@ export function useGraphLabels(graphId: string | null, model: GraphModel): Graph
     else after.delete(key);
     return after;
   }), []);
-  return { labels, problem, reload, put };
+  return { labels, problem, note: data ? labelNote(data.num_looked_at, data.num_features) : null, reload, put };
+}
+
+/** Null where labels of all features were looked up. */
+export function labelNote(numLookedAt: number, numFeatures: number): string | null {
+  if (numLookedAt >= numFeatures) return null;
+  return `Labels were looked up for the ${count(numLookedAt)} most influential of ${count(numFeatures)} features; the others are called by layer and number.`;
 }
 
 /** Lets features be called by their labels, and by their places where they have none. */

@@ -101,7 +101,7 @@ function Explorer({ graph, model, limit, isPartial, waiting }: ExplorerProps) {
   }, [load, first]);
   useUndoKeys(undo, redo);
 
-  const { labels, problem: labelProblem, reload: reloadLabels, put } = useGraphLabels(isPartial ? null : graphId, model);
+  const { labels, problem: labelProblem, note: labelsNote, reload: reloadLabels, put } = useGraphLabels(isPartial ? null : graphId, model);
   const selected = state.selected ? model.byId.get(state.selected) ?? null : null;
   const byIds = (ids: string[]) => ids.map((id) => model.byId.get(id)).filter((node): node is GraphNode => node !== undefined);
   const partIds = useMemo(() => partOf(state), [state.pinned, state.groups]);
@@ -144,6 +144,7 @@ function Explorer({ graph, model, limit, isPartial, waiting }: ExplorerProps) {
       <Toolbar model={model} labels={labels} state={state} visible={visible} limit={limit} onChange={change} onGo={go} graphId={graphId} isPartial={isPartial}
         undo={canUndo ? undo : null} redo={canRedo ? redo : null} address={() => location.origin + location.pathname + writeState(state, first)} />
       {labelProblem ? <Problem problem={labelProblem} onRetry={reloadLabels} /> : null}
+      {labelsNote ? <p class="note">{labelsNote}</p> : null}
       {state.view === "summary" && !isPartial ? <SummaryView graphId={graphId} model={model} labels={labels} onGo={go} onTake={(taken) => change({ pinned: [], groups: taken, view: "graph", selected: null })} /> : null}
       {state.view === "compare" && !isPartial ? <CompareView graph={graph} model={model} other={state.other} onOther={(other) => change({ other })} onGo={go} /> : null}
       {state.view === "graph" || isPartial ? (
