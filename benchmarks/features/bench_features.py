@@ -220,6 +220,7 @@ def _measure_queries(folder: Path, options: argparse.Namespace) -> dict[str, Any
         opened=None,
         exports=None,
         graphs=None,
+        steered=None,
     )
     nothing: Any = None
     assert set(FeatureDomain.__dataclass_fields__) == set(vars(domain))
@@ -326,23 +327,25 @@ def main() -> None:
     if options.quick:
         options.tokens, options.steps, options.repeats = 2_000, 4, 5
         options.folder = options.folder.with_name("features-quick")
-    found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
+    parts: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], list[str]]]] = {
+        "index": (lambda: _measure_index(options.folder, options), _index_lines),
+        "queries": (lambda: _measure_queries(options.folder, options), _query_lines),
+    }
     if options.only != "queries":
         _prepare(options.folder, options)
-        found["index"] = _measure_index(options.folder, options)
-    if options.only != "index":
-        found["queries"] = _measure_queries(options.folder, options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
-    if options.quick:
-        return
-    page = PAGE.read_text(encoding="utf-8")
-    note = [f"Measured on {found['cores']} cores with a load of {found['load']:.1f} at the beginning.", ""]
-    if "index" in found:
-        page = fill(page, "index", [*note, *_index_lines(found["index"])])
-    if "queries" in found:
-        page = fill(page, "queries", [*note, *_query_lines(found["queries"])])
-    PAGE.write_text(page, encoding="utf-8")
+    found: dict[str, Any] = {}
+    for name, (measure, lines_of) in parts.items():
+        if options.only not in (None, name):
+            continue
+        load = os.getloadavg()[0]
+        found[name] = {"cores": len(os.sched_getaffinity(0)), "load": load, **measure()}
+        # A part that took long is not lost by a later one that fails.
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+        if not options.quick:
+            note = f"Measured on {found[name]['cores']} cores with a load of {load:.1f} at the beginning."
+            page = PAGE.read_text(encoding="utf-8")
+            PAGE.write_text(fill(page, name, [note, "", *lines_of(found[name])]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -93,9 +93,9 @@ def _compare(
     for window, peak in zip(examples.top, strongest, strict=False):
         error = abs(window.peak / peak - 1)
         result.largest_error = max(result.largest_error, error)
-        result.examples_off += error > 1e-4
+        result.examples_off += int(error > 1e-4)
     for window in (*examples.top, *examples.by_quantile):
         start = int(start_N[window.sequence]) + window.start
         there = acts_P[start : start + len(window.token_ids)]
         error = np.abs(there - window.activations).max() / window.peak
-        result.examples_off += error > 2e-3
+        result.examples_off += int(error > 2e-3)

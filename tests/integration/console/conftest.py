@@ -17,6 +17,7 @@ from fake_readings import FakeReadings
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from playwright.async_api import expect
 from watched_page import TOKEN, built_page, watched
 
 from weft.attribution.v1 import messages_pb2 as graph_pb2
@@ -41,6 +42,8 @@ from weft_console.settings import ConsoleSettings
 __all__ = ["built_page", "chromium", "watched"]
 
 PEER_TOKEN = "another-token"
+# Services, browser and tests share the processors; nothing here says how long a page may take.
+expect.set_options(timeout=20_000)
 TOKENS = ["<|im_start|>", "The", " capital", " of", " France", " is"]
 NUM_LAYERS = 30
 
