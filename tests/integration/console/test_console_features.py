@@ -53,7 +53,9 @@ async def test_features_are_listed_from_any_place(person: httpx2.AsyncClient, ho
     await house.client.labels.set("t", layer=1, index=2, text="months")
     brief = (await person.get("/api/features/t/briefs?features=1-2,0-3,1-2")).json()["features"]
     assert [each["name"].rpartition("/")[2] for each in brief] == ["1-2", "0-3"]
-    assert brief[0]["label"] == {"text": "months", "is_human": True, "scores": {}}
+    assert brief[0]["label"] == {
+        "text": "months", "is_human": True, "scores": {}, "explainer": "", "is_imported": False,
+    }  # fmt: skip
     assert brief[1]["label"] is None
     index = (await person.get("/api/features/t/index")).json()["index"]
     assert index["num_features"] == [12, 12, 12]

@@ -79,6 +79,8 @@ async def test_filters_are_the_services_and_stay_in_the_address(watched: Watched
     expected = [each async for each in features.list("t", wanted=wanted, order_by="density desc")]
     await page.get_by_role("button", name="Density").click()
     await found(page, len(expected))
+    # As many are found before they are sorted.
+    await expect(page.locator(".rows-table tbody .is-name a").first).to_have_text(names(expected)[0])
     assert await shown(page) == names(expected)
     assert address(page) == {"layers": ["0-1"], "density_max": [f"{100 * bound:.6f}"], "sort": ["density"]}
     await page.get_by_role("button", name="Density").click()
