@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 from pydantic import SecretStr
 from watched_page import Watched
 
@@ -171,3 +171,24 @@ async def test_a_million_rows_are_scrolled(watched: Watched, million: Million) -
     await page.keyboard.press("Home")
     await expect(page.locator("[data-row='0'] a")).to_be_focused()
     await page.screenshot(path=ARTIFACTS / "feature-million.png")
+
+
+async def test_row_that_comes_late_takes_no_focus(watched: Watched, million: Million) -> None:
+    """Who jumped to the end and went to the search field before its rows came stays in the field."""
+    page = await watched.open("transcoders/t/features")
+    await found(page, MILLION)
+    may_come = asyncio.Event()
+
+    async def late(route: Route) -> None:
+        await may_come.wait()
+        await route.continue_()
+
+    await page.route(re.compile(rf"[?&]skip={MILLION - 100}&"), late)
+    await page.locator("[data-row='0'] a").focus()
+    await page.keyboard.press("End")
+    await expect(page.locator(f"[data-row='{MILLION - 1}']")).to_have_class("is-waiting")
+    words = page.get_by_label("Words of the label")
+    await words.focus()
+    may_come.set()
+    await expect(page.locator(f"[data-row='{MILLION - 1}'] a")).to_be_visible()
+    await expect(words).to_be_focused()

@@ -84,14 +84,14 @@ export function Selection(props: { transcoder: string; chosen: ReadonlyMap<strin
       {told && told.conflicts.length > 0 ? (
         <div class="problem" role="alert">
           <strong>labelled by somebody else meanwhile</strong>
-          <span>{count(told.num_labelled)} were labelled; these were not, and stay chosen. Label them again to put yours after theirs, which stay in the history:</span>
+          <span>{count(told.num_labelled)} {told.num_labelled === 1 ? "was" : "were"} labelled; these were not, and stay chosen. Label them again to put yours after theirs, which stay in the history:</span>
           <ul>{told.conflicts.map((one) => <li key={`${one.layer}-${one.index}`}>{shortName(one.layer, one.index)}: <span class="label-text">{one.text || "withdrawn"}</span></li>)}</ul>
         </div>
       ) : null}
       {told && told.failures.length > 0 ? (
         <div class="problem" role="alert">
           <strong>{count(told.failures.length)} could not be labelled</strong>
-          <span>{count(told.num_labelled)} were labelled; these were not, and stay chosen:</span>
+          <span>{count(told.num_labelled)} {told.num_labelled === 1 ? "was" : "were"} labelled; these were not, and stay chosen:</span>
           <ul>{told.failures.map((one) => <li key={`${one.layer}-${one.index}`}>{shortName(one.layer, one.index)}: {one.detail}</li>)}</ul>
         </div>
       ) : null}
