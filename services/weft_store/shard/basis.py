@@ -144,8 +144,8 @@ class _Kept:
         head = store.get(key, offset=0, length=self._head_bytes)
         if hashlib.sha256(head).hexdigest() != sha256:
             self._refuse("it is not what it was when the shard was written")
-        if _HEAD.unpack_from(head) != (_MAGIC, _VERSION, num_layers, d_model):
-            self._refuse("its header is not of this format, or of another model")
+        if len(head) != self._head_bytes or _HEAD.unpack_from(head) != (_MAGIC, _VERSION, num_layers, d_model):
+            self._refuse("it ends within its header, or that is not of this format, or of another model")
         self._digests = [head[at : at + DIGEST_BYTES] for at in range(_HEAD.size, len(head), DIGEST_BYTES)]
         # Pages that nothing was written to take no memory.
         self._vectors_SLCD = np.empty((len(STREAMS), num_layers, d_model, d_model), "<f2")
