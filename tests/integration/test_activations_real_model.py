@@ -37,15 +37,15 @@ def test_capital_of_france_is_paris(backend: TransformersBackend) -> None:
 
 @torch.no_grad()
 def test_captures_of_the_real_model_are_its_own(backend: TransformersBackend, models_dir: Path) -> None:
-    """Residuals of every layer agree with transformers to float32's rounding, relative to the stream's size."""
+    """Residuals of every layer are those of transformers in float64, to float32's rounding through thirty layers."""
     ids = backend.tokenize(MODEL, "Interpretability asks which features of a model write to which others.")
     hooks = [f"layers.{layer}.resid_pre" for layer in range(30)]
     found = backend.forward(MODEL, ids, [*hooks, "logits"])
-    own = AutoModelForCausalLM.from_pretrained(models_dir / MODEL)
-    expected = own(torch.tensor([ids]), output_hidden_states=True)
+    exact = AutoModelForCausalLM.from_pretrained(models_dir / MODEL, dtype=torch.float64)
+    expected = exact(torch.tensor([ids]), output_hidden_states=True)
     for layer, hook in enumerate(hooks):
         right = expected.hidden_states[layer][0].numpy()
-        assert np.linalg.norm(found[hook] - right) <= 1e-5 * np.linalg.norm(right)
+        assert np.linalg.norm(found[hook] - right) <= 2e-5 * np.linalg.norm(right)
     np.testing.assert_allclose(found["logits"], expected.logits[0, -1].numpy(), atol=2e-3)
 
 
