@@ -30,6 +30,8 @@ class MadeUpLabels:
                 text=f"{WORDS[a]} after a {WORDS[b]} or {WORDS[c]} {number}",
                 origin="human" if number % 100 == 0 else "model",
                 scores={"detection": SimpleNamespace(value=value, n=100)},
+                explainer="made up",
+                prompt_sha256="0" * 64,
             )
             for number, ((a, b, c), value) in enumerate(zip(chosen, values, strict=True))
         }
