@@ -46,8 +46,10 @@ class PackedLinear(nn.Linear):
 
 def pack_linears(model: Any) -> None:
     """
-    Pack a model's linear layers in place, one after the other; its unembedding, often tied, stays as it is.
+    Pack a model's linear layers in place, one after the other.
 
+    Its unembedding, often tied, stays as it is, and so does what takes more than the residual stream's width: oneDNN
+    sums an MLP's hidden layer, massive activations and all, in an order ten times as far from float64 as PyTorch's.
     Nothing happens where the model is not float32 on a processor, or this build of PyTorch has no oneDNN.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -55,9 +57,10 @@ def pack_linears(model: Any) -> None:
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child is not head and _fits(child.weight):
+            if type(child) is nn.Linear and child is not head and _fits(child, model.config.hidden_size):
                 setattr(parent, name, PackedLinear(child))
 
 
-def _fits(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.device.type == "cpu"
+def _fits(linear: nn.Linear, d_model: int) -> bool:
+    weight = linear.weight
+    return linear.in_features <= d_model and weight.dtype == torch.float32 and weight.device.type == "cpu"
