@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -116,8 +117,17 @@ def _assassin(run: Embedded, num_shards: int, killed: list[str]) -> None:
     ]
     for service, moment in moments:
         _wait_for(moment)
-        run.process(service).kill()
+        _wait_for(partial(_killed, run, service))
         killed.append(service)
+
+
+def _killed(run: Embedded, service: str) -> bool:
+    """Kill a service's process, where there is one: endpoints are written before the first of them starts."""
+    try:
+        run.process(service).kill()
+    except (ValueError, psutil.NoSuchProcess):
+        return False
+    return True
 
 
 def _interrupted(run: Embedded) -> set[str]:
