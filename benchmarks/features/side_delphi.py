@@ -102,7 +102,8 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
                 decided[name][each.activating, each.prediction] += 1
 
     with tempfile.TemporaryDirectory() as folder:
-        records = [record for record in _records(options, Path(folder)) if record.not_active and record.test]
+        dataset = _records(options, Path(folder))
+        records = [record async for record in dataset if record is not None and record.not_active and record.test]
         begun = time.perf_counter()
         await asyncio.gather(*(one(record) for record in records))
         seconds = time.perf_counter() - begun
