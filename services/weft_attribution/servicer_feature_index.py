@@ -18,7 +18,7 @@ from weft_attribution.core.feature_index.settings import IndexRequest
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
-from weft_common.pages import paginate
+from weft_common.pages import newest_first, paginate
 from weft_common.resource_names import parse_child_name, parse_name
 
 __all__ = ["INDEX", "IndexRpcs", "IndexWork"]
@@ -124,7 +124,7 @@ class IndexRpcs(service_pb2_grpc.FeatureServiceServicer):
             await asyncio.to_thread(self.indexes.manifests, transcoder),
             request.page_size,
             request.page_token,
-            key=lambda each: f"{10**15 - int(each['create_s'] * 1000):016d} {each['request']['index_id']}",
+            key=lambda each: newest_first(each["create_s"], each["request"]["index_id"]),
         )
         return index_pb2.ListFeatureIndexesResponse(
             indexes=[converting.index_to_proto(each) for each in page], next_page_token=next_token
