@@ -18,15 +18,7 @@ from weft_attribution.core.intervening import Change, Intervening
 from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs, read_request
 from weft_attribution.core.partial_graphs import PartialGraphs
-from weft_attribution.core.pipeline import (
-    Building,
-    Limits,
-    Stages,
-    WholeGraph,
-    capture_hooks,
-    choose_targets,
-    open_graph,
-)
+from weft_attribution.core.pipeline import Building, Limits, Stages, capture_hooks
 from weft_attribution.core.ports import Capture, ModelInfo, ModelRunner, ProgressFn, Token
 from weft_attribution.core.pruned_content import pruned_content, shown_so_far
 from weft_attribution.core.records import (
@@ -41,8 +33,9 @@ from weft_attribution.core.records import (
 from weft_attribution.core.row_parts import delete_work
 from weft_attribution.core.shared_rows import SharedRows
 from weft_attribution.core.summaries import GraphSummaries
-from weft_attribution.core.targets import Target, name_targets
+from weft_attribution.core.targets import Target, choose_targets, name_targets
 from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.core.whole_graph import WholeGraph, open_graph
 from weft_common.errors import (
     AlreadyExistsError,
     DataLossError,
