@@ -148,8 +148,11 @@ class FeatureExports:
         weights = await in_thread(self._models.weights, index.model)
         texts = TokenTexts(self._runner, index.model)
 
+        # It costs more than all else together, and the other layout has no place for it.
+        with_bars = request.layout is ExportLayout.SAE_DASHBOARD
+
         def described_part(layer: int, low: int, high: int) -> tuple[list[Described], list[int]]:
-            described = describe(index, transcoder, weights, layer, low, high, request.num_logits)
+            described = describe(index, transcoder, weights, layer, low, high, request.num_logits, with_bars=with_bars)
             return described, token_ids_of(described)
 
         async def part(layer: int, low: int, high: int) -> tuple[list[Described], dict[int, str]]:
