@@ -5,9 +5,8 @@ Legend: R rows (features, then logits), N features, P positions, D d_model.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +27,13 @@ from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import FailedPreconditionError
 
-__all__ = [
-    "Building",
-    "Limits",
-    "Stages",
-    "capture_hooks",
-    "conservation_error",
-    "default_batch_size",
-]
+__all__ = ["Building", "Limits", "capture_hooks", "conservation_error", "default_batch_size"]
 
 Array = npt.NDArray[Any]
 # Float32 leaves a ten-thousandth at most; another model, prompt or transcoder leaves much more.
 _MOST_MISSING = 0.01
 _SHOWN_SHARE = 8
 """Of all features, one in so many is taken by rank, so that a graph is shown early."""
-
-
-@dataclass
-class Stages:
-    """Wall time by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, stage: str, since: float) -> float:
-        """Book the time since `since` on a stage, and return now."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
-        return now
 
 
 @dataclass(frozen=True)
