@@ -28,6 +28,7 @@ from weft_attribution.core.interpretation.scorers import (
 )
 from weft_attribution.core.interpretation.tallies import Found, Tally
 from weft_attribution.core.interpretation.vectors import cosine, read_vectors
+from weft_attribution.core.label_pages import one_a_page
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Place, Score, ScoreKind
 from weft_common.errors import NotFoundError
@@ -139,7 +140,7 @@ class Scorer:
     async def read_labels(self, places: Sequence[Place]) -> None:
         """Read the labels that stand. They are what is scored, whatever is said meanwhile."""
         wanted = set(places)
-        for page in LabelStore.pages_of(places):
+        for page in one_a_page(places):
             # A page at a time, so that work that is cancelled ends.
             for each in await asyncio.to_thread(self._labels.page, self._source.transcoder, page):
                 label = each.label() if each.place in wanted else None
