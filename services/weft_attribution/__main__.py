@@ -11,7 +11,7 @@ from weft_attribution.adapters.grpc_sequences import GrpcSequences
 from weft_attribution.adapters.openai_interpreter import openai_interpreter
 from weft_attribution.adapters.prometheus_interpretation import PrometheusInterpretation
 from weft_attribution.adapters.prometheus_stages import PrometheusStages
-from weft_attribution.interpretation_work import Interpreting
+from weft_attribution.interpretation_requests import Interpreting
 from weft_attribution.settings import AttributionSettings
 from weft_attribution.wiring import SERVICE, registrations
 from weft_common.client import aio_channel

@@ -12,7 +12,8 @@ from weft.features.v1 import interpretation_pb2, jobs_pb2, jobs_pb2_grpc
 from weft_attribution import converting_jobs as converting
 from weft_attribution.core.interpretation.prompts import prompt_names
 from weft_attribution.core.interpretation.results import read_results
-from weft_attribution.interpretation_work import EXPLAIN, SCORE, Asked, InterpretationWork
+from weft_attribution.interpretation_requests import Asked
+from weft_attribution.interpretation_work import EXPLAIN, SCORE, InterpretationWork
 from weft_attribution.servicer_feature_index import INDEX
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_common.operation_store import Record

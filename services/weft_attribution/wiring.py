@@ -35,7 +35,8 @@ from weft_attribution.core.steered_text import SteeredText
 from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
-from weft_attribution.interpretation_work import InterpretationWork, Interpreting
+from weft_attribution.interpretation_requests import Interpreting
+from weft_attribution.interpretation_work import InterpretationWork
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
 from weft_attribution.servicer_feature_export import EXPORT, ExportWork
