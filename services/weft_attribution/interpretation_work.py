@@ -21,6 +21,7 @@ from weft_attribution.core.interpretation.turns import in_turns
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Place, ScoreKind
 from weft_attribution.core.ports import ModelRunner
+from weft_attribution.core.token_texts import TokenTexts
 from weft_attribution.interpretation_requests import Asked, InterpretationRequests, Interpreting
 from weft_common.errors import UnavailableError
 from weft_common.operations import OperationContext, OperationKind
@@ -80,7 +81,7 @@ class InterpretationWork:
         assert isinstance(request, interpretation_pb2.ExplainFeaturesRequest)
         source, places = await asyncio.to_thread(self._requests.opened, request)
         settings, begun_s = self._requests.explain_settings(request), _create_s(context)
-        explainer = Explainer(source, self._labels, _Texts(self._runner, source.model), settings, begun_s)
+        explainer = Explainer(source, self._labels, TokenTexts(self._runner, source.model), settings, begun_s)
         asker = self._asker(context, request, source.transcoder)
 
         async def recall(place: Place) -> None:
@@ -96,7 +97,7 @@ class InterpretationWork:
         assert isinstance(request, interpretation_pb2.ScoreFeaturesRequest)
         source, places = await asyncio.to_thread(self._requests.opened, request)
         settings = self._requests.score_settings(request)
-        scorer = Scorer(source, self._labels, _Texts(self._runner, source.model), settings)
+        scorer = Scorer(source, self._labels, TokenTexts(self._runner, source.model), settings)
         await scorer.read_labels(places)
         asker = self._asker(context, request, source.transcoder)
 
@@ -189,21 +190,6 @@ class InterpretationWork:
                 await asyncio.to_thread(results.write)
         task.result()
         await asyncio.to_thread(results.write)
-
-
-class _Texts:
-    """Tokens of one model as text, each looked up once."""
-
-    def __init__(self, runner: ModelRunner, model: str) -> None:
-        self._runner, self._model = runner, model
-        self._known: dict[int, str] = {}
-
-    async def __call__(self, token_ids: Sequence[int]) -> tuple[str, ...]:
-        missing = [token for token in token_ids if token not in self._known]
-        if missing:
-            texts = await self._runner.detokenize(self._model, missing)
-            self._known.update(zip(missing, texts, strict=True))
-        return tuple(self._known[token] for token in token_ids)
 
 
 def _create_s(context: OperationContext) -> float:
