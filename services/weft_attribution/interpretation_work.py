@@ -16,7 +16,8 @@ from weft_attribution.core.interpretation.budget import Budget, BudgetSpentError
 from weft_attribution.core.interpretation.explaining import Explainer
 from weft_attribution.core.interpretation.journal import Journal
 from weft_attribution.core.interpretation.results import FeatureResult, Results
-from weft_attribution.core.interpretation.scoring import KindReport, Scorer
+from weft_attribution.core.interpretation.score_reports import KindReport
+from weft_attribution.core.interpretation.scoring import Scorer
 from weft_attribution.core.interpretation.turns import in_turns
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Place, ScoreKind
