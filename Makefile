@@ -101,6 +101,10 @@ bench-features: setup-dev model page  ## An index of features recounted and kill
 	$(BIN)/python benchmarks/features/bench_features.py $(FEATURES_FLAGS)
 	$(BIN)/python benchmarks/features/bench_planted.py
 
+.PHONY: bench-labels
+bench-labels: setup-dev setup-vllm model  ## Labels of real features by SmolLM2 behind vLLM, after bench-features (LABELS_FLAGS="--delphi CHECKOUT")
+	$(BIN)/python benchmarks/features/bench_labels.py --vllm $(VLLM_BIN)/python $(LABELS_FLAGS)
+
 .PHONY: bench-whole-graphs
 bench-whole-graphs: setup-dev model  ## Whole attribution graphs through the services (GRAPH_FLAGS)
 	$(BIN)/python benchmarks/attribution/bench_whole.py $(GRAPH_FLAGS)

@@ -171,6 +171,8 @@ def _measure_index(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     found["kills"] = kills
     found["equal_bytes"] = _bytes_of(store, "whole") == _bytes_of(store, "killed")
     print(f"killed {kills} times, equal bytes: {found['equal_bytes']}", flush=True)
+    if kills < options.kills or not found["equal_bytes"]:
+        raise SystemExit("the index was not killed as often as asked, or came out otherwise")
     clear_index(store, "killed")
     index = OpenIndexes(store).open("demo")
     numbers = np.random.default_rng(0).choice(len(index.layer_N), RECOUNTED, replace=False)

@@ -1,13 +1,10 @@
 """
 Labels of real features by a language model, scored, beside shuffled ones.
 
-    make setup-vllm
-    VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --dtype float32
-        --model .weft/models/smollm2-135m-instruct --served-model-name smollm2 --host 127.0.0.1 --port 8100
-        --max-model-len 3072 --enforce-eager
-    python benchmarks/features/bench_labels.py --url http://127.0.0.1:8100/v1 --model smollm2 [--features 50]
+    python benchmarks/features/bench_labels.py (--vllm PYTHON | --url URL --model NAME) [--features 50]
         [--delphi CHECKOUT --delphi-python PYTHON]
 
+`--vllm` is the Python of an environment that has vLLM: it serves SmolLM2-135M-Instruct, the model of `make model`.
 Goes over the bucket that `bench_features.py` leaves: its transcoder, and its index over real tokens. A model of this
 size understands little of what it is shown, and its labels are as weak as their scores say; what is measured is the
 pipeline. Run again, it pays for nothing that was answered before. With a working tree of EleutherAI/delphi the same
@@ -23,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,10 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+sys.path += [str(Path(__file__).resolve().parents[2] / "tests"), str(Path(__file__).resolve().parents[1] / "training")]
 from regions import fill
+from vllm_server import MODEL as SERVED
+from vllm_server import vllm_server
 
 from weft_attribution.adapters.openai_interpreter import openai_interpreter
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
@@ -194,8 +194,11 @@ def _delphi_lines(found: dict[str, Any] | None) -> list[str]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True, help="base URL of an endpoint that speaks OpenAI's protocol")
-    parser.add_argument("--model", required=True)
+    parser.add_argument(
+        "--vllm", help="Python of an environment with vLLM, which serves the model of `make model`"
+    )
+    parser.add_argument("--url", help="base URL of an endpoint that speaks OpenAI's protocol")
+    parser.add_argument("--model", default=SERVED)
     parser.add_argument("--features", type=int, default=50)
     parser.add_argument("--examples", type=int, default=20, help="most examples that a label is made from")
     parser.add_argument("--lines", type=int, default=10, help="most active lines, and silent ones, that score it")
@@ -204,10 +207,17 @@ def main() -> None:
     parser.add_argument("--delphi", type=Path, help="a working tree of EleutherAI/delphi")
     parser.add_argument("--delphi-python", default=sys.executable, help="Python of an environment that it runs in")
     options = parser.parse_args()
-    found = asyncio.run(_measure(options))
-    if options.delphi:
-        found["delphi"] = _by_delphi(options, found["places"])
+    if bool(options.vllm) == bool(options.url):
+        parser.error("give --vllm or --url")
     BENCH.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if options.vllm:
+            # delphi's prompts are long.
+            server = vllm_server(options.vllm, MODEL, BENCH / "vllm.log", max_model_len=8192)
+            options.url = stack.enter_context(server)
+        found = asyncio.run(_measure(options))
+        if options.delphi:
+            found["delphi"] = _by_delphi(options, found["places"])
     (BENCH / "labels.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps(found, indent=1, ensure_ascii=False))
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), "labels", _lines(found)), encoding="utf-8")

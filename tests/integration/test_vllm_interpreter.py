@@ -2,18 +2,15 @@
 
 import asyncio
 import os
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from docs_blocks import ROOT
-from free_ports import free_port
 from rule_interpreter import PLACES, PlantedSource, planted_texts
 from vllm_machine import on_vllm
+from vllm_server import MODEL, vllm_server
 
 from weft_attribution.adapters.openai_interpreter import openai_interpreter
 from weft_attribution.core.interpretation.asking import Asker
@@ -27,8 +24,6 @@ from weft_attribution.core.labels import Place, ScoreKind
 from weft_store import open_store
 
 pytestmark = on_vllm
-MODEL = "smollm2"
-PATIENCE_S = 300
 
 
 class Uncounted:
@@ -46,40 +41,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Base URL of a server that is ready."""
     models = Path(os.environ.get("WEFT_TEST_MODELS_DIR", ROOT / ".weft" / "models"))
     (folder,) = [path for path in models.iterdir() if (path / "config.json").is_file()]
-    port = free_port()
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    command = [
-        # Its command `vllm` asks for a package of that name, which the build for processors is not.
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)),
-        *(
-            "--served-model-name",
-            MODEL,
-            "--host",
-            "127.0.0.1",
-            "--dtype",
-            "float32",
-            "--max-model-len",
-            "3072",
-            "--enforce-eager",
-        ),
-    ]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
-    try:
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < until, log.read_text()[-3000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(60)
+    with vllm_server(sys.executable, folder, tmp_path_factory.mktemp("vllm") / "log") as served:
+        yield served
 
 
 @pytest.mark.timeout(600)
