@@ -48,6 +48,7 @@ def main() -> None:
                 memory_bytes=settings.memory_bytes,
                 export_scratch_bytes=settings.export_scratch_bytes,
                 workers=workers,
+                lease_s=settings.lease_s,
                 shared_rows=settings.shared_rows,
                 max_message_bytes=settings.max_message_bytes,
                 max_waiting=settings.max_waiting_graphs,

@@ -71,6 +71,7 @@ async def registrations(
     memory_bytes: int = 1 << 30,
     export_scratch_bytes: int = 3 << 30,
     workers: int = 1,
+    lease_s: float = 20.0,
     shared_rows: int = 0,
     max_message_bytes: int = 64 << 20,
     max_waiting: int = 1000,
@@ -99,7 +100,7 @@ async def registrations(
     indexes = OpenIndexes(store, memory_bytes=memory_bytes)
     interpretation = InterpretationWork(store, indexes, label_store, runner, interpreting)
     features_of = FeatureDomain(
-        FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers),
+        FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers, lease_s=lease_s),
         FeatureQueries(indexes, LabelTable(StandingLabels(store))),
         FeatureMatching(indexes, memory_bytes=memory_bytes),
         PromptActivations(
