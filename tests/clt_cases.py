@@ -1,6 +1,6 @@
 """Small transcoders, and an independent dense oracle: stock torch, float64, autograd, one weight per pair of layers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -329,7 +329,3 @@ class Oracle:
             "w_skip": None if self.skip is None else self.skip.grad,
         }
         return {name: grad for name, grad in grads.items() if grad is not None}
-
-
-def without_clipping(config: TrainingConfig) -> TrainingConfig:
-    return replace(config, optimizer=replace(config.optimizer, clip_norm=0.0))

@@ -32,7 +32,7 @@ from weft.training.v1.service_pb2_grpc import TrainingServiceServicer, add_Train
 from weft_attribution.adapters.openai_interpreter import openai_interpreter
 from weft_attribution.adapters.prometheus_interpretation import PrometheusInterpretation
 from weft_attribution.core.feature_index.sequences import HarvestedSequences
-from weft_attribution.interpretation_work import Interpreting
+from weft_attribution.interpretation_requests import Interpreting
 from weft_common.errors import NotFoundError
 from weft_common.server import Registration, serving
 from weft_common.settings import ServiceSettings

@@ -30,7 +30,7 @@ from weft_attribution.adapters.grpc_activations import GrpcModelRunner
 from weft_attribution.adapters.grpc_sequences import GrpcSequences
 from weft_attribution.adapters.openai_interpreter import openai_interpreter
 from weft_attribution.adapters.prometheus_interpretation import PrometheusInterpretation
-from weft_attribution.interpretation_work import Interpreting
+from weft_attribution.interpretation_requests import Interpreting
 from weft_attribution.wiring import registrations as attribution_registrations
 from weft_cache.settings import CacheSettings
 from weft_cache.wiring import registration as cache_registration

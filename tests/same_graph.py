@@ -21,16 +21,11 @@ from numpy.typing import NDArray
 from weft_activations.adapters.transformers_backend import TransformersBackend
 from weft_attribution.core.checkpoints import load_linear_weights
 from weft_attribution.core.influence import compute_influence, graph_scores, prune
-from weft_attribution.core.pipeline import (
-    Building,
-    Limits,
-    WholeGraph,
-    capture_hooks,
-    choose_targets,
-    open_graph,
-)
+from weft_attribution.core.pipeline import Building, Limits, capture_hooks
 from weft_attribution.core.ports import Capture, ModelInfo, Token
+from weft_attribution.core.targets import choose_targets
 from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.core.whole_graph import WholeGraph, open_graph
 from weft_clt.formats.circuit_tracer import write_circuit_tracer
 from weft_clt.formats.files import FolderFiles
 from weft_clt.formats.opening import open_transcoder

@@ -13,12 +13,10 @@ leaves each layer and each MLP) have a row.
 
 import argparse
 import asyncio
-import multiprocessing
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
-from multiprocessing.connection import Connection
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +24,7 @@ import grpc
 import numpy as np
 import torch
 from figures import FIGURES, machine, row, write_rows
+from own_process import own_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weft.activations.v1 import messages_pb2, service_pb2, service_pb2_grpc
@@ -71,38 +70,18 @@ def _register_zeros(server: grpc.aio.Server) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_ZEROS, handlers),))
 
 
-def _serve(models: Path, parent: Connection) -> None:
-    """Serve until the parent hangs up."""
-
-    async def serve() -> None:
-        settings = ActivationsSettings(
-            insecure_no_auth=True, bucket_url="memory://", models_dir=models, cache_target="unused:1", drain_s=0
-        )
-        backend, no_catalog = TransformersBackend(models, dtype="float32"), cast(Any, None)
-        async with (
-            registrations(settings, backend, MemoryObjectStore(), no_catalog) as served,
-            serving("activations", settings, [*served, Registration(_ZEROS, _register_zeros)]) as server,
-        ):
-            parent.send(server.target)
-            with suppress(EOFError):
-                await asyncio.to_thread(parent.recv)
-
-    asyncio.run(serve())
-
-
-@contextmanager
-def _service(models: Path) -> Iterator[str]:
-    """Run the service in a process of its own; gives its address."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(models, there))
-    process.start()
-    there.close()
-    try:
-        yield here.recv()
-    finally:
-        here.close()
-        process.join()
+@asynccontextmanager
+async def service_of(models: Path) -> AsyncIterator[str]:
+    """Serve a folder of models, and messages of zeros beside them."""
+    settings = ActivationsSettings(
+        insecure_no_auth=True, bucket_url="memory://", models_dir=models, cache_target="unused:1", drain_s=0
+    )
+    backend, no_catalog = TransformersBackend(models, dtype="float32"), cast(Any, None)
+    async with (
+        registrations(settings, backend, MemoryObjectStore(), no_catalog) as served,
+        serving("activations", settings, [*served, Registration(_ZEROS, _register_zeros)]) as server,
+    ):
+        yield server.target
 
 
 async def measure(arguments: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
@@ -119,7 +98,7 @@ async def measure(arguments: argparse.Namespace) -> tuple[dict[str, list[float]]
     own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     lens = _by_lens(folder)
     async with AsyncExitStack() as stack:
-        target = stack.enter_context(_service(arguments.models))
+        target = stack.enter_context(own_process(service_of, arguments.models))
         channel = await stack.enter_async_context(aio_channel(target))
         stub: Any = service_pb2_grpc.ActivationServiceStub(channel)
         send: Any = channel.unary_stream(f"/{_ZEROS}/Send")

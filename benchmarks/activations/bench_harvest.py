@@ -15,7 +15,6 @@ commits to a cache service, a process of its own on the same cores, which reads 
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import pydoc_data.topics
 import statistics
@@ -23,14 +22,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from multiprocessing.connection import Connection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from figures import FIGURES, machine, row, write_rows
+from own_process import own_process
 from prometheus_client import CollectorRegistry
 from transformers import LlamaForCausalLM
 
@@ -56,34 +55,21 @@ LEASE_SEQUENCES = 16
 TURN_TOKENS = 2048
 
 
-def _serve_cache(folder: Path, parent: Connection) -> None:
-    """Serve a cache over a bucket in a folder until the parent hangs up."""
-
-    async def serve() -> None:
-        settings = CacheSettings(insecure_no_auth=True, bucket_url=f"file://{folder}", drain_s=0, log_level="warning")
-        served = [registration(open_bucket(settings), registry=CollectorRegistry())]
-        async with serving("cache", settings, served) as server:
-            parent.send(server.target)
-            with suppress(EOFError):
-                await asyncio.to_thread(parent.recv)
-
-    asyncio.run(serve())
+@asynccontextmanager
+async def cache_of(folder: Path) -> AsyncIterator[str]:
+    """Serve a cache over a bucket in a folder."""
+    settings = CacheSettings(insecure_no_auth=True, bucket_url=f"file://{folder}", drain_s=0, log_level="warning")
+    served = [registration(open_bucket(settings), registry=CollectorRegistry())]
+    async with serving("cache", settings, served) as server:
+        yield server.target
 
 
 @asynccontextmanager
 async def bucket_and_catalog(folder: Path) -> AsyncIterator[tuple[ObjectStore, DatasetCatalog]]:
-    """Serve a cache from a process of its own, as it is everywhere."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve_cache, args=(folder, there))
-    process.start()
-    there.close()
-    try:
-        async with aio_channel(await asyncio.to_thread(here.recv)) as channel:
+    """Open a bucket in a folder, and the cache that serves it."""
+    with own_process(cache_of, folder) as target:
+        async with aio_channel(target) as channel:
             yield open_store(f"file://{folder}"), GrpcCatalog(channel)
-    finally:
-        here.close()
-        process.join()
 
 
 def transformers_prefill(body: Any, batch_tokens: int, *, one_core: bool) -> Callable[[Any], None]:

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from playwright.async_api import Browser, Page, Route, async_playwright
+from playwright.async_api import Browser, Page, Route
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from attribution_house import attribution_house
-from chromium_browser import EXECUTABLE, FLAGS
+from chromium_browser import launched
 
 Json = dict[str, Any]
 
@@ -159,8 +159,7 @@ async def run(options: argparse.Namespace) -> bool:
         port = int(await server.stdout.readline())
         good = True
         try:
-            async with async_playwright() as playwright:
-                browser = await playwright.chromium.launch(executable_path=EXECUTABLE, args=FLAGS)
+            async with launched() as browser:
                 for graph in graphs:
                     slug = graph["metadata"]["slug"]
                     picture = options.pictures / f"{slug}.png"
@@ -173,7 +172,6 @@ async def run(options: argparse.Namespace) -> bool:
                     good &= (found["drawn"], found["listed"]) == (found["nodes"], found["edges"])
                     good &= (found["pinned"], found["saved"]) == (1, found["clicked"])
                     good &= found["kept"] and not found["troubles"]
-                await browser.close()
         finally:
             assert server.stdin is not None
             server.stdin.close()

@@ -19,24 +19,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from playwright.async_api import Browser, Page, async_playwright, expect
+from opened_page import frame_figures, opened_page, processor_clock
+from playwright.async_api import Browser, Page, expect
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "features"))
 from synthetic import MadeUpLabels, make_index
 
 from weft.features.v1.service_pb2_grpc import add_FeatureServiceServicer_to_server
 from weft_attribution.core.feature_index.labelled import LabelTable
-from weft_attribution.core.feature_index.opened import OpenIndexes
+from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.queries import FeatureQueries
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
-from weft_common.server import Registration, serving
-from weft_common.settings import ServiceSettings
-from weft_console.serve import serving_console
-from weft_console.settings import ConsoleSettings
+from weft_common.server import Registration
 from weft_store.opening import open_store
 
 BENCH = Path(__file__).resolve().parents[2] / ".weft" / "bench"
-TOKEN = "a-token-for-measuring"
 NUM_LAYERS = 20
 WORDS = ("bracket", "digit after", "plural French", "negation place quote", "code")
 
@@ -78,25 +75,13 @@ def servicer_of(folder: Path, num_features: int) -> FeatureServicer:
 
 async def measure(browser: Browser, page: Page, act: Callable[[], Awaitable[None]]) -> dict[str, float]:
     """Frames and processor time of an action."""
-    session = await browser.new_browser_cdp_session()
-
-    async def processor_s() -> float:
-        answer = await session.send("SystemInfo.getProcessInfo")
-        return float(sum(process["cpuTime"] for process in answer["processInfo"]))
-
+    processor_s = await processor_clock(browser)
     before = await processor_s()
     await page.evaluate(COUNT)
     await act()
     counted = await page.evaluate("() => window.endCount()")
-    lengths = sorted(counted["lengths"])
-    return {
-        "frames_per_s": 1000 * len(lengths) / sum(lengths),
-        "median_ms": lengths[len(lengths) // 2],
-        "p95_ms": lengths[int(0.95 * len(lengths))],
-        "longest_ms": lengths[-1],
-        "longest_task_ms": max([0.0, *counted["tasks"]]),
-        "processor_ms_per_frame": 1000 * (await processor_s() - before) / len(lengths),
-    }
+    figures = frame_figures(counted["lengths"], await processor_s() - before)
+    return {**figures, "longest_task_ms": max([0.0, *counted["tasks"]])}
 
 
 async def actions(browser: Browser, page: Page, seconds: float) -> dict[str, dict[str, float]]:
@@ -133,36 +118,20 @@ async def actions(browser: Browser, page: Page, seconds: float) -> dict[str, dic
 
 async def run(options: argparse.Namespace) -> None:
     """Serve the index, open the page, measure, write."""
-
-    class PeerSettings(ServiceSettings):
-        """Nothing but a port."""
-
     BENCH.mkdir(parents=True, exist_ok=True)
     servicer = servicer_of(BENCH / f"feature_search_{options.features}", options.features)
     registration = Registration(
         "weft.features.v1.FeatureService", lambda server: add_FeatureServiceServicer_to_server(servicer, server)
     )
-    async with serving("attribution", PeerSettings(token=TOKEN), [registration]) as peer:
-        settings = ConsoleSettings(
-            token=TOKEN,
-            attribution_target=peer.target,
-            attribution_token=TOKEN,
-            cache_target=peer.target,
-            trainer_target=peer.target,
-        )
-        async with serving_console(settings) as console, async_playwright() as playwright:
-            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-            browser = await playwright.chromium.launch(executable_path=options.chromium, args=flags)
-            page = await browser.new_page(viewport={"width": 1440, "height": 900})
-            await page.goto(f"{console.url}transcoders/made-up/features?token={TOKEN}")
-            # The first question opens the index and puts labels into columns.
-            await page.locator("[data-row='0'] a").wait_for(timeout=120_000)
-            await page.get_by_label("Words of the label").fill("bracket")
-            await expect(page.locator("[data-stat=found]")).not_to_contain_text("searching", timeout=120_000)
-            figures = await actions(browser, page, options.seconds)
-            if options.screenshot:
-                await page.screenshot(path=options.screenshot)
-            await browser.close()
+    path = "transcoders/made-up/features"
+    async with opened_page(registration, path, chromium=options.chromium) as (browser, page):
+        # The first question opens the index and puts labels into columns.
+        await page.locator("[data-row='0'] a").wait_for(timeout=120_000)
+        await page.get_by_label("Words of the label").fill("bracket")
+        await expect(page.locator("[data-stat=found]")).not_to_contain_text("searching", timeout=120_000)
+        figures = await actions(browser, page, options.seconds)
+        if options.screenshot:
+            await page.screenshot(path=options.screenshot)
     result = {"features": options.features, "actions": figures}
     (BENCH / "feature_search.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"{options.features:,} features")

@@ -13,24 +13,20 @@ import argparse
 import asyncio
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, Page, async_playwright
+from opened_page import frame_figures, opened_page, processor_clock
+from playwright.async_api import Browser, Page
 
 from weft.attribution.v1 import messages_pb2
 from weft.attribution.v1.service_pb2_grpc import AttributionServiceServicer, add_AttributionServiceServicer_to_server
-from weft_common.server import Registration, serving
-from weft_common.settings import ServiceSettings
-from weft_console.serve import serving_console
-from weft_console.settings import ConsoleSettings
+from weft_common.server import Registration
 
 RESULT = Path(__file__).resolve().parents[2] / ".weft" / "bench" / "console.json"
 NUM_LAYERS = 26
 NUM_TOKENS = 24
 NUM_LOGITS = 8
-TOKEN = "a-token-for-measuring"
 
 # Sends one pointer event a frame for some seconds, and returns each frame's length in milliseconds.
 MEASURE = """async ({ kind, seconds, start }) => {
@@ -123,36 +119,14 @@ class OneGraph(AttributionServiceServicer):
         return self._graph
 
 
-@dataclass(frozen=True)
-class Frames:
-    """What one action took: the lengths of its frames in milliseconds, and the browser's processor time in seconds."""
-
-    lengths_ms: list[float]
-    processor_s: float
-
-    def figures(self) -> dict[str, float]:
-        """Frames a second over the whole time, the median and the 95th of 100 frames, and processor time a frame."""
-        ordered = sorted(self.lengths_ms)
-        return {
-            "frames_per_s": 1000 * len(ordered) / sum(ordered),
-            "median_ms": ordered[len(ordered) // 2],
-            "p95_ms": ordered[int(0.95 * len(ordered))],
-            "processor_ms_per_frame": 1000 * self.processor_s / len(ordered),
-        }
-
-
-async def measure(browser: Browser, page: Page, seconds: float) -> dict[str, Frames]:
+async def measure(browser: Browser, page: Page, seconds: float) -> dict[str, dict[str, float]]:
     """Measure each action."""
-    session = await browser.new_browser_cdp_session()
+    processor_s = await processor_clock(browser)
 
-    async def processor_s() -> float:
-        answer = await session.send("SystemInfo.getProcessInfo")
-        return sum(process["cpuTime"] for process in answer["processInfo"])
-
-    async def act(kind: str, start: list[float] | None) -> Frames:
+    async def act(kind: str, start: list[float] | None) -> dict[str, float]:
         before = await processor_s()
         lengths = await page.evaluate(MEASURE, {"kind": kind, "seconds": seconds, "start": start})
-        return Frames(lengths, await processor_s() - before)
+        return frame_figures(lengths, await processor_s() - before)
 
     found = {"hover": await act("hover", None)}
     # A node of the middle: the strongest feature's place is where the keyboard's button stands once it is chosen.
@@ -179,33 +153,15 @@ async def measure(browser: Browser, page: Page, seconds: float) -> dict[str, Fra
 
 async def run(num_nodes: int, num_edges: int, seconds: float, chromium: str, screenshot: str) -> None:
     """Serve the graph, open it, measure, write."""
-
-    class PeerSettings(ServiceSettings):
-        """Nothing but a port."""
-
     graph = OneGraph(synthetic_graph(num_nodes, num_edges))
     registration = Registration(
         "weft.attribution.v1.AttributionService", lambda server: add_AttributionServiceServicer_to_server(graph, server)
     )
-    async with serving("attribution", PeerSettings(token=TOKEN, max_message_bytes=64 << 20), [registration]) as peer:
-        settings = ConsoleSettings(
-            token=TOKEN,
-            attribution_target=peer.target,
-            attribution_token=TOKEN,
-            cache_target=peer.target,
-            trainer_target=peer.target,
-        )
-        async with serving_console(settings) as console, async_playwright() as playwright:
-            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-            browser = await playwright.chromium.launch(executable_path=chromium, args=flags)
-            page = await browser.new_page(viewport={"width": 1440, "height": 900})
-            await page.goto(f"{console.url}graphs/synthetic?token={TOKEN}")
-            await page.locator(".graph-cursor").wait_for(state="attached")
-            measured = await measure(browser, page, seconds)
-            if screenshot:
-                await page.screenshot(path=screenshot)
-            await browser.close()
-    figures = {action: frames.figures() for action, frames in measured.items()}
+    async with opened_page(registration, "graphs/synthetic", chromium=chromium) as (browser, page):
+        await page.locator(".graph-cursor").wait_for(state="attached")
+        figures = await measure(browser, page, seconds)
+        if screenshot:
+            await page.screenshot(path=screenshot)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({"nodes": num_nodes, "edges": num_edges, "actions": figures}, indent=2) + "\n")
     print(f"{num_nodes:,} nodes, {num_edges:,} edges")

@@ -42,7 +42,8 @@ from weft_attribution.core.interpretation.examples import explaining, held_out
 from weft_attribution.core.interpretation.explaining import MIN_EXAMPLES, Explainer, ExplainSettings
 from weft_attribution.core.interpretation.journal import Journal
 from weft_attribution.core.interpretation.prompts import load_prompt
-from weft_attribution.core.interpretation.scoring import KindReport, Scorer, ScoreSettings
+from weft_attribution.core.interpretation.score_reports import KindReport
+from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings
 from weft_attribution.core.interpretation.turns import in_turns
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Origin, Place, ScoreKind

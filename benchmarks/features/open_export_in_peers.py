@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from make_peer_schemas import loaded
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page
 
 sys.path += [str(Path(__file__).parents[2] / "tests"), str(Path(__file__).parents[1] / "attribution")]
-from chromium_browser import EXECUTABLE, FLAGS
+from chromium_browser import launched
 from indexed_house import Indexed, indexed_house
 from open_in_circuit_tracer import answering, click, lay_out
 
@@ -72,8 +72,7 @@ async def in_page(house: Indexed, options: argparse.Namespace, folder: Path) -> 
     assert server.stdout is not None
     url, count = f"http://127.0.0.1:{int(await server.stdout.readline())}", 0
     try:
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=EXECUTABLE, args=FLAGS)
+        async with launched() as browser:
             page = await browser.new_page(viewport={"width": 1500, "height": 1000})
             troubles: list[str] = []
             page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -98,7 +97,6 @@ async def in_page(house: Indexed, options: argparse.Namespace, folder: Path) -> 
                 count += 1
             await page.screenshot(path=options.pictures / "features.png")
             assert not troubles, troubles
-            await browser.close()
     finally:
         server.stdin.close()
         await server.wait()

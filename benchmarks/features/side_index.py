@@ -76,6 +76,9 @@ def main() -> None:
         SavedSequences(options.sequences),
         memory_bytes=options.memory_bytes,
         workers=options.workers,
+        # Killed and begun anew, it need not wait long for what it held itself.
+        lease_s=1.0,
+        poll_s=0.1,
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun = time.perf_counter()

@@ -21,7 +21,7 @@ from weft_activations.replacing_dialogue import replace_mlps
 from weft_activations.servicer_analyses import AnalysisMethods
 from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
-from weft_common.pages import paginate
+from weft_common.pages import newest_first, paginate
 from weft_common.resource_names import parse_name
 from weft_common.tensors import encode_chunks, tensor_to_proto
 
@@ -246,7 +246,7 @@ class ActivationServicer(AnalysisMethods, service_pb2_grpc.ActivationServiceServ
             records,
             request.page_size,
             request.page_token,
-            lambda record: f"{10**13 - round(record.create_s * 1000):014d}/{record.harvest_id}",
+            lambda record: newest_first(record.create_s, record.harvest_id),
             default_size=_PAGE_SIZE,
         )
         harvests = [await self._described(record.harvest_id) for record in page]

@@ -11,7 +11,7 @@ from weft_attribution.adapters.grpc_sequences import GrpcSequences
 from weft_attribution.adapters.openai_interpreter import openai_interpreter
 from weft_attribution.adapters.prometheus_interpretation import PrometheusInterpretation
 from weft_attribution.adapters.prometheus_stages import PrometheusStages
-from weft_attribution.interpretation_work import Interpreting
+from weft_attribution.interpretation_requests import Interpreting
 from weft_attribution.settings import AttributionSettings
 from weft_attribution.wiring import SERVICE, registrations
 from weft_common.client import aio_channel
@@ -48,6 +48,7 @@ def main() -> None:
                 memory_bytes=settings.memory_bytes,
                 export_scratch_bytes=settings.export_scratch_bytes,
                 workers=workers,
+                lease_s=settings.lease_s,
                 shared_rows=settings.shared_rows,
                 max_message_bytes=settings.max_message_bytes,
                 max_waiting=settings.max_waiting_graphs,

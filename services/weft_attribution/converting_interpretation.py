@@ -7,7 +7,7 @@ from weft.common.v1 import operation_pb2
 from weft.features.v1 import interpretation_pb2, labels_pb2
 from weft_attribution.core.interpretation.budget import Spend
 from weft_attribution.core.interpretation.explaining import Explained, ExplainSettings
-from weft_attribution.core.interpretation.scoring import KindReport, Scored
+from weft_attribution.core.interpretation.score_reports import KindReport, Scored
 from weft_attribution.core.interpretation.tallies import Tally
 from weft_attribution.core.labels import ScoreKind
 from weft_attribution.timestamps import timestamp

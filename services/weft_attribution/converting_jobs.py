@@ -98,7 +98,7 @@ def index_job_to_proto(name: str, record: Record) -> jobs_pb2.IndexJob | None:
         index=metadata.index,
         operation=name,
         request=request,
-        state=_state(record, operation, is_begun=bool(record.owner or metadata.progress.completed)),
+        state=_state(record, operation, is_begun=metadata.progress.stage != "waiting"),
         progress=metadata.progress,
         error_message=operation.error.message,
         create_time=timestamp(record.create_s),

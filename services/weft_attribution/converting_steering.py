@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from weft.attribution.v1 import steering_pb2
+from weft_attribution.core.feature_changes import FeatureChange, Patch
 from weft_attribution.core.graph_json import node_id
-from weft_attribution.core.steering import FeatureChange, Patch, Steering, SteeringPlan
+from weft_attribution.core.steering import Steering, SteeringPlan
 from weft_attribution.timestamps import timestamp
 
 __all__ = ["faithfulness_to_proto", "plan_from_proto", "steering_to_proto"]

@@ -4,73 +4,38 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import grpc.aio
 from google.protobuf.message import Message
 
 from weft.features.v1 import interpretation_pb2
 from weft_attribution import converting_interpretation as converting
-from weft_attribution.core.feature_ports import ExampleSource, ExampleSources
+from weft_attribution.core.feature_ports import ExampleSources
 from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.budget import Budget, BudgetSpentError
-from weft_attribution.core.interpretation.explaining import MIN_EXAMPLES, Explainer, ExplainSettings
+from weft_attribution.core.interpretation.explaining import Explainer
 from weft_attribution.core.interpretation.journal import Journal
-from weft_attribution.core.interpretation.ports import Interpreter, Observer
-from weft_attribution.core.interpretation.prompts import load_prompt
 from weft_attribution.core.interpretation.results import FeatureResult, Results
-from weft_attribution.core.interpretation.scope import features_of_graph, in_order
-from weft_attribution.core.interpretation.scoring import KindReport, Scorer, ScoreSettings
+from weft_attribution.core.interpretation.score_reports import KindReport
+from weft_attribution.core.interpretation.scoring import Scorer
 from weft_attribution.core.interpretation.turns import in_turns
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Place, ScoreKind
 from weft_attribution.core.ports import ModelRunner
-from weft_attribution.label_names import feature_of
-from weft_attribution.naming import graph_id_of
-from weft_common.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from weft_attribution.core.token_texts import TokenTexts
+from weft_attribution.interpretation_requests import Asked, InterpretationRequests, Interpreting
+from weft_common.errors import UnavailableError
 from weft_common.operations import OperationContext, OperationKind
 from weft_common.resource_names import parse_name
 from weft_store.port import ObjectStore
 
-__all__ = ["EXPLAIN", "SCORE", "Asked", "InterpretationWork", "Interpreting"]
+__all__ = ["EXPLAIN", "SCORE", "InterpretationWork"]
 
 Context = grpc.aio.ServicerContext[object, object]
 EXPLAIN, SCORE = "explain-features", "score-features"
 _STAGE = "asking"
 _REPORT_EVERY_S = 0.3
 _WRITE_EVERY_S = 1.0
-_MAX_GRAPHS, _MAX_FEATURES, _MAX_CALLS = 100, 100_000, 10_000_000
-_EXPLAIN_EXAMPLES, _SCORE_EXAMPLES, _MAX_EXAMPLES = 40, 20, 100
-
-Asked = interpretation_pb2.ExplainFeaturesRequest | interpretation_pb2.ScoreFeaturesRequest
-
-
-@dataclass(frozen=True)
-class Interpreting:
-    """
-    Who is asked, and how.
-
-    Args:
-        interpreter: The endpoint.
-        model: Its model.
-        embedding_model: Its model that embeds; empty where it has none.
-        structured: Whether it holds answers to a JSON schema.
-        concurrency: Calls under way at once.
-        max_attempts: How often a question may be sent.
-        observe: Counts for metrics.
-    """
-
-    interpreter: Interpreter
-    model: str
-    embedding_model: str
-    structured: bool
-    concurrency: int
-    max_attempts: int
-    observe: Observer
-    gate: asyncio.Semaphore = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "gate", asyncio.Semaphore(self.concurrency))
 
 
 class InterpretationWork:
@@ -93,13 +58,17 @@ class InterpretationWork:
         runner: ModelRunner,
         interpreting: Interpreting | None,
     ) -> None:
-        self._store, self._sources, self._labels, self._runner = store, sources, labels, runner
-        self._interpreting = interpreting
+        self._store, self._labels, self._runner = store, labels, runner
+        self._interpreting, self._requests = interpreting, InterpretationRequests(store, sources, interpreting)
 
     @property
     def interpreting(self) -> Interpreting | None:
         """Who is asked, if anybody is."""
         return self._interpreting
+
+    def check(self, request: Asked) -> int:
+        """Refuse what cannot be done, and count its features: as `InterpretationRequests`; blocks."""
+        return self._requests.check(request)
 
     def kinds(self) -> dict[str, OperationKind]:
         """One of each at a time in a process: the endpoint is what limits them."""
@@ -108,96 +77,12 @@ class InterpretationWork:
             SCORE: OperationKind(self._score, shared=False, max_running=1),
         }
 
-    def check(self, request: Asked) -> int:
-        """
-        Refuse what cannot be done, and count its features; blocks.
-
-        Raises:
-            InvalidArgumentError: The request is wrong.
-            NotFoundError: A transcoder or graph is not there.
-            FailedPreconditionError: No endpoint is set up, or there is no index.
-        """
-        self._asked()
-        if not 1 <= request.scope.max_calls <= _MAX_CALLS:
-            raise InvalidArgumentError(
-                f"scope.max_calls is {request.scope.max_calls}; say how many calls may be paid for, 1 to {_MAX_CALLS}",
-                field="scope.max_calls",
-            )
-        Budget(request.scope.max_calls, request.scope.max_tokens)
-        if request.num_examples and not MIN_EXAMPLES <= request.num_examples <= _MAX_EXAMPLES:
-            raise InvalidArgumentError(
-                f"num_examples is {request.num_examples}; give {MIN_EXAMPLES} to {_MAX_EXAMPLES}, or 0 for the default",
-                field="num_examples",
-            )
-        if isinstance(request, interpretation_pb2.ExplainFeaturesRequest):
-            self._explain_settings(request)
-        else:
-            self._score_settings(request)
-        transcoder = parse_name(request.parent, "transcoders", field="parent")
-        self._sources.open(transcoder)
-        return len(self._places(transcoder, request))
-
-    def _asked(self) -> Interpreting:
-        if self._interpreting is None:
-            raise FailedPreconditionError(
-                "no interpreter is set up: set WEFT_ATTRIBUTION_INTERPRETER_URL and WEFT_ATTRIBUTION_INTERPRETER_MODEL "
-                "to an endpoint that speaks OpenAI's protocol"
-            )
-        return self._interpreting
-
-    def _places(self, transcoder: str, request: Asked) -> list[Place]:
-        scope = request.scope
-        if not scope.graphs and not scope.features:
-            raise InvalidArgumentError("scope names neither graphs nor features; name some", field="scope")
-        for name, count, most in (
-            ("graphs", len(scope.graphs), _MAX_GRAPHS),
-            ("features", len(scope.features), _MAX_FEATURES),
-        ):
-            if count > most:
-                raise InvalidArgumentError(
-                    f"scope.{name} has {count} names; give {most} at most", field=f"scope.{name}"
-                )
-        if scope.max_features < 0:
-            raise InvalidArgumentError("scope.max_features is negative; give 0 for all", field="scope.max_features")
-        named = []
-        for name in scope.features:
-            owner, place = feature_of(name, "scope.features")
-            if owner != transcoder:
-                raise InvalidArgumentError(
-                    f"{name[:200]} is of another transcoder than {request.parent}", field="scope.features"
-                )
-            named.append(place)
-        graphs = [graph_id_of(name, "scope.graphs") for name in scope.graphs]
-        first = [features_of_graph(self._store, graph, transcoder) for graph in graphs]
-        return in_order(first, named, scope.max_features)
-
-    def _explain_settings(self, request: interpretation_pb2.ExplainFeaturesRequest) -> ExplainSettings:
-        asked = self._asked()
-        prompt = load_prompt("explain", request.prompt)
-        return ExplainSettings(asked.model, prompt, request.num_examples or _EXPLAIN_EXAMPLES, asked.structured)
-
-    def _score_settings(self, request: interpretation_pb2.ScoreFeaturesRequest) -> ScoreSettings:
-        asked, kinds = self._asked(), converting.kinds_from_proto(list(request.kinds))
-        if ScoreKind.EMBEDDING in kinds and not asked.embedding_model:
-            raise FailedPreconditionError(
-                "no embeddings are set up: set WEFT_ATTRIBUTION_INTERPRETER_EMBEDDING_MODEL, or leave the kind out"
-            )
-        return ScoreSettings(
-            kinds,
-            asked.model,
-            asked.embedding_model,
-            {kind: load_prompt(kind.value) for kind in kinds if kind is not ScoreKind.EMBEDDING},
-            request.num_examples or _SCORE_EXAMPLES,
-            asked.structured,
-            request.control,
-        )
-
     async def _explain(self, context: OperationContext) -> Message:
         request = context.request
         assert isinstance(request, interpretation_pb2.ExplainFeaturesRequest)
-        source, places = await asyncio.to_thread(self._opened, request)
-        settings, begun_s = self._explain_settings(request), _create_s(context)
-        explainer = Explainer(source, self._labels, _Texts(self._runner, source.model), settings, begun_s)
+        source, places = await asyncio.to_thread(self._requests.opened, request)
+        settings, begun_s = self._requests.explain_settings(request), _create_s(context)
+        explainer = Explainer(source, self._labels, TokenTexts(self._runner, source.model), settings, begun_s)
         asker = self._asker(context, request, source.transcoder)
 
         async def recall(place: Place) -> None:
@@ -211,9 +96,9 @@ class InterpretationWork:
     async def _score(self, context: OperationContext) -> Message:
         request = context.request
         assert isinstance(request, interpretation_pb2.ScoreFeaturesRequest)
-        source, places = await asyncio.to_thread(self._opened, request)
-        settings = self._score_settings(request)
-        scorer = Scorer(source, self._labels, _Texts(self._runner, source.model), settings)
+        source, places = await asyncio.to_thread(self._requests.opened, request)
+        settings = self._requests.score_settings(request)
+        scorer = Scorer(source, self._labels, TokenTexts(self._runner, source.model), settings)
         await scorer.read_labels(places)
         asker = self._asker(context, request, source.transcoder)
 
@@ -232,12 +117,8 @@ class InterpretationWork:
         )
         return converting.scored_to_proto(request.parent, scorer.scored, len(places), asker.budget.spend)
 
-    def _opened(self, request: Asked) -> tuple[ExampleSource, list[Place]]:
-        transcoder = parse_name(request.parent, "transcoders", field="parent")
-        return self._sources.open(transcoder), self._places(transcoder, request)
-
     def _asker(self, context: OperationContext, request: Asked, transcoder: str) -> Asker:
-        asked = self._asked()
+        asked = self._requests.asked()
         return Asker(
             asked.interpreter,
             Journal(self._store, transcoder),
@@ -261,7 +142,7 @@ class InterpretationWork:
     ) -> None:
         """Work on the features in their order until all are through or the budget is spent; tell how far it is."""
         create_s, begun, spent = _create_s(context), asyncio.Event(), asyncio.Event()
-        at_once = self._asked().concurrency
+        at_once = self._requests.asked().concurrency
         results = Results(self._store, parse_name(request.parent, "transcoders"), context.operation_id)
         written_s = time.monotonic()
 
@@ -310,21 +191,6 @@ class InterpretationWork:
                 await asyncio.to_thread(results.write)
         task.result()
         await asyncio.to_thread(results.write)
-
-
-class _Texts:
-    """Tokens of one model as text, each looked up once."""
-
-    def __init__(self, runner: ModelRunner, model: str) -> None:
-        self._runner, self._model = runner, model
-        self._known: dict[int, str] = {}
-
-    async def __call__(self, token_ids: Sequence[int]) -> tuple[str, ...]:
-        missing = [token for token in token_ids if token not in self._known]
-        if missing:
-            texts = await self._runner.detokenize(self._model, missing)
-            self._known.update(zip(missing, texts, strict=True))
-        return tuple(self._known[token] for token in token_ids)
 
 
 def _create_s(context: OperationContext) -> float:

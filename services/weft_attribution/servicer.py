@@ -25,7 +25,7 @@ from weft_attribution.servicer_steering import SteeringDomain, SteeringRpcs
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
-from weft_common.pages import paginate
+from weft_common.pages import newest_first, paginate
 
 __all__ = ["AttributionServicer", "GraphWork"]
 
@@ -194,7 +194,7 @@ class AttributionServicer(ReadingRpcs, AttentionRpcs, SteeringRpcs, BatchRpcs):
             await asyncio.to_thread(self._graphs.requests),
             request.page_size,
             request.page_token,
-            key=lambda item: f"{10**15 - int(item.create_s * 1000):016d} {item.graph_id}",
+            key=lambda item: newest_first(item.create_s, item.graph_id),
             default_size=_DEFAULT_PAGE,
         )
         graphs = await asyncio.gather(*(self._summarised(item) for item in page))

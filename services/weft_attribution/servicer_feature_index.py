@@ -16,9 +16,9 @@ from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.settings import IndexRequest
 from weft_attribution.timestamps import timestamp
-from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError
+from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_common.operations import OperationContext, OperationKind, OperationManager
-from weft_common.pages import paginate
+from weft_common.pages import newest_first, paginate
 from weft_common.resource_names import parse_child_name, parse_name
 
 __all__ = ["INDEX", "IndexRpcs", "IndexWork"]
@@ -28,11 +28,13 @@ INDEX = "feature-index"
 _REPORT_EVERY_S = 0.3
 
 
-def _metadata(request: IndexRequest, create_s: float, done: int, total: int) -> index_pb2.FeatureIndexMetadata:
+def _metadata(
+    request: IndexRequest, create_s: float, done: int, total: int, stage: str = "indexing"
+) -> index_pb2.FeatureIndexMetadata:
     return index_pb2.FeatureIndexMetadata(
         index=converting.index_name(request.transcoder, request.index_id),
         progress=operation_pb2.Progress(
-            stage="indexing",
+            stage=stage,
             completed=done,
             total=total,
             unit="tokens of a layer",
@@ -54,19 +56,21 @@ class IndexWork:
         self._indexing = indexing
 
     def kind(self) -> OperationKind:
-        """One at a time in a process: it takes what memory and processors there are."""
-        return OperationKind(self._build, shared=False, max_running=1)
+        """Of all replicas, and one at a time in each: it takes what memory and processors there are."""
+        return OperationKind(self._build, shared=True, max_running=1)
 
     async def _build(self, context: OperationContext) -> Message:
         asked = context.request
         assert isinstance(asked, index_pb2.IndexFeaturesRequest)
-        request, begun = converting.index_request_from_proto(asked), time.time()
-        latest, reported, stopped = (0, 0), (0, 0), False
+        request, told = converting.index_request_from_proto(asked), context.metadata
+        # Replicas that make it together tell one time at which it was asked for.
+        assert isinstance(told, index_pb2.FeatureIndexMetadata)
+        begun = told.progress.create_time.ToMicroseconds() / 1e6
+        latest = reported = told.progress.completed, told.progress.total
+        await context.report(_metadata(request, begun, *reported))
 
         def progress(done: int, total: int) -> None:
             nonlocal latest
-            if stopped:
-                raise CancelledError("the index was cancelled")
             latest = done, total
 
         task = asyncio.ensure_future(self._indexing.build(request, progress))
@@ -77,7 +81,6 @@ class IndexWork:
                     reported = latest
                     await context.report(_metadata(request, begun, *reported))
         except asyncio.CancelledError:
-            stopped = True
             task.cancel()
             await asyncio.wait({task})
             raise
@@ -107,7 +110,7 @@ class IndexRpcs(service_pb2_grpc.FeatureServiceServicer):
             INDEX,
             wanted.operation_id,
             converting.index_request_to_proto(wanted),
-            _metadata(wanted, time.time(), 0, total),
+            _metadata(wanted, time.time(), 0, total, "waiting"),
         )
 
     async def GetFeatureIndex(
@@ -124,7 +127,7 @@ class IndexRpcs(service_pb2_grpc.FeatureServiceServicer):
             await asyncio.to_thread(self.indexes.manifests, transcoder),
             request.page_size,
             request.page_token,
-            key=lambda each: f"{10**15 - int(each['create_s'] * 1000):016d} {each['request']['index_id']}",
+            key=lambda each: newest_first(each["create_s"], each["request"]["index_id"]),
         )
         return index_pb2.ListFeatureIndexesResponse(
             indexes=[converting.index_to_proto(each) for each in page], next_page_token=next_token

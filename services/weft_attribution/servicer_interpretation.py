@@ -12,7 +12,8 @@ from google.longrunning import operations_pb2
 from weft.features.v1 import interpretation_pb2, service_pb2_grpc
 from weft_attribution import converting_interpretation as converting
 from weft_attribution.core.interpretation.budget import Spend
-from weft_attribution.interpretation_work import EXPLAIN, SCORE, Asked, InterpretationWork
+from weft_attribution.interpretation_requests import Asked
+from weft_attribution.interpretation_work import EXPLAIN, SCORE, InterpretationWork
 from weft_common.operations import OperationManager
 
 __all__ = ["InterpretationRpcs"]

@@ -12,12 +12,13 @@ from weft.features.v1 import interpretation_pb2, jobs_pb2, jobs_pb2_grpc
 from weft_attribution import converting_jobs as converting
 from weft_attribution.core.interpretation.prompts import prompt_names
 from weft_attribution.core.interpretation.results import read_results
-from weft_attribution.interpretation_work import EXPLAIN, SCORE, Asked, InterpretationWork
+from weft_attribution.interpretation_requests import Asked
+from weft_attribution.interpretation_work import EXPLAIN, SCORE, InterpretationWork
 from weft_attribution.servicer_feature_index import INDEX
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_common.operation_store import Record
 from weft_common.operations import OperationManager
-from weft_common.pages import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, paginate
+from weft_common.pages import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, newest_first, paginate
 from weft_common.resource_names import parse_name
 from weft_store.port import ObjectStore
 
@@ -79,7 +80,7 @@ class FeatureJobServicer(jobs_pb2_grpc.FeatureJobServiceServicer):
             (each for each in found if request.parent in ("", each.parent)),
             request.page_size,
             request.page_token,
-            key=lambda each: f"{10**15 - each.create_time.ToMilliseconds():016d} {each.operation}",
+            key=_newest_first,
         )
         return jobs_pb2.ListInterpretationsResponse(interpretations=page, next_page_token=next_token)
 
@@ -155,7 +156,7 @@ class FeatureJobServicer(jobs_pb2_grpc.FeatureJobServiceServicer):
             found,
             request.page_size,
             request.page_token,
-            key=lambda each: f"{10**15 - each.create_time.ToMilliseconds():016d} {each.operation}",
+            key=_newest_first,
         )
         return jobs_pb2.ListIndexJobsResponse(jobs=page, next_page_token=next_token)
 
@@ -180,6 +181,10 @@ class FeatureJobServicer(jobs_pb2_grpc.FeatureJobServiceServicer):
                     return None
 
         return [found for found in await asyncio.gather(*map(read, names)) if found is not None]
+
+
+def _newest_first(job: jobs_pb2.Interpretation | jobs_pb2.IndexJob) -> str:
+    return newest_first(job.create_time.ToMicroseconds() / 1e6, job.operation)
 
 
 def _position(token: str) -> int:

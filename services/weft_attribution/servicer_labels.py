@@ -9,7 +9,8 @@ import grpc.aio
 
 from weft.features.v1 import labels_pb2, labels_pb2_grpc
 from weft_attribution.converting_interpretation import SCORE_NUMBERS
-from weft_attribution.core.label_store import LabelledFeature, LabelStore, etag_of
+from weft_attribution.core.label_pages import LabelledFeature, etag_of
+from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Origin, Place, Score, ScoreKind, check_label
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.label_names import label_name, label_of, place_of

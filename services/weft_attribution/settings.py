@@ -45,6 +45,8 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     Most bytes that an export of features takes of the temporary folder: a layer's file for circuit-tracer, and the
     index's tokens where they are many. On Kubernetes raise `tmpSizeLimit` with it.
     """
+    lease_s: float = Field(default=20.0, gt=0)
+    """Seconds without a sign of life after which another replica takes over a layer of an index."""
     shared_rows: int = Field(default=0, ge=0, le=1 << 20)
     """Rows of a graph that another replica may take at a time; 0 has each replica make its graphs alone."""
     max_capture_bytes: int = 1 << 29

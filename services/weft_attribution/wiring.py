@@ -35,7 +35,8 @@ from weft_attribution.core.steered_text import SteeredText
 from weft_attribution.core.steering import Steers
 from weft_attribution.core.through_attention import AttentionReading
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
-from weft_attribution.interpretation_work import InterpretationWork, Interpreting
+from weft_attribution.interpretation_requests import Interpreting
+from weft_attribution.interpretation_work import InterpretationWork
 from weft_attribution.servicer import KIND, AttributionServicer, GraphWork
 from weft_attribution.servicer_batches import BATCH, BatchWork
 from weft_attribution.servicer_feature_export import EXPORT, ExportWork
@@ -70,6 +71,7 @@ async def registrations(
     memory_bytes: int = 1 << 30,
     export_scratch_bytes: int = 3 << 30,
     workers: int = 1,
+    lease_s: float = 20.0,
     shared_rows: int = 0,
     max_message_bytes: int = 64 << 20,
     max_waiting: int = 1000,
@@ -98,7 +100,7 @@ async def registrations(
     indexes = OpenIndexes(store, memory_bytes=memory_bytes)
     interpretation = InterpretationWork(store, indexes, label_store, runner, interpreting)
     features_of = FeatureDomain(
-        FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers),
+        FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers, lease_s=lease_s),
         FeatureQueries(indexes, LabelTable(StandingLabels(store))),
         FeatureMatching(indexes, memory_bytes=memory_bytes),
         PromptActivations(

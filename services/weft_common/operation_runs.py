@@ -24,6 +24,7 @@ class Run:
     shared: bool
     task: "asyncio.Task[None]"
     alive_s: float  # monotonic time of the last beat that was written
+    create_s: float  # of the record: under the same name there may be new work since
     end: End | None = None
     unwritten: bytes | None = None
     written_s: float = 0.0

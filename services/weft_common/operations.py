@@ -274,7 +274,7 @@ class OperationManager:
             if run is not None:
                 run.stop(End.LOST)
         elif run is not None:
-            if not run.shared and record.owner != self._owner:
+            if not self._is_mine(run.shared, run.create_s)(record):
                 run.stop(End.LOST)
             elif record.cancel_requested:
                 run.stop(End.CANCELLED)
@@ -321,7 +321,7 @@ class OperationManager:
             if record.done:
                 return
         task = asyncio.create_task(self._work(name, kind, record), name=name, context=contextvars.Context())
-        self._runs[name] = Run(record.kind, kind.shared, task, begun)
+        self._runs[name] = Run(record.kind, kind.shared, task, begun, record.create_s)
         task.add_done_callback(lambda _: self._forget(name))
 
     def _forget(self, name: str) -> None:
@@ -341,7 +341,7 @@ class OperationManager:
             structlog.contextvars.bind_contextvars(request_id=record.request_id)
         _LOG.info("operation begins", kind=record.kind, claims=record.claims)
         failures = record.failures
-        mine = self._is_mine(kind.shared)
+        mine = self._is_mine(kind.shared, record.create_s)
         try:
             while True:
                 begun = time.monotonic()
@@ -442,7 +442,7 @@ class OperationManager:
         if run is None or run.unwritten is None:
             return
         unwritten = run.unwritten
-        mine = self._is_mine(run.shared)
+        mine = self._is_mine(run.shared, run.create_s)
         try:
             await asyncio.to_thread(
                 change_record,
@@ -458,8 +458,9 @@ class OperationManager:
             run.unwritten = None
         self._notify()
 
-    def _is_mine(self, shared: bool) -> Callable[[Record], bool]:
-        return lambda record: shared or record.owner == self._owner
+    def _is_mine(self, shared: bool, create_s: float) -> Callable[[Record], bool]:
+        # Shared work has no owner; deleted and asked for anew under its name it is other work.
+        return lambda record: record.create_s == create_s if shared else record.owner == self._owner
 
     def _is_still(self, seen: Record) -> Callable[[Record], bool]:
         return lambda record: (record.owner, record.beat) == (seen.owner, seen.beat)
@@ -501,7 +502,7 @@ class OperationManager:
             run.stop(End.STOPPING)
         await asyncio.gather(*(run.task for run in runs.values()), return_exceptions=True)
         for name, run in runs.items():
-            unwritten, mine = run.unwritten, self._is_mine(run.shared)
+            unwritten, mine = run.unwritten, self._is_mine(run.shared, run.create_s)
 
             def let_go(
                 record: Record, unwritten: bytes | None = unwritten, mine: Callable[[Record], bool] = mine

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from weft_common.errors import InvalidArgumentError
 
-__all__ = ["DEFAULT_PAGE_SIZE", "MAX_PAGE_SIZE", "paginate"]
+__all__ = ["DEFAULT_PAGE_SIZE", "MAX_PAGE_SIZE", "newest_first", "paginate"]
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -60,6 +60,20 @@ def paginate(
         ordered = [item for item in ordered if key(item) > after]
     page = ordered[:size]
     return page, _encode(key(page[-1])) if len(ordered) > size else ""
+
+
+def newest_first(create_s: float, name: str) -> str:
+    """
+    A key for `paginate` by which what was made last comes first, and what was made in one microsecond by name.
+
+    Args:
+        create_s: When it was made, as seconds since 1970.
+        name: Of it alone.
+
+    >>> sorted(["old", "new"], key=lambda name: newest_first({"old": 1.0, "new": 1.5}[name], name))
+    ['new', 'old']
+    """
+    return f"{10**18 - round(create_s * 1e6):019d} {name}"
 
 
 def _encode(key: str) -> str:

@@ -11,7 +11,7 @@ from weft.training.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_common.deadlines import remaining_s
 from weft_common.errors import InvalidArgumentError
 from weft_common.operations import OperationManager
-from weft_common.pages import paginate
+from weft_common.pages import newest_first, paginate
 from weft_common.resource_names import parse_name
 from weft_trainer import converting
 from weft_trainer.core.commands import RunCommands
@@ -261,7 +261,6 @@ def _newest_first(
 
     def descending(item: T) -> str:
         time, name = key(item)
-        microseconds = round(datetime.fromisoformat(time).timestamp() * 1e6) if time else 0
-        return f"{10**18 - microseconds:019d} {name}"
+        return newest_first(datetime.fromisoformat(time).timestamp() if time else 0.0, name)
 
     return paginate(items, page_size, page_token, descending, default_size=_PAGE_SIZE)

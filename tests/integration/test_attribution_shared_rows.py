@@ -10,9 +10,10 @@ from attribution_house import PROMPT, attribution_house
 
 from weft_attribution import wiring
 from weft_attribution.core.model_folder import ModelFolder
-from weft_attribution.core.pipeline import Building, Limits, capture_hooks, choose_targets
+from weft_attribution.core.pipeline import Building, Limits, capture_hooks
 from weft_attribution.core.row_parts import ROOT, parts_of
 from weft_attribution.core.shared_rows import SharedRows
+from weft_attribution.core.targets import choose_targets
 from weft_attribution.core.transcoder import TranscoderReader
 
 PART = 4

@@ -2,16 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreter_server import InterpreterServer, interpreter_server, says, slow, status
-from jobs_house import JobsHouse, TokenBrain, jobs_house
+from interpreter_server import InterpreterServer, says, slow, status
+from jobs_fixtures import jobs, server
+from jobs_house import JobsHouse
 
 from weft.features.v1 import interpretation_pb2, jobs_pb2
 from weft_common.errors import CancelledError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+
+__all__ = ["jobs", "server"]
 
 FEATURES = [f"transcoders/t/features/1-{index}" for index in range(12)]
 SUCCEEDED, CANCELLED, FAILED = (
@@ -19,19 +20,6 @@ SUCCEEDED, CANCELLED, FAILED = (
     jobs_pb2.JOB_STATE_CANCELLED,
     jobs_pb2.JOB_STATE_FAILED,
 )
-
-
-@pytest.fixture
-def server() -> Iterator[InterpreterServer]:
-    with interpreter_server(TokenBrain().answer) as served:
-        yield served
-
-
-@pytest.fixture
-async def jobs(tmp_path: Path, server: InterpreterServer) -> AsyncIterator[JobsHouse]:
-    async with jobs_house(tmp_path, server.url) as made:
-        await made.index()
-        yield made
 
 
 def scope(calls: int = 1_000, **fields: Any) -> interpretation_pb2.InterpretationScope:

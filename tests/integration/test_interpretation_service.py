@@ -20,7 +20,8 @@ from weft_attribution.adapters.openai_interpreter import openai_interpreter
 from weft_attribution.adapters.prometheus_interpretation import PrometheusInterpretation
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Place
-from weft_attribution.interpretation_work import InterpretationWork, Interpreting
+from weft_attribution.interpretation_requests import Interpreting
+from weft_attribution.interpretation_work import InterpretationWork
 from weft_attribution.servicer_interpretation import InterpretationRpcs
 from weft_attribution.servicer_labels import LabelServicer
 from weft_client import AsyncClient, Endpoint

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 __all__ = ["PrometheusStages"]
 
-# What core/graphs.py and core/pipeline.py time.
+# What core/graph_making.py times.
 _STAGES = ("capture", "features", "sweep", "influence", "store")
 
 

@@ -21,7 +21,8 @@ from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner, ProgressFn
 from weft_attribution.core.ranks import spearman
-from weft_attribution.core.steering import additions_of, check_explains_tokens, demeaned_logits
+from weft_attribution.core.readouts import demeaned_logits
+from weft_attribution.core.steering import additions_of, check_explains_tokens
 from weft_attribution.core.summaries import GraphSummaries
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import InvalidArgumentError

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from weft_attribution.core.records import GraphRequest, edges_key, graph_key
 from weft_common.errors import DataLossError, NotFoundError
-from weft_common.pages import paginate
+from weft_common.pages import newest_first, paginate
 from weft_store.port import ObjectStore
 
 __all__ = ["FeatureGraph", "FeatureGraphs", "FoundGraphs"]
@@ -86,7 +86,7 @@ class FeatureGraphs:
             [request for request in self._requests() if request.settings.transcoder == transcoder],
             page_size,
             page_token,
-            key=lambda request: f"{10**15 - int(request.create_s * 1000):016d} {request.graph_id}",
+            key=lambda request: newest_first(request.create_s, request.graph_id),
             default_size=_DEFAULT_PAGE,
             max_size=_MAX_PAGE,
         )

@@ -11,10 +11,10 @@ import numpy as np
 from weft_attribution.core.graph_json import node_id
 from weft_attribution.core.interventions import feature_additions, predict
 from weft_attribution.core.open_graphs import OpenGraphs
-from weft_attribution.core.pipeline import WholeGraph
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.summaries import GraphSummaries
 from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.core.whole_graph import WholeGraph
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_store.port import ObjectStore
 

@@ -1,8 +1,5 @@
 """
-Labels in the bucket.
-
-    features/{transcoder}/labels/{layer}/{page}.json                     the last revisions of 256 features each
-    features/{transcoder}/label-revisions/{layer}-{index}/{number}.json  what no longer fits in there, one revision each
+Labels in the bucket, in pages.
 
 A change is one conditional write of one page, so that of two writers at once neither loses anything. A page is bounded,
 since a feature keeps a few revisions in it and older ones move out; one that stands never does.
@@ -10,44 +7,29 @@ since a feature keeps a few revisions in it and older ones move out; one that st
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
-from weft_attribution.core.labels import Label, Origin, Place, Score, ScoreKind, latest, same_words, standing
-from weft_common.errors import AlreadyExistsError, ConflictError, DataLossError, FailedPreconditionError, NotFoundError
+from weft_attribution.core.label_pages import (
+    LabelledFeature,
+    feature_id,
+    history_folder,
+    labelled,
+    labels_folder,
+    page_key,
+    page_labels,
+    with_revisions,
+)
+from weft_attribution.core.labels import Label, Origin, Place, Score, ScoreKind, same_words
+from weft_common.errors import AlreadyExistsError, ConflictError, FailedPreconditionError, NotFoundError
 from weft_store.documents import Document, create_json, encode_json, read_json, update_json
 from weft_store.port import ObjectStore
 
-__all__ = ["Imported", "LabelStore", "LabelledFeature", "etag_of"]
+__all__ = ["Imported", "LabelStore"]
 
-FEATURES_A_PAGE = 256
 REVISIONS_A_FEATURE = 8
 MAX_REVISIONS = 100_000
-
-
-@dataclass(frozen=True)
-class LabelledFeature:
-    """
-    What a page holds of one feature.
-
-    Args:
-        place: The feature.
-        revisions: The last ones, oldest first, and those that stand.
-    """
-
-    place: Place
-    revisions: tuple[Label, ...]
-
-    @property
-    def etag(self) -> str:
-        """Changes with everything that is said."""
-        return etag_of(self.revisions[::-1])
-
-    def label(self, origin: Origin | None = None) -> Label | None:
-        """What stands, or what one origin says."""
-        return standing(self.revisions) if origin is None else latest(self.revisions, origin)
 
 
 @dataclass(frozen=True)
@@ -71,37 +53,22 @@ class LabelStore:
         self._store = store
         self._clock = clock
 
-    @staticmethod
-    def folder(transcoder: str) -> str:
-        """Where the pages of a transcoder lie."""
-        return f"features/{transcoder}/labels/"
-
-    @staticmethod
-    def page_labels(key: str, document: Document) -> list[LabelledFeature]:
-        """Everything in a page, by place. DataLossError."""
-        return [_labels(document, place) for place in sorted(_places(key, document))]
-
     def get(self, transcoder: str, place: Place) -> LabelledFeature:
         """What the page has of one feature; without revisions where nothing was ever said."""
         try:
-            document, _ = read_json(self._store, _key(transcoder, place))
+            document, _ = read_json(self._store, page_key(transcoder, place))
         except NotFoundError:
             document = {}
-        return _labels(document, place)
-
-    @staticmethod
-    def pages_of(places: Iterable[Place]) -> list[Place]:
-        """One feature for each page that some features are in, by layer and index."""
-        return list({_key("", place): place for place in sorted(places)}.values())
+        return labelled(document, place)
 
     def page(self, transcoder: str, place: Place) -> list[LabelledFeature]:
         """Everything in the page that a feature is in, by place."""
-        key = _key(transcoder, place)
+        key = page_key(transcoder, place)
         try:
             document, _ = read_json(self._store, key)
         except NotFoundError:
             return []
-        return self.page_labels(key, document)
+        return page_labels(key, document)
 
     def add(self, transcoder: str, label: Label, *, etag: str = "") -> LabelledFeature:
         """
@@ -118,14 +85,14 @@ class LabelStore:
         """
 
         def change(document: Document) -> Document:
-            there = _labels(document, label.place)
+            there = labelled(document, label.place)
             if not label.text and there.label(label.origin) is None:
-                raise NotFoundError(f"feature {_id(label.place)} has no label of a {label.origin.value}")
+                raise NotFoundError(f"feature {feature_id(label.place)} has no label of a {label.origin.value}")
             if etag and etag != there.etag and not (etag == "0" and there.label() is None):
                 raise _conflict(there, etag)
             return self._with(transcoder, document, label)
 
-        return _labels(self._change(_key(transcoder, label.place), change), label.place)
+        return labelled(self._change(page_key(transcoder, label.place), change), label.place)
 
     def add_many(self, transcoder: str, labels: Sequence[Label]) -> Imported:
         """
@@ -135,7 +102,7 @@ class LabelStore:
         """
         by_page: dict[str, list[Label]] = defaultdict(list)
         for label in labels:
-            by_page[_key(transcoder, label.place)].append(label)
+            by_page[page_key(transcoder, label.place)].append(label)
         num_added = 0
         for key, group in by_page.items():
             added: list[Label] = []
@@ -143,7 +110,7 @@ class LabelStore:
             def change(document: Document, group: list[Label] = group, added: list[Label] = added) -> Document:
                 added.clear()
                 for label in group:
-                    there = _labels(document, label.place).label(label.origin)
+                    there = labelled(document, label.place).label(label.origin)
                     if there is None or not same_words(there, label):
                         document = self._with(transcoder, document, label)
                         added.append(label)
@@ -164,7 +131,7 @@ class LabelStore:
 
         def change(document: Document) -> Document:
             nonlocal kept
-            there = list(_labels(document, place).revisions)
+            there = list(labelled(document, place).revisions)
             at = next((at for at, each in enumerate(there) if each.revision == revision), None)
             # One that was replaced may lie elsewhere already, and what lies there never changes.
             kept = at is not None and _last(there, there[at].origin) is there[at] and bool(there[at].text)
@@ -177,17 +144,17 @@ class LabelStore:
                     # The same once more: nothing is written.
                     new[kind] = score
             there[at] = replace(there[at], scores={**old, **new})
-            return _put(document, place, there)
+            return with_revisions(document, place, there)
 
-        self._change(_key(transcoder, place), change)
+        self._change(page_key(transcoder, place), change)
         return kept
 
     def walk(
         self, transcoder: str, *, layer: int | None = None, after: Place | None = None
     ) -> Iterator[LabelledFeature]:
         """All features that something was ever said of, by layer and index, beginning after a place."""
-        folder = self.folder(transcoder)
-        first = "" if after is None else _key(transcoder, after)
+        folder = labels_folder(transcoder)
+        first = "" if after is None else page_key(transcoder, after)
         for info in self._store.list(folder if layer is None else f"{folder}{layer:04d}/"):
             if info.key < first:
                 continue
@@ -195,7 +162,7 @@ class LabelStore:
                 document, _ = read_json(self._store, info.key)
             except NotFoundError:
                 continue
-            for each in self.page_labels(info.key, document):
+            for each in page_labels(info.key, document):
                 if after is None or each.place > after:
                     yield each
 
@@ -203,7 +170,7 @@ class LabelStore:
         """Every revision of a feature, newest first."""
         # The page comes first: a revision leaves it after it was written elsewhere.
         found = {each.revision: each for each in self.get(transcoder, place).revisions}
-        for info in self._store.list(f"{_history(transcoder, place)}/"):
+        for info in self._store.list(history_folder(transcoder, place)):
             document, _ = read_json(self._store, info.key)
             label = Label.from_json(place, document)
             found.setdefault(label.revision, label)
@@ -211,19 +178,19 @@ class LabelStore:
 
     def _with(self, transcoder: str, document: Document, label: Label) -> Document:
         """A page with one label more; what has no place in it any more is written elsewhere before."""
-        there = list(_labels(document, label.place).revisions)
+        there = list(labelled(document, label.place).revisions)
         number = there[-1].revision + 1 if there else 1
         if number > MAX_REVISIONS:
             raise FailedPreconditionError(
-                f"feature {_id(label.place)} was labelled {MAX_REVISIONS} times; that is all that is kept"
+                f"feature {feature_id(label.place)} was labelled {MAX_REVISIONS} times; that is all that is kept"
             )
         there.append(replace(label, revision=number, create_s=self._clock()))
         while len(there) > REVISIONS_A_FEATURE:
             kept = {each.revision for each in (_last(there, origin) for origin in Origin) if each is not None}
             oldest = next(each for each in there if each.revision not in kept)
-            self._move_out(f"{_history(transcoder, label.place)}/{oldest.revision:06d}.json", oldest)
+            self._move_out(f"{history_folder(transcoder, label.place)}{oldest.revision:06d}.json", oldest)
             there.remove(oldest)
-        return _put(document, label.place, there)
+        return with_revisions(document, label.place, there)
 
     def _move_out(self, key: str, label: Label) -> None:
         """
@@ -259,16 +226,6 @@ class LabelStore:
             return document
 
 
-def etag_of(history: Sequence[Label]) -> str:
-    """The etag of a feature by what was said of it, newest first; `0` where nothing ever was."""
-    return str(history[0].revision) if history else "0"
-
-
-def _put(document: Mapping[str, Any], place: Place, revisions: Sequence[Label]) -> Document:
-    features = {**document.get("features", {}), str(place.index): [each.to_json() for each in revisions]}
-    return {**document, "features": features}
-
-
 def _last(revisions: Sequence[Label], origin: Origin) -> Label | None:
     """The last revision of an origin, withdrawn or not: without it, the one before would stand again."""
     return next((each for each in reversed(revisions) if each.origin is origin), None)
@@ -282,38 +239,10 @@ def _scored_s(label: Label) -> float:
 def _conflict(there: LabelledFeature, etag: str) -> ConflictError:
     if there.revisions and there.label() is None:
         return ConflictError(
-            f"the label of feature {_id(there.place)} was withdrawn, which is its etag {there.etag}, not "
+            f"the label of feature {feature_id(there.place)} was withdrawn, which is its etag {there.etag}, not "
             f"{etag[:40]!r}; to label it anew give etag 0, its history shows what was said"
         )
     return ConflictError(
-        f"feature {_id(there.place)} is at etag {there.etag}, not {etag[:40]!r}: somebody else has said something "
-        "meanwhile; read the label again and decide anew"
+        f"feature {feature_id(there.place)} is at etag {there.etag}, not {etag[:40]!r}: somebody else has said "
+        "something meanwhile; read the label again and decide anew"
     )
-
-
-def _id(place: Place) -> str:
-    return f"{place.layer}-{place.index}"
-
-
-def _key(transcoder: str, place: Place) -> str:
-    # Padded, so that keys are in the order of numbers.
-    return f"features/{transcoder}/labels/{place.layer:04d}/{place.index // FEATURES_A_PAGE:07d}.json"
-
-
-def _history(transcoder: str, place: Place) -> str:
-    return f"features/{transcoder}/label-revisions/{_id(place)}"
-
-
-def _places(key: str, document: Mapping[str, Any]) -> list[Place]:
-    layer, features = key.split("/")[-2], document.get("features")
-    if not isinstance(features, dict) or not layer.isdecimal() or not all(index.isdecimal() for index in features):
-        raise DataLossError(f"object {key!r} is no page of labels; restore it from a backup")
-    return [Place(int(layer), int(index)) for index in features]
-
-
-def _labels(document: Mapping[str, Any], place: Place) -> LabelledFeature:
-    features = document.get("features", {})
-    revisions = features.get(str(place.index), ()) if isinstance(features, dict) else None
-    if not isinstance(revisions, list | tuple):
-        raise DataLossError(f"the page with the labels of feature {_id(place)} is damaged; restore it from a backup")
-    return LabelledFeature(place, tuple(Label.from_json(place, each) for each in revisions))

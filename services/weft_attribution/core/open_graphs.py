@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from weft_attribution.core.graph_json import node_id
 from weft_attribution.core.influence import compute_influence
-from weft_attribution.core.pipeline import WholeGraph, open_graph
 from weft_attribution.core.ports import Token
 from weft_attribution.core.records import GraphRequest, edges_key, graph_key, request_key
+from weft_attribution.core.whole_graph import WholeGraph, open_graph
 from weft_common.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_store.documents import read_json
 from weft_store.port import ObjectStore

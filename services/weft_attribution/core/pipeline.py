@@ -1,13 +1,12 @@
 """
-From a prompt to a stored graph: capture, features, sweep, influence, store.
+From captured streams to a file of rows: features, targets, sweep after sweep as what is there ranks the rest.
 
-Legend: R rows (features, then logits), N features, P positions, D d_model, V vocabulary.
+Legend: R rows (features, then logits), N features, P positions, D d_model.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from weft_attribution.core.edge_file import EdgeScratch, read_arrays
+from weft_attribution.core.edge_file import EdgeScratch
 from weft_attribution.core.features import find_features
-from weft_attribution.core.graph_json import GraphNodes
-from weft_attribution.core.influence import Edges
 from weft_attribution.core.operator import FrozenOperator
-from weft_attribution.core.ports import Capture, ProgressFn, Token
+from weft_attribution.core.ports import Capture, ProgressFn
 from weft_attribution.core.ranking import next_counts, partial_influence
 from weft_attribution.core.shared_rows import SharedRows
 from weft_attribution.core.skips import read_skips
@@ -30,36 +27,13 @@ from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import FailedPreconditionError
 
-__all__ = [
-    "Building",
-    "Limits",
-    "Stages",
-    "WholeGraph",
-    "capture_hooks",
-    "choose_targets",
-    "conservation_error",
-    "default_batch_size",
-    "open_graph",
-]
+__all__ = ["Building", "Limits", "capture_hooks", "conservation_error", "default_batch_size"]
 
 Array = npt.NDArray[Any]
 # Float32 leaves a ten-thousandth at most; another model, prompt or transcoder leaves much more.
 _MOST_MISSING = 0.01
 _SHOWN_SHARE = 8
 """Of all features, one in so many is taken by rank, so that a graph is shown early."""
-
-
-@dataclass
-class Stages:
-    """Wall time by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, stage: str, since: float) -> float:
-        """Book the time since `since` on a stage, and return now."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
-        return now
 
 
 @dataclass(frozen=True)
@@ -82,47 +56,11 @@ class Limits:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
-class WholeGraph:
-    """A graph before pruning."""
-
-    edges: Edges
-    nodes: GraphNodes
-    constant_R: Array
-    value_R: Array
-
-    @property
-    def logit_weights(self) -> Array:
-        return np.array(self.nodes.probabilities)
-
-
 def capture_hooks(input_hook: str, *, has_post_norms: bool = False) -> tuple[str, ...]:
     """Streams that a graph needs."""
     after = ("ln1_post.scale",) if has_post_norms else ()
     per_layer = ("ln1.scale", "attn.pattern", *after, "ln2.scale", input_hook, "mlp_out")
     return (*(f"layers.*.{hook}" for hook in per_layer), "ln_final.scale", "ln_final.normed", "logits")
-
-
-def choose_targets(
-    logits_V: Array, *, max_logits: int, probability: float, targets: Sequence[Target]
-) -> tuple[tuple[Target, ...], Array]:
-    """
-    What to explain, and how much each counts.
-
-    Returns:
-        The asked targets, or the likeliest tokens until their sum reaches `probability`; and their weights.
-    """
-    logits = logits_V.astype(np.float64)
-    share_V = np.exp(logits - logits.max())
-    share_V /= share_V.sum()
-    if targets:
-        chosen = tuple(targets)
-    else:
-        best = np.argsort(-share_V, kind="stable")[:max_logits]
-        count = int(np.searchsorted(np.cumsum(share_V[best]), probability)) + 1
-        chosen = tuple(Target(token_id=token_id) for token_id in best[:count].tolist())
-    weights = [each.weight or (share_V[each.token_id] if each.kind == "token" else 1.0) for each in chosen]
-    return chosen, np.array(weights, dtype=np.float64)
 
 
 class Building:
@@ -341,27 +279,3 @@ def _check_shapes(weights: LinearWeights, transcoder: TranscoderReader, capture:
         raise FailedPreconditionError(
             f"transcoders/{name} reads width {transcoder.encoder_shape(last)[1]}, {info.name} has {weights.d_model}"
         )
-
-
-def open_graph(
-    path: Path, num_layers: int, tokens: tuple[Token, ...], logits: tuple[Token, ...], probabilities: tuple[float, ...]
-) -> WholeGraph:
-    """Map a stored graph."""
-    arrays = read_arrays(path)
-    table = NodeTable(len(arrays["layer"]), num_layers, len(tokens), len(logits))
-    layer_R = np.concatenate([arrays["layer"], np.full(table.num_logits, table.num_layers)])
-    return WholeGraph(
-        edges=Edges(table, np.array(arrays["indptr"]), arrays["indices"], arrays["values"], layer_R),
-        nodes=GraphNodes(
-            table,
-            np.array(arrays["layer"]),
-            np.array(arrays["position"]),
-            np.array(arrays["index"]),
-            np.array(arrays["activation"], dtype=np.float64),
-            tokens,
-            logits,
-            probabilities,
-        ),
-        constant_R=np.array(arrays["constant"]),
-        value_R=np.array(arrays["value"]),
-    )

@@ -6,8 +6,8 @@ import numpy.typing as npt
 
 from weft_attribution.core.graph_json import graph_json, scan_name
 from weft_attribution.core.influence import compute_influence, cumulative_share, prune
-from weft_attribution.core.pipeline import WholeGraph
 from weft_attribution.core.records import GraphRequest
+from weft_attribution.core.whole_graph import WholeGraph
 
 __all__ = ["pruned_content", "shown_so_far"]
 

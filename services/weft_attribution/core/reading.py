@@ -31,10 +31,9 @@ from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_store.port import ObjectStore
 
-__all__ = ["LIKENESS", "GraphReading", "LabelledGroup", "Summary"]
+__all__ = ["GraphReading", "LabelledGroup", "Summary"]
 
 Array = npt.NDArray[Any]
-LIKENESS = ("both", "decoder", "graph")
 MAX_PINNED = 10_000
 MAX_PATHS = 100
 MAX_SUPERNODES = 12
@@ -116,7 +115,7 @@ class GraphReading:
         Args:
             graph_id: The graph.
             max_supernodes: Most groups of features.
-            likeness: One of `LIKENESS`.
+            likeness: What makes features alike: `decoder`, `graph`, or `both`.
             node_threshold: Share of the features' influence that is grouped.
         """
         check_count(max_supernodes, MAX_SUPERNODES, "max_supernodes")

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from weft_attribution.core.label_store import LabelStore
+from weft_attribution.core.label_pages import labels_folder, page_labels
 from weft_attribution.core.labels import Label, Place
 from weft_common.errors import NotFoundError
 from weft_store.documents import read_json
@@ -61,7 +61,7 @@ class StandingLabels:
             if len(self._known) > _TRANSCODERS:
                 self._known.popitem(last=False)
             pages: dict[str, _Page] = {}
-            for info in self._store.list(LabelStore.folder(transcoder)):
+            for info in self._store.list(labels_folder(transcoder)):
                 page = self._page(info, known.pages.get(info.key))
                 if page is not None:
                     pages[info.key] = page
@@ -82,6 +82,6 @@ class StandingLabels:
             return None
         if known is not None and known.etag == etag:
             return _Page(info.size_bytes, info.modified_s, etag, is_settled, known.labels)
-        found = LabelStore.page_labels(info.key, document)
+        found = page_labels(info.key, document)
         labels = {each.place: label for each in found if (label := each.label()) is not None}
         return _Page(info.size_bytes, info.modified_s, etag, is_settled, labels)

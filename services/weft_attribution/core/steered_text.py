@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from weft_attribution.core.feature_index.on_prompt import model_of, tokens_of
 from weft_attribution.core.firing import layers_read
 from weft_attribution.core.interventions import feature_additions
 from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.ports import Addition, Capture, LikelyToken, ModelRunner, Token
-from weft_attribution.core.steering import encode_at
+from weft_attribution.core.prompt_tokens import model_of, tokens_of
+from weft_attribution.core.readouts import encode_at
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import InvalidArgumentError, NotFoundError
 from weft_store.port import ObjectStore

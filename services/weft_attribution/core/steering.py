@@ -9,57 +9,37 @@ attention with them, the model is linear, and measured is predicted up to roundi
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from weft_attribution.core.firing import Firing, layers_read
+from weft_attribution.core.feature_changes import FeatureChange, deltas_of
+from weft_attribution.core.firing import layers_read
 from weft_attribution.core.influence import prune
 from weft_attribution.core.interventions import feature_additions, predict_rows
 from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraph, OpenGraphs
 from weft_attribution.core.ports import Addition, Capture, ModelRunner
 from weft_attribution.core.ranks import spearman
+from weft_attribution.core.readouts import FINAL, demeaned_logits, encode_at
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.weights import LinearWeights
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 from weft_store.port import ObjectStore
 
 __all__ = [
-    "FeatureChange",
     "NodeEffect",
-    "Patch",
     "SteeredLogit",
     "Steering",
     "SteeringPlan",
     "Steers",
-    "encode_at",
+    "additions_of",
+    "check_explains_tokens",
 ]
 
 Array = npt.NDArray[Any]
 MAX_SHOWN = 10_000
-_FINAL = "ln_final.normed"
-
-
-@dataclass(frozen=True)
-class Patch:
-    """A feature's activation on another prompt; position -1 is the node's own."""
-
-    prompt: str
-    position: int = -1
-
-
-@dataclass(frozen=True)
-class FeatureChange:
-    """What is done to some feature nodes alike: exactly one of factor, value and patch is there."""
-
-    node_ids: tuple[str, ...]
-    factor: float | None = None
-    value: float | None = None
-    patch: Patch | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +117,12 @@ class Steers:
         weights = await asyncio.to_thread(self._models.weights, settings.model)
         held = _held_layers(plan.held, weights.num_layers)
         shown = _shown(opened, plan.shown)
-        delta = await self._deltas(opened, transcoder, plan.changes)
+        delta = await deltas_of(self._runner, opened, transcoder, plan.changes)
         answers_N = ~np.isin(np.asarray(nodes.layer_N), held)
         predicted_R = await asyncio.to_thread(predict_rows, edges, nodes.activation_N, delta, answers_N)
         additions = await asyncio.to_thread(additions_of, opened, transcoder, delta)
         layers = layers_read(transcoder, {int(nodes.layer_N[node]) for node in shown}, weights.num_layers)
-        hooks = [*(f"layers.{layer}.{transcoder.manifest.input_hook}" for layer in layers), _FINAL]
+        hooks = [*(f"layers.{layer}.{transcoder.manifest.input_hook}" for layer in layers), FINAL]
         token_ids = [token.id for token in nodes.tokens]
         before = await self._runner.capture(settings.model, token_ids, hooks)
         after = await self._runner.steer(
@@ -159,70 +139,6 @@ class Steers:
         measured = [*(each.measured for each in effects), *(each.measured for each in logits)]
         agreement = spearman(predicted, measured)
         return Steering(opened, tuple(effects), tuple(logits), agreement)
-
-    async def _deltas(
-        self, opened: OpenGraph, transcoder: TranscoderReader, changes: Sequence[FeatureChange]
-    ) -> dict[int, float]:
-        if not changes:
-            raise InvalidArgumentError("changes is empty; name at least one feature node", field="changes")
-        found: dict[int, float] = {}
-        for place, change in enumerate(changes):
-            field = f"changes[{place}]"
-            given = [part for part in (change.factor, change.value, change.patch) if part is not None]
-            if not change.node_ids or len(given) != 1:
-                raise InvalidArgumentError(f"{field} needs nodes, and one of factor, value and patch", field=field)
-            nodes = [opened.node(name, field) for name in change.node_ids]
-            wanted = await self._wanted(opened, transcoder, change, nodes, field)
-            for name, node, value in zip(change.node_ids, nodes, wanted, strict=True):
-                if node in found:
-                    raise InvalidArgumentError(f"node {name} is named twice; name it once", field=field)
-                found[node] = value - float(opened.graph.nodes.activation_N[node])
-        return found
-
-    async def _wanted(
-        self,
-        opened: OpenGraph,
-        transcoder: TranscoderReader,
-        change: FeatureChange,
-        nodes: Sequence[int],
-        field: str,
-    ) -> list[float]:
-        """The activation that each node shall have."""
-        graph = opened.graph.nodes
-        for name, node in zip(change.node_ids, nodes, strict=True):
-            if node >= graph.table.num_features:
-                raise InvalidArgumentError(f"{name} is no feature; only features can be changed", field=field)
-        if change.patch is not None:
-            return await self._patched(opened, transcoder, change.patch, nodes, field)
-        wanted = [
-            change.value if change.value is not None else float(graph.activation_N[node]) * (change.factor or 0.0)
-            for node in nodes
-        ]
-        if not all(map(isfinite, wanted)):
-            raise InvalidArgumentError(f"{field} is not finite; give a finite factor or value", field=field)
-        return wanted
-
-    async def _patched(
-        self, opened: OpenGraph, transcoder: TranscoderReader, patch: Patch, nodes: Sequence[int], field: str
-    ) -> list[float]:
-        if not patch.prompt:
-            raise InvalidArgumentError(f"{field} has an empty prompt; give the text to patch from", field=field)
-        model, graph = opened.request.settings.model, opened.graph.nodes
-        tokens = await self._runner.tokenize(model, patch.prompt)
-        layers = layers_read(transcoder, {int(graph.layer_N[node]) for node in nodes}, graph.table.num_layers)
-        hook = transcoder.manifest.input_hook
-        places = [patch.position if patch.position >= 0 else int(graph.position_N[node]) for node in nodes]
-        if max(places) >= len(tokens):
-            raise InvalidArgumentError(
-                f"{field} reads position {max(places)} of a prompt of {len(tokens)} tokens; give a position of it",
-                field=field,
-            )
-        capture = await self._runner.capture(
-            model, [token.id for token in tokens], [f"layers.{layer}.{hook}" for layer in layers]
-        )
-        keys = [(int(graph.layer_N[n]), int(graph.index_N[n]), p) for n, p in zip(nodes, places, strict=True)]
-        values = await asyncio.to_thread(encode_at, transcoder, keys, capture)
-        return [activation for _, activation in values]
 
 
 def check_explains_tokens(opened: OpenGraph) -> None:
@@ -242,14 +158,6 @@ def additions_of(opened: OpenGraph, transcoder: TranscoderReader, delta: Mapping
         for node, amount in delta.items()
     ]
     return feature_additions(transcoder, moved, nodes.table.num_layers)
-
-
-def demeaned_logits(opened: OpenGraph, weights: LinearWeights, capture: Capture) -> tuple[Array, Array]:
-    """The explained tokens' logits before any cap, less their mean, and their probabilities."""
-    logits_V = weights.logits(torch.tensor(capture.tensors[_FINAL][-1], dtype=weights.dtype)).double()
-    capped_V = weights.logit_cap * (logits_V / weights.logit_cap).tanh() if weights.logit_cap else logits_V
-    ids = [token.id for token in opened.graph.nodes.logits]
-    return (logits_V - logits_V.mean())[ids].numpy(), capped_V.softmax(0)[ids].numpy()
 
 
 def _held_layers(held: tuple[int, int] | None, num_layers: int) -> range:
@@ -283,31 +191,6 @@ def _shown(opened: OpenGraph, names: Sequence[str]) -> list[int]:
         if node >= table.num_features:
             raise InvalidArgumentError(f"{name} is no feature; name features", field="shown_node_ids")
     return nodes
-
-
-def encode_at(
-    transcoder: TranscoderReader, keys: Sequence[tuple[int, int, int]], capture: Capture
-) -> list[tuple[float, float]]:
-    """Pre-activation and activation of features, each (layer, index, position)."""
-    places = np.array(sorted({position for _, _, position in keys}), dtype=np.int64)
-    row_of = {int(position): row for row, position in enumerate(places)}
-    # Rows of what is asked decide by themselves; where features compete, all of them are needed, at half the size.
-    compete = transcoder.manifest.top_k > 0
-    dtype = torch.float32 if compete else torch.float64
-    firing = Firing(transcoder, capture.tensors, capture.model.num_layers, dtype, places)
-    found: dict[tuple[int, int, int], tuple[float, float]] = {}
-    for layer in sorted({key[0] for key in keys}):
-        here = [key for key in keys if key[0] == layer]
-        encoder = transcoder.encoder(layer)
-        indices = np.arange(len(encoder.b_enc_F)) if compete else np.array(sorted({index for _, index, _ in here}))
-        encoder = encoder if compete else encoder.only(indices)
-        pre_PF = firing.preactivations(layer, encoder)
-        fires_PF = firing.fires(encoder, pre_PF)
-        for key in here:
-            place = row_of[key[2]], int(np.searchsorted(indices, key[1]))
-            value = float(pre_PF[place])
-            found[key] = value, value if fires_PF[place] else 0.0
-    return [found[key] for key in keys]
 
 
 def _node_effects(

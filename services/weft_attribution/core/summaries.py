@@ -43,6 +43,19 @@ class GraphSummaries:
             return None
         return self.write(request, document)
 
+    def document(self, request: GraphRequest) -> Json | None:
+        """Return the whole document of a finished graph with what was measured on it, None where it is not finished."""
+        try:
+            document, _ = read_json(self._store, graph_key(request.graph_id))
+        except NotFoundError:
+            return None
+        return self.whole(request, document)
+
+    def whole(self, request: GraphRequest, document: Json) -> Json:
+        """Return a graph's document with what was measured on it."""
+        summary = self.write(request, document)
+        return {**document, **{key: summary[key] for key in ("interventions", "faithfulness") if key in summary}}
+
     def write(self, request: GraphRequest, document: Json) -> Json:
         """Write the summary of a graph's document, unless there is one; return the one that is there."""
         if (there := self._stored(request)) is not None:

@@ -21,8 +21,9 @@ from weft_attribution.core.ports import ModelInfo, ModelRunner, Token
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import InvalidArgumentError
 
-__all__ = ["Explained", "Target", "check_targets", "explain", "name_targets", "resolve_texts"]
+__all__ = ["Explained", "Target", "check_targets", "choose_targets", "explain", "name_targets", "resolve_texts"]
 
+Array = npt.NDArray[Any]
 KINDS = ("token", "difference", "direction", "feature")
 
 
@@ -229,3 +230,25 @@ def _feature(
         return row_D, offset, torch.ones((), dtype=dtype), value
     norm = operator.weights.layers[target.layer].mlp_norm
     return norm.fold(row_D), offset + norm.offset(row_D), operator.mlp_scale_P[target.layer][-1], value
+
+
+def choose_targets(
+    logits_V: Array, *, max_logits: int, probability: float, targets: Sequence[Target]
+) -> tuple[tuple[Target, ...], Array]:
+    """
+    What to explain, and how much each counts.
+
+    Returns:
+        The asked targets, or the likeliest tokens until their sum reaches `probability`; and their weights.
+    """
+    logits = logits_V.astype(np.float64)
+    share_V = np.exp(logits - logits.max())
+    share_V /= share_V.sum()
+    if targets:
+        chosen = tuple(targets)
+    else:
+        best = np.argsort(-share_V, kind="stable")[:max_logits]
+        count = int(np.searchsorted(np.cumsum(share_V[best]), probability)) + 1
+        chosen = tuple(Target(token_id=token_id) for token_id in best[:count].tolist())
+    weights = [each.weight or (share_V[each.token_id] if each.kind == "token" else 1.0) for each in chosen]
+    return chosen, np.array(weights, dtype=np.float64)

@@ -7,7 +7,7 @@ of its own, created if absent, so that many writers never wait for each other.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from weft_cache.core import layout
@@ -18,13 +18,12 @@ from weft_cache.core.records import Dataset, DatasetSpec, ShardRecord, State
 from weft_cache.core.retention import Retention
 from weft_cache.core.tags import changed, check_key, check_tags
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
-from weft_common.pages import paginate
+from weft_common.pages import newest_first, paginate
 from weft_common.resource_names import check_id
 from weft_store import ObjectStore
 from weft_store.documents import create_json, list_ids, read_json, update_json
 
 _NEXT_DELETE = "repeat DeleteDataset to finish it"
-_NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class Catalog:
@@ -148,11 +147,10 @@ class Catalog:
             if wanted.takes(manifest):
                 manifests[dataset_id] = manifest
 
-        def newest_first(each: str) -> str:
-            age_us = round((_NEVER - datetime.fromisoformat(manifests[each]["create_time"])).total_seconds() * 1e6)
-            return f"{age_us:020d}/{each}"
+        def key(each: str) -> str:
+            return newest_first(datetime.fromisoformat(manifests[each]["create_time"]).timestamp(), each)
 
-        page, next_token = paginate(manifests, page_size, page_token, newest_first, default_size=100)
+        page, next_token = paginate(manifests, page_size, page_token, key, default_size=100)
         return [self._dataset(each, manifests[each]) for each in page], next_token
 
     def manifest(self, dataset_id: str) -> dict[str, Any]:

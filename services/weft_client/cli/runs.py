@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from weft.training.v1 import messages_pb2, service_pb2
 from weft_client.cli.evaluations import evaluation_table
-from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, state, stdout, time
+from weft_client.cli.output import as_dict, print_json, print_list, print_one, size, stdout, time
+from weft_client.cli.run_display import Board, run_fields, run_state
 from weft_client.cli.session import JsonFlag, NoWait, ValidateOnly, connected
 from weft_client.cli.waiting import print_started, wait
 from weft_client.names import full_name, short_id
@@ -29,48 +28,6 @@ ACTIVATIONS = {
 }
 
 
-def _state(run: messages_pb2.Run) -> str:
-    return state(messages_pb2.RunState.Name(run.state))
-
-
-def _since(run: messages_pb2.Run) -> str:
-    return f" since {time(run.transitions[-1].time)}" if run.transitions else ""
-
-
-def _network(run: messages_pb2.Run) -> str:
-    sent, entries = run.metrics.sent_bytes_per_token, run.metrics.entry_bytes_per_token
-    return f"{size(round(sent))} a token and rank, {size(round(entries))} of them for active features"
-
-
-def _epoch(epoch: messages_pb2.Epoch) -> str:
-    whole = f"snapshot {epoch.snapshot}" if epoch.snapshot else "the sealed dataset"
-    what = f"what {whole} has beyond {epoch.since_snapshot}" if epoch.since_snapshot else whole
-    times = f", {epoch.passes:,} times" if epoch.passes > 1 else ""
-    return f"{what}, {epoch.num_tokens:,} tokens{times}"
-
-
-def _fields(run: messages_pb2.Run) -> list[tuple[str, str]]:
-    spec = run.spec
-    fields = [
-        ("name", run.name),
-        ("state", f"{_state(run)}{_since(run)}"),
-        ("reason", run.error_message or (run.transitions[-1].reason if run.transitions else "")),
-        ("attempts", str(run.attempt)),
-        ("dataset", spec.dataset),
-        ("features", f"{spec.num_features} a layer, {messages_pb2.Activation.Name(spec.activation)[11:].lower()}"),
-        ("ranks", f"{spec.feature_ranks} on the feature axis, {spec.data_ranks} on the data axis"),
-        ("step", f"{run.step} of {spec.num_steps}"),
-        *([("waiting for", run.pending_reason)] if run.pending_reason else []),
-        ("memory", size(run.peak_memory_bytes)),
-        *([("network", _network(run))] if run.metrics.sent_bytes_per_token else []),
-        ("created", time(run.create_time)),
-    ]
-    fields += [(f"epoch {epoch.index}", _epoch(epoch)) for epoch in run.epochs]
-    if run.HasField("evaluation"):
-        fields.append(("explained variance", f"{run.evaluation.explained_variance:.3f} on held-out tokens"))
-    return fields
-
-
 @app.command("list")
 def list_runs(as_json: JsonFlag = False) -> None:
     """List runs, newest first."""
@@ -80,7 +37,7 @@ def list_runs(as_json: JsonFlag = False) -> None:
             client.runs.list(),
             {
                 "id": lambda run: short_id(run.name),
-                "state": _state,
+                "state": run_state,
                 "dataset": lambda run: short_id(run.spec.dataset),
                 "step": lambda run: f"{run.step} of {run.spec.num_steps}",
                 "loss": lambda run: f"{run.metrics.loss:.4f}",
@@ -96,7 +53,7 @@ def get_run(run: RunArgument, as_json: JsonFlag = False) -> None:
     """Describe one run."""
     with connected() as client:
         found = client.runs.get(run)
-    print_one(found, _fields(found), as_json=as_json)
+    print_one(found, run_fields(found), as_json=as_json)
 
 
 @app.command("create")
@@ -230,51 +187,6 @@ def as_dict_of(event: service_pb2.WatchRunResponse) -> dict[str, Any]:
     return {kind: as_dict(getattr(event, kind))}
 
 
-class Board:
-    """The last steps of a run as a table."""
-
-    rows = 15
-
-    def __init__(self, run: str) -> None:
-        self._name = run
-        self._metrics: list[messages_pb2.Metrics] = []
-        self._evaluation: messages_pb2.Evaluation | None = None
-        self.run: messages_pb2.Run | None = None
-
-    def add(self, event: service_pb2.WatchRunResponse) -> None:
-        """Take in what is new."""
-        if event.HasField("metrics"):
-            self._metrics = [*self._metrics, event.metrics][-self.rows :]
-        elif event.HasField("evaluation"):
-            self._evaluation = event.evaluation
-        elif event.HasField("run"):
-            self.run = event.run
-
-    def render(self) -> Group:
-        """The table, and a line under it."""
-        table = Table(
-            "step", "tokens", "loss", "explained", "L0", "dead", "gradient", "tokens/s", box=None, pad_edge=False
-        )
-        for each in self._metrics:
-            table.add_row(
-                str(each.step),
-                f"{each.tokens:,}",
-                f"{each.loss:.4f}",
-                f"{each.explained_variance:.3f}",
-                f"{each.l0:.1f}",
-                f"{each.dead_share:.1%}",
-                f"{each.gradient_norm:.3f}",
-                f"{each.tokens_per_s:,.0f}",
-            )
-        below = f"{short_id(self._name)}: {_state(self.run) if self.run else 'waiting for the trainer'}"
-        if self._evaluation is not None:
-            below += (
-                f"; held out after step {self._evaluation.step}: "
-                f"explained variance {self._evaluation.explained_variance:.3f}"
-            )
-        return Group(table, Text(below))
-
-
 @app.command("logs")
 def show_logs(
     run: RunArgument,
@@ -298,7 +210,7 @@ def pause_run(run: RunArgument, as_json: JsonFlag = False) -> None:
     """Save a checkpoint and stop; `resume` goes on from it."""
     with connected() as client:
         found = client.runs.pause(run)
-    print_one(found, _fields(found), as_json=as_json)
+    print_one(found, run_fields(found), as_json=as_json)
 
 
 @app.command("resume")
@@ -311,7 +223,7 @@ def resume_run(
     """Go on from the newest complete checkpoint, with other ranks where wanted."""
     with connected() as client:
         found = client.runs.resume(run, feature_ranks=feature_ranks, data_ranks=data_ranks)
-    print_one(found, _fields(found), as_json=as_json)
+    print_one(found, run_fields(found), as_json=as_json)
 
 
 @app.command("cancel")
@@ -319,7 +231,7 @@ def cancel_run(run: RunArgument, as_json: JsonFlag = False) -> None:
     """Stop for good."""
     with connected() as client:
         found = client.runs.cancel(run)
-    print_one(found, _fields(found), as_json=as_json)
+    print_one(found, run_fields(found), as_json=as_json)
 
 
 @app.command("checkpoints")

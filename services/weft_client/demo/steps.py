@@ -25,8 +25,6 @@ from weft_client.demo.summary import DemoSummary, GraphSummary
 from weft_client.names import short_id
 from weft_common.errors import NotFoundError
 
-FINISHED_STATES = (training.RUN_STATE_SUCCEEDED, training.RUN_STATE_FAILED, training.RUN_STATE_CANCELLED)
-
 
 def _request_id(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))

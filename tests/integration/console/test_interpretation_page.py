@@ -3,21 +3,22 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreter_server import InterpreterServer, held, interpreter_server, says, slow
-from jobs_house import EVIL, JobsHouse, TokenBrain, jobs_house
-from page_findings import serious
+from axe_findings import serious
+from interpreter_server import InterpreterServer, held, says, slow
+from jobs_fixtures import jobs, server, settings
+from jobs_house import EVIL, JobsHouse
 from playwright.async_api import Browser, Locator, Page, expect
 from watched_page import TOKEN, Watched
 
 from weft.features.v1 import interpretation_pb2
 from weft_common.errors import CancelledError
 from weft_console.serve import Console
-from weft_console.settings import ConsoleSettings
+
+__all__ = ["jobs", "server", "settings"]
 
 pytestmark = [
     pytest.mark.browser,
@@ -28,25 +29,6 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[3]
 ARTIFACTS = ROOT / "tests" / "artifacts" / "console"
 LABELLED = 12
-
-
-@pytest.fixture
-def server() -> Iterator[InterpreterServer]:
-    with interpreter_server(TokenBrain().answer) as served:
-        yield served
-
-
-@pytest.fixture
-async def jobs(tmp_path: Path, server: InterpreterServer) -> AsyncIterator[JobsHouse]:
-    async with jobs_house(tmp_path, server.url) as made:
-        await made.index()
-        yield made
-
-
-@pytest.fixture
-def settings(jobs: JobsHouse) -> ConsoleSettings:
-    """In place of the in-memory peers."""
-    return jobs.settings
 
 
 def stat(page: Page, name: str) -> Locator:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_findings import serious
+from jobs_fixtures import settings
 from jobs_house import JobsHouse, jobs_house
-from page_findings import serious
 from playwright.async_api import Browser, Locator, Page, expect
 from watched_page import TOKEN, Watched
 
 from weft_console.serve import Console
-from weft_console.settings import ConsoleSettings
+
+__all__ = ["settings"]
 
 pytestmark = [
     pytest.mark.browser,
@@ -28,12 +30,6 @@ ARTIFACTS = ROOT / "tests" / "artifacts" / "console"
 async def jobs(tmp_path: Path) -> AsyncIterator[JobsHouse]:
     async with jobs_house(tmp_path, "", num_sequences=20) as made:
         yield made
-
-
-@pytest.fixture
-def settings(jobs: JobsHouse) -> ConsoleSettings:
-    """In place of the in-memory peers."""
-    return jobs.settings
 
 
 def stat(page: Page, name: str) -> Locator:

@@ -13,10 +13,11 @@ from random_graphs import dense_influence, random_graph
 from weft_attribution.core import ranking
 from weft_attribution.core.checkpoints import load_linear_weights
 from weft_attribution.core.edge_file import EdgeScratch
-from weft_attribution.core.pipeline import Building, Limits, WholeGraph, capture_hooks, open_graph
+from weft_attribution.core.pipeline import Building, Limits, capture_hooks
 from weft_attribution.core.ranking import next_counts, partial_influence
 from weft_attribution.core.targets import Target
 from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.core.whole_graph import WholeGraph, open_graph
 from weft_store.opening import open_store
 
 IDS = [3, 17, 8, 29, 8, 11]

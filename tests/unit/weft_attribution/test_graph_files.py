@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from weft_attribution.core.edge_file import EdgeScratch, read_arrays
 from weft_attribution.core.graph_json import GraphNodes, cantor_pair, graph_json, node_id
 from weft_attribution.core.influence import Pruned
-from weft_attribution.core.pipeline import choose_targets
 from weft_attribution.core.ports import Token
 from weft_attribution.core.sweep import NodeTable
-from weft_attribution.core.targets import Target
+from weft_attribution.core.targets import Target, choose_targets
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError
 from weft_store.opening import open_store

@@ -25,7 +25,8 @@ from weft_attribution.core.interpretation.ports import (
 )
 from weft_attribution.core.interpretation.prompts import load_prompt
 from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings, shuffled
-from weft_attribution.core.label_store import LabelledFeature, LabelStore
+from weft_attribution.core.label_pages import LabelledFeature
+from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Origin, Place, ScoreKind
 from weft_common.errors import DataLossError, InvalidArgumentError, UnavailableError
 from weft_store import ObjectStore, open_store

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from weft_attribution.core.graph_json import graph_json
 from weft_attribution.core.influence import compute_influence, cumulative_share, prune
-from weft_attribution.core.pipeline import Building, Limits, WholeGraph, open_graph
+from weft_attribution.core.pipeline import Building, Limits
 from weft_attribution.core.ports import Token
 from weft_attribution.core.targets import Target
+from weft_attribution.core.whole_graph import WholeGraph, open_graph
 
 LOGITS = [5, 0, 31]
 WEIGHTS = np.array([0.5, 0.3, 0.1])

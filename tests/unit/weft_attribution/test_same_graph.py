@@ -14,7 +14,7 @@ from golden_cases import FAMILIES, KINDS, PROMPT, write_model, write_transcoder
 from numpy.typing import NDArray
 from same_graph import compare, explain
 
-from weft_attribution.core.pipeline import WholeGraph
+from weft_attribution.core.whole_graph import WholeGraph
 
 GOLDENS = Path(__file__).parents[2] / "assets" / "circuit_tracer"
 Golden = dict[str, NDArray[Any]]

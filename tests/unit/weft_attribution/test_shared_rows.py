@@ -19,13 +19,13 @@ from swept_model import IDS
 from weft_attribution.core.edge_file import read_arrays
 from weft_attribution.core.gate import Gate
 from weft_attribution.core.model_folder import ModelFolder
-from weft_attribution.core.pipeline import Building, Limits, capture_hooks, choose_targets
+from weft_attribution.core.pipeline import Building, Limits, capture_hooks
 from weft_attribution.core.ports import Capture
 from weft_attribution.core.row_helper import RowHelper
 from weft_attribution.core.row_parts import ROOT
 from weft_attribution.core.row_rounds import open_round
 from weft_attribution.core.shared_rows import SharedRows
-from weft_attribution.core.targets import Target
+from weft_attribution.core.targets import Target, choose_targets
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_store import ObjectStore
 from weft_store.adapters.memory import MemoryObjectStore

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weft_common.errors import InvalidArgumentError
-from weft_common.pages import MAX_PAGE_SIZE, paginate
+from weft_common.pages import MAX_PAGE_SIZE, newest_first, paginate
 from weft_common.resource_names import check_id, parse_child_name, parse_name
 
 
@@ -86,3 +86,15 @@ def test_foreign_page_token_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         paginate(["a"], 1, token)
     assert caught.value.field == "page_token"
+
+
+@given(st.lists(st.integers(0, 2 * 10**15), min_size=1, max_size=20), st.integers(1, 5))
+def test_newest_come_first_and_each_once(times_us: list[int], size: int) -> None:
+    """Page by page, the last that was made leads, and of one time the names rise."""
+    made = [(time_us, f"n{number:02d}") for number, time_us in enumerate(times_us)]
+    shown: list[tuple[int, str]] = []
+    token = ""
+    while not shown or token:
+        page, token = paginate(made, size, token, key=lambda item: newest_first(item[0] / 1e6, item[1]))
+        shown += page
+    assert shown == sorted(made, key=lambda item: (-item[0], item[1]))

@@ -323,6 +323,42 @@ async def test_shared_work_runs_on_every_manager(store: MemoryOperationStore, st
     assert sorted(begun) == [0, 1, 2]
 
 
+async def test_shared_work_that_is_asked_for_anew_is_not_ended_by_what_was_before(
+    store: MemoryOperationStore, stack: AsyncExitStack
+) -> None:
+    """A replica that is slow to stop cancelled work does not cancel the work that has its name since."""
+    may_stop, begun = asyncio.Event(), list[str]()
+
+    def handler(name: str) -> Handler:
+        async def work(context: OperationContext) -> Message:
+            begun.append(name)
+            try:
+                return await forever(context)
+            finally:
+                if begun.count(name) == 1:
+                    # Both are asked to stop before either has.
+                    await until(lambda: slow._runs[NAME].end is not None)
+                    if name == "slow":
+                        await may_stop.wait()
+
+        return work
+
+    slow, quick = (manager(store, handler(name), shared=True) for name in ("slow", "quick"))
+    for each in (slow, quick):
+        await stack.enter_async_context(each.run())
+    await start(quick)
+    await until(lambda: sorted(begun) == ["quick", "slow"])
+    await quick.cancel(NAME)
+    assert isinstance(failure(await done(quick)), CancelledError)
+    await quick.delete(NAME)
+    await start(quick)
+    may_stop.set()
+    await until(lambda: sorted(begun) == ["quick", "quick", "slow", "slow"])
+    assert not (await slow.get(NAME)).done
+    await quick.cancel(NAME)
+    await done(slow)
+
+
 async def test_cancel_reaches_another_process(store: MemoryOperationStore, stack: AsyncExitStack) -> None:
     """Cancelling at one replica stops the work at the one that runs it."""
     stopped = asyncio.Event()

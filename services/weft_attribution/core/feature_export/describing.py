@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 Bars = tuple[Array, Array]
 LOGIT_BARS = 50
 _EFFECT_VALUES = 1 << 22
+_NO_BARS: Bars = np.zeros(0), np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Described:
         groups: Its windows, strongest first.
         top: Logits that it raises most.
         bottom: Logits that it lowers most.
-        logit_bars: Middles and heights of a histogram of its effects on all logits.
+        logit_bars: Middles and heights of a histogram of its effects on all logits; empty where it is not wanted.
     """
 
     layer: int
@@ -71,10 +72,12 @@ def describe(
     low: int,
     high: int,
     num_logits: int,
+    *,
+    with_bars: bool,
 ) -> list[Described]:
-    """Describe the features `low` to `high` of a layer; blocks."""
+    """Describe the features `low` to `high` of a layer, with a histogram of all logits where it is wanted; blocks."""
     written_ND = _written(transcoder, layer, low, high)
-    logits = _logits(weights, written_ND, num_logits)
+    logits = _logits(weights, written_ND, num_logits, with_bars=with_bars)
     found = []
     for number, ((histogram, examples), (top, bottom, bars)) in enumerate(
         zip(index.many(layer, low, high), logits, strict=True), start=low
@@ -127,14 +130,14 @@ def _written(transcoder: TranscoderReader, layer: int, low: int, high: int) -> T
 
 
 def _logits(
-    weights: LinearWeights, written_ND: Tensor, num_logits: int
+    weights: LinearWeights, written_ND: Tensor, num_logits: int, *, with_bars: bool
 ) -> Iterator[tuple[TokenWeights, TokenWeights, Bars]]:
     """Extremes and histogram of each feature's effects, a few at a time as the vocabulary allows."""
     step = max(1, _EFFECT_VALUES // len(weights.unembedding_VD))
     for low in range(0, len(written_ND), step):
         effect_NV = logit_effects(weights, written_ND[low : low + step])
         for (top, bottom), effect_V in zip(extreme_logits(effect_NV, num_logits), effect_NV, strict=True):
-            yield top, bottom, _bars(effect_V)
+            yield top, bottom, _bars(effect_V) if with_bars else _NO_BARS
 
 
 def _bars(effect_V: Tensor) -> Bars:

@@ -16,15 +16,12 @@ from weft_attribution.core.feature_export.sae_dashboard import SaeDashboardFiles
 from weft_attribution.core.feature_export.scratch import Scratch
 from weft_attribution.core.feature_export.settings import ExportRequest, features_a_part
 from weft_attribution.core.feature_index.opened import OpenIndex
-from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.waited_threads import in_thread
 from weft_store.port import ObjectStore
 
-__all__ = ["Progress", "TokenTexts", "Writing"]
+__all__ = ["Progress", "Writing"]
 
 Progress = Callable[[int, int], None]
-_TOKENS_A_CALL = 10_000
-_KEPT_TEXTS = 300_000
 
 
 class Writing:
@@ -137,20 +134,3 @@ class Writing:
     def _tell(self, count: int) -> None:
         self._done += count
         self._progress(self._done, self.total)
-
-
-class TokenTexts:
-    """Tokens of one model as text; those of one part are asked for together."""
-
-    def __init__(self, runner: ModelRunner, model: str) -> None:
-        self._runner, self._model = runner, model
-        self._known: dict[int, str] = {}
-
-    async def __call__(self, token_ids: Sequence[int]) -> dict[int, str]:
-        if len(self._known) + len(token_ids) > _KEPT_TEXTS:
-            self._known = {}
-        missing = [token for token in token_ids if token not in self._known]
-        for low in range(0, len(missing), _TOKENS_A_CALL):
-            asked = missing[low : low + _TOKENS_A_CALL]
-            self._known.update(zip(asked, await self._runner.detokenize(self._model, asked), strict=True))
-        return {token: self._known[token] for token in token_ids}

@@ -1,15 +1,16 @@
 """
-An index from its first byte to its manifest: by parts of layers, each going over the text once.
+An index from its first layer to its manifest: by parts of layers, each going over the text once.
 
 A part is as many features of a layer as its share of the memory holds. What a part has gathered is stored from time to
 time, and when it is done, by conditional writes: a process that dies loses what it gathered since, and of two that work
 on the same part none loses what the other has stored. All that is kept in the end depends on the request alone.
+Who makes which layer is settled by `sharing`.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ from safetensors.numpy import load, save
 from weft_attribution.core.feature_index.datasets import SealedDataset, read_rows
 from weft_attribution.core.feature_index.gathering import CHUNK, BlockText, PartState
 from weft_attribution.core.feature_index.layer_files import layer_groups
-from weft_attribution.core.feature_index.manifests import finish_index
+from weft_attribution.core.feature_index.manifests import clear_states, finish_index, read_manifest
 from weft_attribution.core.feature_index.settings import IndexRequest
+from weft_attribution.core.feature_index.sharing import MANIFEST, IndexShare
 from weft_attribution.core.feature_index.tables import write_table
 from weft_attribution.core.feature_index.text import Span, Text, draw_positions, draw_tiles
 from weft_attribution.core.transcoder import TranscoderReader
@@ -53,9 +55,13 @@ class _Part:
     high: int
 
 
+class _TakenOverError(Exception):
+    """Another replica makes this layer now."""
+
+
 class IndexBuilder:
     """
-    Makes one index.
+    Makes one index, with whoever else makes it.
 
     Args:
         store: The bucket.
@@ -64,7 +70,7 @@ class IndexBuilder:
         transcoder: The transcoder.
         text: The sequences behind the dataset.
         spans: Which shard holds which of them.
-        num_layers: Layers of the model.
+        share: What this replica does of it.
         memory_bytes: What all parts that are worked on at once may hold; one chunk of features a worker is the least.
         workers: Layers that are worked on at once.
     """
@@ -77,14 +83,14 @@ class IndexBuilder:
         transcoder: TranscoderReader,
         text: Text,
         spans: tuple[Span, ...],
+        share: IndexShare,
         *,
-        num_layers: int,
         memory_bytes: int,
         workers: int = 1,
     ) -> None:
         self._store, self._request, self._dataset = store, request, dataset
         self._transcoder, self._text, self._spans = transcoder, text, spans
-        self._num_layers, self._workers = num_layers, workers
+        self._share, self._workers = share, workers
         self._part_features = part_features(request, memory_bytes, workers, transcoder.encoder_shape(0)[1])
         # A layer's file is put together in memory, beside all of its directions: one at a time.
         self._writing = threading.Lock()
@@ -93,72 +99,97 @@ class IndexBuilder:
         self._tile_bases = text.tile_bases(settings.window_tokens)
         self._pool = draw_tiles(text, settings.window_tokens, settings.pool_windows, settings.seed)
         self._pairs = draw_positions(text, settings.coactivation_tokens, settings.seed)
-        self._done: dict[_Part, float] = {}
         self._stopped: list[BaseException] = []
 
     def build(self, progress: Progress) -> Mapping[str, Any]:
-        """Do what is left to do and return the manifest; blocks."""
-        stopped = self._stopped = []
+        """Do what is left to do and nobody else does, and return the manifest once it is there; blocks."""
+        stopped, num_tokens = self._stopped, self._text.num_tokens
 
-        def tell(part: _Part | None, share: float) -> None:
-            if part is not None:
-                self._done[part] = share
+        def tell() -> None:
             try:
                 if stopped:
                     raise stopped[0]
-                # A part counts as much of its layer as it has features.
-                done = sum(
-                    value * (each.high - each.low) / self._transcoder.encoder_shape(each.layer)[0]
-                    for each, value in list(self._done.items())
-                )
-                progress(int(done * self._text.num_tokens), self._num_layers * self._text.num_tokens)
+                progress(int(self._share.num_done() * num_tokens), self._dataset.num_layers * num_tokens)
             except BaseException as error:
                 stopped.append(error)
                 raise
 
         # Headers are read here once: the reader keeps them, and threads only look.
-        for layer in range(self._num_layers):
+        for layer in range(self._dataset.num_layers):
             self._transcoder.encoder_shape(layer)
-        tell(None, 0)
-        with torch.no_grad(), ThreadPoolExecutor(self._workers, "weft-index") as pool:
-            running = [pool.submit(self._layer, layer, tell) for layer in range(self._num_layers)]
+        running: dict[Future[None], str] = {}
+        with ThreadPoolExecutor(self._workers, "weft-index") as pool:
             try:
-                for each in running:
-                    each.result()
+                while missing := self._share.missing():
+                    tell()
+                    while len(running) < self._workers:
+                        name = self._share.take(each for each in missing if each not in running.values())
+                        if name is None:
+                            break
+                        running[pool.submit(self._layer, int(name), tell)] = name
+                    # Where there is room for more, another replica may die and leave some.
+                    patience_s = self._share.poll_s if len(running) < self._workers else None
+                    for ended in _first_ended(running, patience_s):
+                        del running[ended]
+                        ended.result()
             except BaseException as error:
                 stopped.append(error)
-                for each in running:
-                    each.cancel()
                 raise
-        return finish_index(self._store, self._request, self._dataset, self._transcoder, self._text, self._num_layers)
+        tell()
+        return self._finish(tell)
+
+    def _finish(self, tell: Callable[[], None]) -> Mapping[str, Any]:
+        while True:
+            try:
+                manifest = read_manifest(self._store, self._request.keys)
+            except NotFoundError:
+                pass
+            else:
+                # Who wrote it may have died right after.
+                clear_states(self._store, self._request.keys)
+                return manifest
+            if self._share.take([MANIFEST]) is None:
+                tell()
+                time.sleep(self._share.poll_s)
+            elif not _is_there(self._store, self._request.keys.manifest):
+                finish_index(
+                    self._store, self._request, self._dataset, self._transcoder, self._text, self._dataset.num_layers
+                )
 
     def _parts(self, layer: int) -> Iterator[_Part]:
         num_features, _ = self._transcoder.encoder_shape(layer)
         for low in range(0, num_features, self._part_features):
             yield _Part(layer, low, min(low + self._part_features, num_features))
 
-    def _layer(self, layer: int, tell: Callable[[_Part, float], None]) -> None:
-        key = self._request.keys.layer(layer)
+    def _layer(self, layer: int, tell: Callable[[], None]) -> None:
+        """Have a layer's file there, unless another replica takes the layer over on the way."""
+        key, num_features = self._request.keys.layer(layer), self._transcoder.encoder_shape(layer)[0]
         parts = list(self._parts(layer))
-        if _is_there(self._store, key):
-            for part in parts:
-                tell(part, 1)
-            return
+
+        def told(part: _Part, share: float) -> None:
+            if not self._share.holds(layer):
+                raise _TakenOverError
+            self._share.tell(layer, (part.low + share * (part.high - part.low)) / num_features)
+            tell()
+
         try:
-            with torch.no_grad():
-                for part in parts:
-                    self._gather(part, tell)
-                with self._writing:
-                    # Who waited looks once more whether the work is to go on.
-                    if self._stopped:
-                        raise self._stopped[0]
-                    self._store.put(key, self._written(layer, parts), if_absent=True)
-        except AlreadyExistsError:
+            if not _is_there(self._store, key):
+                with torch.no_grad():
+                    for part in parts:
+                        self._gather(part, told)
+                    with self._writing:
+                        # Who waited looks once more whether the work is to go on.
+                        told(parts[-1], 1)
+                        self._store.put(key, self._written(layer, parts), if_absent=True)
+        except _TakenOverError:
             return
+        except AlreadyExistsError:
+            pass
         except NotFoundError:
             # Who finished the index meanwhile has cleared the states away.
             if not _is_there(self._store, key):
                 raise
+        self._share.finish(layer)
 
     def _written(self, layer: int, parts: list[_Part]) -> bytes:
         pairs = np.concatenate([np.zeros((0, 2), np.int32), *(self._stored(part).pairs() for part in parts)])
@@ -211,7 +242,9 @@ class IndexBuilder:
             try:
                 return state, self._store.put(self._state_key(part), data, **condition).etag
             except (ConflictError, AlreadyExistsError):
-                # Somebody else works on it too.
+                # Somebody else works on it too, or has made the layer: then there is no state any more.
+                if not _is_there(self._store, self._state_key(part)):
+                    raise NotFoundError(f"{self._state_key(part)} is gone: the index was finished or deleted") from None
                 theirs, mark = self._open(part)
                 if theirs.num_spans >= state.num_spans:
                     return theirs, mark
@@ -229,6 +262,14 @@ class IndexBuilder:
             stream_PD = np.zeros((block.high - block.low, w_enc_FD.shape[1]), np.float32)
             stream_PD[text.kept_P] = taken
             state.add(text, torch.from_numpy(stream_PD), w_enc_FD, b_enc_F, threshold_F)
+
+
+def _first_ended(running: Collection[Future[None]], patience_s: float | None) -> Collection[Future[None]]:
+    """Wait until one of those that run has ended, or so long; none where none has."""
+    if not running:
+        time.sleep(patience_s or 0)
+        return ()
+    return wait(running, patience_s, FIRST_COMPLETED).done
 
 
 def _is_there(store: ObjectStore, key: str) -> bool:

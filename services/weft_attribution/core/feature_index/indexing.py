@@ -1,17 +1,23 @@
-"""Indexes of features as they are asked for: checked, made, resumed."""
+"""Indexes of features as they are asked for: checked, made, by one replica or several, resumed."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from weft_attribution.core.feature_index.building import IndexBuilder
 from weft_attribution.core.feature_index.datasets import SealedDataset, read_dataset
 from weft_attribution.core.feature_index.manifests import begin_index, clear_states, read_manifest
-from weft_attribution.core.feature_index.sequences import SequenceSource, find_text
+from weft_attribution.core.feature_index.sequences import SequenceSource, find_text, read_text
 from weft_attribution.core.feature_index.settings import MAX_INDEX_TOKENS, IndexRequest
+from weft_attribution.core.feature_index.sharing import TEXT, IndexShare
+from weft_attribution.core.feature_index.text import Span, Text
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.transcoder import TranscoderReader
-from weft_common.errors import FailedPreconditionError, NotFoundError
+from weft_attribution.core.waited_threads import ended
+from weft_common.errors import CancelledError, FailedPreconditionError, NotFoundError
 from weft_store.port import ObjectStore
 
 __all__ = ["FeatureIndexing"]
@@ -21,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 class FeatureIndexing:
     """
-    Makes indexes.
+    Makes indexes, each with whatever replicas make it too.
 
     Args:
         store: The bucket.
@@ -29,13 +35,26 @@ class FeatureIndexing:
         source: Where the sequences behind a dataset come from.
         memory_bytes: What may be held of features at once.
         workers: Layers that are worked on at once.
+        lease_s: Seconds without a sign of life after which another replica takes a layer over.
+        poll_s: Wait between looks at what others make.
+        clock: Seconds since 1970.
     """
 
     def __init__(
-        self, store: ObjectStore, runner: ModelRunner, source: SequenceSource, *, memory_bytes: int, workers: int
+        self,
+        store: ObjectStore,
+        runner: ModelRunner,
+        source: SequenceSource,
+        *,
+        memory_bytes: int,
+        workers: int,
+        lease_s: float = 20.0,
+        poll_s: float = 1.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._runner, self._source = store, runner, source
         self._memory_bytes, self._workers = memory_bytes, workers
+        self._share = partial(IndexShare, lease_s=lease_s, poll_s=poll_s, clock=clock)
 
     async def check(self, request: IndexRequest) -> int:
         """
@@ -71,33 +90,57 @@ class FeatureIndexing:
         try:
             manifest = await asyncio.to_thread(read_manifest, self._store, request.keys)
         except NotFoundError:
-            text, spans = await find_text(self._store, self._runner, self._source, dataset, request)
+            pass
         else:
             # Who wrote it may have died right after.
             await asyncio.to_thread(clear_states, self._store, request.keys)
             return manifest
-        # It draws from all positions, which takes seconds where there are many.
-        builder = await asyncio.to_thread(
-            IndexBuilder,
-            self._store,
-            request,
-            dataset,
-            transcoder,
-            text,
-            spans,
-            num_layers=dataset.num_layers,
-            memory_bytes=self._memory_bytes,
-            workers=self._workers,
-        )
-        work = asyncio.ensure_future(asyncio.to_thread(builder.build, progress))
+        share, stopping = self._share(self._store, request.keys, dataset.num_layers), threading.Event()
+
+        def told(done: int, total: int) -> None:
+            if stopping.is_set():
+                raise CancelledError("the index was stopped")
+            progress(done, total)
+
+        share.begin()
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            # The thread ends with its next step; it is waited for, so that two never work side by side here.
-            await asyncio.wait({work})
-            if not work.cancelled():
-                work.exception()
-            raise
+            text, spans = await self._text(request, dataset, share)
+            # It draws from all positions, which takes seconds where there are many.
+            builder = await asyncio.to_thread(
+                IndexBuilder,
+                self._store,
+                request,
+                dataset,
+                transcoder,
+                text,
+                spans,
+                share,
+                memory_bytes=self._memory_bytes,
+                workers=self._workers,
+            )
+            work = asyncio.ensure_future(asyncio.to_thread(builder.build, told))
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                # The thread ends with its next step; it is waited for, so that two never work side by side here.
+                stopping.set()
+                await ended(work)
+                raise
+        finally:
+            await asyncio.to_thread(share.end)
+
+    async def _text(
+        self, request: IndexRequest, dataset: SealedDataset, share: IndexShare
+    ) -> tuple[Text, tuple[Span, ...]]:
+        """The text, found by one replica."""
+        while (there := await asyncio.to_thread(read_text, self._store, request.keys)) is None:
+            if await asyncio.to_thread(share.take, [TEXT]) is None:
+                await asyncio.sleep(share.poll_s)
+                continue
+            there = await find_text(self._store, self._runner, self._source, dataset, request)
+            await asyncio.to_thread(share.release, TEXT)
+            break
+        return there
 
     def _look_up(self, request: IndexRequest) -> tuple[SealedDataset, TranscoderReader]:
         transcoder = TranscoderReader(self._store, request.transcoder)

@@ -66,7 +66,7 @@ def finish_index(
     text: Text,
     num_layers: int,
 ) -> Json:
-    """Write what goes over all layers, then the manifest, and clear away what is no longer needed."""
+    """Write what goes over all layers, then the manifest; two that do so at once write the same."""
     keys = request.keys
     begun, _ = read_json(store, keys.request)
     columns: dict[str, list[Array]] = {name: [] for name in ("layer", *SUMMARY_COLUMNS)}
@@ -101,14 +101,14 @@ def finish_index(
         create_json(store, keys.manifest, manifest)
     except AlreadyExistsError:
         manifest, _ = read_json(store, keys.manifest)
-    clear_states(store, keys)
     return manifest
 
 
 def clear_states(store: ObjectStore, keys: IndexKeys) -> None:
-    """Delete what was gathered on the way to a whole index; nothing where that is done."""
-    for info in list(store.list(keys.states)):
-        store.delete(info.key)
+    """Delete what was written on the way to a whole index; nothing where that is done."""
+    for prefix in (keys.states, f"{keys.leases}/"):
+        for info in list(store.list(prefix)):
+            store.delete(info.key)
 
 
 def _triggers(positions: Any, text: Text, layer: int) -> Array:

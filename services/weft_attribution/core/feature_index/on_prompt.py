@@ -19,20 +19,13 @@ from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.firing import Firing, layers_read
 from weft_attribution.core.model_folder import ModelFolder
-from weft_attribution.core.ports import Capture, ModelInfo, ModelRunner, Token
+from weft_attribution.core.ports import Capture, ModelRunner, Token
+from weft_attribution.core.prompt_tokens import model_of, tokens_of
 from weft_attribution.core.transcoder import TranscoderReader
-from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from weft_common.errors import InvalidArgumentError, NotFoundError
 from weft_store.port import ObjectStore
 
-__all__ = [
-    "MAX_NAMED",
-    "MAX_SHOWN",
-    "PromptActivations",
-    "PromptFeature",
-    "PromptQuestion",
-    "model_of",
-    "tokens_of",
-]
+__all__ = ["MAX_NAMED", "MAX_SHOWN", "PromptActivations", "PromptFeature", "PromptQuestion"]
 
 Array = npt.NDArray[Any]
 Encoder = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -229,34 +222,6 @@ class PromptActivations:
             while sum(each[0].nbytes for each in self._kept.values()) > self._memory_bytes and len(self._kept) > 1:
                 self._kept.popitem(last=False)
         return encoder
-
-
-async def model_of(runner: ModelRunner, reader: TranscoderReader) -> ModelInfo:
-    """
-    Describe the model that a transcoder is for.
-
-    Raises:
-        FailedPreconditionError: What runs under its name is another revision.
-    """
-    manifest, info = reader.manifest, await runner.model(reader.manifest.model)
-    if manifest.model_revision and info.revision != manifest.model_revision:
-        raise FailedPreconditionError(
-            f"transcoders/{manifest.transcoder} is for revision {manifest.model_revision[:16]} of models/"
-            f"{manifest.model}, the activations service runs {info.revision[:16] or 'unknown'}"
-        )
-    return info
-
-
-async def tokens_of(runner: ModelRunner, model: str, prompt: str, max_prompt_tokens: int) -> tuple[Token, ...]:
-    """Turn a prompt into tokens. InvalidArgumentError where they are too few or too many."""
-    if not prompt:
-        raise InvalidArgumentError("prompt is empty; give a text", field="prompt")
-    tokens = await runner.tokenize(model, prompt)
-    if not 2 <= len(tokens) <= max_prompt_tokens:
-        raise InvalidArgumentError(
-            f"prompt has {len(tokens)} tokens; give 2 to {max_prompt_tokens}, the first has no features", field="prompt"
-        )
-    return tokens
 
 
 def _check(question: PromptQuestion) -> None:

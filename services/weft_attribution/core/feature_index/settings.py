@@ -4,6 +4,7 @@ How an index is asked for, and where its parts lie.
     features/{transcoder}/index/{id}/request.json     how it was asked for
     features/{transcoder}/index/{id}/text/...         sequences as tokens, and which shard holds them
     features/{transcoder}/index/{id}/state/...        what was gathered so far; gone when the index is whole
+    features/{transcoder}/index/{id}/leases/...       who makes which layer; gone when the index is whole
     features/{transcoder}/index/{id}/layers/{n}.parquet, summary.parquet, triggers.parquet
     features/{transcoder}/index/{id}/manifest.json    last: with it the index is whole
 """
@@ -169,13 +170,23 @@ class IndexKeys:
         """What was gathered so far."""
         return f"{self.prefix}state/"
 
+    @property
+    def leases(self) -> str:
+        """Who makes which part now."""
+        return f"{self.prefix}leases"
+
     def text(self, part: str) -> str:
         """A file of the sequences."""
         return f"{self.prefix}text/{part}"
 
+    @property
+    def layers(self) -> str:
+        """The files of layers."""
+        return f"{self.prefix}layers/"
+
     def layer(self, layer: int) -> str:
         """Everything on the features of a layer."""
-        return f"{self.prefix}layers/{layer}.parquet"
+        return f"{self.layers}{layer}.parquet"
 
     def state(self, layer: int, low: int, high: int) -> str:
         """What was gathered of the features `low` to `high` of a layer."""

@@ -7,7 +7,7 @@ labels score is what chance scores, whatever the texts and the scorer are like.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from weft_attribution.core.feature_ports import ExampleSource
 from weft_attribution.core.interpretation.answers import read_flags, read_intruder
@@ -18,6 +18,7 @@ from weft_attribution.core.interpretation.noted import Noted
 from weft_attribution.core.interpretation.ports import Embedding, Outcome, Question, Texts
 from weft_attribution.core.interpretation.prompts import Prompt
 from weft_attribution.core.interpretation.results import Ending, FeatureResult, Rating
+from weft_attribution.core.interpretation.score_reports import KindReport, Scored
 from weft_attribution.core.interpretation.scorers import (
     Drawn,
     Tester,
@@ -28,11 +29,12 @@ from weft_attribution.core.interpretation.scorers import (
 )
 from weft_attribution.core.interpretation.tallies import Found, Tally
 from weft_attribution.core.interpretation.vectors import cosine, read_vectors
+from weft_attribution.core.label_pages import one_a_page
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Place, Score, ScoreKind
 from weft_common.errors import NotFoundError
 
-__all__ = ["MIN_EXAMPLES", "KindReport", "ScoreSettings", "Scored", "Scorer", "shuffled"]
+__all__ = ["MIN_EXAMPLES", "ScoreSettings", "Scorer", "shuffled"]
 
 MIN_EXAMPLES = 4
 _INTRUDER_QUESTIONS = 10
@@ -63,47 +65,6 @@ class ScoreSettings:
     num_examples: int
     structured: bool
     control: bool
-
-
-@dataclass
-class KindReport:
-    """
-    One kind of test over all features.
-
-    Args:
-        values: Score of each feature.
-        pooled: All decisions together, for detection and fuzzing.
-        control: The same of shuffled labels.
-    """
-
-    values: list[float] = field(default_factory=list)
-    pooled: Tally = field(default_factory=Tally)
-    control: Tally = field(default_factory=Tally)
-
-
-@dataclass
-class Scored:
-    """
-    What came of it, in features.
-
-    Args:
-        scored: Have at least one new score.
-        unlabelled: Have no label.
-        too_few: Have too few examples that score.
-        unanswered: Got no score, since answers were refused, broken or never came, or the label was changed meanwhile.
-        reports: By kind.
-    """
-
-    scored: int = 0
-    unlabelled: int = 0
-    too_few: int = 0
-    unanswered: int = 0
-    reports: dict[ScoreKind, KindReport] = field(default_factory=dict)
-
-    @property
-    def done(self) -> int:
-        """Features that are through."""
-        return self.scored + self.unlabelled + self.too_few + self.unanswered
 
 
 def shuffled(labels: Mapping[Place, Label]) -> dict[Place, str]:
@@ -139,7 +100,7 @@ class Scorer:
     async def read_labels(self, places: Sequence[Place]) -> None:
         """Read the labels that stand. They are what is scored, whatever is said meanwhile."""
         wanted = set(places)
-        for page in LabelStore.pages_of(places):
+        for page in one_a_page(places):
             # A page at a time, so that work that is cancelled ends.
             for each in await asyncio.to_thread(self._labels.page, self._source.transcoder, page):
                 label = each.label() if each.place in wanted else None

@@ -1,0 +1,41 @@
+"""Tokens of one model as text, each asked for once."""
+
+from collections.abc import Sequence
+
+from weft_attribution.core.ports import ModelRunner
+
+__all__ = ["TokenTexts"]
+
+_TOKENS_A_CALL = 10_000
+_KEPT_TEXTS = 300_000
+
+
+class TokenTexts:
+    """
+    Remembers the text of tokens, of 300,000 at most.
+
+    Args:
+        runner: The base model.
+        model: Its id.
+    """
+
+    def __init__(self, runner: ModelRunner, model: str) -> None:
+        self._runner, self._model = runner, model
+        self._known: dict[int, str] = {}
+
+    async def __call__(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """The text of each token."""
+        found = await self.by_id(token_ids)
+        return tuple(found[token] for token in token_ids)
+
+    async def by_id(self, token_ids: Sequence[int]) -> dict[int, str]:
+        """The text of each token by its id."""
+        found = {token: self._known[token] for token in token_ids if token in self._known}
+        missing = [token for token in dict.fromkeys(token_ids) if token not in found]
+        for low in range(0, len(missing), _TOKENS_A_CALL):
+            asked = missing[low : low + _TOKENS_A_CALL]
+            found.update(zip(asked, await self._runner.detokenize(self._model, asked), strict=True))
+        if len(self._known) + len(missing) > _KEPT_TEXTS:
+            self._known = {}
+        self._known.update((token, found[token]) for token in missing)
+        return found
