@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from weft_attribution.core.feature_index import matching as matching_module
 from weft_attribution.core.feature_index import open_indexes, text
 from weft_attribution.core.feature_index import opened as opened_module
-from weft_attribution.core.feature_index.building import IndexBuilder, part_features
+from weft_attribution.core.feature_index.building import IndexBuilder, Room
 from weft_attribution.core.feature_index.gathering import NUM_BINS, PartState, bin_edges
 from weft_attribution.core.feature_index.hashing import draw
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
@@ -333,7 +333,9 @@ def test_memory_and_workers_change_no_byte(monkeypatch: pytest.MonkeyPatch) -> N
     # Parts begin where row groups do, as 2,048 is a multiple of 256.
     monkeypatch.setattr("weft_attribution.core.feature_index.layer_files.LAYER_ROWS", 4)
     found = []
-    for memory_bytes, workers in ((1 << 30, 1), (1, 1), (1, 3)):
+    # Enough for one chunk, and not for two.
+    chunk = 6 * PartState.bytes_of_one(IndexRig.make(open_store("memory://")).request().settings)
+    for memory_bytes, workers in ((1 << 30, 1), (chunk, 1), (3 * chunk, 3)):
         rig = IndexRig.make(open_store("memory://"), num_features=13)
         states = 0
 
@@ -343,7 +345,7 @@ def test_memory_and_workers_change_no_byte(monkeypatch: pytest.MonkeyPatch) -> N
 
         build(rig, rig.request(), memory_bytes=memory_bytes, workers=workers, progress=count)
         found.append(bytes_of(rig.store, "features/"))
-        assert states >= (4 if memory_bytes == 1 else 1)
+        assert states >= (1 if memory_bytes == 1 << 30 else 4)
     assert found[0] == found[1] == found[2]
 
 
@@ -546,8 +548,8 @@ def test_parts_make_room_for_encoders_and_layers_are_written_one_at_a_time(monke
     request = rig.request()
     one = PartState.bytes_of_one(request.settings)
     room = 5 * 2048 * one
-    assert part_features(request, room, 1, 0) == 5 * 2048
-    assert part_features(request, room, 1, one // 8) == 2 * 2048
+    assert Room.of(request, room, 1, 10_000, 0) == Room(1, 5 * 2048)
+    assert Room.of(request, room, 1, 10_000, one // 8) == Room(1, 2 * 2048)
     written, at_once, most = IndexBuilder._written, [], []
 
     def watched(self: IndexBuilder, layer: int, parts: Any) -> bytes:
@@ -561,6 +563,22 @@ def test_parts_make_room_for_encoders_and_layers_are_written_one_at_a_time(monke
     build(rig, request, workers=4)
     assert most == [1, 1, 1, 1]
     check_feature(rig, opened(rig), 3, 2, len(rig.token_ids))
+
+
+def test_memory_bounds_workers_and_refuses_what_it_cannot_bear() -> None:
+    """Many workers never hold more than the setting together; settings that do not fit at all are refused at once."""
+    rig = IndexRig.make(open_store("memory://"))
+    wide = replace(rig.request().settings, num_top=100, num_sampled=200, window_tokens=256, coactivation_tokens=65_536)
+    request = replace(rig.request(), settings=wide)
+    least = 2048 * PartState.bytes_of_one(wide)
+    for memory_bytes in (least, 3 * least, 100 * least):
+        room = Room.of(request, memory_bytes, 16, 16_384, 0)
+        assert 1 <= room.workers <= 16
+        assert room.workers * room.part_features * PartState.bytes_of_one(wide) <= memory_bytes
+    with pytest.raises(InvalidArgumentError, match="WEFT_ATTRIBUTION_MEMORY_BYTES"):
+        Room.of(request, least - 1, 16, 16_384, 0)
+    with pytest.raises(InvalidArgumentError, match="num_top"):
+        asyncio.run(FeatureIndexing(rig.store, None, rig, memory_bytes=1 << 10, workers=1).check(rig.request()))  # type: ignore[arg-type]
 
 
 def test_decoder_that_is_no_number_is_nobodys_neighbour() -> None:

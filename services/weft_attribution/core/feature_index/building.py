@@ -28,11 +28,11 @@ from weft_attribution.core.feature_index.sharing import MANIFEST, IndexShare
 from weft_attribution.core.feature_index.tables import write_table
 from weft_attribution.core.feature_index.text import Span, Text, draw_positions, draw_tiles
 from weft_attribution.core.transcoder import TranscoderReader
-from weft_common.errors import AlreadyExistsError, ConflictError, NotFoundError
+from weft_common.errors import AlreadyExistsError, ConflictError, InvalidArgumentError, NotFoundError
 from weft_store.port import ObjectStore
 from weft_store.shard import Bases
 
-__all__ = ["IndexBuilder", "part_features"]
+__all__ = ["IndexBuilder", "Room"]
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -41,11 +41,39 @@ STORE_EVERY_S = 60.0
 """A part that goes on for so long is stored."""
 
 
-def part_features(request: IndexRequest, memory_bytes: int, workers: int, d_model: int) -> int:
-    """Features of a part, so that `workers` of them hold `memory_bytes` together: a multiple of `CHUNK`."""
-    # Beside what is gathered of a feature its encoder row is held, as it was read and in float32.
-    one = PartState.bytes_of_one(request.settings) + 8 * d_model
-    return max(1, memory_bytes // workers // one // CHUNK) * CHUNK
+@dataclass(frozen=True)
+class Room:
+    """
+    What may be gathered at once.
+
+    Args:
+        workers: Layers that are worked on at once.
+        part_features: Features of a part: a multiple of `CHUNK`, so that how layers are cut changes no bit.
+    """
+
+    workers: int
+    part_features: int
+
+    @classmethod
+    def of(cls, request: IndexRequest, memory_bytes: int, workers: int, num_features: int, d_model: int) -> "Room":
+        """
+        Find the most that fits: of many workers with too little each, fewer are left.
+
+        Raises:
+            InvalidArgumentError: Not even one chunk of features does.
+        """
+        # Beside what is gathered of a feature its encoder row is held, as it was read and in float32.
+        one = PartState.bytes_of_one(request.settings) + 8 * d_model
+        least = min(CHUNK, num_features) * one
+        if least > memory_bytes:
+            raise InvalidArgumentError(
+                f"with these settings {min(CHUNK, num_features)} features of a layer take {least >> 20} MiB, and the "
+                f"service may hold {memory_bytes >> 20}: ask for fewer windows (num_top, num_sampled), shorter ones "
+                "(window_tokens) or fewer coactivation_tokens, or raise WEFT_ATTRIBUTION_MEMORY_BYTES",
+                field="settings",
+            )
+        workers = min(workers, memory_bytes // least)
+        return cls(workers, max(1, memory_bytes // workers // one // CHUNK) * CHUNK)
 
 
 @dataclass(frozen=True)
@@ -71,8 +99,8 @@ class IndexBuilder:
         text: The sequences behind the dataset.
         spans: Which shard holds which of them.
         share: What this replica does of it.
-        memory_bytes: What all parts that are worked on at once may hold; one chunk of features a worker is the least.
-        workers: Layers that are worked on at once.
+        memory_bytes: What all parts that are worked on at once may hold.
+        workers: Layers that are worked on at once, where there is memory for so many.
     """
 
     def __init__(
@@ -90,8 +118,8 @@ class IndexBuilder:
     ) -> None:
         self._store, self._request, self._dataset = store, request, dataset
         self._transcoder, self._text, self._spans = transcoder, text, spans
-        self._share, self._workers = share, workers
-        self._part_features = part_features(request, memory_bytes, workers, transcoder.encoder_shape(0)[1])
+        self._share, room = share, Room.of(request, memory_bytes, workers, *transcoder.encoder_shape(0))
+        self._workers, self._part_features = room.workers, room.part_features
         # A layer's file is put together in memory, beside all of its directions: one at a time.
         self._writing = threading.Lock()
         self._bases = Bases(store)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from weft_attribution.core.feature_index.building import IndexBuilder
+from weft_attribution.core.feature_index.building import IndexBuilder, Room
 from weft_attribution.core.feature_index.datasets import SealedDataset, read_dataset
 from weft_attribution.core.feature_index.manifests import begin_index, clear_states, read_manifest
 from weft_attribution.core.feature_index.sequences import SequenceSource, find_text, read_text
@@ -65,11 +65,13 @@ class FeatureIndexing:
 
         Raises:
             NotFoundError: No such transcoder or dataset.
-            InvalidArgumentError: They do not fit, or a setting is out of its range.
+            InvalidArgumentError: They do not fit, a setting is out of its range, or the memory does not bear it.
             FailedPreconditionError: The dataset is not sealed, or has more tokens than an index goes over.
         """
         request.check()
-        dataset, _ = await asyncio.to_thread(self._look_up, request)
+        dataset, transcoder = await asyncio.to_thread(self._look_up, request)
+        shape = await asyncio.to_thread(transcoder.encoder_shape, 0)
+        Room.of(request, self._memory_bytes, self._workers, *shape)
         return _num_tokens(dataset, request) * dataset.num_layers
 
     async def build(self, request: IndexRequest, progress: Progress) -> Mapping[str, Any]:
