@@ -132,10 +132,10 @@ async def test_cancelled_export_is_not_deleted_under_way_and_goes_on_when_asked_
     begun, held = threading.Event(), threading.Event()
     original = exporting.describe
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         begun.set()
         assert held.wait(30)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(exporting, "describe", slow)
     operation = await rig.features.export("t", "e1", layout=CIRCUIT_TRACER)
