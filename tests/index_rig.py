@@ -14,8 +14,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.numpy
 
+from weft_attribution.core.feature_index.gathering import NUM_BINS
+from weft_attribution.core.feature_index.loops import fold
 from weft_attribution.core.feature_index.sequences import HarvestedSequences
 from weft_attribution.core.feature_index.settings import IndexRequest, IndexSettings
 from weft_cache.core.records import DatasetSpec, ShardRecord, Split
@@ -185,3 +188,17 @@ def put_dataset(
         "shards": records,
     }
     store.put(f"datasets/{dataset}/manifest.json", json.dumps(manifest).encode())
+
+
+def histogram_bins(value_N: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Bin of each activation, as an index counts it: each is a feature of its own that is active once."""
+    num = len(value_N)
+    acts_FP, histogram_FB = value_N[:, None].copy(), np.zeros((num, NUM_BINS), np.int64)
+    found = fold(
+        acts_FP, acts_FP.view(np.int32), np.full(num, -np.inf, np.float32), np.ones(1, bool), np.zeros(1, np.int64),
+        NUM_BINS // 2, np.zeros(num, np.int64), np.zeros(num), np.full(num, -np.inf, np.float32), histogram_FB,
+        np.zeros(num, np.int64), np.zeros(num, np.int64), np.zeros(num, np.float32),
+    )  # fmt: skip
+    assert found == num
+    assert (histogram_FB.sum(axis=1) == 1).all()
+    return histogram_FB.argmax(axis=1)

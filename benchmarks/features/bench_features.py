@@ -112,7 +112,7 @@ def _some(documents: Sequence[tuple[str, bytes]], num_bytes: int) -> list[tuple[
     return list(documents[: int(np.searchsorted(sizes, num_bytes)) + 1])
 
 
-def _request(index_id: str, max_tokens: int) -> IndexRequest:
+def index_request(index_id: str, max_tokens: int) -> IndexRequest:
     return IndexRequest("demo", index_id, "python", held_out=False, max_tokens=max_tokens, settings=IndexSettings())
 
 
@@ -134,7 +134,7 @@ def _bytes_of(store: ObjectStore, index_id: str) -> dict[str, str]:
     }
 
 
-def _clear(store: ObjectStore, index_id: str) -> None:
+def clear_index(store: ObjectStore, index_id: str) -> None:
     for info in list(store.list(IndexKeys("demo", index_id).prefix)):
         store.delete(info.key)
 
@@ -143,8 +143,8 @@ def _measure_index(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     store = open_store(f"file://{(folder / 'bucket').resolve()}")
     workers = str(len(os.sched_getaffinity(0)))
     for index_id in ("whole", "killed"):
-        _clear(store, index_id)
-    whole = _request("whole", options.tokens)
+        clear_index(store, index_id)
+    whole = index_request("whole", options.tokens)
     child = _side(folder, whole, "--workers", workers)
     output, _ = child.communicate()
     if child.returncode:
@@ -153,12 +153,12 @@ def _measure_index(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     print(f"index: {found['tokens']:,} tokens in {found['seconds']:.1f} s", flush=True)
     found["workers"] = int(workers)
     found["index_bytes"] = sum(info.size_bytes for info in store.list(whole.keys.prefix))
-    killed, rng, kills = _request("killed", options.tokens), random.Random(0), 0
+    killed, rng, kills = index_request("killed", options.tokens), random.Random(0), 0
     while True:
         child = _side(folder, killed, "--workers", workers, "--store-every", "2")
         if kills < options.kills:
             try:
-                child.wait(rng.uniform(0.3, 0.9) * found["seconds"])
+                child.wait(rng.uniform(0.15, 0.5) * found["seconds"])
             except subprocess.TimeoutExpired:
                 child.send_signal(signal.SIGKILL)
                 kills += 1
@@ -171,7 +171,7 @@ def _measure_index(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     found["kills"] = kills
     found["equal_bytes"] = _bytes_of(store, "whole") == _bytes_of(store, "killed")
     print(f"killed {kills} times, equal bytes: {found['equal_bytes']}", flush=True)
-    _clear(store, "killed")
+    clear_index(store, "killed")
     index = OpenIndexes(store).open("demo")
     numbers = np.random.default_rng(0).choice(len(index.layer_N), RECOUNTED, replace=False)
     places = [(int(index.layer_N[number]), int(index.index_N[number])) for number in numbers]

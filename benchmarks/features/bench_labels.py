@@ -6,17 +6,20 @@ Labels of real features by a language model, scored, beside shuffled ones.
         --model .weft/models/smollm2-135m-instruct --served-model-name smollm2 --host 127.0.0.1 --port 8100
         --max-model-len 3072 --enforce-eager
     python benchmarks/features/bench_labels.py --url http://127.0.0.1:8100/v1 --model smollm2 [--features 50]
+        [--delphi CHECKOUT --delphi-python PYTHON]
 
 Goes over the bucket that `bench_features.py` leaves: its transcoder, and its index over real tokens. A model of this
 size understands little of what it is shown, and its labels are as weak as their scores say; what is measured is the
-pipeline. Run again, it pays for nothing that was answered before. Writes `.weft/bench/labels.json` and fills
-`docs/benchmarks/features.md`.
+pipeline. Run again, it pays for nothing that was answered before. With a working tree of EleutherAI/delphi the same
+features go through its code afterwards (`side_delphi.py`), with as many examples and lines. Writes
+`.weft/bench/labels.json` and fills `docs/benchmarks/features.md`.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -48,6 +51,7 @@ from weft_store.opening import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / ".weft" / "bench"
+SIDE_DELPHI = Path(__file__).with_name("side_delphi.py")
 PAGE = ROOT / "docs" / "benchmarks" / "features.md"
 MODEL = Path(os.environ.get("WEFT_TEST_MODELS_DIR", ROOT / ".weft" / "models")) / "smollm2-135m-instruct"
 KINDS = (ScoreKind.DETECTION, ScoreKind.FUZZING, ScoreKind.INTRUDER)
@@ -130,7 +134,23 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "explained_s": explained_s,
         "seconds": time.perf_counter() - begun,
         "labels": [label.text for label in shown if label is not None][:10],
+        "places": [[place.layer, place.index] for place in places],
     }
+
+
+def _by_delphi(options: argparse.Namespace, places: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The same features by its own code, with as many examples and lines."""
+    folder = (BENCH / "features").resolve()
+    command = [
+        options.delphi_python, SIDE_DELPHI, options.delphi, f"file://{folder / 'bucket'}", folder / "sequences.npz",
+        MODEL, json.dumps(places), options.url, options.model, "--examples", options.examples, "--lines", options.lines,
+        "--concurrency", options.concurrency,
+    ]  # fmt: skip
+    done = subprocess.run([str(each) for each in command], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit("delphi's side failed; its message stands above")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -150,6 +170,24 @@ def _lines(found: dict[str, Any]) -> list[str]:
             for name, each in found["reports"].items()
             if each["mean"] is not None
         ),
+        *_delphi_lines(found.get("delphi")),
+    ]
+
+
+def _delphi_lines(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        "",
+        f"The same features by delphi's own code: {found['features']} had as many windows as it asks for, "
+        f"{found['calls']} calls, {found['seconds']:,.0f} s; {found['unparsed labels']} labels were not of its form.",
+        "",
+        "| test | lines decided | lines whose answer was not of its form | balanced accuracy of the decided |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {each['decided']} | {each['unanswered']} | {each['balanced_accuracy']:.3f} |"
+            for name, each in found["reports"].items()
+        ),
     ]
 
 
@@ -163,7 +201,12 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=10, help="most active lines, and silent ones, that score it")
     parser.add_argument("--max-calls", type=int, default=5_000)
     parser.add_argument("--concurrency", type=int, default=8)
-    found = asyncio.run(_measure(parser.parse_args()))
+    parser.add_argument("--delphi", type=Path, help="a working tree of EleutherAI/delphi")
+    parser.add_argument("--delphi-python", default=sys.executable, help="Python of an environment that it runs in")
+    options = parser.parse_args()
+    found = asyncio.run(_measure(options))
+    if options.delphi:
+        found["delphi"] = _by_delphi(options, found["places"])
     BENCH.mkdir(parents=True, exist_ok=True)
     (BENCH / "labels.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -23,14 +23,14 @@ import safetensors.numpy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_rig import IndexRig
+from index_rig import IndexRig, histogram_bins
 
 from weft_attribution.core.feature_export import exporting
 from weft_attribution.core.feature_export.distribution import Distribution
 from weft_attribution.core.feature_export.exporting import PIECE_BYTES, FeatureExports
 from weft_attribution.core.feature_export.rounding import rounded
 from weft_attribution.core.feature_export.settings import ExportLayout, ExportRequest
-from weft_attribution.core.feature_index.gathering import NUM_BINS, bin_edges, histogram_bins
+from weft_attribution.core.feature_index.gathering import NUM_BINS, bin_edges
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.opened import OpenIndex

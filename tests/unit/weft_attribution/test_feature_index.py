@@ -15,14 +15,14 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index_rig import IndexRig
+from index_rig import IndexRig, histogram_bins
 from structlog.testing import capture_logs
 
 from weft_attribution.core.feature_index import matching as matching_module
 from weft_attribution.core.feature_index import open_indexes, text
 from weft_attribution.core.feature_index import opened as opened_module
 from weft_attribution.core.feature_index.building import IndexBuilder, part_features
-from weft_attribution.core.feature_index.gathering import NUM_BINS, PartState, bin_edges, histogram_bins
+from weft_attribution.core.feature_index.gathering import NUM_BINS, PartState, bin_edges
 from weft_attribution.core.feature_index.hashing import draw
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.matching import FeatureMatching

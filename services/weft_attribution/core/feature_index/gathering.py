@@ -5,8 +5,8 @@ Everything is a fold over blocks in their order, so that it may stop after any o
 Histograms have half octaves: bin b counts activations from 2^((b - 24) / 2) up to the next bin's; the first and the
 last take what lies beyond.
 
-Legend: F features of the part, P positions of a block, B bins, N active (position, feature) pairs, C candidates, one a
-tile and feature, W tokens of a window.
+Legend: F features of the part, P positions of a block, B bins, N active (position, feature) pairs, D positions drawn
+for co-activation, C candidates, one a tile and feature, W tokens of a window.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from weft_attribution.core.feature_index.best import BestStretches
 from weft_attribution.core.feature_index.hashing import draw
+from weft_attribution.core.feature_index.loops import fold
 from weft_attribution.core.feature_index.settings import IndexSettings
 from weft_attribution.core.feature_index.text import Block, Text, window_starts
 
-__all__ = ["CHUNK", "NUM_BINS", "BlockText", "PartState", "bin_edges", "histogram_bins"]
+__all__ = ["CHUNK", "NUM_BINS", "BlockText", "PartState", "bin_edges"]
 
 Array = npt.NDArray[Any]
 NUM_BINS = 48
@@ -33,19 +34,6 @@ CHUNK = 2048
 _PAIRS_A_CHUNK = 64
 """Of a token that is drawn for co-activation, at most so many features of a chunk count, the strongest."""
 _SAMPLE = 0x73
-_HALF = np.float32(np.sqrt(0.5))
-
-
-def histogram_bins(value_N: Array) -> Array:
-    """
-    The bin of each activation.
-
-    >>> histogram_bins(np.array([1.0, 1.5, 2.0, 1e-9, 1e9], np.float32)).tolist()
-    [24, 25, 26, 0, 47]
-    """
-    mantissa_N, exponent_N = np.frexp(value_N)
-    bins = _ZERO_BIN + 2 * (exponent_N.astype(np.int64) - 1) + (mantissa_N >= _HALF)
-    return np.asarray(np.where(value_N > 0, np.clip(bins, 0, NUM_BINS - 1), 0))
 
 
 def bin_edges() -> Array:
@@ -139,8 +127,8 @@ class PartState:
     @staticmethod
     def bytes_of_one(settings: IndexSettings) -> int:
         """Bytes that one feature takes, and as much again while a state is stored or taken back."""
-        kept = settings.num_top * (16 + 2 * settings.window_tokens)
-        kept += settings.num_sampled * (20 + 2 * settings.window_tokens)
+        kept = settings.num_top * (17 + 2 * settings.window_tokens)
+        kept += settings.num_sampled * (21 + 2 * settings.window_tokens)
         pairs = settings.coactivation_tokens * _PAIRS_A_CHUNK * 8 // CHUNK
         return 2 * (20 + 8 * NUM_BINS + settings.pool_windows // 8 + kept + pairs)
 
@@ -161,59 +149,46 @@ class PartState:
             b_enc_F: Its bias.
             threshold_F: Activation is the pre-activation where that is above this, and zero elsewhere.
         """
-        kept_P = torch.from_numpy(text.kept_P)
         for low in range(0, self.high - self.low, CHUNK):
             part = slice(low, min(low + CHUNK, self.high - self.low))
             pre_FP = torch.addmm(b_enc_F[part, None], w_enc_FD[part], stream_PD.T)
-            active_FP = (pre_FP > threshold_F[part, None]) & kept_P
-            acts_FP = torch.where(active_FP, pre_FP, 0).numpy()
-            # By feature, and by position within it.
-            feature_N, position_N = (each.numpy() for each in active_FP.nonzero(as_tuple=True))
-            if len(feature_N):
-                self._add_chunk(text, low, acts_FP, feature_N, position_N)
+            self._add_chunk(text, part, pre_FP.numpy(), threshold_F[part].numpy())
 
-    def _add_chunk(self, text: BlockText, low: int, acts_FP: Array, feature_N: Array, position_N: Array) -> None:
-        value_N = acts_FP[feature_N, position_N]
-        width = len(acts_FP)
-        part = slice(low, low + width)
-        self.count_F[part] += np.bincount(feature_N, minlength=width)
-        self.total_F[part] += np.bincount(feature_N, weights=value_N, minlength=width)
-        bins = np.bincount(feature_N * NUM_BINS + histogram_bins(value_N), minlength=width * NUM_BINS)
-        self.histogram_FB[part] += bins.reshape(width, NUM_BINS)
-        self._add_pairs(text, low, feature_N, position_N, value_N)
-
+    def _add_chunk(self, text: BlockText, part: slice, pre_FP: Array, threshold_F: Array) -> None:
+        self._add_pairs(text, part.start, pre_FP, threshold_F)
         # One candidate a tile and feature: its largest activation, the first of equals.
-        tile_N = text.tile_P[position_N]
-        is_first = np.ones(len(feature_N), bool)
-        is_first[1:] = (feature_N[1:] != feature_N[:-1]) | (tile_N[1:] != tile_N[:-1])
-        first_C = np.flatnonzero(is_first)
-        peak_C = np.maximum.reduceat(value_N, first_C)
-        group_N = np.cumsum(is_first) - 1
-        at_peak = np.flatnonzero(value_N == peak_C[group_N])
-        _, earliest = np.unique(group_N[at_peak], return_index=True)
-        position_C = position_N[at_peak[earliest]]
-        feature_C = feature_N[first_C]
+        most = len(pre_FP) * (int(text.tile_P[-1] - text.tile_P[0]) + 1)
+        feature_C, position_C = np.empty(most, np.int64), np.empty(most, np.int64)
+        peak_C = np.empty(most, np.float32)
+        found = fold(
+            pre_FP, pre_FP.view(np.int32), threshold_F, text.kept_P, text.tile_P, _ZERO_BIN,
+            self.count_F[part], self.total_F[part], self.largest_F[part], self.histogram_FB[part],
+            feature_C, position_C, peak_C,
+        )  # fmt: skip
+        acts_FP, feature_C, position_C, peak_C = pre_FP, feature_C[:found], position_C[:found], peak_C[:found]
 
-        np.maximum.at(self.largest_F, low + feature_C, peak_C)
         pool_C = text.pool_P[position_C]
-        in_pool = pool_C >= 0
-        bits = np.left_shift(1, pool_C[in_pool] & 7).astype(np.uint8)
-        np.bitwise_or.at(self.fired_FQ, (low + feature_C[in_pool], pool_C[in_pool] >> 3), bits)
+        in_pool = np.flatnonzero(pool_C >= 0)
+        pool_C = pool_C[in_pool]
+        bits = np.left_shift(1, pool_C & 7).astype(np.uint8)
+        np.bitwise_or.at(self.fired_FQ, (part.start + feature_C[in_pool], pool_C >> 3), bits)
 
         def windows(chosen_C: Array) -> Array:
             return _windows(text, acts_FP, feature_C[chosen_C], position_C[chosen_C], peak_C[chosen_C], self._settings)
 
-        everywhere_C = position_C + text.block.low
-        self.top.add(low + feature_C, -peak_C, everywhere_C, peak_C, windows)
-        keys_C = draw(self._settings.seed, _SAMPLE, self.layer, self.low + low + feature_C, everywhere_C)
-        self.sample.add(low + feature_C, keys_C, everywhere_C, peak_C, windows)
+        of_part_C, everywhere_C = part.start + feature_C, position_C + text.block.low
+        self.top.add(of_part_C, -peak_C, everywhere_C, peak_C, windows)
+        keys_C = draw(self._settings.seed, _SAMPLE, self.layer, self.low + of_part_C, everywhere_C)
+        self.sample.add(of_part_C, keys_C, everywhere_C, peak_C, windows)
 
-    def _add_pairs(self, text: BlockText, low: int, feature_N: Array, position_N: Array, value_N: Array) -> None:
-        pair_N = text.pair_P[position_N]
-        drawn = np.flatnonzero(pair_N >= 0)
-        if not len(drawn):
+    def _add_pairs(self, text: BlockText, low: int, pre_FP: Array, threshold_F: Array) -> None:
+        drawn_D = np.flatnonzero(text.pair_P >= 0)
+        pre_FD = pre_FP[:, drawn_D]
+        feature_N, place_N = np.nonzero(pre_FD > threshold_F[:, None])
+        if not len(feature_N):
             return
-        order = drawn[np.lexsort((feature_N[drawn], -value_N[drawn], pair_N[drawn]))]
+        value_N, pair_N = pre_FD[feature_N, place_N], text.pair_P[drawn_D[place_N]]
+        order = np.lexsort((feature_N, -value_N, pair_N))
         _, first, which = np.unique(pair_N[order], return_index=True, return_inverse=True)
         order = order[np.arange(len(order)) - first[which] < _PAIRS_A_CHUNK]
         features = self.low + low + feature_N[order]

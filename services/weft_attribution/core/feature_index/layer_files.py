@@ -92,21 +92,21 @@ def _cut(rows: list[Array], part: slice) -> list[Array]:
 
 
 def _by_key(kept: BestStretches) -> dict[str, list[Array]]:
-    order = [np.flatnonzero(position_K >= 0) for position_K in kept.position_FK]
-    return _stretches(kept, order)
+    arrays = kept.arrays()
+    return _stretches(arrays, [np.flatnonzero(position_K >= 0) for position_K in arrays["position"]])
 
 
 def _by_peak(kept: BestStretches) -> dict[str, list[Array]]:
-    order = []
-    for position_K, peak_K in zip(kept.position_FK, kept.peak_FK, strict=True):
+    arrays, order = kept.arrays(), []
+    for position_K, peak_K in zip(arrays["position"], arrays["peak"], strict=True):
         there = np.flatnonzero(position_K >= 0)
         order.append(there[np.lexsort((position_K[there], peak_K[there]))])
-    return _stretches(kept, order)
+    return _stretches(arrays, order)
 
 
-def _stretches(kept: BestStretches, order: list[Array]) -> dict[str, list[Array]]:
+def _stretches(arrays: Mapping[str, Array], order: list[Array]) -> dict[str, list[Array]]:
     return {
-        "positions": [kept.position_FK[feature][places] for feature, places in enumerate(order)],
-        "peaks": [kept.peak_FK[feature][places] for feature, places in enumerate(order)],
-        "windows": [kept.window_FKW[feature][places].reshape(-1) for feature, places in enumerate(order)],
+        "positions": [arrays["position"][feature][places] for feature, places in enumerate(order)],
+        "peaks": [arrays["peak"][feature][places] for feature, places in enumerate(order)],
+        "windows": [arrays["window"][feature][places].reshape(-1) for feature, places in enumerate(order)],
     }
