@@ -40,6 +40,9 @@ class Interpreting:
         concurrency: Calls under way at once.
         max_attempts: How often a question may be sent.
         observe: Counts for metrics.
+        explain_tokens: Longest answer that explains.
+        score_tokens: Longest answer that scores.
+        is_greedy: Whether questions are put at temperature 0.
     """
 
     interpreter: Interpreter
@@ -49,6 +52,9 @@ class Interpreting:
     concurrency: int
     max_attempts: int
     observe: Observer
+    explain_tokens: int = 120
+    score_tokens: int = 60
+    is_greedy: bool = True
     gate: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,7 +121,14 @@ class InterpretationRequests:
         """How features are explained."""
         asked = self.asked()
         prompt = load_prompt("explain", request.prompt)
-        return ExplainSettings(asked.model, prompt, request.num_examples or _EXPLAIN_EXAMPLES, asked.structured)
+        return ExplainSettings(
+            asked.model,
+            prompt,
+            request.num_examples or _EXPLAIN_EXAMPLES,
+            asked.structured,
+            asked.explain_tokens,
+            asked.is_greedy,
+        )
 
     def score_settings(self, request: interpretation_pb2.ScoreFeaturesRequest) -> ScoreSettings:
         """How labels are scored. FailedPreconditionError where a kind needs embeddings and there are none."""
@@ -132,6 +145,8 @@ class InterpretationRequests:
             request.num_examples or _SCORE_EXAMPLES,
             asked.structured,
             request.control,
+            asked.score_tokens,
+            asked.is_greedy,
         )
 
     def _places(self, transcoder: str, request: Asked) -> list[Place]:

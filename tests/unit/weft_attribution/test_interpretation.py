@@ -24,6 +24,7 @@ from weft_attribution.core.interpretation.ports import (
     Question,
 )
 from weft_attribution.core.interpretation.prompts import load_prompt
+from weft_attribution.core.interpretation.results import Ending
 from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings, shuffled
 from weft_attribution.core.label_pages import LabelledFeature
 from weft_attribution.core.label_store import LabelStore
@@ -262,6 +263,45 @@ async def test_answer_that_is_not_of_the_protocol_is_asked_for_again() -> None:
     explainer = rig.explainer()
     await explain(explainer, rig.asker(Behind()), FEATURES[:2])
     assert explainer.explained.labelled == 2
+
+
+async def test_answer_without_words_is_kept_and_broken() -> None:
+    """Thoughts up to the limit are paid for once; the feature is broken with a reason, as with a strange answer."""
+    rig, interpreter = Rig(), FakeInterpreter(lambda question: "")
+    asker, explainer = rig.asker(interpreter), rig.explainer()
+    result = await explainer.explain(FEATURES[0], asker)
+    assert (result.ending, "empty" in result.reason) == (Ending.BROKEN, True)
+    spend = asker.budget.spend
+    assert (spend.answered, spend.broken, spend.answer_tokens) == (1, 1, 10)
+    await rig.explainer().explain(FEATURES[0], rig.asker(interpreter))
+    assert len(interpreter.asked) == 1
+
+    class Strange(FakeInterpreter):
+        async def ask(self, question: Question, *, key: str, max_attempts: int) -> Answer:
+            return Answer(Outcome.STRANGE, "<html>log in</html>")
+
+    result = await explainer.explain(FEATURES[1], rig.asker(Strange()))
+    assert (result.ending, result.reason) == (Ending.BROKEN, "<html>log in</html>")
+
+
+async def test_longest_answers_and_sampling_are_settings() -> None:
+    """What is asked has the limit and the sampling of its settings."""
+    rig = Rig()
+    rig.labels.add("t", Label(FEATURES[0], "a digit"))
+    texts, interpreter = planted_texts(rig.source), FakeInterpreter()
+    how = ExplainSettings("m", load_prompt("explain"), 40, structured=False, max_answer_tokens=4000, is_greedy=False)
+    await Explainer(rig.source, rig.labels, texts, how, 0.0).explain(FEATURES[1], rig.asker(interpreter))
+    kinds = (ScoreKind.DETECTION, ScoreKind.INTRUDER)
+    prompts = {kind: load_prompt(kind.value) for kind in kinds}
+    scoring = ScoreSettings(
+        kinds, "m", "", prompts, 40, structured=False, control=False, max_answer_tokens=3000, is_greedy=False
+    )
+    scorer = Scorer(rig.source, rig.labels, texts, scoring)
+    await scorer.read_labels(FEATURES[:1])
+    await scorer.score(FEATURES[0], rig.asker(interpreter))
+    assert [each.max_answer_tokens for each in interpreter.asked] == [4000] + [3000] * (len(interpreter.asked) - 1)
+    assert len(interpreter.asked) > 10
+    assert not any(each.is_greedy for each in interpreter.asked)
 
 
 async def test_embeddings_are_asked_for_a_few_texts_at_a_time() -> None:

@@ -39,6 +39,7 @@ class Question:
         user: The data.
         max_answer_tokens: Longest answer.
         schema: JSON schema that the endpoint holds the answer to, as text; empty for none.
+        is_greedy: At temperature 0; otherwise as the endpoint samples by itself.
     """
 
     model: str
@@ -46,11 +47,12 @@ class Question:
     user: str
     max_answer_tokens: int
     schema: str = ""
+    is_greedy: bool = True
 
     def key(self) -> str:
-        """SHA-256 over everything in it; sampling is at temperature 0, always."""
-        parts = ["chat-1", self.model, self.system, self.user, self.max_answer_tokens, self.schema, 0]
-        return _digest(parts)
+        """SHA-256 over everything in it."""
+        sampling = 0 if self.is_greedy else None
+        return _digest(["chat-1", self.model, self.system, self.user, self.max_answer_tokens, self.schema, sampling])
 
     @property
     def most_tokens(self) -> int:

@@ -56,6 +56,8 @@ class ScoreSettings:
         num_examples: Most active lines of each feature, and as many silent ones.
         structured: Whether the endpoint holds answers to a JSON schema.
         control: Whether shuffled labels are tested beside, by detection and fuzzing.
+        max_answer_tokens: Longest answer; a model that thinks first counts its thoughts.
+        is_greedy: At temperature 0.
     """
 
     kinds: tuple[ScoreKind, ...]
@@ -65,6 +67,8 @@ class ScoreSettings:
     num_examples: int
     structured: bool
     control: bool
+    max_answer_tokens: int = 60
+    is_greedy: bool = True
 
 
 def shuffled(labels: Mapping[Place, Label]) -> dict[Place, str]:
@@ -199,7 +203,8 @@ class Scorer:
         return area(near[: len(lines.active)], near[len(lines.active) :]), 0
 
     def _trials(self, kind: ScoreKind, place: Place, lines: "_Lines", label: str) -> list[Trial]:
-        tester = Tester(self._settings.model, self._settings.prompts[kind], self._settings.structured)
+        how = self._settings
+        tester = Tester(how.model, how.prompts[kind], how.structured, how.max_answer_tokens, how.is_greedy)
         rng = seeded(self._source.transcoder, *place, kind.value)
         if kind is ScoreKind.INTRUDER:
             return tester.intruders(draw_intruders(lines.active, lines.silent, _INTRUDER_QUESTIONS, rng))
