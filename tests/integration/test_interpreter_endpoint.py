@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
+from email.utils import formatdate
 
 import pytest
 from interpreter_server import InterpreterServer, completion, cut, interpreter_server, raw, says, slow, status
@@ -105,6 +106,31 @@ async def test_endpoint_that_answers_nothing_is_named(
         await interpreter.ask(QUESTION, key="k", max_attempts=3)
     assert KEY not in raised.value.message
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "sent", "told_s"),
+    [
+        (status(429, {"Retry-After": "600"}), 1, 600.0),
+        (status(503, {"x-should-retry": "false"}), 1, None),
+        (status(429, {"Retry-After": "soon"}), 2, None),
+        (status(429, {"Retry-After": formatdate(4_000_000_000, usegmt=True)}), 1, 1e8),
+        (cut(), 2, None),
+    ],
+)
+async def test_nobody_answers_with_what_was_sent_and_told(
+    server: InterpreterServer, interpreter: OpenAiInterpreter, fault: object, sent: int, told_s: float | None
+) -> None:
+    """A wait that is too long for the client, or an endpoint that wants no repetition: one request, and the wait."""
+    server.always = fault  # type: ignore[assignment]
+    with pytest.raises(NobodyAnsweredError) as raised:
+        await interpreter.ask(QUESTION, key="k", max_attempts=2)
+    assert raised.value.attempts == len(server.requests) == sent
+    if told_s is None:
+        assert raised.value.retry_after_s is None
+    else:
+        assert raised.value.retry_after_s is not None
+        assert raised.value.retry_after_s >= told_s
 
 
 async def test_rejection_is_an_answer(server: InterpreterServer, interpreter: OpenAiInterpreter) -> None:

@@ -2,21 +2,31 @@
 Any endpoint that speaks OpenAI's protocol, through OpenAI's own client.
 
 The client repeats what may pass: connections that were cut or never came, 408, 409, 429 and 5xx, with growing waits or
-for as long as Retry-After says, two minutes at most. What comes back is bounded in bytes, and read by hand.
+for as long as Retry-After says, two minutes at most; a longer wait is told to who asked. What comes back is bounded in
+bytes, and read by hand.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 import httpx2
 import openai
 from openai import AsyncOpenAI, Omit
 
-from weft_attribution.core.interpretation.ports import Answer, Embedding, NobodyAnsweredError, Outcome, Question
-from weft_common.errors import FailedPreconditionError
+from weft_attribution.core.interpretation.ports import (
+    Answer,
+    Embedding,
+    NobodyAnsweredError,
+    NotServedError,
+    Outcome,
+    Question,
+)
 
 __all__ = ["AnswerLimit", "OpenAiInterpreter", "openai_interpreter"]
 
@@ -83,7 +93,10 @@ class OpenAiInterpreter:
         except openai.APIStatusError as error:
             return self._status(error)
         except (openai.APIConnectionError, TimeoutError) as error:
-            raise NobodyAnsweredError(f"the interpreter's endpoint does not answer ({type(error).__name__})") from None
+            raise NobodyAnsweredError(
+                f"the interpreter's endpoint does not answer ({type(error).__name__})",
+                attempts=_attempts(error.request) if isinstance(error, openai.APIConnectionError) else None,
+            ) from None
         attempts = 1 + int(response.retries_taken)
         body = bytes(response.content)
         try:
@@ -97,21 +110,27 @@ class OpenAiInterpreter:
         return Answer(outcome, _storable(text), question_tokens, answer_tokens, attempts)
 
     def _status(self, error: openai.APIStatusError) -> Answer:
-        status = error.status_code
+        status, attempts = error.status_code, _attempts(error.request)
         if status in _PASSING or status >= 500:
-            raise NobodyAnsweredError(f"the interpreter's endpoint answers with status {status}") from None
+            raise NobodyAnsweredError(
+                f"the interpreter's endpoint answers with status {status}",
+                attempts=attempts,
+                retry_after_s=_told_wait_s(error.response.headers),
+            ) from None
         if status in (401, 403):
-            raise FailedPreconditionError(
+            raise NotServedError(
                 f"the interpreter's endpoint refuses the key (status {status}); "
-                "set WEFT_ATTRIBUTION_INTERPRETER_KEY to one that it takes"
+                "set WEFT_ATTRIBUTION_INTERPRETER_KEY to one that it takes",
+                attempts=attempts,
             ) from None
         if status == 404 or status < 400:
-            raise FailedPreconditionError(
+            raise NotServedError(
                 f"the interpreter's endpoint has no such model or path (status {status}); look at "
-                "WEFT_ATTRIBUTION_INTERPRETER_URL, which usually ends in /v1, and at the model's name"
+                "WEFT_ATTRIBUTION_INTERPRETER_URL, which usually ends in /v1, and at the model's name",
+                attempts=attempts,
             ) from None
         told = self._without_key(f"status {status}: {error.message[:_MAX_TOLD]}")
-        return Answer(Outcome.REJECTED, told, 0, 0, 1 + int(error.request.headers.get(_RETRIES, "0")))
+        return Answer(Outcome.REJECTED, told, 0, 0, attempts)
 
     def _without_key(self, text: str) -> str:
         """What went wrong, which may repeat the key; an answer never saw it, and stays as it is."""
@@ -179,6 +198,24 @@ class _BoundedStream(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def _attempts(request: httpx2.Request) -> int:
+    """How often a question was sent, by the last request."""
+    return 1 + int(request.headers.get(_RETRIES, "0"))
+
+
+def _told_wait_s(headers: Mapping[str, str]) -> float | None:
+    """What Retry-After says, in seconds or as a date; None where it says nothing that can be waited for."""
+    told = headers.get("retry-after", "")
+    try:
+        wait_s = float(told)
+    except ValueError:
+        try:
+            wait_s = parsedate_to_datetime(told).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return wait_s if math.isfinite(wait_s) and wait_s > 0 else None
 
 
 def _storable(text: str) -> str:

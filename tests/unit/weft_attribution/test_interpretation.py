@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 from hypothesis import given
@@ -99,7 +99,12 @@ class Rig:
         self.gate = asyncio.Semaphore(4)
 
     def asker(
-        self, interpreter: FakeInterpreter, operation: str = "operations/a", calls: int = 0, tokens: int = 0
+        self,
+        interpreter: FakeInterpreter,
+        operation: str = "operations/a",
+        calls: int = 0,
+        tokens: int = 0,
+        rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> Asker:
         return Asker(
             interpreter,
@@ -109,6 +114,7 @@ class Rig:
             gate=self.gate,
             max_attempts=3,
             observe=self.counted,
+            rest=rest,
         )
 
     def explainer(self, model: str = "m", since_s: float = 0.0) -> Explainer:
@@ -468,6 +474,62 @@ async def test_endpoint_that_is_away_ends_the_work_for_now() -> None:
     with pytest.raises(UnavailableError):
         await explain(rig.explainer(), asker, FEATURES * 3)
     assert asker.budget.spend.failed == 8
+
+
+async def test_endpoint_that_asks_for_a_rest_gets_it() -> None:
+    """No question is sent until the rest is over, nothing has failed, and each request counts once."""
+    waits: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        waits.append(seconds)
+        await asyncio.sleep(0.01)
+
+    told = iter([600.0, 600.0, 600.0, 600.0, 90_000.0])
+
+    def limited(question: Question) -> str:
+        wait_s = next(told, None)
+        if wait_s is not None:
+            raise NobodyAnsweredError("too many", attempts=1, retry_after_s=wait_s)
+        return RuleBrain().answer(question.system, question.user)
+
+    rig, interpreter = Rig(), FakeInterpreter(limited)
+    asker, explainer = rig.asker(interpreter, rest=rest), rig.explainer()
+    await asyncio.gather(*(explainer.explain(place, asker) for place in FEATURES))
+    spend = asker.budget.spend
+    assert explainer.explained.labelled == len(FEATURES)
+    assert (spend.calls, spend.failed) == (len(interpreter.asked), 0)
+    assert waits == [600.0, 3600.0]
+
+
+async def test_rest_without_an_end_is_a_failure() -> None:
+    """After a day of rest with no answer the work fails in a way that is tried again later."""
+    waits: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        waits.append(seconds)
+
+    def limited(_: Question) -> str:
+        raise NobodyAnsweredError("too many", attempts=1, retry_after_s=3600.0)
+
+    rig = Rig()
+    asker = rig.asker(FakeInterpreter(limited), rest=rest)
+    with pytest.raises(UnavailableError):
+        await explain(rig.explainer(), asker, FEATURES * 3)
+    assert waits == [3600.0] * 24
+    assert (asker.budget.spend.calls, asker.budget.spend.failed) == (24 + 8, 8)
+
+
+async def test_calls_that_nobody_answered_count_as_often_as_they_were_sent() -> None:
+    """Eight questions sent once each are eight calls, though each might have been sent three times."""
+
+    def away(_: Question) -> str:
+        raise NobodyAnsweredError("away", attempts=1)
+
+    rig = Rig()
+    asker = rig.asker(FakeInterpreter(away))
+    with pytest.raises(UnavailableError):
+        await explain(rig.explainer(), asker, FEATURES * 3)
+    assert asker.budget.spend.calls == 8
 
 
 async def test_person_s_label_is_left_and_costs_nothing() -> None:

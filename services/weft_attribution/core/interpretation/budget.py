@@ -120,13 +120,23 @@ class Budget:
         self._tokens_aside += tokens_a_call
         return Reservation(attempts, tokens_a_call)
 
-    def settle(self, reservation: Reservation, answer: Answer | None) -> None:
-        """Count what a call came to; without an answer, every attempt is counted and no token."""
+    def settle(
+        self, reservation: Reservation, answer: Answer | None, attempts: int | None = None, *, is_failed: bool = True
+    ) -> None:
+        """
+        Count what a call came to; without an answer no token.
+
+        Args:
+            reservation: What was put aside.
+            answer: The answer, if one came.
+            attempts: How often it was sent, without an answer; None counts all that were put aside.
+            is_failed: Whether a question without an answer is not asked again.
+        """
         self._calls_aside -= reservation.attempts
         self._tokens_aside -= reservation.tokens
         if answer is None:
-            self.spend.calls += reservation.attempts
-            self.spend.failed += 1
+            self.spend.calls += reservation.attempts if attempts is None else min(attempts, reservation.attempts)
+            self.spend.failed += is_failed
         else:
             self.spend.count(answer, reservation.tokens)
         settled, self._settled = self._settled, asyncio.Event()
