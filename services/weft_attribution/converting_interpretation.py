@@ -20,6 +20,7 @@ __all__ = [
     "metadata_to_proto",
     "reports_to_proto",
     "scored_to_proto",
+    "spend_from_proto",
 ]
 
 SCORE_NUMBERS: Mapping[ScoreKind, labels_pb2.ScoreKind.ValueType] = {
@@ -52,6 +53,21 @@ def spend_to_proto(spend: Spend) -> interpretation_pb2.InterpretationSpend:
         num_broken=spend.broken,
         num_failed=spend.failed,
         num_reused=spend.reused,
+    )
+
+
+def spend_from_proto(spend: interpretation_pb2.InterpretationSpend) -> Spend:
+    """What was told to be spent."""
+    return Spend(
+        spend.calls,
+        spend.question_tokens,
+        spend.answer_tokens,
+        spend.num_answered,
+        spend.num_refused,
+        spend.num_rejected,
+        spend.num_broken,
+        spend.num_failed,
+        spend.num_reused,
     )
 
 

@@ -8,6 +8,7 @@ from weft_attribution import converting_interpretation as converting
 from weft_attribution.core.feature_ports import ExampleSource, ExampleSources
 from weft_attribution.core.interpretation.budget import Budget
 from weft_attribution.core.interpretation.explaining import MIN_EXAMPLES, ExplainSettings
+from weft_attribution.core.interpretation.plans import Plan, keep_plan, read_plan
 from weft_attribution.core.interpretation.ports import Interpreter, Observer
 from weft_attribution.core.interpretation.prompts import load_prompt
 from weft_attribution.core.interpretation.scope import features_of_graph, in_order
@@ -22,6 +23,7 @@ from weft_store.port import ObjectStore
 __all__ = ["Asked", "InterpretationRequests", "Interpreting"]
 
 _MAX_GRAPHS, _MAX_FEATURES, _MAX_CALLS = 100, 100_000, 10_000_000
+_EXPLAIN = "explain"
 _EXPLAIN_EXAMPLES, _SCORE_EXAMPLES, _MAX_EXAMPLES = 40, 20, 100
 
 Asked = interpretation_pb2.ExplainFeaturesRequest | interpretation_pb2.ScoreFeaturesRequest
@@ -83,9 +85,9 @@ class InterpretationRequests:
             )
         return self._interpreting
 
-    def check(self, request: Asked) -> int:
+    def check(self, request: Asked) -> Plan:
         """
-        Refuse what cannot be done, and count its features; blocks.
+        Refuse what cannot be done, and say what is to be; blocks.
 
         Raises:
             InvalidArgumentError: The request is wrong.
@@ -105,22 +107,32 @@ class InterpretationRequests:
                 field="num_examples",
             )
         if isinstance(request, interpretation_pb2.ExplainFeaturesRequest):
-            self.explain_settings(request)
+            prompts = {_EXPLAIN: self.explain_settings(request).prompt.name}
         else:
-            self.score_settings(request)
+            prompts = {kind.value: prompt.name for kind, prompt in self.score_settings(request).prompts.items()}
         transcoder = parse_name(request.parent, "transcoders", field="parent")
-        self._sources.open(transcoder)
-        return len(self._places(transcoder, request))
+        index_id = self._sources.open(transcoder).index_id
+        return Plan(tuple(self._places(transcoder, request)), index_id, prompts)
 
-    def opened(self, request: Asked) -> tuple[ExampleSource, list[Place]]:
-        """Examples, and the features in the order in which they are worked on; blocks."""
+    def keep(self, request: Asked, operation_id: str, plan: Plan) -> Plan:
+        """Write down what an operation is to do; what was written before stays and is returned. Blocks."""
+        return keep_plan(self._store, parse_name(request.parent, "transcoders"), operation_id, plan)
+
+    def opened(self, request: Asked, operation_id: str) -> tuple[ExampleSource, Plan]:
+        """Examples, and what was written down to be done; blocks."""
         transcoder = parse_name(request.parent, "transcoders", field="parent")
-        return self._sources.open(transcoder), self._places(transcoder, request)
+        plan = read_plan(self._store, transcoder, operation_id)
+        if plan is None:
+            # Asked for under a release that wrote none.
+            plan = self.keep(request, operation_id, self.check(request))
+        return self._sources.open(transcoder, plan.index_id), plan
 
-    def explain_settings(self, request: interpretation_pb2.ExplainFeaturesRequest) -> ExplainSettings:
-        """How features are explained."""
+    def explain_settings(
+        self, request: interpretation_pb2.ExplainFeaturesRequest, plan: Plan | None = None
+    ) -> ExplainSettings:
+        """How features are explained; with a plan, by its prompt."""
         asked = self.asked()
-        prompt = load_prompt("explain", request.prompt)
+        prompt = load_prompt(_EXPLAIN, request.prompt if plan is None else plan.prompts[_EXPLAIN])
         return ExplainSettings(
             asked.model,
             prompt,
@@ -130,8 +142,16 @@ class InterpretationRequests:
             asked.is_greedy,
         )
 
-    def score_settings(self, request: interpretation_pb2.ScoreFeaturesRequest) -> ScoreSettings:
-        """How labels are scored. FailedPreconditionError where a kind needs embeddings and there are none."""
+    def score_settings(
+        self, request: interpretation_pb2.ScoreFeaturesRequest, plan: Plan | None = None
+    ) -> ScoreSettings:
+        """
+        How labels are scored; with a plan, by its prompts.
+
+        Raises:
+            FailedPreconditionError: A kind needs embeddings and there are none.
+        """
+        named = {} if plan is None else plan.prompts
         asked, kinds = self.asked(), converting.kinds_from_proto(list(request.kinds))
         if ScoreKind.EMBEDDING in kinds and not asked.embedding_model:
             raise FailedPreconditionError(
@@ -141,7 +161,11 @@ class InterpretationRequests:
             kinds,
             asked.model,
             asked.embedding_model,
-            {kind: load_prompt(kind.value) for kind in kinds if kind is not ScoreKind.EMBEDDING},
+            {
+                kind: load_prompt(kind.value, named.get(kind.value, ""))
+                for kind in kinds
+                if kind is not ScoreKind.EMBEDDING
+            },
             request.num_examples or _SCORE_EXAMPLES,
             asked.structured,
             request.control,

@@ -12,10 +12,11 @@ from rule_interpreter import LABELS, PLACES, PlantedSource, RuleBrain, planted_t
 
 from weft_attribution.core.feature_ports import Examples, Window
 from weft_attribution.core.interpretation.asking import Asker
-from weft_attribution.core.interpretation.budget import Budget, BudgetSpentError
+from weft_attribution.core.interpretation.budget import Budget, BudgetSpentError, Spend
 from weft_attribution.core.interpretation.examples import seeded
 from weft_attribution.core.interpretation.explaining import Explainer, ExplainSettings
 from weft_attribution.core.interpretation.journal import Journal
+from weft_attribution.core.interpretation.pairing import KeptTests, shuffled
 from weft_attribution.core.interpretation.ports import (
     Answer,
     Embedding,
@@ -25,7 +26,7 @@ from weft_attribution.core.interpretation.ports import (
 )
 from weft_attribution.core.interpretation.prompts import load_prompt
 from weft_attribution.core.interpretation.results import Ending
-from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings, shuffled
+from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings
 from weft_attribution.core.label_pages import LabelledFeature
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Origin, Place, ScoreKind
@@ -195,24 +196,24 @@ async def test_explained_lines_are_not_scored_with() -> None:
 
 async def test_another_feature_s_label_is_always_another_text() -> None:
     """A shuffle gives each feature words that are not its own, the same each time; equal labels give none."""
-    labels = {place: Label(place, text) for place, text in zip(FEATURES, ["A", "a", "b", "c", "a"], strict=True)}
+    labels = dict(zip(FEATURES, ["A", "a", "b", "c", "a"], strict=True))
     found = shuffled(labels)
     assert found == shuffled(dict(reversed(labels.items())))
     assert set(found) == set(FEATURES)
-    assert all(found[place].casefold() != labels[place].text.casefold() for place in FEATURES)
-    assert shuffled({place: Label(place, "same") for place in FEATURES}) == {}
+    assert all(labels[found[place]].casefold() != labels[place].casefold() for place in FEATURES)
+    assert shuffled(dict.fromkeys(FEATURES, "same")) == {}
 
 
 @given(texts=st.lists(st.sampled_from(["a", "A", "b", "c"]), max_size=30))
 def test_shuffle_takes_the_next_label_with_other_words(texts: list[str]) -> None:
     """As a walk along the shuffled order finds it, however many say the same."""
-    labels = {Place(0, index): Label(Place(0, index), text) for index, text in enumerate(texts)}
+    labels = {Place(0, index): text for index, text in enumerate(texts)}
     order = sorted(labels)
     seeded("control", *order).shuffle(order)
     wanted = {}
     for at, place in enumerate(order):
-        others = [labels[each].text for each in (order[at + 1 :] + order[:at])]
-        different = [text for text in others if text.casefold() != labels[place].text.casefold()]
+        others = order[at + 1 :] + order[:at]
+        different = [each for each in others if labels[each].casefold() != labels[place].casefold()]
         if different:
             wanted[place] = different[0]
     assert shuffled(labels) == wanted
@@ -239,7 +240,7 @@ async def test_labels_are_read_page_by_page_and_reading_can_be_cancelled() -> No
     rig.labels.page = counted  # type: ignore[method-assign]
     await scorer.read_labels(places[::-1])
     assert reads == [0, 1, 2, 3, 4, 5]
-    assert {place: scorer._standing[place].text for place in places} == {
+    assert {place: scorer._tested[place].text for place in places} == {
         place: f"label {place.index % 7}" for place in places
     }
     task = asyncio.ensure_future(rig.scorer().read_labels(places))
@@ -317,9 +318,6 @@ async def test_embeddings_are_asked_for_a_few_texts_at_a_time() -> None:
     settings = ScoreSettings((ScoreKind.EMBEDDING,), "m", "e", {}, 40, structured=False, control=False)
     scorer = Scorer(rig.source, rig.labels, planted_texts(rig.source), settings)
     await scorer.read_labels(FEATURES)
-    questions = await scorer.questions(FEATURES[0])
-    sizes = [len(each.texts) for each in questions if isinstance(each, Embedding)]
-    assert sizes == [16] * 5 + [1]
     asked: list[tuple[str, ...]] = []
 
     class Embedder(FakeInterpreter):
@@ -329,7 +327,7 @@ async def test_embeddings_are_asked_for_a_few_texts_at_a_time() -> None:
             return Answer(Outcome.ANSWERED, json.dumps([[1.0, value] for value in digit]), 1, 0)
 
     await scorer.score(FEATURES[0], rig.asker(Embedder()))
-    assert [len(texts) for texts in asked] == sizes
+    assert [len(texts) for texts in asked] == [16] * 5 + [1]
     assert asked[-1] == ("a digit",)
     assert scorer.scored.reports[ScoreKind.EMBEDDING].values == [1.0]
 
@@ -352,16 +350,8 @@ async def test_no_answer_is_paid_for_twice_after_a_crash(dies_after: int) -> Non
     answered += dying.answered
     next_one = FakeInterpreter()
     asker, explainer = rig.asker(next_one), rig.explainer()
-    for place in FEATURES:
-        question = await explainer.question(place)
-        assert question is not None
-        await asker.recall([question])
     await explain(explainer, asker)
-    scorer = rig.scorer(control=True)
-    await scorer.read_labels(FEATURES)
-    for place in FEATURES:
-        await asker.recall(await scorer.questions(place))
-    await score(scorer, asker)
+    await score(rig.scorer(control=True), asker)
     answered += next_one.answered
     assert max(answered.values()) == 1
     assert answered.keys() == whole.answered.keys()
@@ -655,11 +645,57 @@ def test_negative_budget_is_refused() -> None:
         Budget(-1)
 
 
-def test_spending_before_a_crash_counts_whatever_the_journal_has() -> None:
-    """Calls that nobody answered are in no journal: what was told of them is a floor of what was spent."""
+def test_spending_before_a_crash_counts_once() -> None:
+    """What was told is a floor; answers that are found again fill it up, and only what is beyond it or new is added."""
+    budget, answer = Budget(10), Answer(Outcome.ANSWERED, "x", 20, 2)
+    budget.recall(Spend(calls=4, question_tokens=50, answer_tokens=5, answered=2, broken=1, failed=1))
+    for _ in range(3):
+        budget.found(answer, 0)
+    budget.note(Spend(broken=1))
+    spend = budget.spend
+    assert (spend.calls, spend.question_tokens, spend.answer_tokens) == (4, 60, 6)
+    assert (spend.answered, spend.broken, spend.failed) == (3, 1, 1)
+    budget.found(answer, 0)
+    budget.note(Spend(broken=1, failed=1))
+    assert (spend.calls, spend.answered, spend.broken, spend.failed) == (4, 4, 2, 1)
+
+
+async def test_question_that_failed_before_a_crash_is_another_call_and_the_same_question() -> None:
+    """Asked again, it costs again, and is no second question that failed."""
     budget = Budget(10)
-    budget.spend.calls, budget.spend.failed = 3, 0
-    budget.recall(8, 50, 5, 2)
-    assert (budget.spend.calls, budget.spend.failed, budget.spend.tokens) == (8, 2, 55)
-    budget.recall(1, 0, 0, 0)
-    assert (budget.spend.calls, budget.spend.failed, budget.spend.tokens) == (8, 2, 55)
+    budget.recall(Spend(calls=3, failed=1))
+    budget.settle(await budget.reserve(3, 0), None, 2)
+    assert (budget.spend.calls, budget.spend.failed) == (5, 1)
+
+
+async def test_work_that_goes_on_asks_what_it_asked_before() -> None:
+    """A label that is said meanwhile pairs nobody anew and is not scored: no question is sent a second time."""
+    rig, interpreter = Rig(), FakeInterpreter()
+    for place, text in zip(FEATURES[:4], LABELS, strict=False):
+        rig.labels.add("t", Label(place, text))
+    kept, first = KeptTests(rig.store, "t", "score.1"), rig.scorer(control=True)
+    await first.read_labels(FEATURES, kept)
+    for place in FEATURES:
+        await first.score(place, rig.asker(interpreter))
+    asked = len(interpreter.asked)
+    rig.labels.add("t", Label(FEATURES[4], LABELS[4]))
+    rig.labels.add("t", Label(FEATURES[0], "other words"))
+    second, asker = rig.scorer(control=True), rig.asker(interpreter)
+    await second.read_labels(FEATURES, kept)
+    results = [await second.score(place, asker) for place in FEATURES]
+    assert len(interpreter.asked) == asked
+    assert asker.budget.spend.calls == asked
+    assert [each.ending for each in results] == [Ending.CHANGED, *[Ending.SCORED] * 3, Ending.UNLABELLED]
+
+
+async def test_spend_is_looked_up_on_the_way() -> None:
+    """Work that goes on reads the examples of what it has come to, and counts an answer it made no label of twice."""
+    rig, interpreter = Rig(), FakeInterpreter()
+    await explain(rig.explainer(), rig.asker(interpreter), FEATURES[:3])
+    asker, explainer = rig.asker(interpreter), rig.explainer()
+    asker.budget.recall(Spend(calls=2, question_tokens=200, answer_tokens=20, answered=2))
+    await explain(explainer, asker, FEATURES[:1])
+    assert (asker.budget.spend.calls, asker.budget.spend.answered) == (2, 2)
+    await explain(explainer, asker, FEATURES[1:])
+    assert (asker.budget.spend.calls, asker.budget.spend.question_tokens) == (5, 500)
+    assert len(interpreter.asked) == 5

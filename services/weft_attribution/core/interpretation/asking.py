@@ -6,10 +6,10 @@ how long it wants no question, none is sent for so long, an hour at most; that i
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
-from weft_attribution.core.interpretation.budget import Budget
+from weft_attribution.core.interpretation.budget import Budget, Spend
 from weft_attribution.core.interpretation.journal import Entry, Journal
 from weft_attribution.core.interpretation.ports import (
     Answer,
@@ -82,13 +82,12 @@ class Asker:
         self._rest, self._rested_s = rest, 0.0
         self._resting: asyncio.Future[None] | None = None
 
-    async def recall(self, questions: Iterable[Question | Embedding]) -> None:
-        """Count what this operation paid for before its process died, so that the budget holds across that."""
-        for question in questions:
-            key = question.key()
-            entry = await asyncio.to_thread(self._journal.get, key)
-            if entry is not None:
-                self._found(question, key, entry)
+    async def recall(self, question: Question | Embedding) -> None:
+        """Count what a question cost before the process died, where nothing needs its answer any more."""
+        key = question.key()
+        entry = await asyncio.to_thread(self._journal.get, key)
+        if entry is not None:
+            self._found(question, key, entry)
 
     async def ask(self, question: Question | Embedding, purpose: str) -> Answer | None:
         """
@@ -158,7 +157,7 @@ class Asker:
 
     def broken(self) -> None:
         """Count an answer that was not what was asked for."""
-        self.budget.spend.broken += 1
+        self.budget.note(Spend(broken=1))
         self._observe.broken()
 
     async def close(self) -> None:
@@ -202,8 +201,8 @@ class Asker:
         if key not in self._counted:
             self._counted.add(key)
             if entry.operation == self._operation:
-                self.budget.spend.count(entry.answer, question.most_tokens)
+                self.budget.found(entry.answer, question.most_tokens)
             else:
-                self.budget.spend.reused += 1
+                self.budget.note(Spend(reused=1))
                 self._observe.call("reused", 0, 0)
         return entry.answer

@@ -112,6 +112,10 @@ class Explainer:
         there = await asyncio.to_thread(self._labels.get, self._source.transcoder, place)
         mine, stands = there.label(Origin.MODEL), there.label()
         if mine is not None and self._is_mine(mine, self._since_s):
+            # Made before this work's process died, perhaps after its spend was told last.
+            question = await self.question(place)
+            if question is not None:
+                await asker.recall(question)
             self.explained.labelled += 1
             return FeatureResult(place, Ending.LABELLED, mine.text)
         if stands is not None and (stands.origin is Origin.HUMAN or self._is_mine(mine)):
