@@ -74,6 +74,7 @@ async def _interpreting(settings: AttributionSettings) -> AsyncIterator[Interpre
     ) as interpreter:
         yield Interpreting(
             interpreter,
+            endpoint=settings.interpreter_url,
             model=settings.interpreter_model,
             embedding_model=settings.interpreter_embedding_model,
             structured=settings.interpreter_structured,

@@ -35,7 +35,8 @@ class Interpreting:
     Who is asked, and how.
 
     Args:
-        interpreter: The endpoint.
+        interpreter: Who is asked.
+        endpoint: Its base URL, with neither credentials nor query.
         model: Its model.
         embedding_model: Its model that embeds; empty where it has none.
         structured: Whether it holds answers to a JSON schema.
@@ -48,6 +49,7 @@ class Interpreting:
     """
 
     interpreter: Interpreter
+    endpoint: str
     model: str
     embedding_model: str
     structured: bool

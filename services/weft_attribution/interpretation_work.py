@@ -118,7 +118,7 @@ class InterpretationWork:
         asked = self._requests.asked()
         return Asker(
             asked.interpreter,
-            Journal(self._store, transcoder),
+            Journal(self._store, transcoder, asked.endpoint),
             Budget(request.scope.max_calls, request.scope.max_tokens),
             operation=context.name,
             gate=asked.gate,

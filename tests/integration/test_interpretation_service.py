@@ -72,6 +72,7 @@ async def house_of(store: ObjectStore, url: str, folder: Path, *, is_set_up: boo
     async with openai_interpreter(url, "key", timeout_s=5.0) as interpreter:
         interpreting = Interpreting(
             interpreter,
+            endpoint=url,
             model="m",
             embedding_model="e",
             structured=False,

@@ -106,10 +106,11 @@ class Rig:
         calls: int = 0,
         tokens: int = 0,
         rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        endpoint: str = "http://one/v1",
     ) -> Asker:
         return Asker(
             interpreter,
-            Journal(self.store, "t"),
+            Journal(self.store, "t", endpoint),
             Budget(calls, tokens),
             operation=operation,
             gate=self.gate,
@@ -376,6 +377,15 @@ async def test_other_work_takes_answers_that_are_there_for_nothing() -> None:
     assert (second.budget.spend.calls, second.budget.spend.reused) == (0, len(FEATURES))
     await explain(rig.explainer("another"), second)
     assert len(interpreter.asked) == 2 * len(FEATURES)
+
+
+async def test_another_endpoint_is_asked_itself() -> None:
+    """Answers of one server are none of another's, whatever it calls its model; a slash at the end is the same one."""
+    rig, interpreter = Rig(), FakeInterpreter()
+    for endpoint, asked in (("http://one/v1", 1), ("http://two/v1", 2), ("http://one/v1/", 2)):
+        rig.labels.add("t", Label(FEATURES[0], "x", Origin.MODEL))
+        await rig.explainer().explain(FEATURES[0], rig.asker(interpreter, endpoint=endpoint))
+        assert len(interpreter.asked) == asked
 
 
 @pytest.mark.parametrize(("calls", "tokens"), [(1, 0), (3, 0), (17, 0), (0, 1), (0, 3_000), (0, 9_000)])

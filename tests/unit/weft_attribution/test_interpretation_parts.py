@@ -211,7 +211,7 @@ def test_area_is_mann_whitneys(positive: list[float], negative: list[float]) -> 
 
 
 def test_interval_over_features_holds_the_truth_where_features_differ() -> None:
-    """Of 400 draws of 40 features, as good as of a beta distribution, about 95 % hold the mean; binomial ones do not."""
+    """Of 400 draws of 40 features that differ about 95 % hold the mean; those of decisions alone do not."""
     rng = np.random.default_rng(0)
     truth, held, held_apart = (5 / 7 + 0.8) / 2, 0, 0
     for _ in range(400):
