@@ -187,6 +187,7 @@ async def jobs_house(folder: Path, url: str, *, num_sequences: int = 60) -> Asyn
     async with openai_interpreter(url or "http://127.0.0.1:9/v1", "key", timeout_s=5.0) as interpreter:
         interpreting = Interpreting(
             interpreter,
+            endpoint=url or "",
             model="m",
             embedding_model="",
             structured=False,

@@ -205,6 +205,7 @@ async def planted_house(
                 observe=lambda seconds: None,
                 interpreting=Interpreting(
                     interpreter,
+                    endpoint=endpoint.url,
                     model="rules",
                     embedding_model="",
                     structured=False,

@@ -118,7 +118,9 @@ class PlantedSources:
     def __init__(self, source: PlantedSource) -> None:
         self._source = source
 
-    def open(self, transcoder: str) -> PlantedSource:
+    def open(self, transcoder: str, index_id: str = "") -> PlantedSource:
+        if index_id not in ("", self._source.index_id):
+            raise NotFoundError(f"no index {index_id}")
         if transcoder != self._source.transcoder:
             raise FailedPreconditionError(f"transcoders/{transcoder} has no index")
         return self._source

@@ -110,7 +110,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     async with openai_interpreter(options.url, "", timeout_s=300.0) as interpreter:
         asker = Asker(
             interpreter,
-            Journal(store, "demo"),
+            Journal(store, "demo", options.url),
             Budget(options.max_calls),
             operation=f"operations/bench-{time.time_ns()}",
             gate=asyncio.Semaphore(options.concurrency),

@@ -68,16 +68,23 @@ async def _interpreting(settings: AttributionSettings) -> AsyncIterator[Interpre
         return
     key = "" if settings.interpreter_key is None else settings.interpreter_key.get_secret_value()
     async with openai_interpreter(
-        settings.interpreter_url, key, timeout_s=settings.interpreter_timeout_s
+        settings.interpreter_url,
+        key,
+        timeout_s=settings.interpreter_timeout_s,
+        limit=settings.interpreter_limit_field,
     ) as interpreter:
         yield Interpreting(
             interpreter,
+            endpoint=settings.interpreter_url,
             model=settings.interpreter_model,
             embedding_model=settings.interpreter_embedding_model,
             structured=settings.interpreter_structured,
             concurrency=settings.interpreter_concurrency,
             max_attempts=settings.interpreter_attempts,
             observe=PrometheusInterpretation(REGISTRY),
+            explain_tokens=settings.interpreter_explain_tokens,
+            score_tokens=settings.interpreter_score_tokens,
+            is_greedy=settings.interpreter_greedy,
         )
 
 

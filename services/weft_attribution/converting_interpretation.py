@@ -8,7 +8,7 @@ from weft.features.v1 import interpretation_pb2, labels_pb2
 from weft_attribution.core.interpretation.budget import Spend
 from weft_attribution.core.interpretation.explaining import Explained, ExplainSettings
 from weft_attribution.core.interpretation.score_reports import KindReport, Scored
-from weft_attribution.core.interpretation.tallies import Tally
+from weft_attribution.core.interpretation.tallies import Pooled
 from weft_attribution.core.labels import ScoreKind
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
@@ -20,6 +20,7 @@ __all__ = [
     "metadata_to_proto",
     "reports_to_proto",
     "scored_to_proto",
+    "spend_from_proto",
 ]
 
 SCORE_NUMBERS: Mapping[ScoreKind, labels_pb2.ScoreKind.ValueType] = {
@@ -52,6 +53,21 @@ def spend_to_proto(spend: Spend) -> interpretation_pb2.InterpretationSpend:
         num_broken=spend.broken,
         num_failed=spend.failed,
         num_reused=spend.reused,
+    )
+
+
+def spend_from_proto(spend: interpretation_pb2.InterpretationSpend) -> Spend:
+    """What was told to be spent."""
+    return Spend(
+        spend.calls,
+        spend.question_tokens,
+        spend.answer_tokens,
+        spend.num_answered,
+        spend.num_refused,
+        spend.num_rejected,
+        spend.num_broken,
+        spend.num_failed,
+        spend.num_reused,
     )
 
 
@@ -121,10 +137,10 @@ def _report(kind: ScoreKind, report: KindReport) -> interpretation_pb2.ScoreRepo
     )
 
 
-def _pooled(tally: Tally) -> interpretation_pb2.PooledScore | None:
-    found = tally.estimate()
+def _pooled(pooled: Pooled) -> interpretation_pb2.PooledScore | None:
+    found = pooled.estimate()
     if found is None:
         return None
     return interpretation_pb2.PooledScore(
-        value=found.value, low=found.low, high=found.high, num_trials=found.n, num_unanswered=tally.unanswered
+        value=found.value, low=found.low, high=found.high, num_trials=found.n, num_unanswered=pooled.unanswered
     )

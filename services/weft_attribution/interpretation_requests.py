@@ -8,6 +8,7 @@ from weft_attribution import converting_interpretation as converting
 from weft_attribution.core.feature_ports import ExampleSource, ExampleSources
 from weft_attribution.core.interpretation.budget import Budget
 from weft_attribution.core.interpretation.explaining import MIN_EXAMPLES, ExplainSettings
+from weft_attribution.core.interpretation.plans import Plan, keep_plan, read_plan
 from weft_attribution.core.interpretation.ports import Interpreter, Observer
 from weft_attribution.core.interpretation.prompts import load_prompt
 from weft_attribution.core.interpretation.scope import features_of_graph, in_order
@@ -22,6 +23,7 @@ from weft_store.port import ObjectStore
 __all__ = ["Asked", "InterpretationRequests", "Interpreting"]
 
 _MAX_GRAPHS, _MAX_FEATURES, _MAX_CALLS = 100, 100_000, 10_000_000
+_EXPLAIN = "explain"
 _EXPLAIN_EXAMPLES, _SCORE_EXAMPLES, _MAX_EXAMPLES = 40, 20, 100
 
 Asked = interpretation_pb2.ExplainFeaturesRequest | interpretation_pb2.ScoreFeaturesRequest
@@ -33,22 +35,30 @@ class Interpreting:
     Who is asked, and how.
 
     Args:
-        interpreter: The endpoint.
+        interpreter: Who is asked.
+        endpoint: Its base URL, with neither credentials nor query.
         model: Its model.
         embedding_model: Its model that embeds; empty where it has none.
         structured: Whether it holds answers to a JSON schema.
         concurrency: Calls under way at once.
         max_attempts: How often a question may be sent.
         observe: Counts for metrics.
+        explain_tokens: Longest answer that explains.
+        score_tokens: Longest answer that scores.
+        is_greedy: Whether questions are put at temperature 0.
     """
 
     interpreter: Interpreter
+    endpoint: str
     model: str
     embedding_model: str
     structured: bool
     concurrency: int
     max_attempts: int
     observe: Observer
+    explain_tokens: int = 120
+    score_tokens: int = 60
+    is_greedy: bool = True
     gate: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,9 +87,9 @@ class InterpretationRequests:
             )
         return self._interpreting
 
-    def check(self, request: Asked) -> int:
+    def check(self, request: Asked) -> Plan:
         """
-        Refuse what cannot be done, and count its features; blocks.
+        Refuse what cannot be done, and say what is to be; blocks.
 
         Raises:
             InvalidArgumentError: The request is wrong.
@@ -99,26 +109,51 @@ class InterpretationRequests:
                 field="num_examples",
             )
         if isinstance(request, interpretation_pb2.ExplainFeaturesRequest):
-            self.explain_settings(request)
+            prompts = {_EXPLAIN: self.explain_settings(request).prompt.name}
         else:
-            self.score_settings(request)
+            prompts = {kind.value: prompt.name for kind, prompt in self.score_settings(request).prompts.items()}
         transcoder = parse_name(request.parent, "transcoders", field="parent")
-        self._sources.open(transcoder)
-        return len(self._places(transcoder, request))
+        index_id = self._sources.open(transcoder).index_id
+        return Plan(tuple(self._places(transcoder, request)), index_id, prompts)
 
-    def opened(self, request: Asked) -> tuple[ExampleSource, list[Place]]:
-        """Examples, and the features in the order in which they are worked on; blocks."""
+    def keep(self, request: Asked, operation_id: str, plan: Plan) -> Plan:
+        """Write down what an operation is to do; what was written before stays and is returned. Blocks."""
+        return keep_plan(self._store, parse_name(request.parent, "transcoders"), operation_id, plan)
+
+    def opened(self, request: Asked, operation_id: str) -> tuple[ExampleSource, Plan]:
+        """Examples, and what was written down to be done; blocks."""
         transcoder = parse_name(request.parent, "transcoders", field="parent")
-        return self._sources.open(transcoder), self._places(transcoder, request)
+        plan = read_plan(self._store, transcoder, operation_id)
+        if plan is None:
+            # Asked for under a release that wrote none.
+            plan = self.keep(request, operation_id, self.check(request))
+        return self._sources.open(transcoder, plan.index_id), plan
 
-    def explain_settings(self, request: interpretation_pb2.ExplainFeaturesRequest) -> ExplainSettings:
-        """How features are explained."""
+    def explain_settings(
+        self, request: interpretation_pb2.ExplainFeaturesRequest, plan: Plan | None = None
+    ) -> ExplainSettings:
+        """How features are explained; with a plan, by its prompt."""
         asked = self.asked()
-        prompt = load_prompt("explain", request.prompt)
-        return ExplainSettings(asked.model, prompt, request.num_examples or _EXPLAIN_EXAMPLES, asked.structured)
+        prompt = load_prompt(_EXPLAIN, request.prompt if plan is None else plan.prompts[_EXPLAIN])
+        return ExplainSettings(
+            asked.model,
+            prompt,
+            request.num_examples or _EXPLAIN_EXAMPLES,
+            asked.structured,
+            asked.explain_tokens,
+            asked.is_greedy,
+        )
 
-    def score_settings(self, request: interpretation_pb2.ScoreFeaturesRequest) -> ScoreSettings:
-        """How labels are scored. FailedPreconditionError where a kind needs embeddings and there are none."""
+    def score_settings(
+        self, request: interpretation_pb2.ScoreFeaturesRequest, plan: Plan | None = None
+    ) -> ScoreSettings:
+        """
+        How labels are scored; with a plan, by its prompts.
+
+        Raises:
+            FailedPreconditionError: A kind needs embeddings and there are none.
+        """
+        named = {} if plan is None else plan.prompts
         asked, kinds = self.asked(), converting.kinds_from_proto(list(request.kinds))
         if ScoreKind.EMBEDDING in kinds and not asked.embedding_model:
             raise FailedPreconditionError(
@@ -128,10 +163,16 @@ class InterpretationRequests:
             kinds,
             asked.model,
             asked.embedding_model,
-            {kind: load_prompt(kind.value) for kind in kinds if kind is not ScoreKind.EMBEDDING},
+            {
+                kind: load_prompt(kind.value, named.get(kind.value, ""))
+                for kind in kinds
+                if kind is not ScoreKind.EMBEDDING
+            },
             request.num_examples or _SCORE_EXAMPLES,
             asked.structured,
             request.control,
+            asked.score_tokens,
+            asked.is_greedy,
         )
 
     def _places(self, transcoder: str, request: Asked) -> list[Place]:

@@ -15,6 +15,8 @@ from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.budget import Budget, BudgetSpentError
 from weft_attribution.core.interpretation.explaining import Explainer
 from weft_attribution.core.interpretation.journal import Journal
+from weft_attribution.core.interpretation.pairing import KeptTests
+from weft_attribution.core.interpretation.plans import Plan
 from weft_attribution.core.interpretation.results import FeatureResult, Results
 from weft_attribution.core.interpretation.score_reports import KindReport
 from weft_attribution.core.interpretation.scoring import Scorer
@@ -66,9 +68,13 @@ class InterpretationWork:
         """Who is asked, if anybody is."""
         return self._interpreting
 
-    def check(self, request: Asked) -> int:
-        """Refuse what cannot be done, and count its features: as `InterpretationRequests`; blocks."""
+    def check(self, request: Asked) -> Plan:
+        """Refuse what cannot be done, and say what is to be: as `InterpretationRequests`; blocks."""
         return self._requests.check(request)
+
+    def keep(self, request: Asked, operation_id: str, plan: Plan) -> Plan:
+        """Write down what an operation is to do: as `InterpretationRequests`; blocks."""
+        return self._requests.keep(request, operation_id, plan)
 
     def kinds(self) -> dict[str, OperationKind]:
         """One of each at a time in a process: the endpoint is what limits them."""
@@ -80,48 +86,39 @@ class InterpretationWork:
     async def _explain(self, context: OperationContext) -> Message:
         request = context.request
         assert isinstance(request, interpretation_pb2.ExplainFeaturesRequest)
-        source, places = await asyncio.to_thread(self._requests.opened, request)
-        settings, begun_s = self._requests.explain_settings(request), _create_s(context)
+        source, plan = await asyncio.to_thread(self._requests.opened, request, context.operation_id)
+        settings, begun_s = self._requests.explain_settings(request, plan), _create_s(context)
         explainer = Explainer(source, self._labels, TokenTexts(self._runner, source.model), settings, begun_s)
         asker = self._asker(context, request, source.transcoder)
-
-        async def recall(place: Place) -> None:
-            question = await explainer.question(place)
-            await asker.recall([] if question is None else [question])
-
-        await self._run(context, request, asker, places, recall, explainer.explain, lambda: explainer.explained.done)
+        await self._run(context, request, asker, plan.places, explainer.explain, lambda: explainer.explained.done)
         spend = asker.budget.spend
-        return converting.explained_to_proto(request.parent, explainer.explained, len(places), spend, settings)
+        return converting.explained_to_proto(request.parent, explainer.explained, len(plan.places), spend, settings)
 
     async def _score(self, context: OperationContext) -> Message:
         request = context.request
         assert isinstance(request, interpretation_pb2.ScoreFeaturesRequest)
-        source, places = await asyncio.to_thread(self._requests.opened, request)
-        settings = self._requests.score_settings(request)
+        source, plan = await asyncio.to_thread(self._requests.opened, request, context.operation_id)
+        settings = self._requests.score_settings(request, plan)
         scorer = Scorer(source, self._labels, TokenTexts(self._runner, source.model), settings)
-        await scorer.read_labels(places)
+        kept = KeptTests(self._store, source.transcoder, context.operation_id)
+        await scorer.read_labels(plan.places, kept)
         asker = self._asker(context, request, source.transcoder)
-
-        async def recall(place: Place) -> None:
-            await asker.recall(await scorer.questions(place))
-
         await self._run(
             context,
             request,
             asker,
-            places,
-            recall,
+            plan.places,
             scorer.score,
             lambda: scorer.scored.done,
             lambda: scorer.scored.reports,
         )
-        return converting.scored_to_proto(request.parent, scorer.scored, len(places), asker.budget.spend)
+        return converting.scored_to_proto(request.parent, scorer.scored, len(plan.places), asker.budget.spend)
 
     def _asker(self, context: OperationContext, request: Asked, transcoder: str) -> Asker:
         asked = self._requests.asked()
         return Asker(
             asked.interpreter,
-            Journal(self._store, transcoder),
+            Journal(self._store, transcoder, asked.endpoint),
             Budget(request.scope.max_calls, request.scope.max_tokens),
             operation=context.name,
             gate=asked.gate,
@@ -135,13 +132,12 @@ class InterpretationWork:
         request: Asked,
         asker: Asker,
         places: Sequence[Place],
-        recall: Callable[[Place], Awaitable[None]],
         work: Callable[[Place, Asker], Awaitable[FeatureResult]],
         done: Callable[[], int],
         reports: Callable[[], Mapping[ScoreKind, KindReport]] = dict,
     ) -> None:
         """Work on the features in their order until all are through or the budget is spent; tell how far it is."""
-        create_s, begun, spent = _create_s(context), asyncio.Event(), asyncio.Event()
+        create_s, spent = _create_s(context), asyncio.Event()
         at_once = self._requests.asked().concurrency
         results = Results(self._store, parse_name(request.parent, "transcoders"), context.operation_id)
         written_s = time.monotonic()
@@ -161,18 +157,12 @@ class InterpretationWork:
                 except BudgetSpentError:
                     spent.set()
 
-        async def through() -> None:
-            assert isinstance(context.metadata, interpretation_pb2.InterpretationMetadata)
-            if context.metadata.progress.stage == _STAGE:
-                # A process before this one died, or the endpoint was away.
-                was = context.metadata.spend
-                await in_turns(places, recall, at_once)
-                asker.budget.recall(was.calls, was.question_tokens, was.answer_tokens, was.num_failed)
-            await report()
-            begun.set()
-            await in_turns(enumerate(places), within_budget, at_once)
-
-        task = asyncio.ensure_future(through())
+        assert isinstance(context.metadata, interpretation_pb2.InterpretationMetadata)
+        if context.metadata.progress.stage == _STAGE:
+            # A process before this one died, or the endpoint was away. What it had answered is looked up on the way.
+            asker.budget.recall(converting.spend_from_proto(context.metadata.spend))
+        await report()
+        task = asyncio.ensure_future(in_turns(enumerate(places), within_budget, at_once))
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=_REPORT_EVERY_S)
@@ -181,12 +171,12 @@ class InterpretationWork:
                     # The next one stores it as well.
                     with suppress(UnavailableError):
                         await asyncio.to_thread(results.write)
-                if begun.is_set():
-                    await report()
+                await report()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await asker.close()
+            await report()
             with suppress(UnavailableError):
                 await asyncio.to_thread(results.write)
         task.result()

@@ -39,12 +39,13 @@ class InterpretationRpcs(service_pb2_grpc.FeatureServiceServicer):
 
     async def start(self, kind: str, request: Asked) -> operations_pb2.Operation:
         """Check a request and have it done."""
-        total = await asyncio.to_thread(self.interpretation.check, request)
+        plan = await asyncio.to_thread(self.interpretation.check, request)
         # Without an id of its own, every request is another one.
         key = request.request_id or uuid.uuid4().hex
         digest = hashlib.sha256(f"{kind} {request.parent} {key}".encode()).hexdigest()
         operation_id = f"{kind}.{digest[:24]}"
         if request.validate_only:
             return operations_pb2.Operation(name=self.work.name(operation_id))
-        metadata = converting.metadata_to_proto(request.parent, "waiting", time.time(), 0, total, Spend())
+        plan = await asyncio.to_thread(self.interpretation.keep, request, operation_id, plan)
+        metadata = converting.metadata_to_proto(request.parent, "waiting", time.time(), 0, len(plan.places), Spend())
         return await self.work.start(kind, operation_id, request, metadata)

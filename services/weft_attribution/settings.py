@@ -1,7 +1,7 @@
 """Settings of the attribution service."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
@@ -61,6 +61,14 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     """Model of that endpoint that embeds, for scores by embedding; empty where it has none."""
     interpreter_structured: bool = False
     """True has the endpoint hold answers to a JSON schema, which vLLM and some others can; small models need it."""
+    interpreter_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What that endpoint calls the longest answer; OpenAI's models that think first take the second alone."""
+    interpreter_explain_tokens: int = Field(default=120, ge=16, le=100_000)
+    """Longest answer that explains, in tokens; a model that thinks first counts its thoughts, and needs thousands."""
+    interpreter_score_tokens: int = Field(default=60, ge=16, le=100_000)
+    """The same of an answer that scores."""
+    interpreter_greedy: bool = True
+    """False sends no temperature, for models that refuse it; otherwise it is 0."""
     interpreter_timeout_s: float = Field(default=60.0, gt=0, le=3600)
     """Longest that one request to that endpoint may take, in seconds."""
     interpreter_attempts: int = Field(default=5, ge=1, le=20)

@@ -12,6 +12,7 @@ from google.longrunning import operations_pb2
 from indexed_house import SETTINGS, Indexed, indexed_house
 
 from weft.features.v1 import index_pb2, queries_pb2
+from weft_attribution.core import token_texts
 from weft_client.aio.calls import unary
 from weft_common.errors import (
     AlreadyExistsError,
@@ -76,6 +77,24 @@ async def test_index_is_made_listed_and_answers(rig: Indexed) -> None:
         assert [each.token_id for each in target.top_logits] == np.argsort(-effect)[:10].tolist()
         assert target.bottom_logits[0].weight == pytest.approx(effect.min(), rel=1e-4)
     assert feature.top_logits[0].token_id == whole.argmax()
+
+
+async def test_text_of_a_feature_is_asked_for_in_bounded_calls(rig: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens its windows have, no call to the base model is above what that takes."""
+    await rig.index()
+    whole = await rig.features.get("t", layer=1, index=5, fields=["examples", "quiet_examples"])
+    runner, asked = rig.house.runner, list[int]()
+    detokenize = runner.detokenize
+
+    async def counted(model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        asked.append(len(token_ids))
+        return await detokenize(model, token_ids)
+
+    monkeypatch.setattr(token_texts, "_TOKENS_A_CALL", 3)
+    monkeypatch.setattr(runner, "detokenize", counted)
+    assert await rig.features.get("t", layer=1, index=5, fields=["examples", "quiet_examples"]) == whole
+    assert len(asked) > 1
+    assert max(asked) == 3
 
 
 async def test_lists_filter_order_and_page(rig: Indexed) -> None:

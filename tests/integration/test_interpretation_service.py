@@ -72,6 +72,7 @@ async def house_of(store: ObjectStore, url: str, folder: Path, *, is_set_up: boo
     async with openai_interpreter(url, "key", timeout_s=5.0) as interpreter:
         interpreting = Interpreting(
             interpreter,
+            endpoint=url,
             model="m",
             embedding_model="e",
             structured=False,
@@ -177,6 +178,31 @@ async def test_service_that_died_goes_on_where_it_was(
     assert done.num_labelled == 5
     assert done.spend.calls == len(server.requests) == 5
     assert len({json.dumps(body) for _, body, _ in server.requests}) == 5
+
+
+async def test_work_stays_what_was_asked_for(store: ObjectStore, server: InterpreterServer, tmp_path: Path) -> None:
+    """A graph that is deleted, another index and newer prompts change nothing of work that is taken up again."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = [Place(*place) for place in PLACES]
+        patch.setattr("weft_attribution.interpretation_requests.features_of_graph", lambda *_: found)
+        server.always = slow(0.15)
+        async with house_of(store, server.url, tmp_path) as first:
+            operation = await first.client.labels.explain("t", scope=scope(features=[], graphs=["graphs/g"]))
+            await asyncio.to_thread(server.wait_for, 2)
+    opened: list[str] = []
+
+    class Newer(PlantedSources):
+        def open(self, transcoder: str, index_id: str = "") -> PlantedSource:
+            opened.append(index_id)
+            return super().open(transcoder, index_id)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "PlantedSources", Newer)
+        async with house_of(store, server.url, tmp_path) as second:
+            done = await second.run(operation)
+    assert opened == ["planted"]
+    assert (done.num_labelled, done.prompt, done.spend.calls) == (5, "explain-1", 5)
+    assert len(server.requests) == 5
 
 
 async def test_budget_ends_the_work_and_another_goes_on(house: House, server: InterpreterServer) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
+from email.utils import formatdate
 
 import pytest
 from interpreter_server import InterpreterServer, completion, cut, interpreter_server, raw, says, slow, status
@@ -107,6 +108,31 @@ async def test_endpoint_that_answers_nothing_is_named(
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "sent", "told_s"),
+    [
+        (status(429, {"Retry-After": "600"}), 1, 600.0),
+        (status(503, {"x-should-retry": "false"}), 1, None),
+        (status(429, {"Retry-After": "soon"}), 2, None),
+        (status(429, {"Retry-After": formatdate(4_000_000_000, usegmt=True)}), 1, 1e8),
+        (cut(), 2, None),
+    ],
+)
+async def test_nobody_answers_with_what_was_sent_and_told(
+    server: InterpreterServer, interpreter: OpenAiInterpreter, fault: object, sent: int, told_s: float | None
+) -> None:
+    """A wait that is too long for the client, or an endpoint that wants no repetition: one request, and the wait."""
+    server.always = fault  # type: ignore[assignment]
+    with pytest.raises(NobodyAnsweredError) as raised:
+        await interpreter.ask(QUESTION, key="k", max_attempts=2)
+    assert raised.value.attempts == len(server.requests) == sent
+    if told_s is None:
+        assert raised.value.retry_after_s is None
+    else:
+        assert raised.value.retry_after_s is not None
+        assert raised.value.retry_after_s >= told_s
+
+
 async def test_rejection_is_an_answer(server: InterpreterServer, interpreter: OpenAiInterpreter) -> None:
     """A question that the endpoint takes for wrong is told apart, with its reason and without the key."""
     server.always = status(400, message=f"too long for {KEY}")
@@ -114,6 +140,37 @@ async def test_rejection_is_an_answer(server: InterpreterServer, interpreter: Op
     assert answer.outcome is Outcome.REJECTED
     assert "too long for ***" in answer.text
     assert answer.attempts == len(server.requests) == 1
+
+
+@pytest.mark.parametrize("key", ["1", "ab", KEY])
+async def test_key_is_left_in_answers(server: InterpreterServer, key: str) -> None:
+    """An answer is kept to the letter, whatever it has of the key; a short key is left in a rejection too."""
+    async with openai_interpreter(server.url, key, timeout_s=2.0) as interpreter:
+        said = json.dumps({"answers": [1, 0], "text": f"cab {key}"})
+        server.faults = [says(said), status(400, message="1 is not enough")]
+        assert (await interpreter.ask(QUESTION, key="k", max_attempts=1)).text == said
+        assert "1 is not enough" in (await interpreter.ask(QUESTION, key="k", max_attempts=1)).text
+
+
+async def test_thoughts_that_come_to_the_limit_are_an_empty_answer(
+    server: InterpreterServer, interpreter: OpenAiInterpreter
+) -> None:
+    """A model that has said nothing by its limit has answered with nothing, and its tokens are told."""
+    server.always = says(None, finish_reason="length")
+    answer = await interpreter.ask(QUESTION, key="k", max_attempts=1)
+    assert (answer.outcome, answer.text) == (Outcome.ANSWERED, "")
+    assert (answer.question_tokens, answer.answer_tokens) == (100, 10)
+
+
+async def test_limit_and_temperature_are_sent_as_the_endpoint_has_them(server: InterpreterServer) -> None:
+    """A model that thinks first gets its own field for the limit, and no temperature."""
+    async with openai_interpreter(server.url, KEY, timeout_s=2.0, limit="max_completion_tokens") as interpreter:
+        question = Question("m", QUESTION.system, QUESTION.user, 4000, is_greedy=False)
+        await interpreter.ask(question, key="k", max_attempts=1)
+    ((_, body, _),) = server.requests
+    assert body["max_completion_tokens"] == 4000
+    assert not {"max_tokens", "temperature"} & set(body)
+    assert question.key() != Question("m", QUESTION.system, QUESTION.user, 4000).key()
 
 
 async def test_rejection_counts_what_was_sent_before_it(

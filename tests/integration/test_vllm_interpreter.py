@@ -57,7 +57,7 @@ async def test_small_model_labels_and_scores_what_it_is_shown(url: str) -> None:
     async with openai_interpreter(url, "", timeout_s=120.0) as interpreter:
         asker = Asker(
             interpreter,
-            Journal(store, "t"),
+            Journal(store, "t", url),
             Budget(100),
             operation="operations/a",
             gate=asyncio.Semaphore(4),

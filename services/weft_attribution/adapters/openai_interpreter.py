@@ -2,26 +2,39 @@
 Any endpoint that speaks OpenAI's protocol, through OpenAI's own client.
 
 The client repeats what may pass: connections that were cut or never came, 408, 409, 429 and 5xx, with growing waits or
-for as long as Retry-After says, two minutes at most. What comes back is bounded in bytes, and read by hand.
+for as long as Retry-After says, two minutes at most; a longer wait is told to who asked. What comes back is bounded in
+bytes, and read by hand.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 
 import httpx2
 import openai
 from openai import AsyncOpenAI, Omit
 
-from weft_attribution.core.interpretation.ports import Answer, Embedding, NobodyAnsweredError, Outcome, Question
-from weft_common.errors import FailedPreconditionError
+from weft_attribution.core.interpretation.ports import (
+    Answer,
+    Embedding,
+    NobodyAnsweredError,
+    NotServedError,
+    Outcome,
+    Question,
+)
 
-__all__ = ["OpenAiInterpreter", "openai_interpreter"]
+__all__ = ["AnswerLimit", "OpenAiInterpreter", "openai_interpreter"]
 
+AnswerLimit = Literal["max_tokens", "max_completion_tokens"]
 _MAX_BYTES = 16 << 20
 _MAX_TOLD = 2_000
+# A shorter key stands in texts that have nothing to do with it.
+_SHORTEST_SECRET = 8
 # What the client waits for at most before it sends a question once more.
 _LONGEST_WAIT_S = 120.0
 # The client says in each request how many came before it.
@@ -36,23 +49,25 @@ class OpenAiInterpreter:
     Args:
         client: OpenAI's client.
         timeout_s: Longest that one request may take.
-        key: Its key, which is taken out of all that is kept.
+        key: Its key, which is taken out of what the endpoint says of errors.
+        limit: What the protocol's field for the longest answer is called.
     """
 
-    def __init__(self, client: AsyncOpenAI, *, timeout_s: float, key: str) -> None:
-        self._client, self._timeout_s, self._key = client, timeout_s, key
+    def __init__(self, client: AsyncOpenAI, *, timeout_s: float, key: str, limit: AnswerLimit = "max_tokens") -> None:
+        self._client, self._timeout_s, self._key, self._limit = client, timeout_s, key, limit
 
     async def ask(self, question: Question, *, key: str, max_attempts: int) -> Answer:
-        """Put a question at temperature 0."""
+        """Put a question, at temperature 0 unless it leaves that to the endpoint."""
         asked: dict[str, Any] = {
             "model": question.model,
             "messages": [
                 {"role": "system", "content": question.system},
                 {"role": "user", "content": question.user},
             ],
-            "max_tokens": question.max_answer_tokens,
-            "temperature": 0.0,
+            self._limit: question.max_answer_tokens,
         }
+        if question.is_greedy:
+            asked["temperature"] = 0.0
         if question.schema:
             form = {"name": "answer", "strict": True, "schema": json.loads(question.schema)}
             asked["response_format"] = {"type": "json_schema", "json_schema": form}
@@ -78,7 +93,10 @@ class OpenAiInterpreter:
         except openai.APIStatusError as error:
             return self._status(error)
         except (openai.APIConnectionError, TimeoutError) as error:
-            raise NobodyAnsweredError(f"the interpreter's endpoint does not answer ({type(error).__name__})") from None
+            raise NobodyAnsweredError(
+                f"the interpreter's endpoint does not answer ({type(error).__name__})",
+                attempts=_attempts(error.request) if isinstance(error, openai.APIConnectionError) else None,
+            ) from None
         attempts = 1 + int(response.retries_taken)
         body = bytes(response.content)
         try:
@@ -87,35 +105,43 @@ class OpenAiInterpreter:
             found = None
         if found is None:
             told = body[:_MAX_TOLD].decode(errors="replace")
-            return Answer(Outcome.STRANGE, self._bare(f"not of OpenAI's protocol: {told}"), attempts=attempts)
+            return Answer(Outcome.STRANGE, self._without_key(f"not of OpenAI's protocol: {told}"), attempts=attempts)
         outcome, text, question_tokens, answer_tokens = found
-        return Answer(outcome, self._bare(text), question_tokens, answer_tokens, attempts)
+        return Answer(outcome, _storable(text), question_tokens, answer_tokens, attempts)
 
     def _status(self, error: openai.APIStatusError) -> Answer:
-        status = error.status_code
+        status, attempts = error.status_code, _attempts(error.request)
         if status in _PASSING or status >= 500:
-            raise NobodyAnsweredError(f"the interpreter's endpoint answers with status {status}") from None
+            raise NobodyAnsweredError(
+                f"the interpreter's endpoint answers with status {status}",
+                attempts=attempts,
+                retry_after_s=_told_wait_s(error.response.headers),
+            ) from None
         if status in (401, 403):
-            raise FailedPreconditionError(
+            raise NotServedError(
                 f"the interpreter's endpoint refuses the key (status {status}); "
-                "set WEFT_ATTRIBUTION_INTERPRETER_KEY to one that it takes"
+                "set WEFT_ATTRIBUTION_INTERPRETER_KEY to one that it takes",
+                attempts=attempts,
             ) from None
         if status == 404 or status < 400:
-            raise FailedPreconditionError(
+            raise NotServedError(
                 f"the interpreter's endpoint has no such model or path (status {status}); look at "
-                "WEFT_ATTRIBUTION_INTERPRETER_URL, which usually ends in /v1, and at the model's name"
+                "WEFT_ATTRIBUTION_INTERPRETER_URL, which usually ends in /v1, and at the model's name",
+                attempts=attempts,
             ) from None
-        told = self._bare(f"status {status}: {error.message[:_MAX_TOLD]}")
-        return Answer(Outcome.REJECTED, told, 0, 0, 1 + int(error.request.headers.get(_RETRIES, "0")))
+        told = self._without_key(f"status {status}: {error.message[:_MAX_TOLD]}")
+        return Answer(Outcome.REJECTED, told, 0, 0, attempts)
 
-    def _bare(self, text: str) -> str:
-        # Half of a character that needs two, where an answer was cut: no text that could be stored.
-        text = text.encode(errors="replace").decode()
-        return text.replace(self._key, "***") if self._key else text
+    def _without_key(self, text: str) -> str:
+        """What went wrong, which may repeat the key; an answer never saw it, and stays as it is."""
+        text = _storable(text)
+        return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_SECRET else text
 
 
 @asynccontextmanager
-async def openai_interpreter(url: str, key: str, *, timeout_s: float) -> AsyncIterator[OpenAiInterpreter]:
+async def openai_interpreter(
+    url: str, key: str, *, timeout_s: float, limit: AnswerLimit = "max_tokens"
+) -> AsyncIterator[OpenAiInterpreter]:
     """
     Connect to an endpoint for as long as the context lasts; nothing is sent before the first question.
 
@@ -123,6 +149,7 @@ async def openai_interpreter(url: str, key: str, *, timeout_s: float) -> AsyncIt
         url: Base URL, such as `https://host/v1`.
         key: Bearer token; empty where the endpoint asks for none.
         timeout_s: Longest that one request may take.
+        limit: What its field for the longest answer is called.
     """
     # Nobody is asked but the endpoint itself: no redirects, and no proxies out of the environment.
     transport = _BoundedTransport()
@@ -141,7 +168,7 @@ async def openai_interpreter(url: str, key: str, *, timeout_s: float) -> AsyncIt
             http_client=http,
             default_headers=headers,
         )
-        yield OpenAiInterpreter(client, timeout_s=timeout_s, key=key)
+        yield OpenAiInterpreter(client, timeout_s=timeout_s, key=key, limit=limit)
 
 
 class _BoundedTransport(httpx2.AsyncHTTPTransport):
@@ -173,6 +200,29 @@ class _BoundedStream(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
+def _attempts(request: httpx2.Request) -> int:
+    """How often a question was sent, by the last request."""
+    return 1 + int(request.headers.get(_RETRIES, "0"))
+
+
+def _told_wait_s(headers: Mapping[str, str]) -> float | None:
+    """What Retry-After says, in seconds or as a date; None where it says nothing that can be waited for."""
+    told = headers.get("retry-after", "")
+    try:
+        wait_s = float(told)
+    except ValueError:
+        try:
+            wait_s = parsedate_to_datetime(told).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return wait_s if math.isfinite(wait_s) and wait_s > 0 else None
+
+
+def _storable(text: str) -> str:
+    """Without halves of characters that need two, which stand where an answer was cut."""
+    return text.encode(errors="replace").decode()
+
+
 def _same(key: str) -> dict[str, str]:
     """An endpoint that knows this header charges for a repeated question once."""
     return {"Idempotency-Key": key}
@@ -190,6 +240,9 @@ def _chat(document: Any) -> tuple[Outcome, str, int, int] | None:
         return Outcome.REFUSED, str(refusal), *spent
     if choice.get("finish_reason") == "content_filter":
         return Outcome.REFUSED, str(content or "the endpoint's filter"), *spent
+    if content is None and isinstance(choice.get("finish_reason"), str):
+        # A model that thinks first may come to its limit before it says anything: paid for, and no answer.
+        content = ""
     return (Outcome.ANSWERED, content, *spent) if isinstance(content, str) else None
 
 

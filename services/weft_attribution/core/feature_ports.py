@@ -93,12 +93,12 @@ class ExampleSource(Protocol):
 class ExampleSources(Protocol):
     """Indexes by transcoder. Calls block."""
 
-    def open(self, transcoder: str) -> ExampleSource:
+    def open(self, transcoder: str, index_id: str = "") -> ExampleSource:
         """
-        Open the newest whole index of a transcoder.
+        Open an index of a transcoder; without an id the newest whole one.
 
         Raises:
-            NotFoundError: There is no such transcoder.
+            NotFoundError: There is no such transcoder or index.
             FailedPreconditionError: It has no whole index yet.
         """
 

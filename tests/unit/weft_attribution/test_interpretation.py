@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 from hypothesis import given
@@ -12,10 +12,11 @@ from rule_interpreter import LABELS, PLACES, PlantedSource, RuleBrain, planted_t
 
 from weft_attribution.core.feature_ports import Examples, Window
 from weft_attribution.core.interpretation.asking import Asker
-from weft_attribution.core.interpretation.budget import Budget, BudgetSpentError
+from weft_attribution.core.interpretation.budget import Budget, BudgetSpentError, Spend
 from weft_attribution.core.interpretation.examples import seeded
 from weft_attribution.core.interpretation.explaining import Explainer, ExplainSettings
 from weft_attribution.core.interpretation.journal import Journal
+from weft_attribution.core.interpretation.pairing import KeptTests, shuffled
 from weft_attribution.core.interpretation.ports import (
     Answer,
     Embedding,
@@ -24,7 +25,8 @@ from weft_attribution.core.interpretation.ports import (
     Question,
 )
 from weft_attribution.core.interpretation.prompts import load_prompt
-from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings, shuffled
+from weft_attribution.core.interpretation.results import Ending
+from weft_attribution.core.interpretation.scoring import Scorer, ScoreSettings
 from weft_attribution.core.label_pages import LabelledFeature
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Origin, Place, ScoreKind
@@ -98,16 +100,23 @@ class Rig:
         self.gate = asyncio.Semaphore(4)
 
     def asker(
-        self, interpreter: FakeInterpreter, operation: str = "operations/a", calls: int = 0, tokens: int = 0
+        self,
+        interpreter: FakeInterpreter,
+        operation: str = "operations/a",
+        calls: int = 0,
+        tokens: int = 0,
+        rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        endpoint: str = "http://one/v1",
     ) -> Asker:
         return Asker(
             interpreter,
-            Journal(self.store, "t"),
+            Journal(self.store, "t", endpoint),
             Budget(calls, tokens),
             operation=operation,
             gate=self.gate,
             max_attempts=3,
             observe=self.counted,
+            rest=rest,
         )
 
     def explainer(self, model: str = "m", since_s: float = 0.0) -> Explainer:
@@ -188,24 +197,24 @@ async def test_explained_lines_are_not_scored_with() -> None:
 
 async def test_another_feature_s_label_is_always_another_text() -> None:
     """A shuffle gives each feature words that are not its own, the same each time; equal labels give none."""
-    labels = {place: Label(place, text) for place, text in zip(FEATURES, ["A", "a", "b", "c", "a"], strict=True)}
+    labels = dict(zip(FEATURES, ["A", "a", "b", "c", "a"], strict=True))
     found = shuffled(labels)
     assert found == shuffled(dict(reversed(labels.items())))
     assert set(found) == set(FEATURES)
-    assert all(found[place].casefold() != labels[place].text.casefold() for place in FEATURES)
-    assert shuffled({place: Label(place, "same") for place in FEATURES}) == {}
+    assert all(labels[found[place]].casefold() != labels[place].casefold() for place in FEATURES)
+    assert shuffled(dict.fromkeys(FEATURES, "same")) == {}
 
 
 @given(texts=st.lists(st.sampled_from(["a", "A", "b", "c"]), max_size=30))
 def test_shuffle_takes_the_next_label_with_other_words(texts: list[str]) -> None:
     """As a walk along the shuffled order finds it, however many say the same."""
-    labels = {Place(0, index): Label(Place(0, index), text) for index, text in enumerate(texts)}
+    labels = {Place(0, index): text for index, text in enumerate(texts)}
     order = sorted(labels)
     seeded("control", *order).shuffle(order)
     wanted = {}
     for at, place in enumerate(order):
-        others = [labels[each].text for each in (order[at + 1 :] + order[:at])]
-        different = [text for text in others if text.casefold() != labels[place].text.casefold()]
+        others = order[at + 1 :] + order[:at]
+        different = [each for each in others if labels[each].casefold() != labels[place].casefold()]
         if different:
             wanted[place] = different[0]
     assert shuffled(labels) == wanted
@@ -232,7 +241,7 @@ async def test_labels_are_read_page_by_page_and_reading_can_be_cancelled() -> No
     rig.labels.page = counted  # type: ignore[method-assign]
     await scorer.read_labels(places[::-1])
     assert reads == [0, 1, 2, 3, 4, 5]
-    assert {place: scorer._standing[place].text for place in places} == {
+    assert {place: scorer._tested[place].text for place in places} == {
         place: f"label {place.index % 7}" for place in places
     }
     task = asyncio.ensure_future(rig.scorer().read_labels(places))
@@ -264,6 +273,45 @@ async def test_answer_that_is_not_of_the_protocol_is_asked_for_again() -> None:
     assert explainer.explained.labelled == 2
 
 
+async def test_answer_without_words_is_kept_and_broken() -> None:
+    """Thoughts up to the limit are paid for once; the feature is broken with a reason, as with a strange answer."""
+    rig, interpreter = Rig(), FakeInterpreter(lambda question: "")
+    asker, explainer = rig.asker(interpreter), rig.explainer()
+    result = await explainer.explain(FEATURES[0], asker)
+    assert (result.ending, "empty" in result.reason) == (Ending.BROKEN, True)
+    spend = asker.budget.spend
+    assert (spend.answered, spend.broken, spend.answer_tokens) == (1, 1, 10)
+    await rig.explainer().explain(FEATURES[0], rig.asker(interpreter))
+    assert len(interpreter.asked) == 1
+
+    class Strange(FakeInterpreter):
+        async def ask(self, question: Question, *, key: str, max_attempts: int) -> Answer:
+            return Answer(Outcome.STRANGE, "<html>log in</html>")
+
+    result = await explainer.explain(FEATURES[1], rig.asker(Strange()))
+    assert (result.ending, result.reason) == (Ending.BROKEN, "<html>log in</html>")
+
+
+async def test_longest_answers_and_sampling_are_settings() -> None:
+    """What is asked has the limit and the sampling of its settings."""
+    rig = Rig()
+    rig.labels.add("t", Label(FEATURES[0], "a digit"))
+    texts, interpreter = planted_texts(rig.source), FakeInterpreter()
+    how = ExplainSettings("m", load_prompt("explain"), 40, structured=False, max_answer_tokens=4000, is_greedy=False)
+    await Explainer(rig.source, rig.labels, texts, how, 0.0).explain(FEATURES[1], rig.asker(interpreter))
+    kinds = (ScoreKind.DETECTION, ScoreKind.INTRUDER)
+    prompts = {kind: load_prompt(kind.value) for kind in kinds}
+    scoring = ScoreSettings(
+        kinds, "m", "", prompts, 40, structured=False, control=False, max_answer_tokens=3000, is_greedy=False
+    )
+    scorer = Scorer(rig.source, rig.labels, texts, scoring)
+    await scorer.read_labels(FEATURES[:1])
+    await scorer.score(FEATURES[0], rig.asker(interpreter))
+    assert [each.max_answer_tokens for each in interpreter.asked] == [4000] + [3000] * (len(interpreter.asked) - 1)
+    assert len(interpreter.asked) > 10
+    assert not any(each.is_greedy for each in interpreter.asked)
+
+
 async def test_embeddings_are_asked_for_a_few_texts_at_a_time() -> None:
     """However many lines there are, no answer holds more than sixteen vectors; the label's comes last."""
     rig = Rig()
@@ -271,9 +319,6 @@ async def test_embeddings_are_asked_for_a_few_texts_at_a_time() -> None:
     settings = ScoreSettings((ScoreKind.EMBEDDING,), "m", "e", {}, 40, structured=False, control=False)
     scorer = Scorer(rig.source, rig.labels, planted_texts(rig.source), settings)
     await scorer.read_labels(FEATURES)
-    questions = await scorer.questions(FEATURES[0])
-    sizes = [len(each.texts) for each in questions if isinstance(each, Embedding)]
-    assert sizes == [16] * 5 + [1]
     asked: list[tuple[str, ...]] = []
 
     class Embedder(FakeInterpreter):
@@ -283,7 +328,7 @@ async def test_embeddings_are_asked_for_a_few_texts_at_a_time() -> None:
             return Answer(Outcome.ANSWERED, json.dumps([[1.0, value] for value in digit]), 1, 0)
 
     await scorer.score(FEATURES[0], rig.asker(Embedder()))
-    assert [len(texts) for texts in asked] == sizes
+    assert [len(texts) for texts in asked] == [16] * 5 + [1]
     assert asked[-1] == ("a digit",)
     assert scorer.scored.reports[ScoreKind.EMBEDDING].values == [1.0]
 
@@ -306,16 +351,8 @@ async def test_no_answer_is_paid_for_twice_after_a_crash(dies_after: int) -> Non
     answered += dying.answered
     next_one = FakeInterpreter()
     asker, explainer = rig.asker(next_one), rig.explainer()
-    for place in FEATURES:
-        question = await explainer.question(place)
-        assert question is not None
-        await asker.recall([question])
     await explain(explainer, asker)
-    scorer = rig.scorer(control=True)
-    await scorer.read_labels(FEATURES)
-    for place in FEATURES:
-        await asker.recall(await scorer.questions(place))
-    await score(scorer, asker)
+    await score(rig.scorer(control=True), asker)
     answered += next_one.answered
     assert max(answered.values()) == 1
     assert answered.keys() == whole.answered.keys()
@@ -340,6 +377,15 @@ async def test_other_work_takes_answers_that_are_there_for_nothing() -> None:
     assert (second.budget.spend.calls, second.budget.spend.reused) == (0, len(FEATURES))
     await explain(rig.explainer("another"), second)
     assert len(interpreter.asked) == 2 * len(FEATURES)
+
+
+async def test_another_endpoint_is_asked_itself() -> None:
+    """Answers of one server are none of another's, whatever it calls its model; a slash at the end is the same one."""
+    rig, interpreter = Rig(), FakeInterpreter()
+    for endpoint, asked in (("http://one/v1", 1), ("http://two/v1", 2), ("http://one/v1/", 2)):
+        rig.labels.add("t", Label(FEATURES[0], "x", Origin.MODEL))
+        await rig.explainer().explain(FEATURES[0], rig.asker(interpreter, endpoint=endpoint))
+        assert len(interpreter.asked) == asked
 
 
 @pytest.mark.parametrize(("calls", "tokens"), [(1, 0), (3, 0), (17, 0), (0, 1), (0, 3_000), (0, 9_000)])
@@ -428,6 +474,62 @@ async def test_endpoint_that_is_away_ends_the_work_for_now() -> None:
     with pytest.raises(UnavailableError):
         await explain(rig.explainer(), asker, FEATURES * 3)
     assert asker.budget.spend.failed == 8
+
+
+async def test_endpoint_that_asks_for_a_rest_gets_it() -> None:
+    """No question is sent until the rest is over, nothing has failed, and each request counts once."""
+    waits: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        waits.append(seconds)
+        await asyncio.sleep(0.01)
+
+    told = iter([600.0, 600.0, 600.0, 600.0, 90_000.0])
+
+    def limited(question: Question) -> str:
+        wait_s = next(told, None)
+        if wait_s is not None:
+            raise NobodyAnsweredError("too many", attempts=1, retry_after_s=wait_s)
+        return RuleBrain().answer(question.system, question.user)
+
+    rig, interpreter = Rig(), FakeInterpreter(limited)
+    asker, explainer = rig.asker(interpreter, rest=rest), rig.explainer()
+    await asyncio.gather(*(explainer.explain(place, asker) for place in FEATURES))
+    spend = asker.budget.spend
+    assert explainer.explained.labelled == len(FEATURES)
+    assert (spend.calls, spend.failed) == (len(interpreter.asked), 0)
+    assert waits == [600.0, 3600.0]
+
+
+async def test_rest_without_an_end_is_a_failure() -> None:
+    """After a day of rest with no answer the work fails in a way that is tried again later."""
+    waits: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        waits.append(seconds)
+
+    def limited(_: Question) -> str:
+        raise NobodyAnsweredError("too many", attempts=1, retry_after_s=3600.0)
+
+    rig = Rig()
+    asker = rig.asker(FakeInterpreter(limited), rest=rest)
+    with pytest.raises(UnavailableError):
+        await explain(rig.explainer(), asker, FEATURES * 3)
+    assert waits == [3600.0] * 24
+    assert (asker.budget.spend.calls, asker.budget.spend.failed) == (24 + 8, 8)
+
+
+async def test_calls_that_nobody_answered_count_as_often_as_they_were_sent() -> None:
+    """Eight questions sent once each are eight calls, though each might have been sent three times."""
+
+    def away(_: Question) -> str:
+        raise NobodyAnsweredError("away", attempts=1)
+
+    rig = Rig()
+    asker = rig.asker(FakeInterpreter(away))
+    with pytest.raises(UnavailableError):
+        await explain(rig.explainer(), asker, FEATURES * 3)
+    assert asker.budget.spend.calls == 8
 
 
 async def test_person_s_label_is_left_and_costs_nothing() -> None:
@@ -553,11 +655,57 @@ def test_negative_budget_is_refused() -> None:
         Budget(-1)
 
 
-def test_spending_before_a_crash_counts_whatever_the_journal_has() -> None:
-    """Calls that nobody answered are in no journal: what was told of them is a floor of what was spent."""
+def test_spending_before_a_crash_counts_once() -> None:
+    """What was told is a floor; answers that are found again fill it up, and only what is beyond it or new is added."""
+    budget, answer = Budget(10), Answer(Outcome.ANSWERED, "x", 20, 2)
+    budget.recall(Spend(calls=4, question_tokens=50, answer_tokens=5, answered=2, broken=1, failed=1))
+    for _ in range(3):
+        budget.found(answer, 0)
+    budget.note(Spend(broken=1))
+    spend = budget.spend
+    assert (spend.calls, spend.question_tokens, spend.answer_tokens) == (4, 60, 6)
+    assert (spend.answered, spend.broken, spend.failed) == (3, 1, 1)
+    budget.found(answer, 0)
+    budget.note(Spend(broken=1, failed=1))
+    assert (spend.calls, spend.answered, spend.broken, spend.failed) == (4, 4, 2, 1)
+
+
+async def test_question_that_failed_before_a_crash_is_another_call_and_the_same_question() -> None:
+    """Asked again, it costs again, and is no second question that failed."""
     budget = Budget(10)
-    budget.spend.calls, budget.spend.failed = 3, 0
-    budget.recall(8, 50, 5, 2)
-    assert (budget.spend.calls, budget.spend.failed, budget.spend.tokens) == (8, 2, 55)
-    budget.recall(1, 0, 0, 0)
-    assert (budget.spend.calls, budget.spend.failed, budget.spend.tokens) == (8, 2, 55)
+    budget.recall(Spend(calls=3, failed=1))
+    budget.settle(await budget.reserve(3, 0), None, 2)
+    assert (budget.spend.calls, budget.spend.failed) == (5, 1)
+
+
+async def test_work_that_goes_on_asks_what_it_asked_before() -> None:
+    """A label that is said meanwhile pairs nobody anew and is not scored: no question is sent a second time."""
+    rig, interpreter = Rig(), FakeInterpreter()
+    for place, text in zip(FEATURES[:4], LABELS, strict=False):
+        rig.labels.add("t", Label(place, text))
+    kept, first = KeptTests(rig.store, "t", "score.1"), rig.scorer(control=True)
+    await first.read_labels(FEATURES, kept)
+    for place in FEATURES:
+        await first.score(place, rig.asker(interpreter))
+    asked = len(interpreter.asked)
+    rig.labels.add("t", Label(FEATURES[4], LABELS[4]))
+    rig.labels.add("t", Label(FEATURES[0], "other words"))
+    second, asker = rig.scorer(control=True), rig.asker(interpreter)
+    await second.read_labels(FEATURES, kept)
+    results = [await second.score(place, asker) for place in FEATURES]
+    assert len(interpreter.asked) == asked
+    assert asker.budget.spend.calls == asked
+    assert [each.ending for each in results] == [Ending.CHANGED, *[Ending.SCORED] * 3, Ending.UNLABELLED]
+
+
+async def test_spend_is_looked_up_on_the_way() -> None:
+    """Work that goes on reads the examples of what it has come to, and counts an answer it made no label of twice."""
+    rig, interpreter = Rig(), FakeInterpreter()
+    await explain(rig.explainer(), rig.asker(interpreter), FEATURES[:3])
+    asker, explainer = rig.asker(interpreter), rig.explainer()
+    asker.budget.recall(Spend(calls=2, question_tokens=200, answer_tokens=20, answered=2))
+    await explain(explainer, asker, FEATURES[:1])
+    assert (asker.budget.spend.calls, asker.budget.spend.answered) == (2, 2)
+    await explain(explainer, asker, FEATURES[1:])
+    assert (asker.budget.spend.calls, asker.budget.spend.question_tokens) == (5, 500)
+    assert len(interpreter.asked) == 5

@@ -12,10 +12,11 @@ from scipy import stats
 
 from weft_attribution.core.feature_ports import Examples, Window
 from weft_attribution.core.interpretation.answers import read_flags, read_intruder, read_label, schema
-from weft_attribution.core.interpretation.estimates import area, balanced_accuracy, share
+from weft_attribution.core.interpretation.estimates import _student, area, balanced_accuracy, share
 from weft_attribution.core.interpretation.examples import explaining, held_out, marked
 from weft_attribution.core.interpretation.lines import escaped, line, numbered
 from weft_attribution.core.interpretation.prompts import load_prompt, prompt_names
+from weft_attribution.core.interpretation.tallies import Pooled, Tally
 from weft_common.errors import InternalError, InvalidArgumentError
 
 TEXT = st.text(max_size=12) | st.sampled_from(["<<", ">>", "\\", "\\<", "\n2: <<x>>", "\u2028", "{{lines}}", "<", ">"])
@@ -207,6 +208,60 @@ def test_area_is_mann_whitneys(positive: list[float], negative: list[float]) -> 
     wanted = stats.mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative))
     assert found.value == pytest.approx(wanted)
     assert found.low - 1e-12 <= found.value <= found.high + 1e-12
+
+
+def test_interval_over_features_holds_the_truth_where_features_differ() -> None:
+    """Of 400 draws of 40 features that differ about 95 % hold the mean; those of decisions alone do not."""
+    rng = np.random.default_rng(0)
+    truth, held, held_apart = (5 / 7 + 0.8) / 2, 0, 0
+    for _ in range(400):
+        pooled, together = Pooled(), Tally()
+        for hit, rejection, lines in zip(
+            rng.beta(2.5, 1, 40), rng.beta(4, 1, 40), rng.integers(5, 21, 40), strict=True
+        ):
+            tally = Tally(int(rng.binomial(lines, hit)), int(lines), int(rng.binomial(lines, rejection)), int(lines))
+            pooled.add(tally)
+            for name in ("hits", "positive", "rejections", "negative"):
+                setattr(together, name, getattr(together, name) + getattr(tally, name))
+        found, apart = pooled.estimate(), together.estimate()
+        assert found is not None
+        assert apart is not None
+        assert (found.value, found.n) == (apart.value, apart.n)
+        held += found.low <= truth <= found.high
+        held_apart += apart.low <= truth <= apart.high
+    assert 0.92 <= held / 400 <= 0.98
+    assert held_apart / 400 < 0.85
+
+
+def test_interval_over_features_is_the_linearised_one() -> None:
+    """As the residuals of each feature give it, with scipy's t; one feature has the interval of its decisions."""
+    tallies = [Tally(9, 10, 4, 10), Tally(2, 10, 10, 10), Tally(5, 5, 9, 20), Tally(0, 8, 8, 8), Tally(unanswered=3)]
+    pooled = Pooled()
+    for each in tallies:
+        pooled.add(each)
+    found = pooled.estimate()
+    assert found is not None
+    hits, positive, rejections, negative = (
+        np.array([getattr(each, name) for each in tallies[:4]], np.float64)
+        for name in ("hits", "positive", "rejections", "negative")
+    )
+    true, false = hits.sum() / positive.sum(), rejections.sum() / negative.sum()
+    residuals = ((hits - true * positive) / positive.sum() + (rejections - false * negative) / negative.sum()) / 2
+    half = stats.t.ppf(0.975, 3) * np.sqrt(4 / 3 * (residuals**2).sum())
+    assert found.value == pytest.approx((true + false) / 2)
+    assert found.high == pytest.approx(min(1.0, found.value + half), rel=0.01)
+    assert found.low == pytest.approx(found.value - half, rel=0.01)
+    assert pooled.unanswered == 3
+    alone = Pooled()
+    alone.add(tallies[0])
+    assert alone.estimate() == tallies[0].estimate()
+    assert Pooled().estimate() is None
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 10, 1000])
+def test_student_s_t_is_near_scipy_s(freedom: int) -> None:
+    """Within one percent, from one degree of freedom on."""
+    assert _student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
 
 
 def test_scores_need_both_kinds_of_examples() -> None:

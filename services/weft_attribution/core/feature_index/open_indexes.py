@@ -67,9 +67,15 @@ class OpenIndexes:
         manifest = self._newest_manifest(transcoder)
         return None if manifest is None else self._opened(manifest)
 
-    def open(self, transcoder: str) -> OpenIndex:
-        """The newest whole index. NotFoundError: no such transcoder; FailedPreconditionError: it has none."""
-        return self._opened(self.newest(transcoder))
+    def open(self, transcoder: str, index_id: str = "") -> OpenIndex:
+        """
+        An index; without an id the newest whole one.
+
+        Raises:
+            NotFoundError: There is no such transcoder or index.
+            FailedPreconditionError: The transcoder has none.
+        """
+        return self._opened(self.manifest(transcoder, index_id) if index_id else self.newest(transcoder))
 
     def newest(self, transcoder: str) -> Json:
         """The manifest of what `open` gives, without opening it; raises as that does."""

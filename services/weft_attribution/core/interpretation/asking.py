@@ -1,20 +1,22 @@
 """
 Questions to a language model: looked up first, within the budget, a few at a time, and every answer kept.
 
-An answer on its way when the work is stopped is waited for and kept, since it is paid for.
+An answer on its way when the work is stopped is waited for and kept, since it is paid for. Where the endpoint says for
+how long it wants no question, none is sent for so long, an hour at most; that is no failure.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable
 from weakref import WeakValueDictionary
 
-from weft_attribution.core.interpretation.budget import Budget
+from weft_attribution.core.interpretation.budget import Budget, Spend
 from weft_attribution.core.interpretation.journal import Entry, Journal
 from weft_attribution.core.interpretation.ports import (
     Answer,
     Embedding,
     Interpreter,
     NobodyAnsweredError,
+    NotServedError,
     Observer,
     Outcome,
     Question,
@@ -31,6 +33,17 @@ _MOST_FAILURES = 8
 _WAIT_AT_END_S = 12.0
 # An answer is paid for: the bucket gets some time to come back before it is let go.
 _KEEP_WAITS_S = (0.5, 2.0, 8.0)
+# A shorter wait is as good as none, and counts as not answered.
+_SHORTEST_REST_S = 1.0
+_LONGEST_REST_S = 3600.0
+# So long in a row without an answer: whoever asks for more rest is away.
+_MOST_REST_S = 86_400.0
+
+
+class _RestError(Exception):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
 
 
 class Asker:
@@ -45,6 +58,7 @@ class Asker:
         gate: Lets so many calls of this process be under way at once.
         max_attempts: How often a question may be sent.
         observe: Counts for metrics.
+        rest: Waits for so many seconds.
     """
 
     def __init__(
@@ -57,6 +71,7 @@ class Asker:
         gate: asyncio.Semaphore,
         max_attempts: int,
         observe: Observer,
+        rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._interpreter, self._journal, self.budget = interpreter, journal, budget
         self._operation, self._gate, self._max_attempts, self._observe = operation, gate, max_attempts, observe
@@ -64,14 +79,15 @@ class Asker:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._counted: set[str] = set()
         self._failures = 0
+        self._rest, self._rested_s = rest, 0.0
+        self._resting: asyncio.Future[None] | None = None
 
-    async def recall(self, questions: Iterable[Question | Embedding]) -> None:
-        """Count what this operation paid for before its process died, so that the budget holds across that."""
-        for question in questions:
-            key = question.key()
-            entry = await asyncio.to_thread(self._journal.get, key)
-            if entry is not None:
-                self._found(question, key, entry)
+    async def recall(self, question: Question | Embedding) -> None:
+        """Count what a question cost before the process died, where nothing needs its answer any more."""
+        key = question.key()
+        entry = await asyncio.to_thread(self._journal.get, key)
+        if entry is not None:
+            self._found(question, key, entry)
 
     async def ask(self, question: Question | Embedding, purpose: str) -> Answer | None:
         """
@@ -88,8 +104,27 @@ class Asker:
             entry = await asyncio.to_thread(self._journal.get, key)
             if entry is not None:
                 return self._found(question, key, entry)
-            async with self._gate:
-                return await self._sent(question, key, purpose)
+            while True:
+                if self._resting is not None:
+                    await asyncio.shield(self._resting)
+                async with self._gate:
+                    # It may have begun while others were waited for.
+                    if self._resting is None:
+                        try:
+                            return await self._sent(question, key, purpose)
+                        except _RestError as told:
+                            self._begin_rest(told.seconds)
+
+    def _begin_rest(self, seconds: float) -> None:
+        """Nothing is sent until the rest is over; several questions on their way are told of the same one."""
+        if self._resting is None:
+            _LOG.warning("the endpoint asks for a rest", seconds=seconds)
+            self._rested_s += seconds
+            self._resting = asyncio.ensure_future(self._rest(seconds))
+            self._resting.add_done_callback(self._end_rest)
+
+    def _end_rest(self, _: object) -> None:
+        self._resting = None
 
     async def _sent(self, question: Question | Embedding, key: str, purpose: str) -> Answer | None:
         reservation = await self.budget.reserve(self._max_attempts, question.most_tokens)
@@ -97,27 +132,38 @@ class Asker:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         answer: Answer | None = None
+        attempts, is_failed = None, True
         try:
             answer = await asyncio.shield(task)
-            self._failures = 0
+            self._failures, self._rested_s = 0, 0.0
+        except NotServedError as error:
+            attempts = error.attempts
+            raise
         except NobodyAnsweredError as error:
+            attempts, wait_s = error.attempts, min(error.retry_after_s or 0.0, _LONGEST_REST_S)
+            if wait_s >= _SHORTEST_REST_S and self._rested_s + wait_s <= _MOST_REST_S:
+                is_failed = False
+                raise _RestError(wait_s) from None
             self._failures += 1
             self._observe.call("failed", 0, 0)
             _LOG.warning("a question was not answered", purpose=purpose, error=error.message)
             if self._failures >= _MOST_FAILURES:
                 raise
         finally:
-            self.budget.settle(reservation, answer)
-            self._counted.add(key)
+            self.budget.settle(reservation, answer, attempts, is_failed=is_failed)
+            if is_failed or answer is not None:
+                self._counted.add(key)
         return answer
 
     def broken(self) -> None:
         """Count an answer that was not what was asked for."""
-        self.budget.spend.broken += 1
+        self.budget.note(Spend(broken=1))
         self._observe.broken()
 
     async def close(self) -> None:
         """Wait for answers that are on their way, and keep them."""
+        if self._resting is not None:
+            self._resting.cancel()
         if self._under_way:
             done, late = await asyncio.wait(self._under_way, timeout=_WAIT_AT_END_S)
             for task in late:
@@ -155,8 +201,8 @@ class Asker:
         if key not in self._counted:
             self._counted.add(key)
             if entry.operation == self._operation:
-                self.budget.spend.count(entry.answer, question.most_tokens)
+                self.budget.found(entry.answer, question.most_tokens)
             else:
-                self.budget.spend.reused += 1
+                self.budget.note(Spend(reused=1))
                 self._observe.call("reused", 0, 0)
         return entry.answer

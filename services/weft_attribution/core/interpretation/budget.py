@@ -6,12 +6,15 @@ is put aside, so that the limits hold however many calls are under way.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weft_attribution.core.interpretation.ports import Answer, Outcome
 from weft_common.errors import InvalidArgumentError
 
 __all__ = ["Budget", "BudgetSpentError", "Reservation", "Spend"]
+
+
+_PAID = frozenset({"calls", "question_tokens", "answer_tokens"})
 
 
 class BudgetSpentError(Exception):
@@ -86,16 +89,32 @@ class Budget:
                 raise InvalidArgumentError(f"{name} is {value}; give a number above 0, or 0 for no limit", field=name)
         self.max_calls, self.max_tokens = max_calls, max_tokens
         self.spend = Spend()
+        self._told = Spend()
         self._calls_aside = 0
         self._tokens_aside = 0
         self._settled = asyncio.Event()
 
-    def recall(self, calls: int, question_tokens: int, answer_tokens: int, failed: int) -> None:
-        """Take back what was told before a process died: calls that nobody answered are in no journal."""
-        spend = self.spend
-        spend.calls, spend.failed = max(spend.calls, calls), max(spend.failed, failed)
-        spend.question_tokens = max(spend.question_tokens, question_tokens)
-        spend.answer_tokens = max(spend.answer_tokens, answer_tokens)
+    def recall(self, told: Spend) -> None:
+        """Begin with what was told before a process died; what is found of it again counts no second time."""
+        self.spend, self._told = replace(told), replace(told)
+
+    def found(self, answer: Answer, most_tokens: int) -> None:
+        """Count an answer that this work had paid for before."""
+        spent = Spend()
+        spent.count(answer, most_tokens)
+        self._add(spent, is_new=False)
+
+    def note(self, spend: Spend) -> None:
+        """Count what costs nothing, such as a broken answer."""
+        self._add(spend, is_new=False)
+
+    def _add(self, spend: Spend, *, is_new: bool) -> None:
+        for name in Spend.__dataclass_fields__:
+            value = getattr(spend, name)
+            # A question that is asked again is one question, but another call.
+            known = 0 if is_new and name in _PAID else min(value, getattr(self._told, name))
+            setattr(self._told, name, getattr(self._told, name) - known)
+            setattr(self.spend, name, getattr(self.spend, name) + value - known)
 
     async def reserve(self, max_attempts: int, tokens_a_call: int) -> Reservation:
         """
@@ -120,14 +139,26 @@ class Budget:
         self._tokens_aside += tokens_a_call
         return Reservation(attempts, tokens_a_call)
 
-    def settle(self, reservation: Reservation, answer: Answer | None) -> None:
-        """Count what a call came to; without an answer, every attempt is counted and no token."""
+    def settle(
+        self, reservation: Reservation, answer: Answer | None, attempts: int | None = None, *, is_failed: bool = True
+    ) -> None:
+        """
+        Count what a call came to; without an answer no token.
+
+        Args:
+            reservation: What was put aside.
+            answer: The answer, if one came.
+            attempts: How often it was sent, without an answer; None counts all that were put aside.
+            is_failed: Whether a question without an answer is not asked again.
+        """
         self._calls_aside -= reservation.attempts
         self._tokens_aside -= reservation.tokens
+        spent = Spend()
         if answer is None:
-            self.spend.calls += reservation.attempts
-            self.spend.failed += 1
+            spent.calls = reservation.attempts if attempts is None else min(attempts, reservation.attempts)
+            spent.failed = int(is_failed)
         else:
-            self.spend.count(answer, reservation.tokens)
+            spent.count(answer, reservation.tokens)
+        self._add(spent, is_new=True)
         settled, self._settled = self._settled, asyncio.Event()
         settled.set()

@@ -26,7 +26,6 @@ from weft_common.errors import NotFoundError
 __all__ = ["MIN_EXAMPLES", "ExplainSettings", "Explained", "Explainer"]
 
 MIN_EXAMPLES = 4
-_MAX_ANSWER_TOKENS = 120
 _STRENGTHS = 9
 
 
@@ -40,12 +39,16 @@ class ExplainSettings:
         prompt: What it is asked with.
         num_examples: Most examples that it is shown of one feature.
         structured: Whether the endpoint holds answers to a JSON schema.
+        max_answer_tokens: Longest answer; a model that thinks first counts its thoughts.
+        is_greedy: At temperature 0.
     """
 
     model: str
     prompt: Prompt
     num_examples: int
     structured: bool
+    max_answer_tokens: int = 120
+    is_greedy: bool = True
 
 
 @dataclass
@@ -101,13 +104,18 @@ class Explainer:
             return None
         system, user = self._settings.prompt.filled({"lines": _lines(await shown(windows, self._texts))})
         form = schema(LABEL) if self._settings.structured else ""
-        return Question(self._settings.model, system, user, _MAX_ANSWER_TOKENS, form)
+        settings = self._settings
+        return Question(settings.model, system, user, settings.max_answer_tokens, form, settings.is_greedy)
 
     async def explain(self, place: Place, asker: Asker) -> FeatureResult:
         """Label one feature, unless it has a label that is to stay. Raises what `Asker.ask` raises."""
         there = await asyncio.to_thread(self._labels.get, self._source.transcoder, place)
         mine, stands = there.label(Origin.MODEL), there.label()
         if mine is not None and self._is_mine(mine, self._since_s):
+            # Made before this work's process died, perhaps after its spend was told last.
+            question = await self.question(place)
+            if question is not None:
+                await asker.recall(question)
             self.explained.labelled += 1
             return FeatureResult(place, Ending.LABELLED, mine.text)
         if stands is not None and (stands.origin is Origin.HUMAN or self._is_mine(mine)):

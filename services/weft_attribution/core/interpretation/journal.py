@@ -1,10 +1,12 @@
 """
 Every answer that was paid for, in the bucket: `features/{transcoder}/answers/{first two digits}/{key}.json`.
 
-The key is a hash over the question as a whole: model, prompt, data and sampling. So the same question is never paid for
+The key is a hash over the question as a whole, model, prompt, data and sampling, and over the endpoint's URL: another
+server may have another model by the same name. So the same question is never paid for
 twice, whoever asks it and whatever has crashed in between.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 from weft_attribution.core.interpretation.ports import Answer, Outcome
@@ -32,10 +34,11 @@ class Journal:
     Args:
         store: The bucket.
         transcoder: Id of the transcoder.
+        endpoint: Base URL of who answers, with neither credentials nor query.
     """
 
-    def __init__(self, store: ObjectStore, transcoder: str) -> None:
-        self._store = store
+    def __init__(self, store: ObjectStore, transcoder: str, endpoint: str) -> None:
+        self._store, self._endpoint = store, endpoint.rstrip("/")
         self._folder = f"features/{transcoder}/answers/"
 
     def get(self, key: str) -> Entry | None:
@@ -66,4 +69,5 @@ class Journal:
             return
 
     def _key(self, key: str) -> str:
+        key = hashlib.sha256(f"{self._endpoint} {key}".encode()).hexdigest()
         return f"{self._folder}{key[:2]}/{key}.json"

@@ -7,7 +7,12 @@ from weft_attribution.core.labels import Place
 
 __all__ = ["Noted"]
 
-_BAD = {Outcome.REFUSED: Ending.REFUSED, Outcome.REJECTED: Ending.REJECTED}
+_BAD = {
+    Outcome.REFUSED: Ending.REFUSED,
+    Outcome.REJECTED: Ending.REJECTED,
+    Outcome.STRANGE: Ending.BROKEN,
+}
+_EMPTY = "the answer is empty; a model that thinks before it answers needs a longer one"
 
 
 class Noted:
@@ -38,7 +43,7 @@ class Noted:
     def broken(self) -> None:
         """The last answer was not what was asked for."""
         self._asker.broken()
-        self._ending, self._reason = Ending.BROKEN, plain(self._answer)
+        self._ending, self._reason = Ending.BROKEN, plain(self._answer) or _EMPTY
 
     def failure(self, place: Place, label: str = "") -> FeatureResult:
         """What came of the feature, which is nothing."""

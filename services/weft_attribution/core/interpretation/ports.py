@@ -7,13 +7,48 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from weft_common.errors import UnavailableError
+from weft_common.errors import FailedPreconditionError, UnavailableError
 
-__all__ = ["Answer", "Embedding", "Interpreter", "NobodyAnsweredError", "Observer", "Outcome", "Question", "Texts"]
+__all__ = [
+    "Answer",
+    "Embedding",
+    "Interpreter",
+    "NobodyAnsweredError",
+    "NotServedError",
+    "Observer",
+    "Outcome",
+    "Question",
+    "Texts",
+]
 
 
 class NobodyAnsweredError(UnavailableError):
-    """The endpoint did not answer, however often it was asked."""
+    """
+    The endpoint did not answer, however often it was asked.
+
+    Args:
+        message: What came instead.
+        attempts: How often the question was sent; None where that is not known, and as often as allowed must be feared.
+        retry_after_s: Seconds that the endpoint asked for before the next one.
+    """
+
+    def __init__(self, message: str, *, attempts: int | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.attempts = attempts
+
+
+class NotServedError(FailedPreconditionError):
+    """
+    The endpoint answers nothing, for want of a key, a right or the model.
+
+    Args:
+        message: What to set.
+        attempts: How often the question was sent.
+    """
+
+    def __init__(self, message: str, *, attempts: int) -> None:
+        super().__init__(message)
+        self.attempts = attempts
 
 
 class Outcome(StrEnum):
@@ -39,6 +74,7 @@ class Question:
         user: The data.
         max_answer_tokens: Longest answer.
         schema: JSON schema that the endpoint holds the answer to, as text; empty for none.
+        is_greedy: At temperature 0; otherwise as the endpoint samples by itself.
     """
 
     model: str
@@ -46,11 +82,12 @@ class Question:
     user: str
     max_answer_tokens: int
     schema: str = ""
+    is_greedy: bool = True
 
     def key(self) -> str:
-        """SHA-256 over everything in it; sampling is at temperature 0, always."""
-        parts = ["chat-1", self.model, self.system, self.user, self.max_answer_tokens, self.schema, 0]
-        return _digest(parts)
+        """SHA-256 over everything in it."""
+        sampling = 0 if self.is_greedy else None
+        return _digest(["chat-1", self.model, self.system, self.user, self.max_answer_tokens, self.schema, sampling])
 
     @property
     def most_tokens(self) -> int:
@@ -110,7 +147,7 @@ class Interpreter(Protocol):
     A language model behind an endpoint.
 
     Raises (both calls): NobodyAnsweredError where it did not answer, however often it was asked;
-    FailedPreconditionError where it will not answer anything, for want of a key, a right or the model.
+    NotServedError where it will not answer anything, for want of a key, a right or the model.
     """
 
     async def ask(self, question: Question, *, key: str, max_attempts: int) -> Answer:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from weft_attribution.core.interpretation.tallies import Tally
+from weft_attribution.core.interpretation.tallies import Pooled
 from weft_attribution.core.labels import ScoreKind
 
 __all__ = ["KindReport", "Scored"]
@@ -20,8 +20,8 @@ class KindReport:
     """
 
     values: list[float] = field(default_factory=list)
-    pooled: Tally = field(default_factory=Tally)
-    control: Tally = field(default_factory=Tally)
+    pooled: Pooled = field(default_factory=Pooled)
+    control: Pooled = field(default_factory=Pooled)
 
 
 @dataclass

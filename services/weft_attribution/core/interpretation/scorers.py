@@ -19,7 +19,6 @@ from weft_attribution.core.interpretation.prompts import Prompt
 __all__ = ["Drawn", "Tester", "Trial", "draw_detection", "draw_fuzzing", "draw_intruders"]
 
 _LINES_A_QUESTION = 5
-_MAX_ANSWER_TOKENS = 60
 _SHOWN_BESIDE_INTRUDER = 4
 
 
@@ -88,11 +87,15 @@ class Tester:
         model: Model of the endpoint.
         prompt: What it is asked with.
         structured: Whether the endpoint holds answers to a JSON schema.
+        max_answer_tokens: Longest answer.
+        is_greedy: At temperature 0.
     """
 
     model: str
     prompt: Prompt
     structured: bool
+    max_answer_tokens: int
+    is_greedy: bool
 
     def flags(self, drawn: Sequence[Drawn], label: str) -> list[Trial]:
         """A decision on each line, by the label."""
@@ -107,7 +110,7 @@ class Tester:
         values = {**values, "count": str(count), "lines": numbered(drawn.lines)}
         system, user = self.prompt.filled(values)
         form = schema(kind, count) if self.structured else ""
-        return Trial(Question(self.model, system, user, _MAX_ANSWER_TOKENS, form), drawn.truth)
+        return Trial(Question(self.model, system, user, self.max_answer_tokens, form, self.is_greedy), drawn.truth)
 
 
 def _num_marked(active: Sequence[Shown]) -> int:

@@ -15,6 +15,7 @@ from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.estimates import Estimate, area
 from weft_attribution.core.interpretation.examples import Shown, held_out, quiet, seeded, shown
 from weft_attribution.core.interpretation.noted import Noted
+from weft_attribution.core.interpretation.pairing import KeptTests, Tested, paired
 from weft_attribution.core.interpretation.ports import Embedding, Outcome, Question, Texts
 from weft_attribution.core.interpretation.prompts import Prompt
 from weft_attribution.core.interpretation.results import Ending, FeatureResult, Rating
@@ -34,13 +35,12 @@ from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Label, Place, Score, ScoreKind
 from weft_common.errors import NotFoundError
 
-__all__ = ["MIN_EXAMPLES", "ScoreSettings", "Scorer", "shuffled"]
+__all__ = ["MIN_EXAMPLES", "ScoreSettings", "Scorer"]
 
 MIN_EXAMPLES = 4
 _INTRUDER_QUESTIONS = 10
 # Vectors of some thousand numbers: an answer stays far below what is read of one.
 _TEXTS_AN_EMBEDDING = 16
-_BY_FLAGS = (ScoreKind.DETECTION, ScoreKind.FUZZING)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class ScoreSettings:
         num_examples: Most active lines of each feature, and as many silent ones.
         structured: Whether the endpoint holds answers to a JSON schema.
         control: Whether shuffled labels are tested beside, by detection and fuzzing.
+        max_answer_tokens: Longest answer; a model that thinks first counts its thoughts.
+        is_greedy: At temperature 0.
     """
 
     kinds: tuple[ScoreKind, ...]
@@ -65,19 +67,8 @@ class ScoreSettings:
     num_examples: int
     structured: bool
     control: bool
-
-
-def shuffled(labels: Mapping[Place, Label]) -> dict[Place, str]:
-    """Another feature's label for each feature, always the same; none where all labels have the same words."""
-    order = sorted(labels)
-    seeded("control", *order).shuffle(order)
-    words = [labels[place].text.casefold() for place in order]
-    # The next one with other words, found from the end on: of many that say the same each is looked at once.
-    following = [-1] * len(order)
-    for at in range(2 * len(order) - 2, -1, -1):
-        here, after = at % len(order), (at + 1) % len(order)
-        following[here] = after if words[after] != words[here] else following[after]
-    return {place: labels[order[other]].text for place, other in zip(order, following, strict=True) if other >= 0}
+    max_answer_tokens: int = 60
+    is_greedy: bool = True
 
 
 class Scorer:
@@ -93,39 +84,35 @@ class Scorer:
 
     def __init__(self, source: ExampleSource, labels: LabelStore, texts: Texts, settings: ScoreSettings) -> None:
         self._source, self._labels, self._texts, self._settings = source, labels, texts, settings
-        self._standing: dict[Place, Label] = {}
-        self._controls: dict[Place, str] = {}
+        self._tested: Mapping[Place, Tested] = {}
         self.scored = Scored(reports={kind: KindReport() for kind in settings.kinds})
 
-    async def read_labels(self, places: Sequence[Place]) -> None:
-        """Read the labels that stand. They are what is scored, whatever is said meanwhile."""
-        wanted = set(places)
+    async def read_labels(self, places: Sequence[Place], kept: KeptTests | None = None) -> None:
+        """
+        Read the labels that stand. They are what is scored, whatever is said meanwhile.
+
+        Args:
+            places: The features.
+            kept: What was read when the work began, or where it is to be written down; None keeps nothing.
+        """
+        before = None if kept is None else await asyncio.to_thread(kept.read)
+        if before is not None:
+            self._tested = before
+            return
+        wanted, standing = set(places), dict[Place, Label]()
         for page in one_a_page(places):
             # A page at a time, so that work that is cancelled ends.
             for each in await asyncio.to_thread(self._labels.page, self._source.transcoder, page):
                 label = each.label() if each.place in wanted else None
                 if label is not None:
-                    self._standing[each.place] = label
-        self._controls = await asyncio.to_thread(shuffled, self._standing) if self._settings.control else {}
-
-    async def questions(self, place: Place) -> list[Question | Embedding]:
-        """Everything that is asked of a feature."""
-        label, lines = self._standing.get(place), await self._lines(place)
-        if label is None or lines is None:
-            return []
-        found: list[Question | Embedding] = []
-        for kind in self._settings.kinds:
-            if kind is ScoreKind.EMBEDDING:
-                found += self._embeddings(lines, label.text)
-                continue
-            found += [trial.question for trial in self._trials(kind, place, lines, label.text)]
-            if kind in _BY_FLAGS and place in self._controls:
-                found += [trial.question for trial in self._trials(kind, place, lines, self._controls[place])]
-        return found
+                    standing[each.place] = label
+        self._tested = await asyncio.to_thread(paired, standing, control=self._settings.control)
+        if kept is not None:
+            self._tested = await asyncio.to_thread(kept.keep, self._tested)
 
     async def score(self, place: Place, asker: Asker) -> FeatureResult:
         """Score the label of one feature. Raises what `Asker.ask` raises."""
-        label = self._standing.get(place)
+        label = self._tested.get(place)
         if label is None:
             self.scored.unlabelled += 1
             return FeatureResult(place, Ending.UNLABELLED)
@@ -168,14 +155,15 @@ class Scorer:
                 found.decide(None if at is None else not trial.truth[at])
             return found.estimate(), found.unanswered
         tally = await _decided(trials, asker, purpose)
-        if place in self._controls:
-            tests += await self._control(kind, place, lines, asker)
+        other = self._tested[place].control
+        if other is not None:
+            tests += await self._control(kind, place, lines, self._tested[other].text, asker)
         self.scored.reports[kind].pooled.add(tally)
         return tally.estimate(), tally.unanswered
 
-    async def _control(self, kind: ScoreKind, place: Place, lines: "_Lines", asker: Noted) -> list[Rating]:
+    async def _control(self, kind: ScoreKind, place: Place, lines: "_Lines", label: str, asker: Noted) -> list[Rating]:
         """The same test with another feature's label: what chance scores on these lines."""
-        trials = self._trials(kind, place, lines, self._controls[place])
+        trials = self._trials(kind, place, lines, label)
         tally = await _decided(trials, asker, f"control of {kind.value} {place.layer}-{place.index}")
         self.scored.reports[kind].control.add(tally)
         estimate = tally.estimate()
@@ -199,7 +187,8 @@ class Scorer:
         return area(near[: len(lines.active)], near[len(lines.active) :]), 0
 
     def _trials(self, kind: ScoreKind, place: Place, lines: "_Lines", label: str) -> list[Trial]:
-        tester = Tester(self._settings.model, self._settings.prompts[kind], self._settings.structured)
+        how = self._settings
+        tester = Tester(how.model, how.prompts[kind], how.structured, how.max_answer_tokens, how.is_greedy)
         rng = seeded(self._source.transcoder, *place, kind.value)
         if kind is ScoreKind.INTRUDER:
             return tester.intruders(draw_intruders(lines.active, lines.silent, _INTRUDER_QUESTIONS, rng))

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weft_attribution.core.interpretation.estimates import Estimate, balanced_accuracy, share
+from weft_attribution.core.interpretation.estimates import Estimate, balanced_accuracy, clustered, share
 
-__all__ = ["Found", "Tally"]
+__all__ = ["Found", "Pooled", "Tally"]
 
 
 @dataclass
@@ -38,14 +38,38 @@ class Tally:
             self.negative += not true
             self.rejections += not true and not flag
 
-    def add(self, other: "Tally") -> None:
-        """Take another's decisions in."""
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
     def estimate(self) -> Estimate | None:
         """Balanced accuracy over all decisions; None where one kind of line was never decided."""
         return balanced_accuracy(self.hits, self.positive, self.rejections, self.negative)
+
+
+class Pooled:
+    """
+    Decisions over many features, of which each is one draw: its lines are alike, and share its label.
+
+    Sums and sums of products are all that is held, however many features there are.
+    """
+
+    def __init__(self) -> None:
+        self.num_features = self.unanswered = 0
+        self._sums = [0] * 4
+        self._products = [[0] * 4 for _ in range(4)]
+
+    def add(self, tally: Tally) -> None:
+        """Take one feature's decisions in."""
+        self.unanswered += tally.unanswered
+        found = (tally.hits, tally.positive, tally.rejections, tally.negative)
+        if not any(found):
+            return
+        self.num_features += 1
+        for at, value in enumerate(found):
+            self._sums[at] += value
+            for other, second in enumerate(found):
+                self._products[at][other] += value * second
+
+    def estimate(self) -> Estimate | None:
+        """Balanced accuracy over all decisions, with an interval over features; None as of a tally."""
+        return clustered(self._sums, self._products, self.num_features)
 
 
 @dataclass
