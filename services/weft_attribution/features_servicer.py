@@ -117,10 +117,10 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs, Stee
         if known.row is not None:
             converting.row_into_proto(feature, known.row)
         ids = known.token_ids
-        text_of = dict(zip(ids, await self.runner.detokenize(known.model, ids) if ids else (), strict=True))
+        piece_of = dict(zip(ids, await self.runner.pieces(known.model, ids) if ids else (), strict=True))
         if known.examples is not None:
-            feature.examples.extend(converting.examples_to_proto(known.examples, text_of))
-        feature.quiet_examples.extend(converting.window_to_proto(window, text_of) for window in known.quiet)
+            feature.examples.extend(converting.examples_to_proto(known.examples, piece_of))
+        feature.quiet_examples.extend(converting.window_to_proto(window, piece_of) for window in known.quiet)
         return converting.masked(feature, request.read_mask)
 
     def _read(self, transcoder: str, layer: int, index: int, num_logits: int, wanted: set[str]) -> _Known:

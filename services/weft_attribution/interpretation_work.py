@@ -22,7 +22,7 @@ from weft_attribution.core.interpretation.turns import in_turns
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Place, ScoreKind
 from weft_attribution.core.ports import ModelRunner
-from weft_attribution.core.token_texts import TokenTexts
+from weft_attribution.core.token_pieces import TokenPieces
 from weft_attribution.interpretation_requests import Asked, InterpretationRequests, Interpreting
 from weft_common.errors import UnavailableError
 from weft_common.operations import OperationContext, OperationKind
@@ -82,7 +82,7 @@ class InterpretationWork:
         assert isinstance(request, interpretation_pb2.ExplainFeaturesRequest)
         source, places = await asyncio.to_thread(self._requests.opened, request)
         settings, begun_s = self._requests.explain_settings(request), _create_s(context)
-        explainer = Explainer(source, self._labels, TokenTexts(self._runner, source.model), settings, begun_s)
+        explainer = Explainer(source, self._labels, TokenPieces(self._runner, source.model), settings, begun_s)
         asker = self._asker(context, request, source.transcoder)
 
         async def recall(place: Place) -> None:
@@ -98,7 +98,7 @@ class InterpretationWork:
         assert isinstance(request, interpretation_pb2.ScoreFeaturesRequest)
         source, places = await asyncio.to_thread(self._requests.opened, request)
         settings = self._requests.score_settings(request)
-        scorer = Scorer(source, self._labels, TokenTexts(self._runner, source.model), settings)
+        scorer = Scorer(source, self._labels, TokenPieces(self._runner, source.model), settings)
         await scorer.read_labels(places)
         asker = self._asker(context, request, source.transcoder)
 
