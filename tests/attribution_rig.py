@@ -230,6 +230,9 @@ class ReferenceRunner:
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
         return tuple(f"t{i}" for i in token_ids)
 
+    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        return tuple(text.encode() for text in await self.detokenize(model, token_ids))
+
     async def capture(self, model: str, token_ids: Sequence[int], hooks: Sequence[str]) -> Capture:
         self.captures += 1
         streams = self.reference.streams(token_ids)

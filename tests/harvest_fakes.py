@@ -82,8 +82,8 @@ class FakeBackend:
         start = [self.bos_token_id] if special_tokens and self.bos_token_id is not None else []
         return start + [ord(letter) for letter in text]
 
-    def token_texts(self, model_id: str, token_ids: Sequence[int]) -> list[str]:
-        return [chr(token_id) for token_id in token_ids]
+    def token_pieces(self, model_id: str, token_ids: Sequence[int]) -> list[bytes]:
+        return [chr(token_id).encode() for token_id in token_ids]
 
     def forward(
         self,

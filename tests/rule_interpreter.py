@@ -3,7 +3,7 @@ A stand-in for a language model that knows a few meanings by rule, and texts in 
 
     RuleBrain             answers the prompts by looking at the lines
     PlantedSource         an index of features that fire on a digit, a bracket, or one of a few words
-    planted_texts         its tokens as text
+    planted_texts         its tokens as bytes
 """
 
 import json
@@ -127,9 +127,9 @@ class PlantedSources:
 
 
 def planted_texts(source: PlantedSource) -> Callable[[Sequence[int]], object]:
-    """The source's tokens as text, as the port has it."""
+    """The source's tokens as bytes, as the port has it."""
 
-    async def texts(token_ids: Sequence[int]) -> tuple[str, ...]:
-        return tuple(source.vocabulary[token] for token in token_ids)
+    async def texts(token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        return tuple(source.vocabulary[token].encode() for token in token_ids)
 
     return texts

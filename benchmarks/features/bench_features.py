@@ -210,10 +210,13 @@ def _measure_queries(folder: Path, options: argparse.Namespace) -> dict[str, Any
     async def detokenize(model: str, token_ids: list[int]) -> tuple[str, ...]:
         return tuple(f"t{token_id}" for token_id in token_ids)
 
+    async def pieces(model: str, token_ids: list[int]) -> tuple[bytes, ...]:
+        return tuple(f"t{token_id}".encode() for token_id in token_ids)
+
     async def tokenize(model: str, text: str) -> tuple[Any, ...]:
         return tuple(SimpleNamespace(id=ord(each)) for each in text)
 
-    runner: Any = SimpleNamespace(detokenize=detokenize, tokenize=tokenize)
+    runner: Any = SimpleNamespace(detokenize=detokenize, pieces=pieces, tokenize=tokenize)
     domain: Any = SimpleNamespace(
         indexing=None,
         queries=FeatureQueries(OpenIndexes(store), labels),

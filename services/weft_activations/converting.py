@@ -113,7 +113,7 @@ def _component_to_proto(pattern: str, info: ModelInfo) -> components_pb2.Compone
 
 def token_to_proto(token: TokenText) -> messages_pb2.Token:
     """Turn a token into its message."""
-    return messages_pb2.Token(id=token.token_id, text=token.text)
+    return messages_pb2.Token(id=token.token_id, text=token.text, piece=token.piece)
 
 
 def likely_to_proto(likely: LikelyToken) -> messages_pb2.TokenProbability:

@@ -14,6 +14,7 @@ from weft_attribution.core.feature_index.opened import FeatureRow, OpenIndex
 from weft_attribution.core.feature_index.queries import Bounds, FeatureFilter
 from weft_attribution.core.feature_index.settings import IndexRequest, IndexSettings
 from weft_attribution.core.feature_ports import Examples, LabelRecord, Window
+from weft_attribution.core.token_pieces import run_texts
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import check_id, parse_child_name, parse_name
@@ -256,19 +257,19 @@ def row_into_proto(feature: service_pb2.Feature, row: FeatureRow) -> None:
     )
 
 
-def examples_to_proto(examples: Examples, text_of: Mapping[int, str]) -> list[index_pb2.FeatureExample]:
+def examples_to_proto(examples: Examples, piece_of: Mapping[int, bytes]) -> list[index_pb2.FeatureExample]:
     """Strongest stretches, then those drawn, strongest quantile first."""
     drawn = sorted(examples.by_quantile, key=lambda window: (-window.quantile, -window.peak))
-    return [window_to_proto(window, text_of) for window in (*examples.top, *drawn)]
+    return [window_to_proto(window, piece_of) for window in (*examples.top, *drawn)]
 
 
-def window_to_proto(window: Window, text_of: Mapping[int, str]) -> index_pb2.FeatureExample:
+def window_to_proto(window: Window, piece_of: Mapping[int, bytes]) -> index_pb2.FeatureExample:
     """One stretch of text."""
     return index_pb2.FeatureExample(
         sequence=window.sequence,
         start=window.start,
         token_ids=window.token_ids,
-        tokens=[text_of[token_id] for token_id in window.token_ids],
+        tokens=run_texts([piece_of[token_id] for token_id in window.token_ids], window.activations),
         activations=window.activations,
         peak=window.peak,
         peak_at=window.peak_at,

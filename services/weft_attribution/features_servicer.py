@@ -22,7 +22,7 @@ from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.question_turns import Turns
 from weft_attribution.core.steered_text import SteeredText
-from weft_attribution.core.token_texts import TokenTexts
+from weft_attribution.core.token_pieces import TokenPieces
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.servicer_feature_export import ExportRpcs
 from weft_attribution.servicer_feature_index import IndexRpcs
@@ -118,10 +118,10 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs, Stee
         if known.row is not None:
             converting.row_into_proto(feature, known.row)
         ids = known.token_ids
-        text_of = await TokenTexts(self.runner, known.model).by_id(ids)
+        piece_of = await TokenPieces(self.runner, known.model).by_id(ids)
         if known.examples is not None:
-            feature.examples.extend(converting.examples_to_proto(known.examples, text_of))
-        feature.quiet_examples.extend(converting.window_to_proto(window, text_of) for window in known.quiet)
+            feature.examples.extend(converting.examples_to_proto(known.examples, piece_of))
+        feature.quiet_examples.extend(converting.window_to_proto(window, piece_of) for window in known.quiet)
         return converting.masked(feature, request.read_mask)
 
     def _read(self, transcoder: str, layer: int, index: int, num_logits: int, wanted: set[str]) -> _Known:

@@ -24,7 +24,7 @@ from weft_attribution.core.interpretation.turns import in_turns
 from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.labels import Place, ScoreKind
 from weft_attribution.core.ports import ModelRunner
-from weft_attribution.core.token_texts import TokenTexts
+from weft_attribution.core.token_pieces import TokenPieces
 from weft_attribution.interpretation_requests import Asked, InterpretationRequests, Interpreting
 from weft_common.errors import UnavailableError
 from weft_common.operations import OperationContext, OperationKind
@@ -88,7 +88,7 @@ class InterpretationWork:
         assert isinstance(request, interpretation_pb2.ExplainFeaturesRequest)
         source, plan = await asyncio.to_thread(self._requests.opened, request, context.operation_id)
         settings, begun_s = self._requests.explain_settings(request, plan), _create_s(context)
-        explainer = Explainer(source, self._labels, TokenTexts(self._runner, source.model), settings, begun_s)
+        explainer = Explainer(source, self._labels, TokenPieces(self._runner, source.model), settings, begun_s)
         asker = self._asker(context, request, source.transcoder)
         await self._run(context, request, asker, plan.places, explainer.explain, lambda: explainer.explained.done)
         spend = asker.budget.spend
@@ -99,7 +99,7 @@ class InterpretationWork:
         assert isinstance(request, interpretation_pb2.ScoreFeaturesRequest)
         source, plan = await asyncio.to_thread(self._requests.opened, request, context.operation_id)
         settings = self._requests.score_settings(request, plan)
-        scorer = Scorer(source, self._labels, TokenTexts(self._runner, source.model), settings)
+        scorer = Scorer(source, self._labels, TokenPieces(self._runner, source.model), settings)
         kept = KeptTests(self._store, source.transcoder, context.operation_id)
         await scorer.read_labels(plan.places, kept)
         asker = self._asker(context, request, source.transcoder)

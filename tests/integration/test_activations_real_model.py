@@ -30,8 +30,11 @@ def test_capital_of_france_is_paris(backend: TransformersBackend) -> None:
     """The model that was made from the package's file knows its geography, and splits digits as its makers did."""
     ids = backend.tokenize(MODEL, "The capital of France is")
     logits = backend.forward(MODEL, ids, ["logits"])["logits"]
-    assert backend.token_texts(MODEL, [int(logits.argmax())]) == [" Paris"]
-    assert backend.token_texts(MODEL, backend.tokenize(MODEL, "In 2024")) == ["In", " ", "2", "0", "2", "4"]
+    assert backend.token_pieces(MODEL, [int(logits.argmax())]) == [b" Paris"]
+    assert backend.token_pieces(MODEL, backend.tokenize(MODEL, "In 2024")) == [b"In", b" ", b"2", b"0", b"2", b"4"]
+    pieces = backend.token_pieces(MODEL, backend.tokenize(MODEL, " 東京"))
+    assert len(pieces) > 2
+    assert b"".join(pieces).decode() == " 東京"
     assert backend.describe(MODEL).bos_token_id is None
 
 

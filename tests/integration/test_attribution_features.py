@@ -12,7 +12,7 @@ from google.longrunning import operations_pb2
 from indexed_house import SETTINGS, Indexed, indexed_house
 
 from weft.features.v1 import index_pb2, queries_pb2
-from weft_attribution.core import token_texts
+from weft_attribution.core import token_pieces
 from weft_client.aio.calls import unary
 from weft_common.errors import (
     AlreadyExistsError,
@@ -84,14 +84,14 @@ async def test_text_of_a_feature_is_asked_for_in_bounded_calls(rig: Indexed, mon
     await rig.index()
     whole = await rig.features.get("t", layer=1, index=5, fields=["examples", "quiet_examples"])
     runner, asked = rig.house.runner, list[int]()
-    detokenize = runner.detokenize
+    pieces = runner.pieces
 
-    async def counted(model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def counted(model: str, token_ids: Sequence[int]) -> tuple[bytes, ...]:
         asked.append(len(token_ids))
-        return await detokenize(model, token_ids)
+        return await pieces(model, token_ids)
 
-    monkeypatch.setattr(token_texts, "_TOKENS_A_CALL", 3)
-    monkeypatch.setattr(runner, "detokenize", counted)
+    monkeypatch.setattr(token_pieces, "_TOKENS_A_CALL", 3)
+    monkeypatch.setattr(runner, "pieces", counted)
     assert await rig.features.get("t", layer=1, index=5, fields=["examples", "quiet_examples"]) == whole
     assert len(asked) > 1
     assert max(asked) == 3

@@ -61,9 +61,9 @@ class House:
 class Runner:
     """The one call of the base model that interpretation makes."""
 
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[bytes, ...]:
         assert model == "tiny"
-        return tuple(PlantedSource().vocabulary[token] for token in token_ids)
+        return tuple(PlantedSource().vocabulary[token].encode() for token in token_ids)
 
 
 @asynccontextmanager

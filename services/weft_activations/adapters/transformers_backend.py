@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weft_activations.adapters.model_folder import has_weight, model_revision, most_positions
+from weft_activations.adapters.token_pieces import TokenPieces
 from weft_activations.core.components import ARCHITECTURES, SPEECH, component_patterns
 from weft_activations.core.ports import Freeze, Intervention, ModelInfo
 from weft_common.errors import FailedPreconditionError, NotFoundError
@@ -93,6 +94,7 @@ class TransformersBackend:
         self._threads = threads
         self._infos: dict[str, tuple[tuple[tuple[str, int, int], ...], ModelInfo]] = {}
         self._tokenizers: dict[str, Any] = {}
+        self._pieces: dict[str, TokenPieces] = {}
         self._models: dict[str, _Loaded] = {}
         self._one_core: ThreadPoolExecutor | None = None
 
@@ -125,10 +127,11 @@ class TransformersBackend:
         ids: list[int] = self._tokenizer(model_id).encode(text, add_special_tokens=special_tokens)
         return ids
 
-    def token_texts(self, model_id: str, token_ids: Sequence[int]) -> list[str]:
-        """Turn each token id into text by itself."""
-        tokenizer = self._tokenizer(model_id)
-        return [tokenizer.decode([token_id], clean_up_tokenization_spaces=False) for token_id in token_ids]
+    def token_pieces(self, model_id: str, token_ids: Sequence[int]) -> list[bytes]:
+        """Turn each token id into its bytes."""
+        if model_id not in self._pieces:
+            self._pieces[model_id] = TokenPieces(self._tokenizer(model_id))
+        return self._pieces[model_id](token_ids)
 
     def forward(
         self,

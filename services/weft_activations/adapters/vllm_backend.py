@@ -108,10 +108,10 @@ class VllmBackend:
         with self._reading:
             return self._folders.tokenize(model_id, text, special_tokens=special_tokens)
 
-    def token_texts(self, model_id: str, token_ids: Sequence[int]) -> list[str]:
-        """Turn each token id into text by itself."""
+    def token_pieces(self, model_id: str, token_ids: Sequence[int]) -> list[bytes]:
+        """Turn each token id into its bytes."""
         with self._reading:
-            return self._folders.token_texts(model_id, token_ids)
+            return self._folders.token_pieces(model_id, token_ids)
 
     def forward(
         self,

@@ -48,10 +48,15 @@ _TRACED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 @dataclass(frozen=True)
 class TokenText:
-    """A token id and its text."""
+    """A token id and its bytes, which may be a part of a character."""
 
     token_id: int
-    text: str
+    piece: bytes
+
+    @property
+    def text(self) -> str:
+        """What the token looks like alone: U+FFFD in the place of a part of a character."""
+        return self.piece.decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -451,5 +456,5 @@ def check_ids(token_ids: Sequence[int], info: ModelInfo, field: str) -> None:
 
 def with_texts(backend: ModelBackend, model_id: str, token_ids: Sequence[int]) -> list[TokenText]:
     """Put each token id's text beside it."""
-    texts = backend.token_texts(model_id, token_ids)
-    return [TokenText(token_id, text) for token_id, text in zip(token_ids, texts, strict=True)]
+    pieces = backend.token_pieces(model_id, token_ids)
+    return [TokenText(token_id, piece) for token_id, piece in zip(token_ids, pieces, strict=True)]

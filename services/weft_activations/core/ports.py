@@ -253,8 +253,8 @@ class ModelBackend(Protocol):
         """Turn text into token ids, with what the model's tokenizer adds."""
         ...
 
-    def token_texts(self, model_id: str, token_ids: Sequence[int]) -> list[str]:
-        """Turn each token id into text by itself."""
+    def token_pieces(self, model_id: str, token_ids: Sequence[int]) -> list[bytes]:
+        """Turn each token id into its bytes: those of a run, one after the other, are its text in UTF-8."""
         ...
 
     def forward(

@@ -45,12 +45,19 @@ class GrpcModelRunner:
         return _tokens(response.tokens)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(token.text for token in await self._detokenize(model, token_ids))
+
+    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        # A service of before this field says texts alone.
+        return tuple(token.piece or token.text.encode() for token in await self._detokenize(model, token_ids))
+
+    async def _detokenize(self, model: str, token_ids: Sequence[int]) -> Sequence[messages_pb2.Token]:
         request = service_pb2.DetokenizeRequest(model=f"models/{model}", token_ids=token_ids)
         try:
             response = await self._stub.Detokenize(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
-        return tuple(token.text for token in response.tokens)
+        return response.tokens
 
     async def capture(self, model: str, token_ids: Sequence[int], hooks: Sequence[str]) -> Capture:
         return await self._capture(

@@ -101,7 +101,10 @@ class ModelRunner(Protocol):
         """Turn text into tokens, the model's own start token included."""
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
-        """Give the text of each token id."""
+        """Give the text of each token id alone; of a part of a character, U+FFFD."""
+
+    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """Give the bytes of each token id: those of a run, one after the other, are its text in UTF-8."""
 
     async def capture(self, model: str, token_ids: Sequence[int], hooks: Sequence[str]) -> Capture:
         """Run a prompt once and return the asked streams; `layers.*.X` asks for every layer."""

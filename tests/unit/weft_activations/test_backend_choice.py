@@ -81,7 +81,7 @@ def test_vllm_backend_describes_models_as_the_other_does(models_dir: Path) -> No
     assert VllmBackend(models_dir).describe("llama").max_tokens == 63
     ids = own.tokenize("llama", "The capital of France")
     assert ids == other.tokenize("llama", "The capital of France")
-    assert own.token_texts("llama", ids) == other.token_texts("llama", ids)
+    assert own.token_pieces("llama", ids) == other.token_pieces("llama", ids)
 
 
 def test_vllm_backend_refuses_what_it_cannot_give(models_dir: Path) -> None:

@@ -59,10 +59,10 @@ class Runner:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[bytes, ...]:
         assert model == "tiny"
         self.asked += token_ids
-        return tuple(text_of(token) for token in token_ids)
+        return tuple(text_of(token).encode() for token in token_ids)
 
 
 def text_of(token: int) -> str:
@@ -176,6 +176,40 @@ def test_circuit_tracers_page_finds_every_feature(settings_of_index: dict[str, A
             effect = house.weights.effects(house.rig.decoders[layer][feature])
             check_logits(found["top_logits"], effect, shown)
             check_logits(found["bottom_logits"], -effect, shown)
+
+
+CUT = [b"\xe6", b"\x9d\xb1", b" the", b"\xe4\xba", b"\xac cat", " 東".encode()[:3], b"\xb1"]
+"""Tokens of which some hold parts of characters."""
+
+
+@pytest.mark.parametrize("layout", list(ExportLayout))
+def test_windows_of_files_are_the_text_of_their_tokens(layout: ExportLayout) -> None:
+    """Bytes of a window are read as text once, and what a character of many tokens is shaded by is their largest."""
+    house = House()
+    runner: Any = house.runner
+
+    async def pieces(model: str, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        return tuple(CUT[token % len(CUT)] for token in token_ids)
+
+    runner.pieces = pieces
+    files = house.export(layout)
+    whole = 0
+    for feature in range(6):
+        if layout is ExportLayout.CIRCUIT_TRACER:
+            groups = as_the_page_reads(files, 0, feature)["examples_quantiles"]
+            told = [(each["tokens"], each["tokens_acts_list"]) for group in groups for each in group["examples"]]
+        else:
+            batch = json.loads(next(data for path, data in sorted(files.items()) if "batch" in path))
+            here = [each for each in batch["features"] if each["feature_index"] == feature]
+            told = [(window["tokens"], window["values"]) for each in here for window in each["activations"]]
+        examples = house.index.examples(0, feature)
+        drawn = sorted(examples.by_quantile, key=lambda window: (-window.quantile, -window.peak))
+        for (tokens, values), window in zip(told, [*examples.top, *drawn], strict=True):
+            assert len(tokens) == len(values) == len(window.token_ids)
+            held = b"".join(CUT[token % len(CUT)] for token in window.token_ids)
+            assert "".join(tokens) == held.decode(errors="replace")
+            whole += "".join(tokens).count("東")
+    assert whole
 
 
 def check_logits(texts: list[str], effect: np.ndarray, shown: dict[str, str]) -> None:

@@ -30,41 +30,41 @@ from weft.common.v1 import operation_pb2 as weft_dot_common_dot_v1_dot_operation
 from weft.common.v1 import tensor_pb2 as weft_dot_common_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"weft/activations/v1/messages.proto\x12\x13weft.activations.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$weft/activations/v1/components.proto\x1a!weft/activations/v1/packing.proto\x1a weft/activations/v1/speech.proto\x1a\x1eweft/common/v1/operation.proto\x1a\x1bweft/common/v1/tensor.proto\"\xc9\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nnum_layers\x18\x03 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x04 \x01(\x05\x12\x11\n\tnum_heads\x18\x05 \x01(\x05\x12\x14\n\x0cnum_kv_heads\x18\x06 \x01(\x05\x12\x12\n\nvocab_size\x18\x07 \x01(\x05\x12\x12\n\nmax_tokens\x18\x08 \x01(\x05\x12\x10\n\x08revision\x18\t \x01(\t\x12+\n\tdata_type\x18\n \x01(\x0e\x32\x18.weft.common.v1.DataType\x12\x19\n\x0c\x62os_token_id\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05hooks\x18\x0c \x03(\t\x12\x0e\n\x06\x64_head\x18\r \x01(\x05\x12\r\n\x05\x64_mlp\x18\x0e \x01(\x05\x12\x32\n\ncomponents\x18\x0f \x03(\x0b\x32\x1e.weft.activations.v1.Component\x12,\n\x04kind\x18\x10 \x01(\x0e\x32\x1e.weft.activations.v1.ModelKind\x12+\n\x06speech\x18\x11 \x01(\x0b\x32\x1b.weft.activations.v1.SpeechB\x0f\n\r_bos_token_id\"!\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x82\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x32\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1d.weft.activations.v1.TokenIdsH\x00\x12)\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x1a.weft.activations.v1.AudioB\t\n\x07\x63ontent\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xbb\x02\n\x0cIntervention\x12\x0c\n\x04hook\x18\x01 \x01(\t\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32%.weft.activations.v1.InterventionKind\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12%\n\x05value\x18\x04 \x01(\x0b\x32\x16.weft.common.v1.Tensor\x12\x0e\n\x06\x66\x61\x63tor\x18\x05 \x01(\x01\x12\r\n\x05heads\x18\x06 \x03(\x05\x12\x0f\n\x07neurons\x18\x07 \x03(\x05\x12)\n\tdirection\x18\x08 \x01(\x0b\x32\x16.weft.common.v1.Tensor\x12+\n\x06source\x18\t \x01(\x0b\x32\x1b.weft.activations.v1.Prompt\x12\x18\n\x10source_positions\x18\n \x03(\x05\x12\x0c\n\x04seed\x18\x0b \x01(\x04\"N\n\x06\x46reeze\x12\x1a\n\x12\x61ttention_patterns\x18\x01 \x01(\x08\x12\x13\n\x0bnorm_scales\x18\x02 \x01(\x08\x12\x13\n\x0bmlp_outputs\x18\x03 \x01(\x08\"a\n\x10TokenProbability\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x1a.weft.activations.v1.Token\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\r\n\x05logit\x18\x03 \x01(\x01\"2\n\x07Streams\x12\x12\n\ninput_hook\x18\x01 \x01(\t\x12\x13\n\x0boutput_hook\x18\x02 \x01(\t\")\n\x05\x43odec\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\ntarget_fvu\x18\x02 \x01(\x01\"\xe9\x02\n\x0bHarvestSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\x12\x16\n\x0eheld_out_share\x18\x05 \x01(\x01\x12\x17\n\x0fsequence_tokens\x18\x06 \x01(\x05\x12-\n\x07streams\x18\x07 \x01(\x0b\x32\x1c.weft.activations.v1.Streams\x12)\n\x05\x63odec\x18\x08 \x01(\x0b\x32\x1a.weft.activations.v1.Codec\x12\x16\n\x0emax_norm_ratio\x18\t \x01(\x01\x12\x17\n\x0flease_sequences\x18\n \x01(\x05\x12-\n\x07packing\x18\x0b \x01(\x0b\x32\x1c.weft.activations.v1.Packing\x12+\n\x04\x61lso\x18\x0c \x03(\x0b\x32\x1d.weft.activations.v1.AlsoKept\"J\n\x08\x41lsoKept\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12-\n\x07streams\x18\x02 \x01(\x0b\x32\x1c.weft.activations.v1.Streams\"\x81\x03\n\x07Harvest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .weft.activations.v1.HarvestSpec\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.weft.activations.v1.HarvestState\x12\x18\n\x10tokens_committed\x18\x04 \x01(\x03\x12\x17\n\x0ftokens_held_out\x18\x05 \x01(\x03\x12\x16\n\x0etokens_skipped\x18\x06 \x01(\x03\x12\x12\n\nnum_leases\x18\x07 \x01(\x05\x12\x17\n\x0fnum_leases_done\x18\x08 \x01(\x05\x12\x14\n\x0ctokens_per_s\x18\t \x01(\x01\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x0b \x01(\t\x12\x11\n\toperation\x18\x0c \x01(\t\x12\x1d\n\x15\x63orpus_broken_records\x18\r \x01(\x03\"N\n\x0fHarvestMetadata\x12\x0f\n\x07harvest\x18\x01 \x01(\t\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.weft.common.v1.Progress*\xff\x01\n\x10InterventionKind\x12!\n\x1dINTERVENTION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15INTERVENTION_KIND_ADD\x10\x01\x12\x19\n\x15INTERVENTION_KIND_SET\x10\x02\x12\x1b\n\x17INTERVENTION_KIND_SCALE\x10\x03\x12\x1c\n\x18INTERVENTION_KIND_ABLATE\x10\x04\x12\x1a\n\x16INTERVENTION_KIND_MEAN\x10\x05\x12\x1b\n\x17INTERVENTION_KIND_PATCH\x10\x06\x12\x1e\n\x1aINTERVENTION_KIND_RESAMPLE\x10\x07*\xb6\x01\n\x0cHarvestState\x12\x1d\n\x19HARVEST_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15HARVEST_STATE_RUNNING\x10\x01\x12\x1b\n\x17HARVEST_STATE_SUCCEEDED\x10\x02\x12\x18\n\x14HARVEST_STATE_FAILED\x10\x03\x12\x1b\n\x17HARVEST_STATE_CANCELLED\x10\x04\x12\x18\n\x14HARVEST_STATE_PAUSED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"weft/activations/v1/messages.proto\x12\x13weft.activations.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$weft/activations/v1/components.proto\x1a!weft/activations/v1/packing.proto\x1a weft/activations/v1/speech.proto\x1a\x1eweft/common/v1/operation.proto\x1a\x1bweft/common/v1/tensor.proto\"\xc9\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nnum_layers\x18\x03 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x04 \x01(\x05\x12\x11\n\tnum_heads\x18\x05 \x01(\x05\x12\x14\n\x0cnum_kv_heads\x18\x06 \x01(\x05\x12\x12\n\nvocab_size\x18\x07 \x01(\x05\x12\x12\n\nmax_tokens\x18\x08 \x01(\x05\x12\x10\n\x08revision\x18\t \x01(\t\x12+\n\tdata_type\x18\n \x01(\x0e\x32\x18.weft.common.v1.DataType\x12\x19\n\x0c\x62os_token_id\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05hooks\x18\x0c \x03(\t\x12\x0e\n\x06\x64_head\x18\r \x01(\x05\x12\r\n\x05\x64_mlp\x18\x0e \x01(\x05\x12\x32\n\ncomponents\x18\x0f \x03(\x0b\x32\x1e.weft.activations.v1.Component\x12,\n\x04kind\x18\x10 \x01(\x0e\x32\x1e.weft.activations.v1.ModelKind\x12+\n\x06speech\x18\x11 \x01(\x0b\x32\x1b.weft.activations.v1.SpeechB\x0f\n\r_bos_token_id\"0\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05piece\x18\x03 \x01(\x0c\"\x82\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x32\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1d.weft.activations.v1.TokenIdsH\x00\x12)\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x1a.weft.activations.v1.AudioB\t\n\x07\x63ontent\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xbb\x02\n\x0cIntervention\x12\x0c\n\x04hook\x18\x01 \x01(\t\x12\x33\n\x04kind\x18\x02 \x01(\x0e\x32%.weft.activations.v1.InterventionKind\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12%\n\x05value\x18\x04 \x01(\x0b\x32\x16.weft.common.v1.Tensor\x12\x0e\n\x06\x66\x61\x63tor\x18\x05 \x01(\x01\x12\r\n\x05heads\x18\x06 \x03(\x05\x12\x0f\n\x07neurons\x18\x07 \x03(\x05\x12)\n\tdirection\x18\x08 \x01(\x0b\x32\x16.weft.common.v1.Tensor\x12+\n\x06source\x18\t \x01(\x0b\x32\x1b.weft.activations.v1.Prompt\x12\x18\n\x10source_positions\x18\n \x03(\x05\x12\x0c\n\x04seed\x18\x0b \x01(\x04\"N\n\x06\x46reeze\x12\x1a\n\x12\x61ttention_patterns\x18\x01 \x01(\x08\x12\x13\n\x0bnorm_scales\x18\x02 \x01(\x08\x12\x13\n\x0bmlp_outputs\x18\x03 \x01(\x08\"a\n\x10TokenProbability\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x1a.weft.activations.v1.Token\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\x12\r\n\x05logit\x18\x03 \x01(\x01\"2\n\x07Streams\x12\x12\n\ninput_hook\x18\x01 \x01(\t\x12\x13\n\x0boutput_hook\x18\x02 \x01(\t\")\n\x05\x43odec\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x12\n\ntarget_fvu\x18\x02 \x01(\x01\"\xe9\x02\n\x0bHarvestSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\x03\x12\x16\n\x0eheld_out_share\x18\x05 \x01(\x01\x12\x17\n\x0fsequence_tokens\x18\x06 \x01(\x05\x12-\n\x07streams\x18\x07 \x01(\x0b\x32\x1c.weft.activations.v1.Streams\x12)\n\x05\x63odec\x18\x08 \x01(\x0b\x32\x1a.weft.activations.v1.Codec\x12\x16\n\x0emax_norm_ratio\x18\t \x01(\x01\x12\x17\n\x0flease_sequences\x18\n \x01(\x05\x12-\n\x07packing\x18\x0b \x01(\x0b\x32\x1c.weft.activations.v1.Packing\x12+\n\x04\x61lso\x18\x0c \x03(\x0b\x32\x1d.weft.activations.v1.AlsoKept\"J\n\x08\x41lsoKept\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12-\n\x07streams\x18\x02 \x01(\x0b\x32\x1c.weft.activations.v1.Streams\"\x81\x03\n\x07Harvest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x04spec\x18\x02 \x01(\x0b\x32 .weft.activations.v1.HarvestSpec\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.weft.activations.v1.HarvestState\x12\x18\n\x10tokens_committed\x18\x04 \x01(\x03\x12\x17\n\x0ftokens_held_out\x18\x05 \x01(\x03\x12\x16\n\x0etokens_skipped\x18\x06 \x01(\x03\x12\x12\n\nnum_leases\x18\x07 \x01(\x05\x12\x17\n\x0fnum_leases_done\x18\x08 \x01(\x05\x12\x14\n\x0ctokens_per_s\x18\t \x01(\x01\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rerror_message\x18\x0b \x01(\t\x12\x11\n\toperation\x18\x0c \x01(\t\x12\x1d\n\x15\x63orpus_broken_records\x18\r \x01(\x03\"N\n\x0fHarvestMetadata\x12\x0f\n\x07harvest\x18\x01 \x01(\t\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.weft.common.v1.Progress*\xff\x01\n\x10InterventionKind\x12!\n\x1dINTERVENTION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15INTERVENTION_KIND_ADD\x10\x01\x12\x19\n\x15INTERVENTION_KIND_SET\x10\x02\x12\x1b\n\x17INTERVENTION_KIND_SCALE\x10\x03\x12\x1c\n\x18INTERVENTION_KIND_ABLATE\x10\x04\x12\x1a\n\x16INTERVENTION_KIND_MEAN\x10\x05\x12\x1b\n\x17INTERVENTION_KIND_PATCH\x10\x06\x12\x1e\n\x1aINTERVENTION_KIND_RESAMPLE\x10\x07*\xb6\x01\n\x0cHarvestState\x12\x1d\n\x19HARVEST_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15HARVEST_STATE_RUNNING\x10\x01\x12\x1b\n\x17HARVEST_STATE_SUCCEEDED\x10\x02\x12\x18\n\x14HARVEST_STATE_FAILED\x10\x03\x12\x1b\n\x17HARVEST_STATE_CANCELLED\x10\x04\x12\x18\n\x14HARVEST_STATE_PAUSED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.activations.v1.messages_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INTERVENTIONKIND']._serialized_start=2414
-  _globals['_INTERVENTIONKIND']._serialized_end=2669
-  _globals['_HARVESTSTATE']._serialized_start=2672
-  _globals['_HARVESTSTATE']._serialized_end=2854
+  _globals['_INTERVENTIONKIND']._serialized_start=2429
+  _globals['_INTERVENTIONKIND']._serialized_end=2684
+  _globals['_HARVESTSTATE']._serialized_start=2687
+  _globals['_HARVESTSTATE']._serialized_end=2869
   _globals['_MODEL']._serialized_start=261
   _globals['_MODEL']._serialized_end=718
   _globals['_TOKEN']._serialized_start=720
-  _globals['_TOKEN']._serialized_end=753
-  _globals['_PROMPT']._serialized_start=756
-  _globals['_PROMPT']._serialized_end=886
-  _globals['_TOKENIDS']._serialized_start=888
-  _globals['_TOKENIDS']._serialized_end=911
-  _globals['_INTERVENTION']._serialized_start=914
-  _globals['_INTERVENTION']._serialized_end=1229
-  _globals['_FREEZE']._serialized_start=1231
-  _globals['_FREEZE']._serialized_end=1309
-  _globals['_TOKENPROBABILITY']._serialized_start=1311
-  _globals['_TOKENPROBABILITY']._serialized_end=1408
-  _globals['_STREAMS']._serialized_start=1410
-  _globals['_STREAMS']._serialized_end=1460
-  _globals['_CODEC']._serialized_start=1462
-  _globals['_CODEC']._serialized_end=1503
-  _globals['_HARVESTSPEC']._serialized_start=1506
-  _globals['_HARVESTSPEC']._serialized_end=1867
-  _globals['_ALSOKEPT']._serialized_start=1869
-  _globals['_ALSOKEPT']._serialized_end=1943
-  _globals['_HARVEST']._serialized_start=1946
-  _globals['_HARVEST']._serialized_end=2331
-  _globals['_HARVESTMETADATA']._serialized_start=2333
-  _globals['_HARVESTMETADATA']._serialized_end=2411
+  _globals['_TOKEN']._serialized_end=768
+  _globals['_PROMPT']._serialized_start=771
+  _globals['_PROMPT']._serialized_end=901
+  _globals['_TOKENIDS']._serialized_start=903
+  _globals['_TOKENIDS']._serialized_end=926
+  _globals['_INTERVENTION']._serialized_start=929
+  _globals['_INTERVENTION']._serialized_end=1244
+  _globals['_FREEZE']._serialized_start=1246
+  _globals['_FREEZE']._serialized_end=1324
+  _globals['_TOKENPROBABILITY']._serialized_start=1326
+  _globals['_TOKENPROBABILITY']._serialized_end=1423
+  _globals['_STREAMS']._serialized_start=1425
+  _globals['_STREAMS']._serialized_end=1475
+  _globals['_CODEC']._serialized_start=1477
+  _globals['_CODEC']._serialized_end=1518
+  _globals['_HARVESTSPEC']._serialized_start=1521
+  _globals['_HARVESTSPEC']._serialized_end=1882
+  _globals['_ALSOKEPT']._serialized_start=1884
+  _globals['_ALSOKEPT']._serialized_end=1958
+  _globals['_HARVEST']._serialized_start=1961
+  _globals['_HARVEST']._serialized_end=2346
+  _globals['_HARVESTMETADATA']._serialized_start=2348
+  _globals['_HARVESTMETADATA']._serialized_end=2426
 # @@protoc_insertion_point(module_scope)

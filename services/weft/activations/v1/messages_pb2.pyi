@@ -207,19 +207,25 @@ class Token(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    PIECE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Index into the vocabulary."""
     text: _builtins.str
-    """The token as text, with spaces as they are."""
+    """The token as text, with spaces as they are; U+FFFD in the place of a part of a character."""
+    piece: _builtins.bytes
+    """The token's own bytes. Those of a run of tokens, one after the other, are its text in UTF-8, also where a character is shared by
+    several tokens.
+    """
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         text: _builtins.str = ...,
+        piece: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "piece", b"piece", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -427,7 +427,7 @@ class FeatureExample(_message.Message):
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The same as text."""
+        """The same as text. A character that tokens share stands whole at the one of them that is most active, and the others have none."""
 
     @_builtins.property
     def activations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:

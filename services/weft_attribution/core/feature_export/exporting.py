@@ -24,7 +24,7 @@ from weft_attribution.core.feature_export.writing import Progress, Writing
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.opened import OpenIndex
 from weft_attribution.core.ports import ModelRunner
-from weft_attribution.core.token_texts import TokenTexts
+from weft_attribution.core.token_pieces import TokenPieces
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.waited_threads import in_thread
 from weft_attribution.core.weights import LinearWeights
@@ -147,7 +147,7 @@ class FeatureExports:
         await in_thread(_keep_text, index, scratch)
         transcoder = TranscoderReader(self._store, request.transcoder)
         weights = await in_thread(self._models.weights, index.model)
-        texts = TokenTexts(self._runner, index.model)
+        pieces = TokenPieces(self._runner, index.model)
 
         # The other layout has no place for them.
         with_bars = request.layout is ExportLayout.SAE_DASHBOARD
@@ -156,9 +156,9 @@ class FeatureExports:
             described = describe(index, transcoder, weights, layer, low, high, request.num_logits, with_bars=with_bars)
             return described, token_ids_of(described)
 
-        async def part(layer: int, low: int, high: int) -> tuple[list[Described], dict[int, str]]:
+        async def part(layer: int, low: int, high: int) -> tuple[list[Described], dict[int, bytes]]:
             described, token_ids = await in_thread(described_part, layer, low, high)
-            return described, await texts.by_id(token_ids)
+            return described, await pieces.by_id(token_ids)
 
         writing = Writing(self._store, request, index, scratch, part, progress)
         await (writing.batches() if request.layout is ExportLayout.SAE_DASHBOARD else writing.layers())

@@ -5,7 +5,7 @@ Source: SAEDashboard at db4839a, `neuronpedia_converter.py` and `neuronpedia_das
 Deviations: what is measured beside a model's neurons is empty (alignment, correlated neurons and features), and so is
 `vector`, since a feature may write to many layers; dead features are in `skipped_indexes.json` alone, where
 `log_sparsity`, a training run's threshold, is null. Intervals reach halfway to the peaks of the groups beside them,
-since a group here may be one window.
+since a group here may be one window. A character that tokens share stands whole at the one that is most active.
 """
 
 import json
@@ -16,6 +16,7 @@ from weft_attribution.core.feature_export.describing import Described, Group
 from weft_attribution.core.feature_export.rounding import rounded
 from weft_attribution.core.feature_export.settings import ExportRequest
 from weft_attribution.core.feature_index.opened import OpenIndex
+from weft_attribution.core.token_pieces import run_texts
 
 __all__ = ["SaeDashboardFiles"]
 
@@ -58,12 +59,12 @@ class SaeDashboardFiles:
         """Where the files of a layer lie."""
         return f"{layer}-{self._request.source_set}"
 
-    def batch(self, described: Sequence[Described], text_of: Mapping[int, str]) -> bytes:
+    def batch(self, described: Sequence[Described], piece_of: Mapping[int, bytes]) -> bytes:
         """One file: some neighbouring features of a layer, without those that never fire."""
         document = {
             **self._whose(described[0].layer),
             "sae_id_suffix": None,
-            "features": [self._feature(each, text_of) for each in described if each.activations.total],
+            "features": [self._feature(each, piece_of) for each in described if each.activations.total],
         }
         return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
@@ -82,15 +83,15 @@ class SaeDashboardFiles:
     def _whose(self, layer: int) -> Json:
         return {"model_id": self._request.model_name, "layer": layer, "sae_set": self._request.source_set}
 
-    def _feature(self, each: Described, text_of: Mapping[int, str]) -> Json:
+    def _feature(self, each: Described, piece_of: Mapping[int, bytes]) -> Json:
         middles, heights = each.activations.bars(_ACTIVATION_BARS)
         logit_middles, logit_heights = each.logit_bars
         return {
             "feature_index": each.index,
             **{name: [] for name in _EMPTY},
-            "neg_str": [text_of[token.id] for token, _ in each.bottom],
+            "neg_str": [piece_of[token.id].decode(errors="replace") for token, _ in each.bottom],
             "neg_values": rounded(value for _, value in each.bottom),
-            "pos_str": [text_of[token.id] for token, _ in each.top],
+            "pos_str": [piece_of[token.id].decode(errors="replace") for token, _ in each.top],
             "pos_values": rounded(value for _, value in each.top),
             "frac_nonzero": each.density,
             "freq_hist_data_bar_values": rounded(middles.tolist()),
@@ -98,7 +99,7 @@ class SaeDashboardFiles:
             "logits_hist_data_bar_heights": logit_heights.tolist(),
             "logits_hist_data_bar_values": rounded(logit_middles.tolist()),
             **self._source,
-            "activations": [window for group in each.groups for window in _windows(each, group, text_of)],
+            "activations": [window for group in each.groups for window in _windows(each, group, piece_of)],
         }
 
 
@@ -116,7 +117,7 @@ def _interval(each: Described, group: Group) -> tuple[float, float, float]:
     return low, high, share - each.activations.share_below(low)
 
 
-def _windows(each: Described, group: Group, text_of: Mapping[int, str]) -> Iterator[Json]:
+def _windows(each: Described, group: Group, piece_of: Mapping[int, bytes]) -> Iterator[Json]:
     # A group without bounds, as theirs, holds the strongest.
     low, high, share = (-1.0, each.activations.largest, -1.0) if group.quantile < 0 else _interval(each, group)
     for window in group.windows:
@@ -124,7 +125,7 @@ def _windows(each: Described, group: Group, text_of: Mapping[int, str]) -> Itera
             "bin_min": low,
             "bin_max": high,
             "bin_contains": share,
-            "tokens": [text_of[token] for token in window.token_ids],
+            "tokens": list(run_texts([piece_of[token] for token in window.token_ids], window.activations)),
             "values": rounded(window.activations),
             "qualifying_token_index": window.peak_at,
         }

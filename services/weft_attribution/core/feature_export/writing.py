@@ -33,7 +33,7 @@ class Writing:
         request: The export, looked up.
         index: What it is of.
         scratch: Holds one layer's file at a time.
-        part: Describes the features of a layer from one index to another, with the text of their tokens.
+        part: Describes the features of a layer from one index to another, with the bytes of their tokens.
         progress: Called with features that are written and all of them.
 
     Attributes:
@@ -47,7 +47,7 @@ class Writing:
         request: ExportRequest,
         index: OpenIndex,
         scratch: Scratch,
-        part: Callable[[int, int, int], Awaitable[tuple[list[Described], dict[int, str]]]],
+        part: Callable[[int, int, int], Awaitable[tuple[list[Described], dict[int, bytes]]]],
         progress: Progress,
     ) -> None:
         self._store, self._request, self._index, self._scratch = store, request, index, scratch
@@ -66,8 +66,8 @@ class Writing:
             for number, (low, high) in enumerate(self._parts(layer)):
                 key = self._file(f"{folder}/batch-{number}.json")
                 if key not in there:
-                    described, text_of = await self._part(layer, low, high)
-                    await in_thread(self._put, key, partial(files.batch, described, text_of))
+                    described, piece_of = await self._part(layer, low, high)
+                    await in_thread(self._put, key, partial(files.batch, described, piece_of))
                 self._tell(high - low)
             await in_thread(self._put, self._file(f"{folder}/skipped_indexes.json"), partial(files.skipped, layer))
 
@@ -81,8 +81,8 @@ class Writing:
             for low, high in self._parts(layer):
                 key = f"{self._keys.states}{layer}-{low}.part"
                 if not is_there and key not in there:
-                    described, text_of = await self._part(layer, low, high)
-                    data = partial(circuit_tracer.packed, request.transcoder, settings, described, text_of)
+                    described, piece_of = await self._part(layer, low, high)
+                    data = partial(circuit_tracer.packed, request.transcoder, settings, described, piece_of)
                     await in_thread(self._put, key, data)
                 parts.append(key)
                 self._tell(high - low)

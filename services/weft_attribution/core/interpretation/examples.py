@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from weft_attribution.core.feature_ports import Examples, ExampleSource, Window
 from weft_attribution.core.interpretation.ports import Texts
 from weft_attribution.core.labels import Place
+from weft_attribution.core.token_pieces import run_texts
 
 __all__ = ["MARKED_SHARE", "Shown", "explaining", "held_out", "is_held_out", "marked", "quiet", "seeded", "shown"]
 
@@ -29,7 +30,7 @@ class Shown:
 
     Args:
         window: The window.
-        texts: Text of each of its tokens.
+        texts: Text of each of its tokens; of a character that tokens share, see `run_texts`.
     """
 
     window: Window
@@ -72,8 +73,11 @@ def seeded(*parts: object) -> random.Random:
 async def shown(windows: Sequence[Window], texts: Texts) -> list[Shown]:
     """Read the windows' text."""
     ids = sorted({token for window in windows for token in window.token_ids})
-    text_of = dict(zip(ids, await texts(ids), strict=True)) if ids else {}
-    return [Shown(window, tuple(text_of[token] for token in window.token_ids)) for window in windows]
+    piece_of = dict(zip(ids, await texts(ids), strict=True)) if ids else {}
+    return [
+        Shown(window, run_texts([piece_of[token] for token in window.token_ids], window.activations))
+        for window in windows
+    ]
 
 
 def _distinct(windows: Iterable[Window]) -> list[Window]:

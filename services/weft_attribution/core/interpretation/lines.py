@@ -31,13 +31,15 @@ def _visible(character: str) -> str:
 
 def line(texts: Sequence[str], marked: Sequence[bool]) -> str:
     r"""
-    One window as a line; neighbours that are marked stand between one pair of marks.
+    One window as a line; neighbours that are marked stand between one pair of marks, tokens without text between none.
 
     >>> line(["a", "b", "c<"], [False, True, True])
     'a<<bc\\<>>'
     """
     parts, within = [], False
     for text, mark in zip(texts, marked, strict=True):
+        if not text:
+            continue
         if mark != within:
             parts.append("<<" if mark else ">>")
             within = mark

@@ -175,10 +175,10 @@ class Observer(Protocol):
 
 
 class Texts(Protocol):
-    """Tokens as text."""
+    """Text of tokens in UTF-8; one may have a part of a character alone."""
 
-    async def __call__(self, token_ids: Sequence[int]) -> tuple[str, ...]:
-        """The text of each token."""
+    async def __call__(self, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """The bytes of each token."""
 
 
 def _digest(parts: list[Any]) -> str:

@@ -119,7 +119,9 @@ def _num_marked(active: Sequence[Shown]) -> int:
 
 
 def _marked_at_random(silent: Shown, count: int, rng: random.Random) -> str:
-    places = set(rng.sample(range(len(silent.texts)), min(count, len(silent.texts))))
+    # What has no text cannot be seen to be marked.
+    places_with_text = [place for place, text in enumerate(silent.texts) if text]
+    places = set(rng.sample(places_with_text, min(count, len(places_with_text))))
     return line(silent.texts, [place in places for place in range(len(silent.texts))])
 
 
