@@ -136,6 +136,10 @@ class Asker:
         try:
             answer = await asyncio.shield(task)
             self._failures, self._rested_s = 0, 0.0
+        except asyncio.CancelledError:
+            # The answer is kept when it comes, and counted by whoever goes on and finds it.
+            attempts, is_failed = 0, False
+            raise
         except NotServedError as error:
             attempts = error.attempts
             raise
