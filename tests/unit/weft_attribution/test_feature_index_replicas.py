@@ -288,3 +288,22 @@ def test_replica_that_stops_in_order_is_followed_at_once(alone: dict[str, str]) 
     build(rig, rig.store)
     assert bytes_of(rig.store) == alone
     assert rig.asked == 1
+
+
+def test_manifest_that_is_there_when_it_is_ones_turn_is_not_written_again(alone: dict[str, str]) -> None:
+    """Another ends the index right before this one takes that up: it looks once more, and clears its lease away."""
+    rig = make_rig()
+    lease = f"{KEYS.leases}/{MANIFEST}.json"
+
+    class Overtaken(Watched):
+        def put(self, key: str, data: bytes, **condition: Any) -> Any:
+            if key == lease and not self.written[lease]:
+                build(rig, rig.store)
+            return self.__getattr__("put")(key, data, **condition)
+
+    store: Any = Overtaken(rig.store)
+    build(rig, store)
+    assert store.written[lease] == 1
+    assert not store.written[KEYS.summary]
+    assert not store.written[KEYS.manifest]
+    assert bytes_of(rig.store) == alone
