@@ -94,7 +94,8 @@ class LabelBlock:
             if not np.isnan(value_M[place])
         }
         origin = _ORIGINS[int(self.kind_M[place])]
-        return StandingLabel(self._texts[place].as_py(), origin, *self._makers[self._maker_M[place]], scores)
+        explainer, prompt_sha256 = self._makers[self._maker_M[place]]
+        return StandingLabel(self._texts[place].as_py(), origin, explainer, prompt_sha256, scores)
 
     def find(self, words: Sequence[str]) -> Array:
         """Features whose label has all of some words in small letters in it, rising."""

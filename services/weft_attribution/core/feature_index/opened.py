@@ -114,7 +114,7 @@ class OpenIndex:
         columns = [*self.columns.values(), self.layer_N, self.index_N, *self.__dict__.get("triggers", ())]
         footers = sum(table.footer_bytes for table in list(self._tables.values()))
         orders = (8 * len(self.columns) + 1) * len(self.layer_N)
-        return sum(column.nbytes for column in columns) + orders + footers + self.text.held_bytes
+        return sum(int(column.nbytes) for column in columns) + orders + footers + self.text.held_bytes
 
     @property
     def num_layers(self) -> int:
