@@ -23,12 +23,13 @@ from opened_page import frame_figures, opened_page, processor_clock
 from playwright.async_api import Browser, Page, expect
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "features"))
-from synthetic import MadeUpLabels, make_index
+from synthetic import make_index, make_labels
 
 from weft.features.v1.service_pb2_grpc import add_FeatureServiceServicer_to_server
 from weft_attribution.core.feature_index.labelled import LabelTable
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.queries import FeatureQueries
+from weft_attribution.core.standing_labels import StandingLabels
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
 from weft_common.server import Registration
 from weft_store.opening import open_store
@@ -65,8 +66,10 @@ def servicer_of(folder: Path, num_features: int) -> FeatureServicer:
     if not (folder / "transcoders").is_dir():
         print("making features up", flush=True)
         make_index(store, num_layers=NUM_LAYERS, num_features=num_features // NUM_LAYERS)
-    labels = LabelTable(MadeUpLabels(NUM_LAYERS, num_features // NUM_LAYERS))
-    queries = FeatureQueries(OpenIndexes(store), labels)
+    if not (folder / "features" / "made-up" / "labels").is_dir():
+        a_layer = num_features // NUM_LAYERS
+        make_labels(store, num_layers=NUM_LAYERS, num_features=a_layer, num_labels=num_features // 10)
+    queries = FeatureQueries(OpenIndexes(store), LabelTable(StandingLabels(store)))
     fields = dict.fromkeys(FeatureDomain.__dataclass_fields__)
     domain: Any = SimpleNamespace(**{**fields, "queries": queries})
     nothing: Any = None

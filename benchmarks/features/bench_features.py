@@ -8,8 +8,8 @@ Starts `weft` in `.weft/bench/features`, harvests Python's help topics and docst
 trains the demo's transcoder on them for a few steps, and lets the services go. Then, each in a process of its own over
 the same bucket: the index, measured; the same again, killed at random moments and resumed until it is whole, which must
 give the same bytes; a recount of 50 random features by other code in float64. The million features are made up: a
-summary, labels and triggers of all, and the text of one layer. Questions go through the servicer, with its messages,
-without the network. Writes `.weft/bench/features.json` and fills `docs/benchmarks/features.md`.
+summary and triggers of all, labels of a tenth, and the text of one layer. Questions go through the servicer, with its
+messages, without the network. Writes `.weft/bench/features.json` and fills `docs/benchmarks/features.md`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from recount import recount
 from side_index import SavedSequences
-from synthetic import WORDS, MadeUpLabels, make_index
+from synthetic import WORDS, make_index, make_labels
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
 from quality.text import topics_and_docstrings
@@ -45,6 +45,9 @@ from weft_attribution.core.feature_index.labelled import LabelTable
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.queries import FeatureQueries
 from weft_attribution.core.feature_index.settings import IndexKeys, IndexRequest, IndexSettings
+from weft_attribution.core.label_store import LabelStore
+from weft_attribution.core.labels import Label, Place
+from weft_attribution.core.standing_labels import StandingLabels
 from weft_attribution.features_servicer import FeatureDomain, FeatureServicer
 from weft_client import Client
 from weft_client.local.control import running
@@ -204,7 +207,12 @@ def _measure_queries(folder: Path, options: argparse.Namespace) -> dict[str, Any
     store = open_store(f"file://{(folder / 'made-up').resolve()}")
     print("making features up", flush=True)
     make_index(store, num_layers=num_layers, num_features=num_features)
-    labels = LabelTable(MadeUpLabels(num_layers, num_features))
+    begun, num_labels = time.perf_counter(), num_layers * num_features // 10
+    make_labels(store, num_layers=num_layers, num_features=num_features, num_labels=num_labels)
+    print(f"{num_labels:,} labels written in {time.perf_counter() - begun:.1f} s", flush=True)
+    num_pages = sum(1 for _ in store.list("features/made-up/labels/"))
+    standing = StandingLabels(store)
+    labels, writer = LabelTable(standing), LabelStore(store, changed=standing.changed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     async def detokenize(model: str, token_ids: list[int]) -> tuple[str, ...]:
@@ -256,6 +264,19 @@ def _measure_queries(folder: Path, options: argparse.Namespace) -> dict[str, Any
 
         return ask
 
+    def said_before(ask: Callable[[int], Awaitable[Any]]) -> Callable[[int], Awaitable[Any]]:
+        """A question of whoever has just labelled a feature, or beside a job that labels."""
+
+        def add(number: int) -> None:
+            place = Place(number % num_layers, number * 7919 % num_features)
+            writer.add("made-up", Label(place, f"said {number} {time.time_ns()}"))
+
+        async def both(number: int) -> Any:
+            await asyncio.to_thread(add, number)
+            return await ask(number)
+
+        return both
+
     scored = queries_pb2.FeatureFilter(score_kind="detection", score=queries_pb2.Bounds(min=0.9))
     states = queries_pb2.FeatureFilter(states=[index_pb2.FEATURE_STATE_ACTIVE])
     questions = {
@@ -267,7 +288,10 @@ def _measure_queries(folder: Path, options: argparse.Namespace) -> dict[str, Any
         "ListFeatures, active, by density": lists(filter=states, order_by="density"),
         "ListFeatures, by score above .9": lists(filter=scored, order_by="score desc"),
         "SearchFeatures, a word in a quarter of the labels": search(label=lambda number: WORDS[number % len(WORDS)]),
-        "SearchFeatures, one label": search(label=lambda number: f"{number * 7919 % (num_layers * num_features)}"),
+        "SearchFeatures, one label": search(label=lambda number: f"{number * 7919 % num_labels}"),
+        "SearchFeatures, a word, a label said before each": said_before(
+            search(label=lambda number: WORDS[number % len(WORDS)])
+        ),
         "SearchFeatures, a token": search(token_id=lambda number: number * 31 % 49_152),
     }
 
@@ -278,7 +302,13 @@ def _measure_queries(folder: Path, options: argparse.Namespace) -> dict[str, Any
     for name, times in found.items():
         print(f"{name}: median {times['median_ms']:.1f} ms, first {times['first_ms']:.0f} ms", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"features": num_layers * num_features, "questions": found, "added_kib": peak - before}
+    return {
+        "features": num_layers * num_features,
+        "labels": num_labels,
+        "label_pages": num_pages,
+        "questions": found,
+        "added_kib": peak - before,
+    }
 
 
 def _index_lines(found: dict[str, Any]) -> list[str]:
@@ -306,7 +336,7 @@ def _query_lines(found: dict[str, Any]) -> list[str]:
         for name, times in found["questions"].items()
     ]
     return [
-        f"{found['features']:,} features:",
+        f"{found['features']:,} features, {found['labels']:,} labels in {found['label_pages']:,} pages of the bucket:",
         "",
         "| question | median | 95 of 100 within | the first time |",
         "| --- | --- | --- | --- |",

@@ -1,7 +1,6 @@
-"""An index of a million features, made up: a summary and labels of all of them, and the text of one layer."""
+"""An index of a million features, made up: a summary of all of them, labels of many, and the text of one layer."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,36 +8,37 @@ import numpy as np
 from weft_attribution.core.feature_index.gathering import NUM_BINS
 from weft_attribution.core.feature_index.settings import IndexRequest, IndexSettings
 from weft_attribution.core.feature_index.tables import LAYER_ROWS, SUMMARY_ROWS, Bytes, write_table
+from weft_attribution.core.label_store import LabelStore
+from weft_attribution.core.labels import Label, Origin, Place, Score, ScoreKind
 from weft_store.documents import encode_json
 from weft_store.port import ObjectStore
 
-__all__ = ["WORDS", "MadeUpLabels", "make_index"]
+__all__ = ["WORDS", "make_index", "make_labels"]
 
 WORDS = ("bracket", "digit", "comma", "name", "verb", "plural", "French", "code", "date", "quote", "negation", "place")
 _VOCABULARY = 49_152
 
 
-class MadeUpLabels:
-    """A label for every feature, and a score."""
+def make_labels(store: ObjectStore, *, num_layers: int, num_features: int, num_labels: int) -> None:
+    """
+    Label features of `made-up` at even distances, with a score each; one in a hundred is a person's.
 
-    def __init__(self, num_layers: int, num_features: int) -> None:
-        rng = np.random.default_rng(1)
-        chosen = rng.integers(0, len(WORDS), (num_layers * num_features, 3)).tolist()
-        values = rng.random(num_layers * num_features).tolist()
-        self._labels: dict[tuple[int, int], Any] = {
-            divmod(number, num_features): SimpleNamespace(
-                text=f"{WORDS[a]} after a {WORDS[b]} or {WORDS[c]} {number}",
-                origin="human" if number % 100 == 0 else "model",
-                scores={"detection": SimpleNamespace(value=value, n=100)},
-                explainer="made up",
-                prompt_sha256="0" * 64,
-            )
-            for number, ((a, b, c), value) in enumerate(zip(chosen, values, strict=True))
-        }
-
-    def labels_of(self, transcoder: str) -> dict[tuple[int, int], Any]:
-        """All of them."""
-        return self._labels
+    Label `n` of them ends in its number `n`. What is there already is left.
+    """
+    rng, step = np.random.default_rng(1), num_layers * num_features // num_labels
+    words = rng.integers(0, len(WORDS), (num_labels, 3)).tolist()
+    labels = [
+        Label(
+            Place(*divmod(number * step, num_features)),
+            f"{WORDS[a]} after a {WORDS[b]} or {WORDS[c]} {number}",
+            Origin.MODEL if number % 100 else Origin.HUMAN,
+            explainer="made up" if number % 100 else "",
+            prompt_sha256="0" * 64 if number % 100 else "",
+            scores={ScoreKind.DETECTION: Score(value, 0.0, 1.0, 100, 0, "made up", "detection", "0" * 64)},
+        )
+        for number, ((a, b, c), value) in enumerate(zip(words, rng.random(num_labels).tolist(), strict=True))
+    ]
+    LabelStore(store).add_many("made-up", labels)
 
 
 def make_index(store: ObjectStore, *, num_layers: int, num_features: int, d_model: int = 576) -> None:

@@ -24,6 +24,7 @@ from weft_attribution.core.question_turns import Turns
 from weft_attribution.core.steered_text import SteeredText
 from weft_attribution.core.token_pieces import TokenPieces
 from weft_attribution.core.transcoder import TranscoderReader
+from weft_attribution.label_trailers import tell_passed_over
 from weft_attribution.servicer_feature_export import ExportRpcs
 from weft_attribution.servicer_feature_index import IndexRpcs
 from weft_attribution.servicer_feature_queries import QueryRpcs
@@ -100,6 +101,8 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs, Stee
         self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
         self.steered, self.exports = domain.steered, domain.exports
         self.indexes, self.graphs, self.turns = domain.queries.indexes, domain.graphs, Turns()
+        # A model that answers slowly holds up no questions over transcoders.
+        self.steering_turns = Turns(asked="steered texts")
 
     async def GetFeature(self, request: service_pb2.GetFeatureRequest, context: Context) -> service_pb2.Feature:
         transcoder, layer, index = converting.feature_place(request.name)
@@ -111,7 +114,8 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs, Stee
         usual = [name for name in everything if name not in converting.ON_REQUEST]
         wanted = converting.wanted_fields(request.read_mask, usual)
         known = await asyncio.to_thread(self._read, transcoder, layer, index, request.num_logits or 10, wanted)
-        labels = await asyncio.to_thread(self.queries.labels.labels, transcoder)
+        labels = await self.queries.labels.labels(transcoder)
+        tell_passed_over(context, labels)
         feature = converting.summary_to_proto(transcoder, layer, index, known.index, labels.get((layer, index)))
         if known.card is not None:
             converting.card_into_proto(feature, await name_tokens(self.runner, known.model, known.card))

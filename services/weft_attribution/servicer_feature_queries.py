@@ -19,6 +19,7 @@ from weft_attribution.core.ports import ModelRunner
 from weft_attribution.core.question_turns import Turns
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.waited_threads import in_thread
+from weft_attribution.label_trailers import tell_passed_over
 from weft_attribution.naming import graph_id_of
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
@@ -49,7 +50,9 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
         self, request: queries_pb2.ListFeaturesRequest, context: Context
     ) -> service_pb2.ListFeaturesResponse:
         question = _question(request)
+        await self.queries.labels.ready(question.transcoder)
         found = await asyncio.to_thread(self.queries.list, question)
+        tell_passed_over(context, found.labels.labels)
         return service_pb2.ListFeaturesResponse(
             features=_features(found, request.read_mask), next_page_token=found.next_token, total_size=found.total
         )
@@ -58,6 +61,7 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
         self, request: queries_pb2.SearchFeaturesRequest, context: Context
     ) -> service_pb2.SearchFeaturesResponse:
         question, kind = _question(request), request.WhichOneof("query")
+        await self.queries.labels.ready(question.transcoder)
         token_ids: list[int] = []
         if kind == "label":
             found = await asyncio.to_thread(self.queries.by_label, question, request.label)
@@ -69,6 +73,7 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
             found = await asyncio.to_thread(self.queries.by_token, question, token_ids)
         else:
             raise InvalidArgumentError("there is no query; give label, token or token_id", field="query")
+        tell_passed_over(context, found.labels.labels)
         counts = found.counts.tolist() or [0] * len(found.numbers)
         return service_pb2.SearchFeaturesResponse(
             features=[
@@ -118,7 +123,8 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
             request.max_features,
         )
         answer = await self.turns.take(lambda: self.on_prompt.find(question))
-        labels = await asyncio.to_thread(self.queries.labels.labels, transcoder)
+        labels = await self.queries.labels.labels(transcoder)
+        tell_passed_over(context, labels)
         response = queries_pb2.GetActivationsOnPromptResponse(
             tokens=[token.text for token in answer.tokens],
             token_ids=[token.id for token in answer.tokens],
@@ -146,7 +152,8 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
             list(enumerate(features)), request.page_size, request.page_token, key=lambda item: f"{item[0]:012d}"
         )
         index = await asyncio.to_thread(self.queries.indexes.find, transcoder)
-        labels = await asyncio.to_thread(self.queries.labels.labels, transcoder)
+        labels = await self.queries.labels.labels(transcoder)
+        tell_passed_over(context, labels)
         return service_pb2.ListGraphFeaturesResponse(
             features=[
                 service_pb2.GraphFeature(

@@ -15,6 +15,7 @@ from weft_attribution.core.interpretation.results import read_results
 from weft_attribution.interpretation_requests import Asked
 from weft_attribution.interpretation_work import EXPLAIN, SCORE, InterpretationWork
 from weft_attribution.servicer_feature_index import INDEX
+from weft_attribution.timestamps import timestamp
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from weft_common.operation_store import Record
 from weft_common.operations import OperationManager
@@ -67,21 +68,16 @@ class FeatureJobServicer(jobs_pb2_grpc.FeatureJobServiceServicer):
     ) -> jobs_pb2.ListInterpretationsResponse:
         if request.parent:
             parse_name(request.parent, "transcoders", field="parent")
-        names = [name for name in await self._work.names() if self._is_interpretation(name)]
-        self._ended = {name: kept for name, kept in self._ended.items() if name in set(names)}
-        found = [self._ended[name] for name in names if name in self._ended]
-        for name, record in await self._records([name for name in names if name not in self._ended]):
-            if record.kind not in (EXPLAIN, SCORE):
-                continue
-            found.append(converting.interpretation_to_proto(name, record))
-            if record.done and len(self._ended) < _MAX_KEPT:
-                self._ended[name] = found[-1]
-        page, next_token = paginate(
-            (each for each in found if request.parent in ("", each.parent)),
-            request.page_size,
-            request.page_token,
-            key=_newest_first,
-        )
+        while True:
+            found = await self._interpretations()
+            page, next_token = paginate(
+                (each for each in found if request.parent in ("", each.parent)),
+                request.page_size,
+                request.page_token,
+                key=_newest_first,
+            )
+            if await self._are_kept(page):
+                break
         return jobs_pb2.ListInterpretationsResponse(interpretations=page, next_page_token=next_token)
 
     async def GetInterpretation(
@@ -159,6 +155,32 @@ class FeatureJobServicer(jobs_pb2_grpc.FeatureJobServiceServicer):
             key=_newest_first,
         )
         return jobs_pb2.ListIndexJobsResponse(jobs=page, next_page_token=next_token)
+
+    async def _interpretations(self) -> list[jobs_pb2.Interpretation]:
+        names = {name for name in await self._work.names() if self._is_interpretation(name)}
+        self._ended = {name: kept for name, kept in self._ended.items() if name in names}
+        found = list(self._ended.values())
+        for name, record in await self._records(sorted(names - self._ended.keys())):
+            if record.kind not in (EXPLAIN, SCORE):
+                continue
+            found.append(converting.interpretation_to_proto(name, record))
+            if record.done and len(self._ended) < _MAX_KEPT:
+                self._ended[name] = found[-1]
+        return found
+
+    async def _are_kept(self, shown: Sequence[jobs_pb2.Interpretation]) -> bool:
+        """Whether what was kept of some work is still what is stored; what is not is kept no longer."""
+        kept = {each.operation: each for each in shown if self._ended.get(each.operation) is each}
+        there = dict(await self._records(list(kept)))
+        replaced = [
+            name
+            for name, each in kept.items()
+            # Deleted, and perhaps begun anew with the same id.
+            if name not in there or timestamp(there[name].create_s) != each.create_time
+        ]
+        for name in replaced:
+            self._ended.pop(name, None)
+        return not replaced
 
     def _is_interpretation(self, name: str) -> bool:
         return name.startswith(tuple(self._work.name(each) for each in _INTERPRETATIONS))

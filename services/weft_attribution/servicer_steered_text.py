@@ -1,7 +1,6 @@
 # ruff: noqa: N802  gRPC names the methods
 """The RPC of FeatureService that changes features on a text."""
 
-import asyncio
 from collections.abc import Sequence
 
 import grpc.aio
@@ -10,7 +9,9 @@ from weft.features.v1 import service_pb2_grpc, steering_pb2
 from weft_attribution import converting_features as converting
 from weft_attribution.core.feature_index.queries import FeatureQueries
 from weft_attribution.core.ports import LikelyToken
+from weft_attribution.core.question_turns import Turns
 from weft_attribution.core.steered_text import ChangeKind, SteeredText, TextChange, TextPlan
+from weft_attribution.label_trailers import tell_passed_over
 from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import parse_name
 
@@ -24,6 +25,7 @@ class SteeredTextRpcs(service_pb2_grpc.FeatureServiceServicer):
 
     queries: FeatureQueries
     steered: SteeredText
+    steering_turns: Turns
 
     async def SteerOnPrompt(
         self, request: steering_pb2.SteerOnPromptRequest, context: Context
@@ -36,8 +38,9 @@ class SteeredTextRpcs(service_pb2_grpc.FeatureServiceServicer):
             request.max_new_tokens,
             request.num_top_tokens,
         )
-        found = await self.steered.steer(plan)
-        labels = await asyncio.to_thread(self.queries.labels.labels, transcoder)
+        found = await self.steering_turns.take(lambda: self.steered.steer(plan))
+        labels = await self.queries.labels.labels(transcoder)
+        tell_passed_over(context, labels)
         response = steering_pb2.SteerOnPromptResponse(
             tokens=[token.text for token in found.tokens],
             token_ids=[token.id for token in found.tokens],

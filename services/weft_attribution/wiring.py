@@ -96,12 +96,13 @@ async def registrations(
     helper = RowHelper(store, models, limits, gate, _warn) if shared_rows else None
     steering = SteeringDomain(Steers(store, runner, models, opened), FaithfulnessSweep(store, runner, models, opened))
     batches = BatchWork(graphs)
-    label_store = LabelStore(store)
+    standing = StandingLabels(store, memory_bytes=memory_bytes // 4)
+    label_store = LabelStore(store, changed=standing.changed)
     indexes = OpenIndexes(store, memory_bytes=memory_bytes)
     interpretation = InterpretationWork(store, indexes, label_store, runner, interpreting)
     features_of = FeatureDomain(
         FeatureIndexing(store, runner, sequences, memory_bytes=memory_bytes, workers=workers, lease_s=lease_s),
-        FeatureQueries(indexes, LabelTable(StandingLabels(store))),
+        FeatureQueries(indexes, LabelTable(standing, memory_bytes=memory_bytes // 4)),
         FeatureMatching(indexes, memory_bytes=memory_bytes),
         PromptActivations(
             store, runner, models, indexes, max_prompt_tokens=max_prompt_tokens, memory_bytes=memory_bytes // 2

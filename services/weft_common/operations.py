@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -55,6 +56,8 @@ __all__ = [
 _LOG = get_logger(__name__)
 # A report is written at once when the one before is this old, and with the next look otherwise.
 _REPORT_EVERY_S = 0.5
+# One that hangs in the store is given up by its caller, and holds its thread until the store lets go.
+_BEATS_AT_ONCE = 4
 
 
 class OperationManager:
@@ -94,6 +97,8 @@ class OperationManager:
         self._seen: dict[str, tuple[str, int, float]] = {}
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
+        # A beat that waits behind other work in the loop's threads would have its own work taken over.
+        self._beats = ThreadPoolExecutor(_BEATS_AT_ONCE, "beats")
 
     def name(self, operation_id: str) -> str:
         """Return the name of an operation of this service."""
@@ -478,13 +483,8 @@ class OperationManager:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(self._lease_s / 4):
-                record = await asyncio.to_thread(
-                    change_record,
-                    self._store,
-                    name,
-                    lambda there: (
-                        replace(there, beat=there.beat + 1) if there.owner == self._owner and not there.done else None
-                    ),
+                record = await asyncio.get_running_loop().run_in_executor(
+                    self._beats, change_record, self._store, name, self._next_beat
                 )
             if record.owner == self._owner:
                 run.alive_s = begun
@@ -495,6 +495,9 @@ class OperationManager:
         if time.monotonic() - run.alive_s > self._lease_s:
             # Others may think this manager dead and do the work: stop before both do.
             run.stop(End.LOST)
+
+    def _next_beat(self, there: Record) -> Record | None:
+        return replace(there, beat=there.beat + 1) if there.owner == self._owner and not there.done else None
 
     async def _let_go(self) -> None:
         runs = dict(self._runs)

@@ -24,7 +24,7 @@ def encode_json(document: Mapping[str, Any]) -> bytes:
 def read_json(store: ObjectStore, key: str) -> tuple[Document, str]:
     """Read a document and its version. NotFoundError; DataLossError where it is not a JSON object."""
     data, info = store.get_with_info(key)
-    return _decode(key, data), info.etag
+    return decode_json(key, data), info.etag
 
 
 def create_json(store: ObjectStore, key: str, document: Mapping[str, Any]) -> ObjectInfo:
@@ -49,7 +49,7 @@ def update_json(store: ObjectStore, key: str, change: Callable[[Document], Docum
     """
     for attempt in range(attempts):
         data, info = store.get_with_info(key)
-        changed = change(_decode(key, data))
+        changed = change(decode_json(key, data))
         encoded = encode_json(changed)
         if encoded == data:
             return changed
@@ -83,7 +83,8 @@ def list_ids(store: ObjectStore, prefix: str, suffix: str) -> Iterator[str]:
             yield name
 
 
-def _decode(key: str, data: bytes) -> Document:
+def decode_json(key: str, data: bytes) -> Document:
+    """The document that an object's bytes are. DataLossError where they are no JSON object."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:

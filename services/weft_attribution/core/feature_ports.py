@@ -1,5 +1,5 @@
 """
-What is asked of an index of features by those who explain or show them, and what an index asks of labels.
+What is asked of an index of features by those who explain or show them, and what is read of a label.
 
 Legend: W tokens of a window.
 """
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["ExampleSource", "ExampleSources", "Examples", "FeatureLabels", "LabelRecord", "Window"]
+__all__ = ["ExampleSource", "ExampleSources", "Examples", "LabelRecord", "Window"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Window:
         peak_at: Place of that token among the W; -1 for a quiet one.
         quantile: 0 for the weakest activations up to the number of quantiles less 1 for the strongest; -1 where the
             window was not taken by quantile.
+        sequence_mark: Hash of what its sequence begins with: the same for all windows of a text, wherever that stands.
+            Empty where it is not known.
     """
 
     sequence: int
@@ -34,6 +36,7 @@ class Window:
     peak: float
     peak_at: int
     quantile: int = -1
+    sequence_mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,3 @@ class LabelRecord(Protocol):
     @property
     def scores(self) -> Mapping[Any, Any]:
         """Score by kind; each has a `value`, 0 to 1, and `n`, the number of trials behind it."""
-
-
-class FeatureLabels(Protocol):
-    """Labels of features, one a feature: the one that counts. Calls block."""
-
-    def labels_of(self, transcoder: str) -> Mapping[tuple[int, int], LabelRecord]:
-        """
-        All labels of a transcoder by (layer, index).
-
-        The same object comes back for as long as nothing has changed, so that what was derived from it can be kept.
-        """

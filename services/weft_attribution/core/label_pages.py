@@ -14,6 +14,7 @@ from weft_common.errors import DataLossError
 from weft_store.documents import Document
 
 __all__ = [
+    "FEATURES_A_PAGE",
     "LabelledFeature",
     "etag_of",
     "feature_id",
@@ -98,7 +99,10 @@ def page_labels(key: str, document: Document) -> list[LabelledFeature]:
     layer, features = key.split("/")[-2], document.get("features")
     if not isinstance(features, dict) or not layer.isdecimal() or not all(index.isdecimal() for index in features):
         raise DataLossError(f"object {key!r} is no page of labels; restore it from a backup")
-    return [labelled(document, place) for place in sorted(Place(int(layer), int(index)) for index in features)]
+    try:
+        return [labelled(document, place) for place in sorted(Place(int(layer), int(index)) for index in features)]
+    except DataLossError as error:
+        raise DataLossError(f"{error.message} (object {key!r})") from None
 
 
 def labelled(document: Mapping[str, Any], place: Place) -> LabelledFeature:

@@ -22,7 +22,13 @@ from weft_attribution.core.label_pages import (
     with_revisions,
 )
 from weft_attribution.core.labels import Label, Origin, Place, Score, ScoreKind, same_words
-from weft_common.errors import AlreadyExistsError, ConflictError, FailedPreconditionError, NotFoundError
+from weft_common.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    DataLossError,
+    FailedPreconditionError,
+    NotFoundError,
+)
 from weft_store.documents import Document, create_json, encode_json, read_json, update_json
 from weft_store.port import ObjectStore
 
@@ -47,19 +53,30 @@ class LabelStore:
     Args:
         store: The bucket.
         clock: Seconds since 1970.
+        changed: Told the key of a page after every write of it, also of one that failed.
     """
 
-    def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        clock: Callable[[], float] = time.time,
+        changed: Callable[[str], None] = lambda key: None,
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._changed = changed
 
     def get(self, transcoder: str, place: Place) -> LabelledFeature:
-        """What the page has of one feature; without revisions where nothing was ever said."""
+        """What the page has of one feature; without revisions where nothing was ever said. DataLossError names it."""
+        key = page_key(transcoder, place)
         try:
-            document, _ = read_json(self._store, page_key(transcoder, place))
+            document, _ = read_json(self._store, key)
         except NotFoundError:
             document = {}
-        return labelled(document, place)
+        try:
+            return labelled(document, place)
+        except DataLossError as error:
+            raise DataLossError(f"{error.message} (object {key!r})") from None
 
     def page(self, transcoder: str, place: Place) -> list[LabelledFeature]:
         """Everything in the page that a feature is in, by place."""
@@ -212,6 +229,13 @@ class LabelStore:
                 return
 
     def _change(self, key: str, change: Callable[[Document], Document]) -> Document:
+        try:
+            return self._write(key, change)
+        finally:
+            # One that failed may have been written all the same.
+            self._changed(key)
+
+    def _write(self, key: str, change: Callable[[Document], Document]) -> Document:
         while True:
             try:
                 return update_json(self._store, key, change)

@@ -19,9 +19,13 @@ class Turns:
     Args:
         at_once: Questions that are worked on at a time.
         waiting: Questions that may wait for that.
+        asked: What they are, for whoever is refused.
     """
 
-    def __init__(self, *, at_once: int = 2, waiting: int = 16) -> None:
+    def __init__(
+        self, *, at_once: int = 2, waiting: int = 16, asked: str = "questions that go over whole transcoders"
+    ) -> None:
+        self._asked = asked
         self._gate, self._most = asyncio.Semaphore(at_once), at_once + waiting
         self._there = 0
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -35,8 +39,8 @@ class Turns:
         """
         if self._there >= self._most:
             raise ResourceExhaustedError(
-                f"{self._there} questions that go over whole transcoders are under way or wait, as many as are taken "
-                f"at once; ask again after {_RETRY_AFTER_S:g} s, or run more replicas",
+                f"{self._there} {self._asked} are under way or wait, as many as are taken at once; ask "
+                f"again after {_RETRY_AFTER_S:g} s, or run more replicas",
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._there += 1

@@ -212,7 +212,8 @@ def test_relations_are_those_of_dense_matrices() -> None:
             assert [share for _, _, share in row.partners] == pytest.approx([share_F[other] for other in wanted])
             assert row.decoder_norms == pytest.approx(np.linalg.norm(decoder_FSD[feature], axis=1).tolist())
         assert index.directions(layer) == pytest.approx(unit_FD, abs=1e-3)
-    assert (index.row(0, 0).first_layer, index.row(0, 0).last_layer) == (0, 2)
+    # Its decoder is zeros.
+    assert (index.row(0, 0).first_layer, index.row(0, 0).last_layer) == (0, 0)
     token, number, count = index.triggers
     wanted_pairs: dict[tuple[int, int], int] = {}
     for layer in range(3):
@@ -638,7 +639,7 @@ def test_what_is_kept_open_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opened_module, "_OPEN_TABLES", 2)
     monkeypatch.setattr(open_indexes, "_KNOWN_TRANSCODERS", 3)
     plenty, tight = OpenIndexes(rig.store), OpenIndexes(rig.store, memory_bytes=0)
-    for indexes, most in ((plenty, 2), (tight, 1)):
+    for indexes, most in ((plenty, 4), (tight, 1)):
         for number in range(4):
             found = indexes.open(f"t{number}")
             assert found.transcoder == f"t{number}"
@@ -669,5 +670,18 @@ def test_matches_end_a_page_after_so_much_work(monkeypatch: pytest.MonkeyPatch) 
     assert pages == 3
     assert [replace(each, cosine=0.0) for each in joined] == [replace(each, cosine=0.0) for each in whole]
     assert [each.cosine for each in joined] == pytest.approx([each.cosine for each in whole])
+    read: list[int] = []
+    plain = OpenIndex.directions
+    monkeypatch.setattr(OpenIndex, "directions", lambda index, layer: read.append(layer) or plain(index, layer))
+    for layer in (0, 0, 1, 1, 0):
+        matching.page("t", "t", layer, min_cosine=0.1, page_size=1, first=0)
+    # Layer 0 is there from the pages above.
+    assert read == [1]
+    tight = FeatureMatching(indexes, memory_bytes=2 * indexes.open("t").directions(0).nbytes)
+    read.clear()
+    for layer in (0, 1, 2, 0):
+        tight.page("t", "t", layer, min_cosine=0.1, page_size=1, first=0)
+    assert read == [0, 1, 2, 0]
+    assert sum(each.nbytes for each in tight._kept.values()) <= tight._memory_bytes
     with pytest.raises(ResourceExhaustedError, match="WEFT_ATTRIBUTION_MEMORY_BYTES"):
         FeatureMatching(indexes, memory_bytes=300).page("t", "t", 0, min_cosine=0, page_size=0, first=0)

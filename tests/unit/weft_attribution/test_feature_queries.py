@@ -12,6 +12,7 @@ from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.labelled import LabelTable
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.queries import Bounds, FeatureFilter, FeatureQueries, FoundFeatures, Question
+from weft_attribution.core.label_blocks import LabelBlocks
 from weft_common.errors import InvalidArgumentError
 from weft_store.opening import open_store
 
@@ -30,8 +31,15 @@ class Labels:
                     score = float(rng.integers(0, 5)) / 4 if feature % 2 else None
                     self.all[layer, feature] = _label(WORDS[feature % 6], "human" if feature % 4 else "model", score)
 
-    def labels_of(self, transcoder: str) -> dict[tuple[int, int], Any]:
-        return self.all
+        self._made: tuple[Any, LabelBlocks] | None = None
+
+    async def ready(self, transcoder: str) -> None:
+        return
+
+    def labels_of(self, transcoder: str) -> LabelBlocks:
+        if self._made is None or self._made[0] is not self.all:
+            self._made = self.all, LabelBlocks.of(self.all)
+        return self._made[1]
 
 
 def _label(text: str, origin: str, score: float | None) -> Any:

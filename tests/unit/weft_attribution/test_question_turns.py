@@ -3,10 +3,13 @@
 import asyncio
 import threading
 from functools import partial
+from typing import Any
 
 import pytest
 
+from weft.features.v1 import steering_pb2
 from weft_attribution.core.question_turns import Turns
+from weft_attribution.servicer_steered_text import SteeredTextRpcs
 from weft_common.errors import ResourceExhaustedError
 
 
@@ -65,3 +68,29 @@ async def test_cancelled_question_keeps_its_turn_until_its_thread_ends() -> None
     held.set()
     await following
     assert order == ["first", "second"]
+
+
+async def test_steered_texts_are_taken_a_few_at_a_time() -> None:
+    """What is beyond those that work and wait is refused before the model is asked, with when to come again."""
+    at_once, most, may_end = 0, 0, asyncio.Event()
+
+    class Steered:
+        async def steer(self, plan: object) -> None:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            await may_end.wait()
+            at_once -= 1
+            raise ValueError
+
+    servicer: Any = SteeredTextRpcs()
+    servicer.steered, servicer.steering_turns = Steered(), Turns(at_once=2, waiting=1, asked="steered texts")
+    request = steering_pb2.SteerOnPromptRequest(transcoder="transcoders/t", prompt="x")
+    asked = [asyncio.ensure_future(servicer.SteerOnPrompt(request, None)) for _ in range(3)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    with pytest.raises(ResourceExhaustedError, match=r"3 steered texts .*ask again after 2 s"):
+        await servicer.SteerOnPrompt(request, None)
+    may_end.set()
+    assert [type(each) for each in await asyncio.gather(*asked, return_exceptions=True)] == 3 * [ValueError]
+    assert most == 2

@@ -1,7 +1,9 @@
 """The operations service: what survives a restart, who runs what, and how work ends."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 import pytest
@@ -21,7 +23,7 @@ from weft_common.errors import (
     UnavailableError,
     WeftError,
 )
-from weft_common.operation_store import MemoryOperationStore, Record, change_record
+from weft_common.operation_store import MemoryOperationStore, Record, change_record, read_record
 from weft_common.operations import OperationContext, OperationKind, OperationManager, RetryPolicy
 from weft_common.status import error_from_status
 
@@ -207,6 +209,34 @@ async def test_beating_manager_keeps_its_work(store: MemoryOperationStore, stack
     for each in managers:
         await done(each)
     assert runs == [NAME]
+
+
+async def test_beats_do_not_wait_behind_other_work_of_the_loops_threads(store: MemoryOperationStore) -> None:
+    """While every thread of the loop is held up, the beat goes on."""
+    freed, holding = threading.Event(), threading.Event()
+
+    async def endless(context: OperationContext) -> Message:
+        await asyncio.Event().wait()
+        return context.request
+
+    owner, pool = manager(store, endless, lease_s=0.3), ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(pool)
+    async with owner.run():
+        await start(owner)
+        await until(lambda: read_record(store, NAME)[0].beat > 0)
+
+        def hold() -> None:
+            holding.set()
+            freed.wait(20)
+
+        held = asyncio.ensure_future(asyncio.to_thread(hold))
+        try:
+            await until(holding.is_set)
+            beat = read_record(store, NAME)[0].beat
+            await until(lambda: read_record(store, NAME)[0].beat > beat + 2)
+        finally:
+            freed.set()
+        await held
 
 
 async def test_work_that_ends_slowly_is_not_taken_up_meanwhile(store: MemoryOperationStore) -> None:

@@ -4,6 +4,8 @@ Features of two transcoders that write alike: by the cosine of their summed deco
 Legend: F features of the first, G of the other, D d_model.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,11 +41,14 @@ class FeatureMatching:
 
     Args:
         indexes: Whole indexes.
-        memory_bytes: What the directions of both layers may take.
+        memory_bytes: What the directions of both layers may take, and what may be kept of them for the next page.
     """
 
     def __init__(self, indexes: OpenIndexes, *, memory_bytes: int) -> None:
         self._indexes, self._memory_bytes = indexes, memory_bytes
+        # Of the pages before: the pages that follow ask for the same.
+        self._kept: OrderedDict[tuple[str, str, float, int], torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def page(
         self, transcoder: str, other: str, layer: int, *, min_cosine: float, page_size: int, first: int
@@ -79,7 +84,7 @@ class FeatureMatching:
                 field="other",
             )
         self._check_size(mine, theirs, layer)
-        unit_FD, unit_GD = (torch.from_numpy(each.directions(layer)) for each in (mine, theirs))
+        unit_FD, unit_GD = (self._directions(each, layer) for each in (mine, theirs))
         found: list[Match] = []
         most_rows = max(_ROWS, _PRODUCTS_A_CALL // max(1, unit_GD.numel()))
         stop = min(len(unit_FD), first + most_rows)
@@ -94,6 +99,20 @@ class FeatureMatching:
             ]
             first = found[-1].index + 1 if len(found) == size else first + len(rows_fD)
         return found, first if first < len(unit_FD) else 0
+
+    def _directions(self, index: OpenIndex, layer: int) -> torch.Tensor:
+        """[F, D]: kept as long as those asked for later leave room for it."""
+        key = (index.transcoder, index.index_id, float(index.manifest["create_s"]), layer)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        unit_FD = torch.from_numpy(index.directions(layer))
+        with self._lock:
+            self._kept[key] = unit_FD
+            while sum(each.nbytes for each in self._kept.values()) > self._memory_bytes:
+                self._kept.popitem(last=False)
+        return unit_FD
 
     def _check_size(self, mine: OpenIndex, theirs: OpenIndex, layer: int) -> None:
         needed = sum(4 * each.num_features(layer) * int(each.manifest["d_model"]) for each in (mine, theirs))

@@ -16,7 +16,7 @@ from weft_store.port import ObjectStore
 __all__ = ["OpenIndexes"]
 
 Json = Mapping[str, Any]
-_OPEN_INDEXES = 2
+_OPEN_INDEXES = 64
 _LOOK_S = 2.0
 _KNOWN_TRANSCODERS = 256
 
@@ -109,9 +109,10 @@ class OpenIndexes:
         with self._lock:
             if key not in self._open:
                 self._open[key] = OpenIndex(self._store, manifest)
-                while len(self._open) > 1 and self._is_too_much():
-                    self._open.popitem(last=False)
             self._open.move_to_end(key)
+            # They grow with what is asked of them.
+            while len(self._open) > 1 and self._is_too_much():
+                self._open.popitem(last=False)
             return self._open[key]
 
     def _is_too_much(self) -> bool:

@@ -60,6 +60,7 @@ class OpenIndex:
         manifest: Its manifest.
         layer_N: Layer of each feature; features are in order of layer and index.
         index_N: Index within its layer.
+        first_L: [L + 1]: number of the first feature of each layer, and of all features.
         columns: More by name, [N]: `num_active`, `mean`, `largest`, `norm`, `first_layer`, `last_layer`, `density`.
         text: The text behind it.
     """
@@ -74,8 +75,8 @@ class OpenIndex:
         self.columns["density"] = self.columns["num_active"] / max(1, self.num_tokens)
         self.layer_N, self.index_N = self.columns.pop("layer"), self.columns.pop("index")
         sizes = [int(layer["num_features"]) for layer in manifest["layers"]]
-        self._first_L = np.concatenate([[0], np.cumsum(sizes)])
-        if self._first_L[-1] != len(self.layer_N):
+        self.first_L = np.concatenate([[0], np.cumsum(sizes)])
+        if self.first_L[-1] != len(self.layer_N):
             raise DataLossError(f"{self._keys.summary} does not fit its manifest; index the transcoder again")
         self.text = StoredText(store, self._keys, self.request.settings)
         self._tables: OrderedDict[int, Table] = OrderedDict()
@@ -105,17 +106,24 @@ class OpenIndex:
 
     @property
     def num_bytes(self) -> int:
-        """What it may come to take once every order was asked for: its columns, and an order each way for each."""
-        return sum(column.nbytes for column in self.columns.values()) + 8 * len(self.columns) * len(self.layer_N)
+        """
+        What it takes, and may come to take once every order was asked for: an order each way for each column.
+
+        Triggers, text and footers of layers' files are told once they are there.
+        """
+        columns = [*self.columns.values(), self.layer_N, self.index_N, *self.__dict__.get("triggers", ())]
+        footers = sum(table.footer_bytes for table in list(self._tables.values()))
+        orders = (8 * len(self.columns) + 1) * len(self.layer_N)
+        return sum(int(column.nbytes) for column in columns) + orders + footers + self.text.held_bytes
 
     @property
     def num_layers(self) -> int:
         """Layers of the transcoder."""
-        return len(self._first_L) - 1
+        return len(self.first_L) - 1
 
     def num_features(self, layer: int) -> int:
         """Features of a layer."""
-        return int(self._first_L[layer + 1] - self._first_L[layer])
+        return int(self.first_L[layer + 1] - self.first_L[layer])
 
     @cached_property
     def state_of_each(self) -> Array:
@@ -128,7 +136,7 @@ class OpenIndex:
         """Tokens, rising, with the number of a feature that fires there and on how many of its strongest stretches."""
         table = Table(self._store, self._keys.triggers).read()
         layer, index = table.column("layer").to_numpy(), table.column("index").to_numpy()
-        number = self._first_L[layer] + index
+        number = self.first_L[layer] + index
         return table.column("token").to_numpy(), number.astype(np.int32), table.column("count").to_numpy()
 
     def order(self, column: str, *, falling: bool) -> Array:
@@ -158,7 +166,7 @@ class OpenIndex:
         size = self.num_features(layer)
         if not 0 <= index < size:
             raise NotFoundError(f"layer {layer} of transcoders/{self.transcoder} has no feature {index}; it has {size}")
-        return int(self._first_L[layer]) + index
+        return int(self.first_L[layer]) + index
 
     def row(self, layer: int, index: int) -> FeatureRow:
         """
@@ -223,11 +231,8 @@ class OpenIndex:
         fired = np.frombuffer(self._table(layer).row(index, ["fired"])["fired"], np.uint8)
         quiet = np.flatnonzero(np.unpackbits(fired, bitorder="little")[: len(starts)] == 0)
         order = np.argsort(draw(self.request.settings.seed, _QUIET, number, quiet), kind="stable")
-        found = []
-        for start in starts[quiet[order[:count]]]:
-            sequence, first, ids = self.text.stretch(int(start))
-            found.append(Window(sequence, first, ids, (0.0,) * len(ids), 0.0, -1))
-        return found
+        found = self.text.stretches(starts[quiet[order[:count]]].tolist())
+        return [Window(sequence, first, ids, (0.0,) * len(ids), 0.0, -1) for sequence, first, ids in found]
 
     def _table(self, layer: int) -> Table:
         with self._lock:

@@ -54,7 +54,8 @@ def read_decoders(transcoder: TranscoderReader, layer: int) -> Decoders:
         directions.append((summed_FD / np.where(length_F1 > 0, length_F1, 1)).astype(np.float16))
     norm_FS = np.concatenate(norms)
     writes_FS = norm_FS >= _WRITES_SHARE * norm_FS.max(axis=1, keepdims=True)
-    last_F = norm_FS.shape[1] - 1 - writes_FS[:, ::-1].argmax(axis=1)
+    # A decoder of zeros writes nowhere; its own layer is told for want of another.
+    last_F = np.where(norm_FS.any(axis=1), norm_FS.shape[1] - 1 - writes_FS[:, ::-1].argmax(axis=1), 0)
     return Decoders(norm_FS, layer + writes_FS.argmax(axis=1), layer + last_F, np.concatenate(directions))
 
 

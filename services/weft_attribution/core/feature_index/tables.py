@@ -160,6 +160,11 @@ class Table:
         """Rows in it."""
         return int(self._footer.num_rows)
 
+    @property
+    def footer_bytes(self) -> int:
+        """Of what tells where its columns lie; in memory it takes some times that."""
+        return int(self._footer.serialized_size)
+
     def read(self, columns: Sequence[str] | None = None) -> Any:
         """Read whole columns: an Arrow table."""
         return self._read(range(self._footer.num_row_groups), columns)
