@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -96,13 +97,10 @@ def take_all(endpoints: Endpoints, graph: graph_pb2.Graph, transcoder: str, feat
         take(page, "graph-light")
         look(f"transcoders/{transcoder}/features/{place}", ".token-line", ".others td.label-text", ".histogram")
         take(page, "feature")
-        look(f"transcoders/{transcoder}/features?label_state=labelled&sort=max_activation", ".rows-table .label-text")
+        look(f"transcoders/{transcoder}/features?label=token&sort=max_activation", ".rows-table .label-text")
         page.get_by_role("checkbox", name="Choose").nth(1).check()
         take(page, "feature-search")
-        look(f"lab?transcoder={transcoder}", "form")
-        page.get_by_label("Text", exact=True).fill(graph.spec.prompt)
-        page.get_by_role("button", name="Look").click()
-        page.locator(".fires").first.wait_for(timeout=120_000)
+        look(f"lab?{urlencode({'transcoder': transcoder, 'prompt': graph.spec.prompt})}", ".fires")
         page.locator(".lab-token").last.click()
         take(page, "lab")
         for row in (0, 1):
@@ -113,8 +111,6 @@ def take_all(endpoints: Endpoints, graph: graph_pb2.Graph, transcoder: str, feat
         page.get_by_role("region", name="Pinned features").scroll_into_view_if_needed()
         page.evaluate("() => document.querySelector('.lab-steer').scrollIntoView()")
         take(page, "lab-changed")
-        look(f"transcoders/{transcoder}", "[data-list=indexes]")
-        take(page, "transcoder")
         browser.close()
 
 

@@ -126,6 +126,11 @@ async def test_filters_are_the_services_and_stay_in_the_address(watched: Watched
     stretches = await page.locator(".rows-table tbody tr td:nth-child(4)").all_inner_texts()
     assert stretches == [str(each.num_stretches) for each in by_token]
     assert address(page)["token"] == [text]
+    # What a link has wrong is told; nothing is asked, and nothing said to be under way.
+    await watched.open("transcoders/t/features?layers=x")
+    await expect(page.get_by_role("alert")).to_contain_text("write them as 0-3, 7")
+    await expect(page.get_by_label("layers", exact=True)).to_have_attribute("aria-invalid", "true")
+    await expect(page.locator("[data-stat=found]")).to_have_text("")
 
 
 async def test_chosen_features_are_copied_and_labelled(watched: Watched, house: AttributionHouse) -> None:

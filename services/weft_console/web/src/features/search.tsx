@@ -95,7 +95,7 @@ function Search({ transcoder }: { transcoder: string }) {
       {mistake ? <Problem problem={mistake} /> : null}
       {rows.problem ? <Problem problem={toApiError(rows.problem)} onRetry={() => rows.retry()} /> : null}
       <p class="found note" role="status" data-stat="found" tabIndex={-1} ref={found}>
-        {rows.problem && total === null ? "" : total === null ? "Searching…" : `${count(total)} ${total === 1 ? "feature" : "features"}${asked.by === "token" && asked.text ? ` strongest on “${asked.text}”` : ""}${rows.isStale ? ", searching…" : ""}`}{said ? ` · ${said}` : ""}
+        {total === null && (rows.problem || parameters === null) ? "" : total === null ? "Searching…" : `${count(total)} ${total === 1 ? "feature" : "features"}${asked.by === "token" && asked.text ? ` strongest on “${asked.text}”` : ""}${rows.isStale ? ", searching…" : ""}`}{said ? ` · ${said}` : ""}
       </p>
       {total === 0 ? <Nothing query={asked} /> : null}
       {total ? (

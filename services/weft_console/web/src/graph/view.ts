@@ -335,7 +335,7 @@ export class GraphView {
     const isDrawn = (node: GraphNode) => state.visible[node.index] === 1 && geometry.isInside(node.index);
     for (const node of model.nodes) if (node.kind === "logit" && isDrawn(node)) taken.push(logitNameBox(ctx, geometry, node));
     const wanted = isFocused ? followed : [...followed, ...this.labelled.filter((node) => !followed.includes(node))];
-    const drawn = (isFocused ? followed : model.nodes).filter(isDrawn).map((node) => node.index);
+    const drawn = model.nodes.filter(isDrawn).map((node) => node.index);
     paintLabels(ctx, geometry, palette, wanted.filter((node) => node.stands !== null && isDrawn(node)).slice(0, MOST_TRIED), drawn, { ...(isFocused ? LIT_LABELS : REST_LABELS), taken });
   }
 

@@ -137,8 +137,14 @@ interface AskProps {
 function Ask({ prompt: asked, transcoders, chosen, isBusy, onAsk }: AskProps) {
   const [prompt, setPrompt] = useState(asked);
   const [name, setName] = useState(chosen);
-  // The way back leads to another text; whoever is in the field stays there.
-  useEffect(() => { setPrompt(asked); setName(chosen); }, [asked, chosen]);
+  // The way back leads to another text; whoever is in the field stays there. What is written before this runs first is kept.
+  const shown = useRef({ asked, chosen });
+  useEffect(() => {
+    if (shown.current.asked === asked && shown.current.chosen === chosen) return;
+    shown.current = { asked, chosen };
+    setPrompt(asked);
+    setName(chosen);
+  }, [asked, chosen]);
   return (
     <form class="card create" aria-label="Text to look at" onSubmit={(event) => { event.preventDefault(); onAsk(name, prompt); }}>
       <PromptField name="Text" value={prompt} onInput={setPrompt} />
