@@ -65,6 +65,10 @@ docs: setup-dev  ## Build the documentation, strictly
 images: setup-dev  ## Build the container images (IMAGES_FLAGS="--variant cuda")
 	$(BIN)/python scripts/images.py $(IMAGES_FLAGS)
 
+.PHONY: pictures
+pictures: setup-dev chromium  ## Take the documentation's pictures of the page, over what `make demo` made, with `weft up`
+	$(BIN)/python scripts/pictures.py
+
 proto: setup-dev  ## Generate the gRPC stubs again
 	$(BIN)/python scripts/proto.py
 

@@ -194,9 +194,7 @@ def _delphi_lines(found: dict[str, Any] | None) -> list[str]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--vllm", help="Python of an environment with vLLM, which serves the model of `make model`"
-    )
+    parser.add_argument("--vllm", help="Python of an environment with vLLM, which serves the model of `make model`")
     parser.add_argument("--url", help="base URL of an endpoint that speaks OpenAI's protocol")
     parser.add_argument("--model", default=SERVED)
     parser.add_argument("--features", type=int, default=50)

@@ -10,6 +10,7 @@ from weft.features.v1 import queries_pb2, steering_pb2
 from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import check_id
 from weft_console.api.requests import read_field, read_json
+from weft_console.api.while_asked import while_asked
 from weft_console.messages import to_json
 from weft_console.peers import Peers
 
@@ -41,7 +42,7 @@ async def activations(request: Request) -> Response:
         features=[_feature(transcoder, feature) for feature in read_field(body, "features", list, [])],
         max_features=min(_whole(body.get("max_features", 0), "max_features") or _MAX_FEATURES, _MAX_FEATURES),
     )
-    found = await peers.features.GetActivationsOnPrompt(asked, timeout=peers.slow_s)
+    found = await while_asked(request, peers.features.GetActivationsOnPrompt(asked, timeout=peers.slow_s))
     features = []
     for feature in found.features:
         told = to_json(feature)
@@ -64,7 +65,8 @@ async def steer(request: Request) -> Response:
         max_new_tokens=_whole(body.get("max_new_tokens", 0), "max_new_tokens"),
         num_top_tokens=_whole(body.get("num_top_tokens", 0), "num_top_tokens"),
     )
-    return JSONResponse(to_json(await peers.features.SteerOnPrompt(asked, timeout=peers.slow_s)))
+    steered = await while_asked(request, peers.features.SteerOnPrompt(asked, timeout=peers.slow_s))
+    return JSONResponse(to_json(steered))
 
 
 def _transcoder(body: dict[str, Any]) -> str:

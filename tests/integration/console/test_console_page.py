@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from graph_page import select_node
+from page_windows import fits
 from playwright.async_api import Browser, Locator, Page, expect
 from watched_page import TOKEN, Watched
 
@@ -276,38 +277,37 @@ async def test_policy_stops_scripts_of_others(watched: Watched) -> None:
     assert "Content Security Policy" in watched.errors.pop()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (900, 700), (390, 780)])
-async def test_page_fits_every_width(
-    chromium: Browser, page_console: Console, graph_json: dict[str, Any], scheme: Any, width: int, height: int
-) -> None:
+async def test_page_fits_every_width(chromium: Browser, page_console: Console, graph_json: dict[str, Any]) -> None:
     """No page is wider than its window, light or dark; screenshots are kept to be looked at."""
-    context = await chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    page = await context.new_page()
-    await page.goto(f"{page_console.url}?token={TOKEN}")
     feature = min(
         (node for node in graph_json["nodes"] if node["feature_type"] == "cross layer transcoder"),
         key=lambda node: node["influence"],
     )
-    for name, path, ready in (
+    pages = (
         ("graphs", "graphs", ".table"),
         ("graph", "graphs/france", ".graph-cursor"),
         ("graph-selected", f"graphs/france#selected={feature['node_id']}", "[data-list=feature] table"),
         ("runs", "runs", ".table"),
         ("run", "runs/demo", ".columns"),
         ("datasets", "datasets", ".table"),
-    ):
-        await page.goto("about:blank")
-        await page.goto(f"{page_console.url}{path}")
-        await page.locator(ready).first.wait_for()
-        await page.evaluate("() => document.fonts.ready")
-        await asyncio.sleep(0.25)
-        await page.screenshot(path=ARTIFACTS / f"{name}-{scheme}-{width}x{height}.png")
-        assert await page.evaluate("() => document.documentElement.scrollWidth") <= width, name
-    background = await page.evaluate("() => getComputedStyle(document.body).backgroundColor")
-    red = int(background.removeprefix("rgb(").split(",")[0])
-    assert (red < 80) == (scheme == "dark")
-    await context.close()
+    )
+    windows: tuple[tuple[Any, int, int], ...] = (("light", 1440, 900), ("dark", 900, 700), ("light", 390, 780))
+    for scheme, width, height in windows:
+        context = await chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page = await context.new_page()
+        await page.goto(f"{page_console.url}?token={TOKEN}")
+        for name, path, ready in pages:
+            await page.goto("about:blank")
+            await page.goto(f"{page_console.url}{path}")
+            await page.locator(ready).first.wait_for()
+            await page.evaluate("() => document.fonts.ready")
+            picture = ARTIFACTS / f"{name}-{scheme}-{width}x{height}.png"
+            await page.screenshot(path=picture, animations="disabled")
+            assert await fits(page), f"{name} at {width}"
+        background = await page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        red = int(background.removeprefix("rgb(").split(",")[0])
+        assert (red < 80) == (scheme == "dark")
+        await context.close()
 
 
 def test_pages_own_tests_pass() -> None:

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from attribution_house import AttributionHouse
 from axe_findings import serious
 from indexed_house import index_features, indexed_house, seen_by_console
+from page_windows import WINDOWS, fits
 from playwright.async_api import Browser, Locator, Page, expect
 from watched_page import TOKEN, Watched
 
@@ -133,14 +135,25 @@ async def test_page_shows_what_the_service_says(watched: Watched, indexed: Attri
     filled = [place for place, count in enumerate(feature.statistics.histogram) if count]
     await expect(page.locator(".histogram i")).to_have_count(filled[-1] - filled[0] + 1)
     likes = part(page, "relations").locator("table")
-    assert await rows_of(likes.first) == [(f"L1 · {each.index}", f"{each.cosine:.3f}") for each in feature.neighbours]
+    assert await rows_of(likes.first) == [
+        (f"L1 · {each.index}", f"{each.cosine:.3f}".replace("-", "−")) for each in feature.neighbours
+    ]
     assert [value for _, value in await rows_of(likes.last)] == [
         f"{100 * each.share:.1f}%" for each in feature.partners
     ]
-    await likes.first.get_by_role("link").first.click()
+    lab = parse_qs(urlsplit(await page.get_by_role("link", name="Try in the lab").get_attribute("href") or "").query)
+    assert lab == {"transcoder": ["t"], "prompt": ["".join(strongest[0].tokens)], "pin": ["1-5"]}
+    await page.set_viewport_size({"width": 1440, "height": 500})
+    link = likes.first.get_by_role("link").first
+    await link.scroll_into_view_if_needed()
+    scrolled = await page.evaluate("() => window.scrollY")
+    assert scrolled > 0
+    await link.click()
     await expect(page.get_by_role("heading", level=1)).to_have_text(f"L1 · {feature.neighbours[0].index}")
+    assert await page.evaluate("() => window.scrollY") == 0
     await page.go_back()
     await expect(page.get_by_role("heading", level=1)).to_have_text("L1 · 5")
+    await page.wait_for_function("top => window.scrollY === top", arg=scrolled)
     await page.get_by_role("link", name="6 →").click()
     await expect(page.get_by_role("heading", level=1)).to_have_text("L1 · 6")
 
@@ -274,9 +287,8 @@ async def test_transcoder_without_an_index_says_what_to_do(watched: Watched, hou
     failed_loads(watched)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_pages_fit_and_are_accessible(
-    chromium: Browser, page_console: Console, indexed: AttributionHouse, scheme: Any
+    chromium: Browser, page_console: Console, indexed: AttributionHouse
 ) -> None:
     """Both pages at a desk and on a phone, light and dark: nothing sticks out, and axe-core finds nothing serious."""
     await indexed.make("g1", node_threshold=1.0)
@@ -284,7 +296,7 @@ async def test_pages_fit_and_are_accessible(
         "t", layer=1, index=5, text="names of months and of days of the week, as lists have them"
     )
     await indexed.client.labels.set("t", layer=0, index=2, text="closing brackets", author="the night shift")
-    for width, height in ((1440, 900), (360, 740)):
+    for scheme, width, height in WINDOWS:
         context = await chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         page = await context.new_page()
         await page.goto(f"{page_console.url}?token={TOKEN}")
@@ -299,12 +311,12 @@ async def test_pages_fit_and_are_accessible(
                 await page.get_by_role("checkbox", name="Choose").first.check()
             await page.evaluate("() => document.fonts.ready")
             await page.screenshot(path=ARTIFACTS / f"{name}-{scheme}-{width}.png", full_page=True)
-            assert await page.evaluate("() => document.documentElement.scrollWidth") <= width, name
+            assert await fits(page), name
             assert await serious(page) == [], name
             if name == "feature":
                 # The one that is furthest to the right: what it tells of itself stays within the page too.
                 tokens = page.locator(".token-line .tok")
                 ends = await tokens.evaluate_all("nodes => nodes.map((node) => node.getBoundingClientRect().right)")
                 await tokens.nth(ends.index(max(ends))).hover()
-                assert await page.evaluate("() => document.documentElement.scrollWidth") <= width, "hint"
+                assert await fits(page), "hint"
         await context.close()

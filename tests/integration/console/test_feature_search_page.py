@@ -56,6 +56,18 @@ async def found(page: Page, count: int) -> None:
     await expect(page.locator("[data-stat=found]")).to_have_text(re.compile(rf"^{count:,} {noun}\b(?!.*searching)"))
 
 
+async def bottom(page: Page, selector: str) -> float:
+    """Where something ends, in pixels from the window's top."""
+    end: float = await page.locator(selector).evaluate("node => node.getBoundingClientRect().bottom")
+    return end
+
+
+async def top(page: Page, selector: str) -> float:
+    """Where something begins."""
+    start: float = await page.locator(selector).evaluate("node => node.getBoundingClientRect().top")
+    return start
+
+
 def address(page: Page) -> dict[str, list[str]]:
     return parse_qs(urlsplit(page.url).query)
 
@@ -138,6 +150,8 @@ async def test_chosen_features_are_copied_and_labelled(watched: Watched, house: 
     await expect(page.locator("[data-row='1'] .label-text")).to_have_text("brackets")
     texts = [(await house.client.labels.get("t", layer=0, index=index)).text for index in (1, 2, 3)]
     assert texts == ["brackets", "theirs", "brackets"]
+    # Also with what could not be labelled told below, no row is covered.
+    assert await bottom(page, ".rows") <= await top(page, ".selection")
     await page.screenshot(path=ARTIFACTS / "feature-chosen.png")
     await chosen.get_by_role("button", name="Label 1").click()
     await expect(chosen).to_have_count(0)
@@ -148,7 +162,7 @@ async def test_chosen_features_are_copied_and_labelled(watched: Watched, house: 
 
 
 async def test_rows_are_reached_by_the_keyboard(watched: Watched, house: AttributionHouse) -> None:
-    """The table is one stop of Tab; arrows go over its rows, Space chooses, Enter opens."""
+    """The table is one stop of Tab; arrows go over rows, Space chooses, Enter opens, and the way back leads there."""
     page = await watched.open("transcoders/t/features")
     await found(page, 36)
     await page.locator("[data-row='0'] a").focus()
@@ -160,5 +174,15 @@ async def test_rows_are_reached_by_the_keyboard(watched: Watched, house: Attribu
     assert await page.locator(".rows-table tbody a[tabindex='0']").count() == 1
     await page.keyboard.press("End")
     await expect(page.locator("[data-row='35'] a")).to_be_focused()
+    assert await bottom(page, "[data-row='35']") <= await top(page, ".selection")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("heading", level=1)).to_have_text("L2 · 11")
+    await expect(page.locator("#main")).to_be_focused()
+    await expect(page).to_have_title("L2 · 11 · t · weft")
+    await page.go_back()
+    await expect(page).to_have_title("Features of t · weft")
+    await expect(page.locator("[data-row='35'] a")).to_be_in_viewport()
+    await expect(page.locator("[data-row='35'] a")).to_have_attribute("tabindex", "0")
+    await expect(page.locator("[data-stat=chosen]")).to_have_text("1 chosen")
+    link = page.get_by_role("link", name="Label by a model")
+    await expect(link).to_have_attribute("href", "/interpretation?transcoder=t&features=0-3")

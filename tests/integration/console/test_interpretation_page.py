@@ -1,18 +1,17 @@
 """The pages of interpretation in Chromium, before the real service and an endpoint that speaks OpenAI's protocol."""
 
-import asyncio
 import json
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_findings import serious
 from interpreter_server import InterpreterServer, held, says, slow
 from jobs_fixtures import jobs, server, settings
 from jobs_house import EVIL, JobsHouse
+from page_windows import look_over
 from playwright.async_api import Browser, Locator, Page, expect
-from watched_page import TOKEN, Watched
+from watched_page import Watched
 
 from weft.features.v1 import interpretation_pb2
 from weft_common.errors import CancelledError
@@ -69,6 +68,7 @@ async def test_features_by_figures_are_explained_from_the_page(
     await form.get_by_role("button", name="Explain").click()
     await page.wait_for_url("**/interpretation/attribution-explain-features.*")
     await expect(page.get_by_role("heading", name="Explain 8 features")).to_be_visible()
+    await expect(page).to_have_title("Explain 8 features · t · weft")
     await finished(page)
 
     rows = page.locator("[data-list=results] tbody tr")
@@ -115,9 +115,12 @@ async def test_scores_stand_beside_those_of_shuffled_labels(watched: Watched, jo
     await form.get_by_text("Score", exact=True).first.click()
     await expect(form.get_by_label("embedding")).to_be_disabled()
     await expect(form.get_by_label("shuffled labels beside")).to_be_checked()
+    # Five lines a question, 20 of each side, by detection and fuzzing, with control: 32 calls a feature.
+    await expect(stat(page, "most-calls")).to_contain_text("6 features take 192 calls at most")
     await form.get_by_role("button", name="Score").click()
     await page.wait_for_url("**/interpretation/attribution-score-features.*")
     await finished(page)
+    assert int(await stat(page, "calls").inner_text()) <= 192
     operation = await jobs.house.client.operations.get("operations/" + page.url.rpartition("/")[2])
     scored = interpretation_pb2.ScoreFeaturesResponse()
     operation.response.Unpack(scored)
@@ -184,6 +187,15 @@ async def test_failures_and_a_spent_budget_are_told(
     assert "that I will not" in texts
     assert "nonsense <b>x</b>" in texts
     await page.screenshot(path=ARTIFACTS / "interpretation-failures.png", full_page=True)
+    # What could not be read is told, and read once more when a person says so.
+    away = {"code": "UNAVAILABLE", "detail": "the service is away"}
+    await page.route("**/features?*", lambda route: route.fulfill(status=503, json=away), times=1)
+    await page.get_by_label("Show").select_option("good")
+    await expect(page.get_by_role("alert")).to_contain_text("the service is away")
+    await page.get_by_role("button", name="Try again").click()
+    await expect(rows).to_have_count(1)
+    await expect(page.get_by_role("alert")).to_have_count(0)
+    assert "503" in watched.errors.pop()
 
 
 async def test_form_says_what_is_wrong_in_the_service_s_words(watched: Watched, jobs: JobsHouse) -> None:
@@ -210,10 +222,8 @@ async def test_form_says_what_is_wrong_in_the_service_s_words(watched: Watched, 
     await expect(form.get_by_role("button", name="Explain")).to_be_disabled()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 360])
 async def test_pages_fit_and_read_well(
-    chromium: Browser, page_console: Console, jobs: JobsHouse, server: InterpreterServer, scheme: Any, width: int
+    chromium: Browser, page_console: Console, jobs: JobsHouse, server: InterpreterServer
 ) -> None:
     """No page is wider than its window, and axe-core finds nothing serious, while work runs and after."""
     client = jobs.house.client
@@ -223,23 +233,14 @@ async def test_pages_fit_and_read_well(
     may_answer = threading.Event()
     server.always = held(may_answer)
     running = await client.labels.explain("t", scope=scope(features=["transcoders/t/features/2-3"]))
-    context = await chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page = await context.new_page()
-    await page.goto(f"{page_console.url}?token={TOKEN}")
-    for name, path, ready in (
+    await look_over(
+        chromium,
+        page_console,
         ("interpretations", "interpretation?transcoder=t", "[data-list=jobs]"),
         ("interpretation-score", f"interpretation/{scoring.name.rpartition('/')[2]}", "[data-list=results] tbody tr"),
         ("interpretation-running", f"interpretation/{running.name.rpartition('/')[2]}", ".job-none"),
-    ):
-        await page.goto(f"{page_console.url}{path}")
-        await page.locator(ready).first.wait_for()
-        await page.evaluate("() => document.fonts.ready")
-        await asyncio.sleep(0.2)
-        await page.screenshot(path=ARTIFACTS / f"{name}-{scheme}-{width}.png", full_page=True)
-        assert await page.evaluate("() => document.documentElement.scrollWidth") <= width, name
-        assert await serious(page) == [], name
+    )
     await client.operations.cancel(running.name)
     may_answer.set()
     with pytest.raises(CancelledError):
         await client.operations.wait(running)
-    await context.close()

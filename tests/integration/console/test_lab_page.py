@@ -4,6 +4,7 @@ The lab in real Chromium over a real attribution service with a small model: eve
 A text's characters are its tokens there.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +13,7 @@ import pytest
 from attribution_house import AttributionHouse
 from axe_findings import serious
 from house_page import house, page_console
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 from watched_page import Watched
 
 from weft.features.v1 import labels_pb2, steering_pb2
@@ -59,9 +60,12 @@ async def test_text_shows_what_fires_where(watched: Watched, house: AttributionH
             fired[each.layer, position][each.index] = activation
     page = await watched.open("lab")
     await expect(page.get_by_role("heading", name="Nothing is looked at yet")).to_be_visible()
-    await page.get_by_label("Text", exact=True).fill(TEXT)
-    await page.get_by_role("button", name="Look").click()
+    field = page.get_by_label("Text", exact=True)
+    await field.fill(TEXT)
+    await field.press("Enter")
     await expect(stat(page, "active")).to_have_text(str(answer.num_active_features))
+    await expect(field).to_be_focused()
+    await expect(page).to_have_title("capital · Lab · weft")
     rows = page.locator(".lab-grid tbody tr")
     await expect(rows).to_have_count(3)
     for row, layer in enumerate((2, 1, 0)):
@@ -115,7 +119,19 @@ async def test_changes_are_run_beside_the_undisturbed_text(watched: Watched, hou
     await two.get_by_role("spinbutton").fill("9")
     await two.locator(".cell").nth(at).click()
     await expect(two).to_contain_text(f"at position {at}")
+    # A strip of tokens is one stop of Tab; arrows go over it.
+    assert await two.locator(".cell[tabindex='0']").count() == 1
+    is_last = at == len(TEXT) - 1
+    await page.keyboard.press("ArrowLeft" if is_last else "ArrowRight")
+    # The first token has no button.
+    await expect(two.locator("button.cell").nth(at - 2 if is_last else at)).to_be_focused()
     await page.get_by_label("Tokens to go on for").fill("6")
+    # A run that takes too long is stopped, and nothing of it is shown.
+    await page.route("**/api/lab/steering", lambda route: None)
+    await run.click()
+    await page.get_by_role("button", name="Stop").click()
+    await page.unroute("**/api/lab/steering")
+    await expect(page.locator("[data-list=result]")).to_have_count(0)
     await run.click()
     changes = [
         steering_pb2.PromptChange(feature=feature_name("t", first.layer, first.index), factor=0),
@@ -150,6 +166,25 @@ async def test_changes_are_run_beside_the_undisturbed_text(watched: Watched, hou
     assert "%40" not in page.url
     await page.go_back()
     await expect(page.locator(".lab-token")).to_have_count(len(TEXT))
+
+
+async def test_text_keeps_its_lines(watched: Watched, house: AttributionHouse) -> None:
+    """A text from a link stands in the field with its line ends, and what is asked next has them too."""
+    page = await watched.open("lab?transcoder=t&prompt=ab%0Acd&token=99")
+    field = page.get_by_label("Text", exact=True)
+    await expect(page.locator(".lab-token")).to_have_count(5)
+    await expect(field).to_have_value("ab\ncd")
+    # There is no token 99: the list is of all.
+    await expect(page.locator("[data-list=fires] h2")).to_contain_text("on any token")
+    low = (await field.bounding_box() or {})["height"]
+    await field.press("Control+End")
+    await field.press("Shift+Enter")
+    await page.keyboard.type("e")
+    await expect(field).to_have_value("ab\ncd\ne")
+    assert (await field.bounding_box() or {})["height"] > low
+    await page.get_by_role("button", name="Look").click()
+    await expect(page.locator(".lab-token")).to_have_count(7)
+    assert parse_qs(urlsplit(page.url).query)["prompt"] == ["ab\ncd\ne"]
 
 
 async def test_silent_features_limits_and_errors_are_told(watched: Watched, house: AttributionHouse) -> None:
@@ -199,6 +234,13 @@ async def test_grid_is_walked_by_keyboard_and_becomes_a_graph(watched: Watched, 
     page = await looked_at(watched)
     chips = page.locator(".lab-grid tbody tr").first.locator(".fires")
     assert await page.locator(".fires[tabindex='0']").count() == 1
+    tokens = page.locator(".lab-token")
+    assert await page.locator(".lab-token[tabindex='0']").count() == 1
+    await tokens.first.focus()
+    await page.keyboard.press("ArrowRight")
+    await expect(tokens.nth(1)).to_be_focused()
+    await expect(tokens.nth(1)).to_have_attribute("tabindex", "0")
+    assert await page.locator(".lab-token[tabindex='0']").count() == 1
     await chips.first.focus()
     await page.keyboard.press("ArrowRight")
     await expect(chips.nth(1)).to_be_focused()
@@ -212,6 +254,27 @@ async def test_grid_is_walked_by_keyboard_and_becomes_a_graph(watched: Watched, 
         "() => [...document.activeElement.closest('tr').children].indexOf(document.activeElement.closest('td'))"
     )
     assert column == await chips.first.evaluate("chip => [...chip.closest('tr').children].indexOf(chip.closest('td'))")
+    # Who has gone elsewhere by the time that the graph is begun is left there.
+    begun, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def late(route: Route) -> None:
+        answer = await route.fetch()
+        begun.set()
+        await may_answer.wait()
+        await route.fulfill(response=answer)
+
+    await page.route("**/api/graphs", late)
+    await page.get_by_role("button", name="Explain as a graph").click()
+    await begun.wait()
+    await page.get_by_role("link", name="Transcoders").click()
+    await expect(page.locator("[data-list=transcoders]")).to_be_visible()
+    await expect(page.locator("#main")).to_be_focused()
+    async with page.expect_event("requestfinished", lambda request: request.url.endswith("/api/graphs")):
+        may_answer.set()
+    await page.evaluate("() => new Promise((done) => setTimeout(done, 50))")
+    assert urlsplit(page.url).path == "/transcoders"
+    await page.unroute("**/api/graphs")
+    await page.go_back()
     await page.get_by_role("button", name="Explain as a graph").click()
     await page.wait_for_url(lambda url: "/graphs/capital-" in url)
     await expect(page.locator(".graph-cursor")).to_be_attached(timeout=30_000)

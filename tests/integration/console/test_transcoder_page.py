@@ -1,16 +1,14 @@
 """The pages of transcoders and their indexes in Chromium, before the real attribution service."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from axe_findings import serious
 from jobs_fixtures import settings
 from jobs_house import JobsHouse, jobs_house
+from page_windows import look_over
 from playwright.async_api import Browser, Locator, Page, expect
-from watched_page import TOKEN, Watched
+from watched_page import Watched
 
 from weft_console.serve import Console
 
@@ -124,25 +122,12 @@ async def test_without_a_language_model_the_page_says_how_to_set_one_up(watched:
     await expect(page.get_by_role("form")).to_have_count(0)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 360])
-async def test_pages_fit_and_read_well(
-    chromium: Browser, page_console: Console, jobs: JobsHouse, scheme: Any, width: int
-) -> None:
+async def test_pages_fit_and_read_well(chromium: Browser, page_console: Console, jobs: JobsHouse) -> None:
     """No page is wider than its window, and axe-core finds nothing serious."""
     await jobs.index()
-    context = await chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page = await context.new_page()
-    await page.goto(f"{page_console.url}?token={TOKEN}")
-    for name, path, ready in (
+    await look_over(
+        chromium,
+        page_console,
         ("transcoders", "transcoders", "[data-list=transcoders]"),
         ("transcoder", "transcoders/t", "[data-list=indexes]"),
-    ):
-        await page.goto(f"{page_console.url}{path}")
-        await page.locator(ready).first.wait_for()
-        await page.evaluate("() => document.fonts.ready")
-        await asyncio.sleep(0.2)
-        await page.screenshot(path=ARTIFACTS / f"{name}-{scheme}-{width}.png", full_page=True)
-        assert await page.evaluate("() => document.documentElement.scrollWidth") <= width, name
-        assert await serious(page) == [], name
-    await context.close()
+    )

@@ -149,7 +149,7 @@ class FeatureExports:
         weights = await in_thread(self._models.weights, index.model)
         pieces = TokenPieces(self._runner, index.model)
 
-        # It costs more than all else together, and the other layout has no place for it.
+        # The other layout has no place for them.
         with_bars = request.layout is ExportLayout.SAE_DASHBOARD
 
         def described_part(layer: int, low: int, high: int) -> tuple[list[Described], list[int]]:

@@ -1,5 +1,5 @@
 /** The frame around every page: navigation, theme, signing in. */
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { get, onSignedOut, remove } from "./api";
 import { DatasetPage } from "./pages/dataset";
 import { DatasetsPage } from "./pages/datasets";
@@ -16,11 +16,10 @@ import { RunsPage } from "./pages/runs";
 import { SignIn } from "./pages/sign-in";
 import { TranscoderPage } from "./transcoders/page";
 import { TranscodersPage } from "./transcoders/list";
-import { useRoute, type Route } from "./routes";
+import { SECTIONS, useRoute, type Route } from "./routes";
 import { currentTheme, nextTheme } from "./theme";
 import { Empty } from "./ui/parts";
-
-const SECTIONS = [["graphs", "Graphs"], ["lab", "Lab"], ["runs", "Runs"], ["datasets", "Datasets"], ["transcoders", "Transcoders"], ["interpretation", "Labels"], ["inside", "Inside"]] as const;
+import { setTabName, tabNameOf } from "./ui/tab-name";
 
 export function App() {
   const route = useRoute();
@@ -29,10 +28,15 @@ export function App() {
     get("/api/session").then(() => setSession("in"), () => setSession("out"));
     return onSignedOut(() => setSession("out"));
   }, []);
+  const tabName = tabNameOf(route);
+  // Before the page's own effects: it may know a better name.
+  useLayoutEffect(() => setTabName(tabName), [tabName]);
+  const isFirst = useRef(true);
   useEffect(() => {
-    const name = [...(route.rest ?? []).slice(1), route.id].filter(Boolean).join(" · ");
-    document.title = `${name || route.section} · weft`;
-  }, [route.id, route.section, route.rest?.join()]);
+    // Who follows a link reads on at the page that it leads to, and not at its place on the page that is gone.
+    if (!isFirst.current) document.getElementById("main")?.focus({ preventScroll: true });
+    isFirst.current = false;
+  }, [tabName]);
   useEffect(() => {
     // On a phone the navigation scrolls.
     document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });

@@ -10,6 +10,9 @@ export interface Route {
 
 const UNKNOWN: Route = { section: "unknown", id: null };
 
+/** The pages that the navigation leads to, with what they are called. */
+export const SECTIONS = [["graphs", "Graphs"], ["lab", "Lab"], ["runs", "Runs"], ["datasets", "Datasets"], ["transcoders", "Transcoders"], ["interpretation", "Labels"], ["inside", "Inside"]] as const;
+
 export function parseRoute(path: string): Route {
   const [section = "", id = "", ...rest] = path.split("/").filter(Boolean);
   if (section === "transcoders" && isFeatures(rest)) return { section, id: decodeURIComponent(id), rest };
@@ -27,9 +30,42 @@ function isFeatures(rest: string[]): boolean {
 }
 
 export function navigate(path: string): void {
+  keep("scroll", window.scrollY);
   history.pushState(null, "", path);
   window.dispatchEvent(new PopStateEvent("popstate"));
   window.scrollTo(0, 0);
+}
+
+/** Keeps something with this place in the browser's history: who comes back to it finds it. */
+export function keep(name: string, value: unknown): void {
+  history.replaceState({ ...(history.state as Record<string, unknown> | null), [name]: value }, "");
+}
+
+/** What was kept there; undefined where nothing was. */
+export function kept(name: string): unknown {
+  return (history.state as Record<string, unknown> | null)?.[name];
+}
+
+const RESTORE_MS = 4000;
+
+/** Takes a page that is come back to where it stood, once it is long enough for that; whoever moves it first is left alone. */
+function restoreScroll(): void {
+  const top = kept("scroll");
+  if (typeof top !== "number" || top === 0) return;
+  const abort = new AbortController();
+  const watch = new ResizeObserver(() => {
+    if (document.documentElement.scrollHeight < top + window.innerHeight) return;
+    window.scrollTo(0, top);
+    abort.abort();
+  });
+  const timer = window.setTimeout(() => abort.abort(), RESTORE_MS);
+  abort.signal.addEventListener("abort", () => {
+    watch.disconnect();
+    window.clearTimeout(timer);
+  });
+  for (const name of ["wheel", "touchstart", "pointerdown", "keydown", "popstate"]) window.addEventListener(name, () => abort.abort(), { signal: abort.signal });
+  // The body is as high as the window, whatever is in it.
+  watch.observe(document.getElementById("app")!);
 }
 
 /** The current route; clicks on plain links of this page change it without a reload. */
@@ -40,15 +76,19 @@ export function useRoute(): Route {
     const onPop = () => setPath(location.pathname + location.search);
     const onClick = (event: MouseEvent) => {
       const link = (event.target as Element).closest?.("a");
-      if (!link || link.origin !== location.origin || link.target || link.hasAttribute("download") || link.hash) return;
+      if (!link || link.origin !== location.origin || link.target || link.hasAttribute("download")) return;
+      // A place on this page is the browser's to go to.
+      if (link.hash && link.pathname === location.pathname && link.search === location.search) return;
       if (event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
       event.preventDefault();
-      navigate(link.pathname + link.search);
+      navigate(link.pathname + link.search + link.hash);
     };
     window.addEventListener("popstate", onPop);
+    window.addEventListener("popstate", restoreScroll);
     document.addEventListener("click", onClick);
     return () => {
       window.removeEventListener("popstate", onPop);
+      window.removeEventListener("popstate", restoreScroll);
       document.removeEventListener("click", onClick);
     };
   }, []);

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { budgetLeft, firstMissing, isAtChance, merged, NO_SPEND, numLeft, readFeatures, readLayers, retries } from "../src/interpretation/model";
+import { budgetLeft, callsToScore, firstMissing, isAtChance, merged, NO_SPEND, numLeft, readFeatures, readLayers, retries } from "../src/interpretation/model";
 import type { Interpretation, InterpretedFeature } from "../src/interpretation/types";
 import { parseRoute } from "../src/routes";
 import { indexId, mean, numParameters } from "../src/transcoders/figures";
@@ -14,6 +14,14 @@ describe("spend", () => {
   it("counts calls beyond the first of each question as retries", () => {
     expect(retries({ ...NO_SPEND, calls: 12, num_answered: 6, num_refused: 1, num_rejected: 1, num_failed: 1 })).toBe(3);
     expect(retries({ ...NO_SPEND, calls: 1, num_answered: 2 })).toBe(0);
+  });
+
+  it("is told before: questions of five lines, control ones too, ten intruders, sixteen texts an embedding", () => {
+    expect(callsToScore(["detection"], 20, false)).toBe(8);
+    expect(callsToScore(["detection", "fuzzing"], 20, true)).toBe(32);
+    expect(callsToScore(["intruder", "embedding"], 20, true)).toBe(10 + 4);
+    expect(callsToScore(["detection", "intruder"], 4, false)).toBe(2 + 4);
+    expect(callsToScore([], 20, true)).toBe(0);
   });
 
   it("tells what is left of a budget, which may have no limit of tokens", () => {

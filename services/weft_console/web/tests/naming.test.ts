@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { overlaps, type Box } from "../src/graph/paint-labels";
+import { overlaps, placeLabels, type Box } from "../src/graph/place-labels";
 import { featureOf, labelNote, nameNodes, proposeFor, type Labels } from "../src/graph/labels";
 import { buildModel, searchNodes, type RawGraph } from "../src/graph/model";
 import { proposeName } from "../src/graph/naming";
@@ -109,5 +109,38 @@ describe("labels in the drawing", () => {
     expect(overlaps(box, [9, 9, 20, 20])).toBe(true);
     expect(overlaps(box, [10, 0, 20, 10])).toBe(false);
     expect(overlaps(box, [0, 10, 10, 20])).toBe(false);
+  });
+
+  it("lie over no other and within the drawing, the first ones first, over as few nodes as can be", () => {
+    let seed = 7;
+    const random = () => (seed = (seed * 16807) % 2147483647) / 2147483647;
+    const marks = { x: Array.from({ length: 150 }, () => 400 * random()), y: Array.from({ length: 150 }, () => 300 * random()), radius: Array.from({ length: 150 }, () => 2 + 5 * random()) };
+    const all = marks.x.map((_, i) => i);
+    const wanted = all.slice(0, 60).map((mark) => ({ mark, width: 20 + 90 * random() }));
+    const room = { bounds: [0, 0, 400, 300] as Box, height: 13, gap: 4, margin: 3, mostCovered: 2, limit: 30 };
+    const taken: Box[] = [[100, 100, 180, 130]];
+    const boxes = placeLabels(wanted, marks, all, taken, room);
+    const placed = boxes.filter((box): box is Box => box !== null);
+    expect(placed.length).toBeGreaterThan(5);
+    expect(placed.length).toBeLessThanOrEqual(30);
+    // Whether a circle meets a box, by points in it.
+    const points = Array.from({ length: 48 }, (_, k) => [(1 - (k % 4) / 4) * Math.cos(k), (1 - (k % 4) / 4) * Math.sin(k)] as const);
+    const covers = ([left, top, right, bottom]: Box, i: number) => points.some(([dx, dy]) => {
+      const x = marks.x[i]! + marks.radius[i]! * dx;
+      const y = marks.y[i]! + marks.radius[i]! * dy;
+      return x > left && x < right && y > top && y < bottom;
+    });
+    const full = [...taken];
+    boxes.forEach((box, at) => {
+      if (!box) return;
+      const [left, top, right, bottom] = box;
+      expect([left >= 0, top >= 0, right <= 400, bottom <= 300]).toEqual([true, true, true, true]);
+      for (const other of full) expect(overlaps([left - 2.9, top - 2.9, right + 2.9, bottom + 2.9], other)).toBe(false);
+      expect(all.filter((i) => i !== wanted[at]!.mark && covers(box, i)).length).toBeLessThanOrEqual(2);
+      full.push(box);
+    });
+    // With nothing around, it stands to the right; at the right edge to the left.
+    const alone = (x: number) => placeLabels([{ mark: 0, width: 50 }], { x: [x], y: [150], radius: [5] }, [0], [], room)[0]![0];
+    expect([alone(100), alone(390)]).toEqual([109, 331]);
   });
 });

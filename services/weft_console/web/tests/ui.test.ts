@@ -4,7 +4,9 @@ import type { Evaluation } from "../src/types";
 import { bytes, count, figure, seconds, signedPercent } from "../src/format";
 import { parseRoute } from "../src/routes";
 import { visible } from "../src/ui/heat-table";
-import { logTicks, thin, ticks } from "../src/ui/scale";
+import { logTicks, spanOf, thin, ticks } from "../src/ui/scale";
+import { tabNameOf } from "../src/ui/tab-name";
+import { showInText, showToken } from "../src/ui/token-text";
 
 describe("scale", () => {
   it("marks an axis with round values inside it", () => {
@@ -12,6 +14,13 @@ describe("scale", () => {
     expect(ticks(0, 120, 5)).toEqual([0, 25, 50, 75, 100]);
     expect(ticks(0, 1).map((value) => Object.is(value, -0))).not.toContain(true);
     expect(ticks(3, 3)).toEqual([3]);
+  });
+
+  it("goes from 0 to 1 where all bars are 0", () => {
+    expect(spanOf([0, 0])).toEqual([0, 1]);
+    expect(spanOf([])).toEqual([0, 1]);
+    expect(spanOf([0.2, 3])).toEqual([0, 3]);
+    expect(spanOf([-2, 0])).toEqual([-2, 0]);
   });
 
   it("marks a logarithmic axis with few values", () => {
@@ -53,6 +62,25 @@ describe("routes", () => {
     expect(parseRoute("/runs")).toEqual({ section: "runs", id: null });
     expect(parseRoute("/graphs/a/b").section).toBe("unknown");
     expect(parseRoute("/secrets").section).toBe("unknown");
+  });
+});
+
+describe("the tab's name", () => {
+  it("tells pages of one transcoder apart", () => {
+    const names = ["/", "/lab", "/interpretation", "/transcoders/first", "/transcoders/first/features", "/transcoders/first/features/3/14", "/graphs/a-1", "/x"].map((path) => tabNameOf(parseRoute(path)));
+    expect(names).toEqual(["Graphs", "Lab", "Labels", "first · Transcoders", "Features of first", "L3 · 14 · first", "a-1 · Graphs", "No such page"]);
+  });
+});
+
+describe("tokens", () => {
+  it("show what would not be seen", () => {
+    expect(["", " the", "  ", "a\n\r\t", "\u00a0x", "\u200b", "\u202eabc", "\u0000", "\ufeff"].map(showToken)).toEqual(["∅", "·the", "··", "a⏎␍⇥", "⍽x", "⟨200B⟩", "⟨202E⟩abc", "⟨0000⟩", "⟨FEFF⟩"]);
+    expect([" the ", "", "\u2066a"].map(showInText)).toEqual([" the ", "∅", "⟨2066⟩a"]);
+  });
+
+  it("leave alone what shapes the letters beside it", () => {
+    expect(["\u0645\u06cc\u200c", "👩\u200d🚀", "é", "�"].map(showToken)).toEqual(["\u0645\u06cc\u200c", "👩\u200d🚀", "é", "�"]);
+    expect(showToken("\u200d")).toBe("⟨200D⟩");
   });
 });
 

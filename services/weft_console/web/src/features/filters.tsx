@@ -1,7 +1,7 @@
 /** What is looked for: words of labels or a token, figures, states, labels, and in which order. */
 import type { TargetedInputEvent } from "preact";
 import { useState } from "preact/hooks";
-import { LABEL_STATES, numFilters, SCORES, SORTS, STATES, emptyQuery, type Bounded, type FeatureQuery } from "./query";
+import { LABEL_STATES, isNumber, layersOf, numFilters, SCORES, SORTS, STATES, emptyQuery, type Bounded, type FeatureQuery } from "./query";
 
 const SORT_NAMES: Record<string, string> = {
   layer: "layer", density: "density", max_activation: "largest activation", mean_activation: "mean activation",
@@ -11,7 +11,7 @@ const LABEL_NAMES: Record<string, string> = { labelled: "with a label", unlabell
 
 export function Filters({ query, onChange }: { query: FeatureQuery; onChange: (part: Partial<FeatureQuery>) => void }) {
   const bound = (name: Bounded, at: 0 | 1, label: string) => (
-    <input type="text" inputMode="decimal" aria-label={label} placeholder={at === 0 ? "least" : "most"} value={query.bounds[name][at]}
+    <input type="text" inputMode="decimal" aria-label={label} placeholder={at === 0 ? "least" : "most"} value={query.bounds[name][at]} aria-invalid={!isNumber(query.bounds[name][at])}
       onInput={(event: TargetedInputEvent<HTMLInputElement>) => {
         const written = event.currentTarget.value;
         onChange({ bounds: { ...query.bounds, [name]: at === 0 ? [written, query.bounds[name][1]] : [query.bounds[name][0], written] } });
@@ -45,7 +45,7 @@ export function Filters({ query, onChange }: { query: FeatureQuery; onChange: (p
         <summary>Filters{set > 0 ? ` (${set})` : ""}</summary>
         <div class="filters-grid">
           <label class="field"><span>layers</span>
-            <input type="text" value={query.layers} placeholder="0-3, 7" onInput={(event) => onChange({ layers: event.currentTarget.value })} />
+            <input type="text" value={query.layers} placeholder="0-3, 7" aria-invalid={layersOf(query.layers) === null} onInput={(event) => onChange({ layers: event.currentTarget.value })} />
           </label>
           {bounds("density", "density, % of tokens")}
           {bounds("max_activation", "largest activation")}

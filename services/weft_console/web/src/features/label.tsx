@@ -19,9 +19,9 @@ export function rememberAuthor(author: string): void {
   localStorage.setItem(AUTHOR, author);
 }
 
-/** `a person` or the model's name. */
-export function saidBy(label: Label): string {
-  if (label.origin === "human") return label.author || "a person";
+/** The person's or the model's name; empty for a person who gave none. */
+function saidBy(label: Label): string {
+  if (label.origin === "human") return label.author;
   return [label.explainer || "a model", label.prompt].filter(Boolean).join(", ");
 }
 
@@ -77,7 +77,7 @@ export function LabelPart({ transcoder, layer, index, onLabel }: { transcoder: s
       </div>
       {history ? (
         label ? (
-          <p class="label-stands"><span class="label-text" data-stat="label">{label.text}</span> <OriginBadge isHuman={label.origin === "human"} /> <span class="note">{saidBy(label)} · {ago(label.create_time)}</span></p>
+          <p class="label-stands"><span class="label-text" data-stat="label">{label.text}</span> <OriginBadge isHuman={label.origin === "human"} /> <span class="note">{[saidBy(label), ago(label.create_time)].filter(Boolean).join(" · ")}</span></p>
         ) : <p class="note">Nobody has said what it stands for.</p>
       ) : <p class="note" role="status">Reading the label…</p>}
       {problem ? <Problem problem={problem} /> : null}

@@ -3,7 +3,9 @@ import { useState } from "preact/hooks";
 import { count, figure } from "../format";
 import { idOf } from "../types";
 import { useLoad } from "../ui/load";
+import { NOTHING, writeLab } from "../lab/state";
 import { Loading, PageHead, Problem, Stat, StateBadge } from "../ui/parts";
+import { useTabName } from "../ui/tab-name";
 import { CopyButton } from "./copy";
 import { density } from "./density";
 import { ExamplePart } from "./examples";
@@ -21,7 +23,10 @@ export function FeaturePage({ transcoder, layer, index }: { transcoder: string; 
   const details = useLoad<FeatureDetails>(wantsDetails ? `/api/features/${id}/${layer}-${index}/details` : null);
   const [label, setLabel] = useState<Label | null>(null);
   const onDetails = () => setWantsDetails(true);
-  if (problem) return <div class="page"><Problem problem={problem} onRetry={reload} /></div>;
+  const name = shortName(layer, index);
+  useTabName(`${name}${label ? ` ${label.text}` : ""} · ${transcoder}`);
+  const home = <>a feature of <a href={searchPath(transcoder)}>{transcoder}</a></>;
+  if (problem) return <div class="page"><PageHead title={name} note={home} /><Problem problem={problem} onRetry={reload} /></div>;
   if (!data) return <Loading what="the feature" />;
   const found = indexed.data?.index ?? null;
   const { statistics } = data;
@@ -30,13 +35,17 @@ export function FeaturePage({ transcoder, layer, index }: { transcoder: string; 
   return (
     <div class="page feature-page">
       <PageHead
-        title={<><span class="nowrap">{shortName(layer, index)}</span>{label ? <span class="feature-title label-text">{label.text}</span> : null}</>}
-        note={<>a feature of <a href={searchPath(transcoder)}>{transcoder}</a>{found ? <> · figures over {count(found.num_tokens)} tokens of <a href={`/datasets/${encodeURIComponent(idOf(found.dataset))}`}>{idOf(found.dataset)}</a></> : null}</>}>
-        <nav class="row" aria-label="Neighbouring features">
-          {index > 0 ? <a class="button small" rel="prev" href={featurePath(transcoder, layer, index - 1)}>← {index - 1}</a> : null}
-          {index < last ? <a class="button small" rel="next" href={featurePath(transcoder, layer, index + 1)}>{index + 1} →</a> : null}
+        title={<><span class="nowrap">{name}</span>{label ? <span class="feature-title label-text">{label.text}</span> : null}</>}
+        note={<>{home}{found ? <> · figures over {count(found.num_tokens)} tokens of <a href={`/datasets/${encodeURIComponent(idOf(found.dataset))}`}>{idOf(found.dataset)}</a></> : null}</>}>
+        <div class="row">
+          <a class="button small" href={labPath(transcoder, data)} title="Its strongest stretch, or any other text: see what else fires there, and what the model says without it">Try in the lab</a>
+          {statistics ? <a class="button small" href={`/interpretation?${new URLSearchParams({ transcoder, features: `${layer}-${index}` })}`}>Label by a model</a> : null}
           <CopyButton name="Copy link" text={() => location.href} />
-        </nav>
+          <nav class="row" aria-label="Neighbouring features">
+            {index > 0 ? <a class="button small" rel="prev" title={`Feature ${shortName(layer, index - 1)}`} href={featurePath(transcoder, layer, index - 1)}>← {index - 1}</a> : null}
+            {index < last ? <a class="button small" rel="next" title={`Feature ${shortName(layer, index + 1)}`} href={featurePath(transcoder, layer, index + 1)}>{index + 1} →</a> : null}
+          </nav>
+        </div>
       </PageHead>
       {indexed.problem ? <Problem problem={indexed.problem} onRetry={indexed.reload} /> : null}
       {statistics ? <Figures statistics={statistics} feature={data} /> : <NoIndex transcoder={transcoder} />}
@@ -50,6 +59,12 @@ export function FeaturePage({ transcoder, layer, index }: { transcoder: string; 
       <GraphPart transcoder={transcoder} layer={layer} index={index} />
     </div>
   );
+}
+
+/** The lab with the stretch where it is strongest, and the feature pinned. */
+function labPath(transcoder: string, { layer, index, examples }: WholeFeature): string {
+  const prompt = examples[0]?.tokens.join("") ?? "";
+  return `/lab${writeLab({ ...NOTHING, transcoder, prompt, pins: [{ layer, index, change: null, positions: [] }] })}`;
 }
 
 function Figures({ statistics, feature }: { statistics: FeatureStatistics; feature: WholeFeature }) {

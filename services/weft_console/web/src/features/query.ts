@@ -84,11 +84,16 @@ export function layersOf(text: string): number[] | null {
   return layers.size <= MAX_LAYERS ? [...layers].sort((a, b) => a - b) : null;
 }
 
+/** Whether a bound can be asked; an empty one bounds nothing. */
+export function isNumber(written: string): boolean {
+  return written.trim() === "" || Number.isFinite(Number(written));
+}
+
 /** What is wrong with what is written, for the person to mend; null where it can be asked. */
 export function problemOf(query: FeatureQuery): string | null {
   if (layersOf(query.layers) === null) return `“${query.layers.trim()}” is no list of layers; write them as 0-3, 7.`;
   for (const name of BOUNDED) {
-    const wrong = query.bounds[name].find((text) => text.trim() !== "" && !Number.isFinite(Number(text)));
+    const wrong = query.bounds[name].find((text) => !isNumber(text));
     if (wrong !== undefined) return `“${wrong}” is no number; write 0.5, for example.`;
   }
   return null;

@@ -23,7 +23,7 @@ export function RelationPart({ transcoder, feature, index }: { transcoder: strin
       {problem ? <Problem problem={problem} onRetry={reload} /> : null}
       <div class="two-columns">
         <OtherTable caption="Writes nearly the same" note="by the cosine of summed decoders" figureName="Cosine" transcoder={transcoder} layer={feature.layer} known={known}
-          rows={neighbours.map((one) => ({ index: one.index, value: one.cosine.toFixed(3), title: figure(one.cosine) }))} />
+          rows={neighbours.map((one) => ({ index: one.index, value: one.cosine.toFixed(3).replace("-", "−"), title: figure(one.cosine) }))} />
         <OtherTable caption="Active on the same tokens" note={`by Jaccard${index ? `, on ${count(index.coactivation_tokens)} tokens` : ""}`} figureName="Share" transcoder={transcoder} layer={feature.layer} known={known}
           rows={partners.map((one) => ({ index: one.index, value: percent(one.share), title: `${count(one.count)} tokens on which both are active` }))} />
       </div>

@@ -1,5 +1,5 @@
 /** What is done with chosen features: links to them are copied, or they are labelled alike. */
-import { useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { post, type ApiError } from "../api";
 import { count } from "../format";
 import { toApiError } from "../ui/load";
@@ -24,13 +24,21 @@ interface Told {
 /** As many as the backend labels at once. */
 const MOST = 200;
 
-export function Selection(props: { transcoder: string; chosen: ReadonlyMap<string, Chosen>; onChange: (change: (now: ReadonlyMap<string, Chosen>) => ReadonlyMap<string, Chosen>) => void; onLabel: (layer: number, index: number, label: StandingLabel) => void; onSay: (text: string) => void }) {
+export function Selection(props: { transcoder: string; chosen: ReadonlyMap<string, Chosen>; onChange: (change: (now: ReadonlyMap<string, Chosen>) => ReadonlyMap<string, Chosen>) => void; onLabel: (layer: number, index: number, label: StandingLabel) => void; onSay: (text: string) => void; onHeight: (height: number) => void }) {
   const { transcoder, chosen } = props;
   const [text, setText] = useState("");
   const [told, setTold] = useState<Told | null>(null);
   const [problem, setProblem] = useState<ApiError | null>(null);
   const [isBusy, setBusy] = useState(false);
   const [author, setAuthor] = useState(rememberedAuthor());
+  const card = useRef<HTMLElement>(null);
+  useLayoutEffect(() => {
+    const measure = () => props.onHeight(card.current?.offsetHeight ?? 0);
+    const observer = new ResizeObserver(measure);
+    observer.observe(card.current!);
+    measure();
+    return () => observer.disconnect();
+  }, []);
   const features = [...chosen.values()];
   const links = () => features.map((one) => location.origin + featurePath(transcoder, one.layer, one.index)).join("\n");
   const label = async (event: Event) => {
@@ -65,12 +73,13 @@ export function Selection(props: { transcoder: string; chosen: ReadonlyMap<strin
     setBusy(false);
   };
   return (
-    <section class="selection card" aria-label="Chosen features">
+    <section class="selection card" aria-label="Chosen features" ref={card}>
       <div class="row">
         <b data-stat="chosen">{count(features.length)} chosen</b>
         <span class="row">
           <CopyButton name="Copy links" text={links} />
           <CopyButton name="Copy names" text={() => features.map((one) => `${one.layer}-${one.index}`).join("\n")} />
+          {features.length <= MOST ? <a class="button small" href={`/interpretation?${new URLSearchParams({ transcoder, features: features.map((one) => `${one.layer}-${one.index}`).join(",") })}`}>Label by a model</a> : null}
           <button type="button" class="button small quiet" onClick={() => props.onChange(() => new Map())}>Clear</button>
         </span>
       </div>

@@ -5,6 +5,7 @@ import { density } from "./density";
 import { OriginBadge } from "./label";
 import type { FeatureQuery } from "./query";
 import type { FeatureRows } from "./rows";
+import { keep } from "../routes";
 import { barOf, extentOf, moved, topFor } from "./scroll";
 import type { Chosen } from "./selection";
 import { featurePath, shortName, type FeatureRow } from "./types";
@@ -15,12 +16,24 @@ const HEAD = 36;
 const BEYOND = 4;
 const REST_MS = 60;
 
+/** Where the rows stand, in pixels, and the row that the keyboard is at. */
+export interface Place {
+  top: number;
+  cursor: number;
+}
+
+export const TOP: Place = { top: 0, cursor: 0 };
+
 interface Props {
   transcoder: string;
   rows: FeatureRows;
   total: number;
   /** Number of the search: another one begins at the top. */
   round: number;
+  /** Where it begins. */
+  place: Place;
+  /** Height of what stands below and is to be seen with the rows; null where nothing does. */
+  below: number | null;
   query: FeatureQuery;
   onSort: (sort: string, falls: boolean) => void;
   chosen: ReadonlyMap<string, Chosen>;
@@ -36,10 +49,11 @@ export function FeatureTable(props: Props) {
   /** The row that is to have the focus as soon as it is there. */
   const goes = useRef<number | null>(null);
   const [top, setTop] = useState(0);
-  const [height, setHeight] = useState(480);
+  /** Null until it is measured. */
+  const [height, setHeight] = useState<number | null>(null);
   const [cursor, setCursor] = useState(0);
   const extent = extentOf(total, ROW);
-  const view = Math.min(height - HEAD, extent.real);
+  const view = Math.min((height ?? 480) - HEAD, extent.real);
   const first = Math.max(0, Math.floor(top / ROW));
   const last = Math.min(total - 1, Math.ceil((top + view) / ROW) + BEYOND);
 
@@ -55,14 +69,26 @@ export function FeatureTable(props: Props) {
     if (host.current) host.current.scrollTop = bar.current;
     setTop(at);
   };
-  useEffect(() => { goes.current = null; setCursor(0); place(0); }, [props.round]);
+  useEffect(() => { goes.current = null; setCursor(props.place.cursor); place(props.place.top); }, [props.round]);
   useEffect(() => { if (top > extent.real - view) place(extent.real - view); }, [total, view]);
+  // The row that has the keyboard stays in sight when the table gets lower.
+  useEffect(() => { if (host.current?.querySelector("[data-row] :focus")) place(topFor(cursor, ROW, now.current, view)); }, [view]);
+  // Near the end a place can be gone to only once it is known how many rows are seen at a time.
+  useEffect(() => { if (height !== null) place(props.place.top); }, [height === null]);
+  const remembered = useRef<Place>(props.place);
+  const remember = (row: number) => {
+    const { current } = remembered;
+    if (current.top === now.current && current.cursor === row) return;
+    remembered.current = { top: now.current, cursor: row };
+    keep("place", remembered.current);
+  };
   // Rows are asked for where scrolling rests, and the bar is put where the rows are.
   useEffect(() => {
     const timer = window.setTimeout(() => {
       rows.want(first, last);
       const wanted = Math.round(barOf(top, extent, view));
       if (Math.abs(wanted - bar.current) > 1) place(top);
+      remember(cursor);
     }, REST_MS);
     return () => window.clearTimeout(timer);
   });
@@ -94,6 +120,7 @@ export function FeatureTable(props: Props) {
     goes.current = next;
     setCursor(next);
     place(topFor(next, ROW, now.current, view));
+    host.current!.scrollIntoView({ block: "nearest" });
   };
   const onKey = (event: KeyboardEvent) => {
     const isRows = event.target === host.current || (event.target as Element).closest("tbody") !== null;
@@ -117,7 +144,12 @@ export function FeatureTable(props: Props) {
   const hasStretches = rows.tokenIds.length > 0;
   const numbers = Array.from({ length: Math.max(0, last - first + 1) }, (_, at) => first + at);
   return (
-    <div class={`rows${rows.isStale ? " is-stale" : ""}`} ref={host} tabIndex={-1} style={{ height: `min(${HEAD + extent.shown + 2}px, max(340px, 64dvh))` }} onScroll={onScroll} onKeyDown={onKey}
+    <div class={`rows${rows.isStale ? " is-stale" : ""}${props.below === null ? "" : " is-short"}`} ref={host} tabIndex={-1} style={{ "--rows": `${HEAD + extent.shown + 2}px`, "--below": `${(props.below ?? 0) + 18}px` }} onScroll={onScroll} onKeyDown={onKey}
+      onClick={(event) => {
+        // Before its link leads away from here.
+        const row = (event.target as Element).closest("a")?.closest<HTMLElement>("[data-row]");
+        if (row) remember(Number(row.dataset.row));
+      }}
       onFocusOut={(event) => {
         // To nowhere goes the focus of a row that was scrolled away: it comes back.
         if (event.relatedTarget && !host.current!.contains(event.relatedTarget as Node)) goes.current = null;

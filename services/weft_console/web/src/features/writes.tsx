@@ -1,7 +1,7 @@
 /** What a feature does to logits, through all layers or one, and where in the network it writes. */
 import { useState } from "preact/hooks";
 import { figure, signed } from "../format";
-import { showToken } from "../graph/model";
+import { showToken } from "../ui/token-text";
 import type { FeatureLogit } from "../types";
 import { LayerBars } from "../ui/layer-bars";
 import type { Loaded } from "../ui/load";

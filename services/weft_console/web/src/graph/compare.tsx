@@ -4,7 +4,8 @@ import { percent, signedPercent } from "../format";
 import { idOf, type ComparedNode, type Comparison, type Graph } from "../types";
 import { useLoad } from "../ui/load";
 import { Empty, Loading, Problem, Stat } from "../ui/parts";
-import { nameOf, showToken, type GraphModel, type GraphNode } from "./model";
+import { nameOf, type GraphModel, type GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 
 interface Props {
   graph: Graph;

@@ -3,7 +3,8 @@ import type { RefObject } from "preact";
 import { figure, percent } from "../format";
 import { onTheme } from "../theme";
 import { originOf } from "../ui/origin";
-import { showToken, type GraphModel, type GraphNode } from "./model";
+import type { GraphModel, GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 import { GraphView, type ViewState } from "./view";
 
 /** What a node is, in a line and a few more: for the tip, and for who listens instead of looking. */

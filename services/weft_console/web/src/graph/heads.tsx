@@ -5,7 +5,8 @@ import type { SplitEdge } from "../types";
 import { useLoad } from "../ui/load";
 import { Loading, Problem } from "../ui/parts";
 import { Attention } from "./attention";
-import { showToken, type GraphModel, type GraphNode } from "./model";
+import type { GraphModel, GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 
 interface Props {
   graphId: string;

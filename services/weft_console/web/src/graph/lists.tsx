@@ -2,7 +2,8 @@ import { useMemo, useState } from "preact/hooks";
 import { figure, signedPercent } from "../format";
 import { Heads } from "./heads";
 import { NodeName } from "./node-name";
-import { inputsOf, outputsOf, showToken, type GraphModel, type GraphNode, type ListedEdge } from "./model";
+import { inputsOf, outputsOf, type GraphModel, type GraphNode, type ListedEdge } from "./model";
+import { showToken } from "../ui/token-text";
 
 const SHORT = 12;
 

@@ -6,6 +6,7 @@
  */
 
 import type { StandingLabel } from "../ui/origin";
+import { showToken } from "../ui/token-text";
 
 export type NodeKind = "feature" | "error" | "token" | "logit" | "bias";
 
@@ -91,11 +92,6 @@ const KINDS: Record<string, NodeKind> = {
   logit: "logit",
   bias: "bias",
 };
-
-/** Text that a label shows for a token: spaces and line ends made visible. */
-export function showToken(text: string): string {
-  return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +| +$/g, (spaces) => "·".repeat(spaces.length)) || "∅";
-}
 
 function kindOf(raw: RawNode): NodeKind {
   const kind = KINDS[raw.feature_type];

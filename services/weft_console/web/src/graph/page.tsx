@@ -13,7 +13,9 @@ import { Drawing } from "./drawing";
 import { useHistory } from "./history";
 import { useMaking, type Making } from "./making";
 import { useGraphLabels } from "./labels";
-import { buildModel, fullThreshold, showToken, visibleNodes, type GraphModel, type GraphNode, type RawGraph } from "./model";
+import { buildModel, fullThreshold, visibleNodes, type GraphModel, type GraphNode, type RawGraph } from "./model";
+import { useTabName } from "../ui/tab-name";
+import { showToken } from "../ui/token-text";
 import { Overview } from "./overview";
 import { NodePanel } from "./panel";
 import { Part } from "./part";
@@ -39,6 +41,7 @@ export function GraphPage({ id }: { id: string }) {
       return error instanceof Error ? error : new Error(String(error));
     }
   }, [raw, hasTargets]);
+  useTabName(graph.data?.spec?.prompt ? `${graph.data.spec.prompt} · Graph` : null);
   const problem = graph.problem ?? whole.problem;
   if (problem) return <div class="page"><Problem problem={problem} onRetry={() => { graph.reload(); whole.reload(); }} /></div>;
   if (!graph.data) return <Loading what="the graph" />;

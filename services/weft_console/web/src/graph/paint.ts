@@ -1,6 +1,8 @@
 /** Draws a graph on two canvases: everything at rest below, what the eye follows above. */
-import { showToken, type GraphModel, type GraphNode } from "./model";
+import type { GraphModel, GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 import { GUTTER_LEFT, type Geometry } from "./geometry";
+import type { Box } from "./place-labels";
 
 export interface Palette {
   ink: string;
@@ -30,6 +32,7 @@ export function readPalette(element: Element): Palette {
 }
 
 const SANS = '"Inter Variable", system-ui, sans-serif';
+const LOGIT_NAME_PX = 78;
 const MONO = '"JetBrains Mono Variable", ui-monospace, monospace';
 
 /** Rows, columns and their names. */
@@ -168,12 +171,21 @@ export function paintNodes(ctx: CanvasRenderingContext2D, geometry: Geometry, pa
   for (const node of named) paintLogitName(ctx, palette, node, px[node.index]!, py[node.index]!);
 }
 
+/** Where the name of a logit stands, with its probability. */
+export function logitNameBox(ctx: CanvasRenderingContext2D, geometry: Geometry, node: GraphNode): Box {
+  ctx.font = `500 11px ${MONO}`;
+  const half = Math.max(ctx.measureText(shorten(ctx, node.label, LOGIT_NAME_PX)).width, 30) / 2;
+  const x = geometry.px[node.index]!;
+  const y = geometry.py[node.index]!;
+  return [x - half, y - 31, x + half, y - 5];
+}
+
 function paintLogitName(ctx: CanvasRenderingContext2D, palette: Palette, node: GraphNode, x: number, y: number): void {
   ctx.textAlign = "center";
   ctx.textBaseline = "alphabetic";
   ctx.fillStyle = palette.ink;
   ctx.font = `500 11px ${MONO}`;
-  ctx.fillText(shorten(ctx, node.label, 78), x, y - 21);
+  ctx.fillText(shorten(ctx, node.label, LOGIT_NAME_PX), x, y - 21);
   ctx.font = `500 10px ${SANS}`;
   if (!node.isLikely) return;
   ctx.fillStyle = palette.muted;
@@ -183,8 +195,8 @@ function paintLogitName(ctx: CanvasRenderingContext2D, palette: Palette, node: G
 /** Offsets of a circle around a node: outlines stay clear of their nodes, with round corners. */
 const ROUND = Array.from({ length: 16 }, (_, i): [number, number] => [13 * Math.cos((i * Math.PI) / 8), 13 * Math.sin((i * Math.PI) / 8)]);
 
-/** A soft field under a group's nodes, with the group's name over its highest one. */
-export function paintGroup(ctx: CanvasRenderingContext2D, geometry: Geometry, palette: Palette, nodes: GraphNode[], name: string): void {
+/** A soft field under a group's nodes, with the group's name over its highest one. Says where the name stands. */
+export function paintGroup(ctx: CanvasRenderingContext2D, geometry: Geometry, palette: Palette, nodes: GraphNode[], name: string): Box {
   const corners = nodes.flatMap((node) => ROUND.map(([dx, dy]): [number, number] => [geometry.px[node.index]! + dx, geometry.py[node.index]! + dy]));
   const points = hull(corners);
   const top = points.reduce((best, point) => (point[1] < best[1] ? point : best), points[0]!);
@@ -211,6 +223,7 @@ export function paintGroup(ctx: CanvasRenderingContext2D, geometry: Geometry, pa
   ctx.strokeText(text, x, y);
   ctx.fillStyle = palette.accent;
   ctx.fillText(text, x, y);
+  return [x - half, y - 11, x + half, y + 3];
 }
 
 /** Corners of the smallest convex polygon around points, in order (Andrew's monotone chain). */

@@ -9,7 +9,8 @@ import { idOf, type Feature, type FeatureLogit, type Graph, type InterventionRes
 import { useLoad } from "../ui/load";
 import { Loading, Problem, Stat } from "../ui/parts";
 import { EdgeLists } from "./lists";
-import { showToken, type GraphModel, type GraphNode } from "./model";
+import type { GraphModel, GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 import { Paths } from "./paths";
 import { Steer } from "./steer";
 import { ExplainFeature } from "./targets";

@@ -5,7 +5,8 @@ import { figure, percent } from "../format";
 import type { FoundPaths } from "../types";
 import { toApiError } from "../ui/load";
 import { Problem } from "../ui/parts";
-import { nameOf, showToken, type GraphModel, type GraphNode } from "./model";
+import { nameOf, type GraphModel, type GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 
 interface Props {
   graphId: string;

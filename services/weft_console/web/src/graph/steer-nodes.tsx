@@ -2,7 +2,8 @@
 import { useState } from "preact/hooks";
 import { figure, signed } from "../format";
 import type { SteerResult } from "../types";
-import { nameOf, showToken, type GraphModel, type GraphNode } from "./model";
+import { nameOf, type GraphModel, type GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 import { NodeName } from "./node-name";
 import { Pair } from "./steer-pair";
 

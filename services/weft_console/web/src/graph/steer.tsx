@@ -4,7 +4,8 @@ import { percent, signed } from "../format";
 import { idOf, type Graph, type InterventionResult, type SteerResult } from "../types";
 import { toApiError } from "../ui/load";
 import { Problem } from "../ui/parts";
-import { showToken, type GraphModel, type GraphNode } from "./model";
+import type { GraphModel, GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 import { NodeEffects } from "./steer-nodes";
 import { Pair } from "./steer-pair";
 

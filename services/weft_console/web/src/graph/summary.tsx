@@ -8,7 +8,8 @@ import { BOX_HEIGHT, placeGroups, type Box } from "./groups-layout";
 import { proposeFor, type Labels } from "./labels";
 import type { Proposal } from "./naming";
 import { ProposedMark } from "./proposed";
-import { nameOf, showToken, type GraphModel, type GraphNode } from "./model";
+import { nameOf, type GraphModel, type GraphNode } from "./model";
+import { showToken } from "../ui/token-text";
 import type { Group } from "./state";
 
 const LIKENESS = [["both", "both"], ["decoder", "what they write"], ["graph", "where they stand"]] as const;

@@ -8,13 +8,16 @@ import type { Labels } from "./labels";
 import { layOut } from "./layout";
 import type { GraphModel, GraphNode } from "./model";
 import { paintLabels } from "./paint-labels";
-import { edgesOf, paintCurve, paintEdge, paintGrid, paintGroup, paintNodes, paintRing, readPalette, strongestVisible, type Palette } from "./paint";
+import type { Box } from "./place-labels";
+import { edgesOf, logitNameBox, paintCurve, paintEdge, paintGrid, paintGroup, paintNodes, paintRing, readPalette, strongestVisible, type Palette } from "./paint";
 
 const FOCUS_EDGES = 60;
 const PIN_EDGES = 12;
-/** Labels that are written at rest, and beside what the eye follows. */
-const REST_LABELS = 40;
-const LIT_LABELS = 24;
+/** Labels that are written at rest, and beside what the eye follows; and how many nodes each may lie over. */
+const REST_LABELS = { limit: 40, mostCovered: 1 };
+const LIT_LABELS = { limit: 24, mostCovered: 3 };
+/** So many are tried: room for one is looked for among all nodes. */
+const MOST_TRIED = 200;
 /** How far Shift and an arrow move a node, in world units. */
 const NUDGE = 0.5;
 const ARROWS: Record<string, Direction> = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
@@ -284,8 +287,6 @@ export class GraphView {
       paintEdge(ctx, geometry, edge, palette.edge, 0.6 + 1.6 * strength, 0.1 + 0.5 * strength);
     }
     paintNodes(ctx, geometry, palette, model.nodes.filter((node) => state.visible[node.index] && node !== this.lifted && geometry.isInside(node.index)));
-    const named = this.labelled.filter((node) => state.visible[node.index] && node !== this.lifted && geometry.isInside(node.index));
-    paintLabels(ctx, geometry, palette, named, REST_LABELS);
     ctx.restore();
   }
 
@@ -298,7 +299,7 @@ export class GraphView {
     ctx.beginPath();
     ctx.rect(38, 0, geometry.width, geometry.plotBottom);
     ctx.clip();
-    for (const group of state.groups) paintGroup(ctx, geometry, palette, group.nodes, group.name);
+    const taken = state.groups.map((group) => paintGroup(ctx, geometry, palette, group.nodes, group.name));
     const lit = new Set<GraphNode>(state.pinned);
     const draw = (node: GraphNode, limit: number, strength: number) => {
       for (const edge of edgesOf(model, node, state.visible, limit).reverse()) {
@@ -322,8 +323,20 @@ export class GraphView {
     if (state.selected) paintRing(ctx, geometry, palette.accent, state.selected, false);
     if (this.hovered) paintRing(ctx, geometry, palette.ink, this.hovered, false);
     const first = [...(focus ? [focus] : []), ...state.pinned];
-    paintLabels(ctx, geometry, palette, [...first, ...[...lit].filter((node) => !first.includes(node))], LIT_LABELS);
+    const followed = [...first, ...[...lit].filter((node) => !first.includes(node))];
+    this.paintLabels(ctx, taken, followed, focus !== null);
     ctx.restore();
+  }
+
+  /** Labels of what the eye follows; while it follows nothing, those of the most influential nodes too. */
+  private paintLabels(ctx: CanvasRenderingContext2D, taken: Box[], followed: GraphNode[], isFocused: boolean): void {
+    if (this.labelled.length === 0) return;
+    const { geometry, model, palette, state } = this;
+    const isDrawn = (node: GraphNode) => state.visible[node.index] === 1 && geometry.isInside(node.index);
+    for (const node of model.nodes) if (node.kind === "logit" && isDrawn(node)) taken.push(logitNameBox(ctx, geometry, node));
+    const wanted = isFocused ? followed : [...followed, ...this.labelled.filter((node) => !followed.includes(node))];
+    const drawn = (isFocused ? followed : model.nodes).filter(isDrawn).map((node) => node.index);
+    paintLabels(ctx, geometry, palette, wanted.filter((node) => node.stands !== null && isDrawn(node)).slice(0, MOST_TRIED), drawn, { ...(isFocused ? LIT_LABELS : REST_LABELS), taken });
   }
 
   private placeCursor(): void {

@@ -20,13 +20,13 @@ const SHOWN: Record<string, { name: string; outcomes: Outcome[] }> = {
 export function FeatureResults(props: { id: string; transcoder: string; kinds: Kind[]; completed: number; isOver: boolean }) {
   const [shown, setShown] = useState(() => new URLSearchParams(location.search).get("show") ?? "all");
   const { name, outcomes } = SHOWN[shown] ?? SHOWN.all!;
-  const { rows, isLoading, problem } = useResults(props.id, outcomes, props.completed, props.isOver);
+  const { rows, isLoading, problem, retry } = useResults(props.id, outcomes, props.completed, props.isOver);
   const place = useRef<HTMLDivElement>(null);
   const [view, setView] = useState({ top: 0, height: 480 });
   const choose = (value: string) => {
     setShown(value);
     place.current?.scrollTo(0, 0);
-    history.replaceState(null, "", value === "all" ? location.pathname : `${location.pathname}?show=${value}`);
+    history.replaceState(history.state, "", value === "all" ? location.pathname : `${location.pathname}?show=${value}`);
   };
   useEffect(() => {
     const box = place.current;
@@ -53,7 +53,7 @@ export function FeatureResults(props: { id: string; transcoder: string; kinds: K
           </select>
         </label>
       </div>
-      {problem ? <Problem problem={problem} /> : null}
+      {problem ? <Problem problem={problem} onRetry={retry} /> : null}
       {rows.length >= MOST_ROWS ? <p class="note">The first {count(MOST_ROWS)} are shown; <code>weft labels export</code> writes all labels to a file.</p> : null}
       <div class="scroll job-scroll" ref={place} role="region" aria-label="Features, table" tabIndex={0}>
         <table class="table job-table" data-list="results" aria-rowcount={rows.length + 1}>
@@ -64,7 +64,7 @@ export function FeatureResults(props: { id: string; transcoder: string; kinds: K
             {last < rows.length ? <tr class="spacer" aria-hidden="true" style={{ height: `${(rows.length - last) * ROW}px` }}><td colSpan={columns} /></tr> : null}
           </tbody>
         </table>
-        {rows.length === 0 ? <p class="note job-none">{isLoading ? "Loading…" : name === "all" ? (props.isOver ? "It came to no feature." : "The first features are worked on.") : "None."}</p> : null}
+        {rows.length === 0 ? <p class="note job-none">{isLoading ? "Loading…" : problem ? "" : name === "all" ? (props.isOver ? "It came to no feature." : "The first features are worked on.") : "None."}</p> : null}
       </div>
     </section>
   );

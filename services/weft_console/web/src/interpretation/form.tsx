@@ -4,10 +4,14 @@ import { post, type ApiError } from "../api";
 import { count } from "../format";
 import type { IndexesAnswer } from "../transcoders/types";
 import { idOf, type Graph, type Transcoder } from "../types";
+import { useIsHere } from "../ui/here";
 import { toApiError, useLoad } from "../ui/load";
 import { Loading, Problem } from "../ui/parts";
-import { readFeatures, readLayers } from "./model";
+import { CALLS_TO_EXPLAIN, callsToScore, readFeatures, readLayers } from "./model";
 import type { Interpreter, Kind } from "./types";
+
+/** Lines that a feature is scored on where none are asked for. */
+const DEFAULT_LINES = 20;
 
 type Work = "explain" | "score";
 type Choice = "filter" | "list" | "graph";
@@ -25,8 +29,9 @@ function fromAddress() {
 }
 
 export function StartForm(props: { interpreter: Interpreter; onStarted: (id: string) => void }) {
-  const { data, problem, reload } = useLoad<{ transcoders: Transcoder[] }>("/api/transcoders");
+  const { data, problem, reload } = useLoad<{ transcoders: Transcoder[] }>("/api/transcoders?page_size=1000");
   const [given] = useState(fromAddress);
+  const isHere = useIsHere();
   const [work, setWork] = useState<Work>(given.work);
   const [choice, setChoice] = useState<Choice>(given.choice);
   const [chosen, setChosen] = useState(given.transcoder);
@@ -51,6 +56,9 @@ export function StartForm(props: { interpreter: Interpreter; onStarted: (id: str
   const transcoder = transcoders.some((one) => idOf(one.name) === chosen) ? chosen : idOf(transcoders[0]?.name ?? "");
   const indexes = useLoad<IndexesAnswer>(transcoder ? `/api/transcoders/${encodeURIComponent(transcoder)}/indexes` : null);
   const index = indexes.data?.indexes[0];
+  const numNamed = choice === "list" ? readFeatures(features)?.length ?? 0 : Infinity;
+  const numFeatures = Math.min(numNamed, Number(maxFeatures) || Infinity);
+  const mostCalls = numFeatures * (work === "explain" ? CALLS_TO_EXPLAIN : callsToScore(kinds, Number(numExamples) || DEFAULT_LINES, hasControl));
   const labelState = label ?? (work === "explain" ? "unlabelled" : "labelled");
 
   const submit = async (event: Event) => {
@@ -68,7 +76,8 @@ export function StartForm(props: { interpreter: Interpreter; onStarted: (id: str
     setBusy(true);
     setRefusal(null);
     try {
-      props.onStarted((await post<{ id: string }>("/api/interpretations", { ...asked, ...which, ...how })).id);
+      const { id } = await post<{ id: string }>("/api/interpretations", { ...asked, ...which, ...how });
+      if (isHere()) props.onStarted(id);
     } catch (error) {
       setRefusal(toApiError(error));
     }
@@ -112,9 +121,9 @@ export function StartForm(props: { interpreter: Interpreter; onStarted: (id: str
       </div>
       <div class="job-form-row">
         <label class="field short"><span>Most features</span><input type="number" min={1} max={100000} required={choice !== "list"} value={maxFeatures} onInput={(event) => setMaxFeatures(event.currentTarget.value)} /></label>
-        <label class="field short"><span>Most calls</span><input type="number" min={1} max={10000000} required placeholder={work === "explain" ? "60" : "1000"} value={maxCalls} onInput={(event) => setMaxCalls(event.currentTarget.value)} /></label>
+        <label class="field short"><span>Most calls</span><input type="number" min={1} max={10000000} required value={maxCalls} onInput={(event) => setMaxCalls(event.currentTarget.value)} /></label>
         <label class="field short"><span>Most tokens</span><input type="number" min={1} placeholder="no limit" value={maxTokens} onInput={(event) => setMaxTokens(event.currentTarget.value)} /></label>
-        <label class="field short"><span>Examples</span><input type="number" min={4} max={100} placeholder={work === "explain" ? "40" : "20"} value={numExamples} onInput={(event) => setNumExamples(event.currentTarget.value)} /></label>
+        <label class="field short"><span>Examples</span><input type="number" min={4} max={100} placeholder={work === "explain" ? "40" : `${DEFAULT_LINES}`} value={numExamples} onInput={(event) => setNumExamples(event.currentTarget.value)} /></label>
         {work === "explain" ? <Choose name="Prompt" value={prompt} options={[["", `newest (${props.interpreter.explain_prompts[0] ?? "none"})`], ...props.interpreter.explain_prompts.map((name): [string, string] => [name, name])]} onChange={setPrompt} /> : (
           <fieldset class="job-form-tests">
             <legend>Tests</legend>
@@ -127,6 +136,9 @@ export function StartForm(props: { interpreter: Interpreter; onStarted: (id: str
         )}
         <button type="submit" class="button primary" disabled={isBusy || !index || (work === "score" && kinds.length === 0)}>{isBusy ? "Asking…" : work === "explain" ? "Explain" : "Score"}</button>
       </div>
+      {Number.isFinite(mostCalls) && mostCalls > 0 ? (
+        <p class="note" data-stat="most-calls">{count(numFeatures)} {numFeatures === 1 ? "feature takes" : "features take"} {count(mostCalls)} {mostCalls === 1 ? "call" : "calls"} at most, and more where an answer is asked for again; what is spent never goes beyond the budget.</p>
+      ) : null}
       {refusal ? <Problem problem={refusal} /> : null}
     </form>
   );

@@ -1,11 +1,11 @@
 /** Every job that explains or scores features: how far it is, and what it has cost. */
 import { useEffect, useState } from "preact/hooks";
-import { get, type ApiError } from "../api";
 import { ago, count } from "../format";
 import { navigate } from "../routes";
 import { idOf } from "../types";
-import { toApiError, useLoad } from "../ui/load";
-import { Empty, Loading, PageHead, Problem, ProgressBar, StateBadge } from "../ui/parts";
+import { useLoad } from "../ui/load";
+import { useMore } from "../ui/more";
+import { Empty, Loading, PageHead, Problem, ProgressBar, ShowMore, StateBadge } from "../ui/parts";
 import { StartForm } from "./form";
 import { budgetLeft, isOver, NO_SPEND, retries, scopeOf, titleOf } from "./model";
 import type { Interpretation, Interpreter } from "./types";
@@ -19,23 +19,18 @@ export function InterpretationsPage() {
   const asked = new URLSearchParams(transcoder ? { transcoder } : {});
   const first = useLoad<Answer>(`/api/interpretations?${asked}`);
   const interpreter = useLoad<Interpreter>("/api/interpreter");
-  const [more, setMore] = useState<Answer[]>([]);
-  const [problem, setProblem] = useState<ApiError | null>(null);
   // What was there stays on the page while it is asked for again.
   const [last, setLast] = useState<Answer | null>(null);
   useEffect(() => { if (first.data) setLast(first.data); }, [first.data]);
-  const pages = last ? [last, ...more] : [];
+  const more = useMore(last, (token) => `/api/interpretations?${new URLSearchParams({ ...Object.fromEntries(asked), page_token: token })}`);
   // A job that is asked for meanwhile moves others from page to page.
-  const jobs = [...new Map(pages.flatMap((page) => page.interpretations).map((job) => [job.operation, job])).values()];
+  const jobs = [...new Map(more.pages.flatMap((page) => page.interpretations).map((job) => [job.operation, job])).values()];
   const isBusy = jobs.some((job) => !isOver(job.state));
   useEffect(() => {
     if (!isBusy) return undefined;
     const timer = window.setInterval(() => { if (!document.hidden) first.reload(); }, LOOK_MS);
     return () => window.clearInterval(timer);
   }, [isBusy, first.reload]);
-  const next = pages[pages.length - 1]?.next_page_token ?? "";
-  const loadMore = () => get<Answer>(`/api/interpretations?${new URLSearchParams({ ...Object.fromEntries(asked), page_token: next })}`)
-    .then((page) => setMore((before) => [...before, page]), (error: unknown) => setProblem(toApiError(error)));
   return (
     <div class="page">
       <PageHead title="Labels by a language model" note={interpreter.data?.is_set_up ? <>A model reads examples of features and says what they have in common; another round tests what it said. <b class="mono">{interpreter.data.model}</b> is asked.</> : "A model reads examples of features and says what they have in common; another round tests what it said."} />
@@ -44,7 +39,7 @@ export function InterpretationsPage() {
         <Empty title="No language model is set up">Set <code>WEFT_ATTRIBUTION_INTERPRETER_URL</code> and <code>WEFT_ATTRIBUTION_INTERPRETER_MODEL</code> of the attribution service to an endpoint that speaks OpenAI&rsquo;s protocol. Text of your corpora is sent there, so choose one that may read it.</Empty>
       ) : null}
       {interpreter.data?.is_set_up ? <StartForm interpreter={interpreter.data} onStarted={(id) => navigate(`/interpretation/${encodeURIComponent(id)}`)} /> : null}
-      {problem ? <Problem problem={problem} /> : null}
+      {more.problem ? <Problem problem={more.problem} /> : null}
       {first.problem ? <Problem problem={first.problem} onRetry={first.reload} /> : null}
       {!last && !first.problem ? <Loading what="jobs" /> : null}
       {transcoder ? <p class="note">Jobs of {transcoder} only. <a href="/interpretation">Show all</a></p> : null}
@@ -62,7 +57,7 @@ export function InterpretationsPage() {
           </table>
         </div>
       ) : null}
-      {next ? <button type="button" class="button" onClick={() => void loadMore()}>Show more</button> : null}
+      <ShowMore more={more} />
     </div>
   );
 }

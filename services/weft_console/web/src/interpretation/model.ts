@@ -65,6 +65,23 @@ export function isAtChance(kind: Kind, score: Pooled): boolean {
   return score.low <= CHANCE[kind] && CHANCE[kind] <= score.high;
 }
 
+/** Lines that a question of detection or fuzzing has, texts of one call that embeds, and questions after intruders. */
+const LINES_A_QUESTION = 5;
+const TEXTS_AN_EMBEDDING = 16;
+const INTRUDER_QUESTIONS = 10;
+
+/** Calls that explaining a feature takes, where nothing is asked for again. */
+export const CALLS_TO_EXPLAIN = 1;
+
+/** Calls that scoring a feature takes at most, with so many of its lines and as many silent ones. */
+export function callsToScore(kinds: Kind[], numLines: number, hasControl: boolean): number {
+  const byFlags = Math.ceil((2 * numLines) / LINES_A_QUESTION) * (hasControl ? 2 : 1);
+  const calls: Record<Kind, number> = {
+    detection: byFlags, fuzzing: byFlags, intruder: Math.min(numLines, INTRUDER_QUESTIONS), embedding: Math.ceil((2 * numLines) / TEXTS_AN_EMBEDDING) + 1,
+  };
+  return kinds.reduce((sum, kind) => sum + calls[kind], 0);
+}
+
 /** Rows by place, each once, what is newer in place of what is older. */
 export function merged(rows: InterpretedFeature[], fresh: InterpretedFeature[]): InterpretedFeature[] {
   const first = fresh[0];

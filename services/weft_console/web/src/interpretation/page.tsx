@@ -4,8 +4,10 @@ import { follow, post, type ApiError } from "../api";
 import { ago, count, figure } from "../format";
 import { navigate } from "../routes";
 import { idOf } from "../types";
+import { useIsHere } from "../ui/here";
 import { toApiError, useLoad } from "../ui/load";
 import { Loading, PageHead, Problem, ProgressBar, Stat, StateBadge } from "../ui/parts";
+import { useTabName } from "../ui/tab-name";
 import { FeatureResults } from "./features";
 import { Intervals } from "./intervals";
 import { aboutScope } from "./list";
@@ -18,35 +20,39 @@ export function InterpretationPage({ id }: { id: string }) {
   const [live, setLive] = useState<Interpretation | null>(null);
   const [streamProblem, setStreamProblem] = useState<string | null>(null);
   const [problem, setProblem] = useState<ApiError | null>(null);
+  const [isAsked, setAsked] = useState(false);
   const [round, setRound] = useState(0);
   useEffect(() => {
     setStreamProblem(null);
     return follow(`${path}/events`, { interpretation: (data) => setLive(data as Interpretation) }, setStreamProblem);
   }, [path, round]);
   const job = live ?? loaded.data;
-  if (loaded.problem) return <div class="page"><Problem problem={loaded.problem} onRetry={loaded.reload} /></div>;
+  useTabName(job ? `${titleOf(job)} · ${idOf(job.parent)}` : null);
+  if (loaded.problem && !job) return <div class="page"><PageHead title="Job" note={<a href="/interpretation">All jobs</a>} /><Problem problem={loaded.problem} onRetry={loaded.reload} /></div>;
   if (!job) return <Loading what="the job" />;
   const transcoder = idOf(job.parent);
   const done = job.progress?.completed ?? 0;
   const total = job.progress?.total ?? 0;
   const over = isOver(job.state);
   const kinds: Kind[] = job.score ? (job.score.kinds.length > 0 ? job.score.kinds : ["detection", "fuzzing"]) : [];
+  const isStopping = job.state === "cancelling" || isAsked;
   const cancel = () => {
     if (!confirm("Stop this job? What it has found stays, and going on later pays for nothing twice.")) return;
-    post(`${path}/cancel`).then(() => setProblem(null), (error: unknown) => setProblem(toApiError(error)));
+    setAsked(true);
+    post(`${path}/cancel`).then(() => setProblem(null), (error: unknown) => { setAsked(false); setProblem(toApiError(error)); });
   };
   return (
     <div class="page">
       <PageHead title={titleOf(job)}
         note={<><StateBadge state={job.state} /> of <a href={`/transcoders/${encodeURIComponent(transcoder)}`}>{transcoder}</a>{aboutScope(job) ? `, ${aboutScope(job)}` : ""} · asked for {ago(job.create_time)} · <a href={`/interpretation?${new URLSearchParams({ transcoder })}`}>other jobs</a></>}>
-        {over ? null : <button type="button" class="button quiet" disabled={job.state === "cancelling"} onClick={cancel}>{job.state === "cancelling" ? "Stopping…" : "Cancel"}</button>}
+        {over ? null : <button type="button" class="button quiet" disabled={isStopping} onClick={cancel}>{isStopping ? "Stopping…" : "Cancel"}</button>}
       </PageHead>
       {problem ? <Problem problem={problem} /> : null}
       {streamProblem ? <Problem problem={streamProblem} onRetry={() => setRound((n) => n + 1)} /> : null}
       {job.error_message && job.state === "failed" ? <Problem problem={job.error_message} /> : null}
       <div class="run-progress">
         <ProgressBar done={done} total={total} label="Features done" />
-        <span class="note"><b data-stat="done">{count(done)}</b> of {count(total)} features{job.state === "waiting" ? " · waits for its turn: a replica does one such job at a time" : ""}{over && numLeft(job) > 0 ? ` · ${count(numLeft(job))} were not come to${job.state === "succeeded" ? ", the budget being spent" : ""}` : ""}</span>
+        <span class="note"><b data-stat="done">{count(done)}</b> of {count(total)} features{job.state === "waiting" ? " · waits for its turn: a replica does one such job at a time" : ""}{over && numLeft(job) > 0 ? ` · ${count(numLeft(job))} ${numLeft(job) === 1 ? "was" : "were"} not come to${job.state === "succeeded" ? ", the budget being spent" : ""}` : ""}</span>
       </div>
       <SpendTiles job={job} />
       <OutcomeTiles job={job} />
@@ -111,13 +117,14 @@ function GoOn({ path, job, onProblem }: { path: string; job: Interpretation; onP
   const [maxCalls, setMaxCalls] = useState(`${scope.max_calls}`);
   const [maxTokens, setMaxTokens] = useState(scope.max_tokens > 0 ? `${scope.max_tokens}` : "");
   const [isBusy, setBusy] = useState(false);
+  const isHere = useIsHere();
   const submit = async (event: Event) => {
     event.preventDefault();
     setBusy(true);
     try {
       const started = await post<{ id: string }>(`${path}/resume`, { max_calls: Number(maxCalls), max_tokens: Number(maxTokens) });
       onProblem(null);
-      navigate(`/interpretation/${encodeURIComponent(started.id)}`);
+      if (isHere()) navigate(`/interpretation/${encodeURIComponent(started.id)}`);
     } catch (error) {
       onProblem(toApiError(error));
     }

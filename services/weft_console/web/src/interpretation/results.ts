@@ -28,13 +28,13 @@ const NOTHING: Results = { rows: [], isLoading: true, problem: null };
  * Rows of a job by place. They are asked for again when `completed` has moved, every 0.7 s at most, and once more from
  * the beginning when the job is over.
  */
-export function useResults(id: string, outcomes: Outcome[], completed: number, isOver: boolean): Results {
+export function useResults(id: string, outcomes: Outcome[], completed: number, isOver: boolean): Results & { retry: () => void } {
   const key = `${id} ${outcomes.join()}`;
   const [found, setFound] = useState<{ key: string; results: Results }>({ key, results: NOTHING });
   const look = useRef<(isLast: boolean) => void>(() => undefined);
   useEffect(() => {
     let rows: InterpretedFeature[] = [];
-    let isStopped = false;
+    const abort = new AbortController();
     let isBusy = false;
     let wanted: "nothing" | "new" | "all" = "nothing";
     let lastMs = 0;
@@ -52,15 +52,15 @@ export function useResults(id: string, outcomes: Outcome[], completed: number, i
         let token = "";
         do {
           const asked = new URLSearchParams([["from", `${from}`], ["page_size", `${A_PAGE}`], ["page_token", token], ...outcomes.map((one) => ["outcome", one])]);
-          const page = await get<Page>(`/api/interpretations/${encodeURIComponent(id)}/features?${asked}`);
-          if (isStopped) return;
+          const page = await get<Page>(`/api/interpretations/${encodeURIComponent(id)}/features?${asked}`, abort.signal);
+          if (abort.signal.aborted) return;
           fresh = merged(fresh, page.features);
           token = page.next_page_token;
         } while (token && fresh.length < MOST_ROWS);
         rows = fresh.slice(0, MOST_ROWS);
         setFound({ key, results: { rows, isLoading: false, problem: null } });
       } catch (error) {
-        if (isStopped) return;
+        if (abort.signal.aborted) return;
         setFound({ key, results: { rows, isLoading: false, problem: toApiError(error) } });
       }
       isBusy = false;
@@ -80,11 +80,12 @@ export function useResults(id: string, outcomes: Outcome[], completed: number, i
       }, ONCE_MORE_MS);
     };
     return () => {
-      isStopped = true;
+      abort.abort();
       window.clearTimeout(timer);
       window.clearTimeout(onceMore);
     };
   }, [key]);
   useEffect(() => look.current(isOver), [key, completed, isOver]);
-  return found.key === key ? found.results : NOTHING;
+  const retry = () => look.current(isOver);
+  return { ...(found.key === key ? found.results : NOTHING), retry };
 }

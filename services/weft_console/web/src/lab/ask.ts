@@ -23,7 +23,7 @@ export interface Steered {
 }
 
 export interface Asked<T> {
-  /** The newest answer, also while a newer one is on its way. */
+  /** The newest answer, also while a newer one is on its way or where that could not be had. */
   data: T | null;
   /** What that answer was asked by. */
   key: string;
@@ -50,7 +50,7 @@ export function useAsked<T>(path: string, body: object | null): Asked<T> {
     const timer = window.setTimeout(() => {
       post<T>(path, JSON.parse(key), abort.signal).then(
         (data) => !abort.signal.aborted && setState({ data, key, problem: null, isBusy: false }),
-        (error: unknown) => !abort.signal.aborted && setState({ data: null, key, problem: toApiError(error), isBusy: false }),
+        (error: unknown) => !abort.signal.aborted && setState((before) => ({ ...before, problem: toApiError(error), isBusy: false })),
       );
     }, WAIT_MS);
     return () => {
@@ -62,7 +62,7 @@ export function useAsked<T>(path: string, body: object | null): Asked<T> {
 }
 
 /** The same once a person says so; what was found stays until the next answer. */
-export function useRun(): State<Steered> & { run: (body: object) => void } {
+export function useRun(): State<Steered> & { run: (body: object) => void; stop: () => void } {
   const [state, setState] = useState<State<Steered>>({ data: null, key: "", problem: null, isBusy: false });
   const abort = useRef<AbortController | null>(null);
   useEffect(() => () => abort.current?.abort(), []);
@@ -74,9 +74,13 @@ export function useRun(): State<Steered> & { run: (body: object) => void } {
     setState((before) => ({ ...before, problem: null, isBusy: true }));
     post<Steered>("/api/lab/steering", body, mine.signal).then(
       (data) => !mine.signal.aborted && setState({ data, key, problem: null, isBusy: false }),
-      (error: unknown) => !mine.signal.aborted && setState({ data: null, key, problem: toApiError(error), isBusy: false }),
+      (error: unknown) => !mine.signal.aborted && setState((before) => ({ ...before, problem: toApiError(error), isBusy: false })),
     );
   };
-  return { ...state, run };
+  const stop = () => {
+    abort.current?.abort();
+    setState((before) => ({ ...before, isBusy: false }));
+  };
+  return { ...state, run, stop };
 }
 

@@ -1,10 +1,12 @@
 /** Tokens across, layers up: the strongest features of every cell, shaded by how strong they are. */
 import { useRef, useState } from "preact/hooks";
 import { figure, percent } from "../format";
-import { showToken } from "../graph/model";
+import { showToken } from "../ui/token-text";
 import { cellKey, featureName, type Fired, type Grid } from "./firing";
+import { beside, takeTabStop } from "../ui/tab-stop";
 import { pinKey } from "./state";
 
+const BUTTONS = ".fires, .lab-token";
 /** Tokens that are drawn at once; the others are a step away. */
 const COLUMNS = 40;
 
@@ -20,20 +22,22 @@ interface Props {
 
 export function FiringGrid({ grid, tokens, perCell, token, pinned, onToken, onPin }: Props) {
   const table = useRef<HTMLTableElement>(null);
-  const [start, setStart] = useState(0);
+  // A link may name a token that is further on.
+  const [start, setStart] = useState(() => COLUMNS * Math.floor((token ?? 0) / COLUMNS));
   const first = Math.min(start, Math.max(0, tokens.length - 1));
   const shown = tokens.map((text, position) => ({ text, position })).slice(first, first + COLUMNS);
+  const stop = token !== null && shown.some(({ position }) => position === token) ? token : first;
   const onKey = (event: KeyboardEvent) => {
     const next = neighbour(event.target as HTMLElement, event.key);
     if (!next) return;
     event.preventDefault();
     next.focus();
   };
-  // One chip of the grid is in the page's tab order: the one that had the keyboard last.
+  // One token and one chip are in the page's tab order.
   const onFocus = (event: FocusEvent) => {
-    if (!(event.target as HTMLElement).matches(".fires")) return;
-    table.current?.querySelectorAll<HTMLElement>(".fires[tabindex='0']").forEach((chip) => { chip.tabIndex = -1; });
-    (event.target as HTMLElement).tabIndex = 0;
+    const button = event.target as HTMLElement;
+    const kind = [".fires", ".lab-token"].find((one) => button.matches(one));
+    if (kind && table.current) takeTabStop(table.current, button, kind);
   };
   let isFirst = true;
   return (
@@ -47,13 +51,13 @@ export function FiringGrid({ grid, tokens, perCell, token, pinned, onToken, onPi
       ) : null}
       <div class="scroll lab-scroll" role="region" aria-label="What fires where, table" tabIndex={0}>
         <table class="lab-grid" ref={table} onKeyDown={onKey} onFocusCapture={onFocus}>
-          <caption class="visually-hidden">The strongest features by layer and token; arrow keys move between them, Enter pins</caption>
+          <caption class="visually-hidden">The strongest features by layer and token; arrow keys move between them and the tokens above, Enter pins</caption>
           <thead>
             <tr>
               <th scope="col">layer</th>
               {shown.map(({ text, position }) => (
                 <th key={position} scope="col">
-                  <button type="button" class="lab-token mono" aria-pressed={token === position} title={`position ${position}`} onClick={() => onToken(token === position ? null : position)}>{showToken(text)}</button>
+                  <button type="button" class="lab-token mono" tabIndex={position === stop ? 0 : -1} aria-pressed={token === position} title={`position ${position}`} onClick={() => onToken(token === position ? null : position)}>{showToken(text)}</button>
                 </th>
               ))}
             </tr>
@@ -66,12 +70,14 @@ export function FiringGrid({ grid, tokens, perCell, token, pinned, onToken, onPi
                   const cell = grid.cells.get(cellKey(layer, position)) ?? [];
                   return (
                     <td key={position} class={token === position ? "is-chosen" : ""} title={told(cell, text)}>
-                      {cell.slice(0, perCell).map((fired) => {
-                        const tabIndex = isFirst ? 0 : -1;
-                        isFirst = false;
-                        return <Chip key={fired.feature.index} fired={fired} token={text} tabIndex={tabIndex} isPinned={pinned.has(pinKey(fired.feature))} onPin={onPin} />;
-                      })}
-                      {cell.length > perCell ? <span class="lab-more">+{cell.length - perCell}</span> : null}
+                      <div class={perCell === 1 ? "lab-single" : ""}>
+                        {cell.slice(0, perCell).map((fired) => {
+                          const tabIndex = isFirst ? 0 : -1;
+                          isFirst = false;
+                          return <Chip key={fired.feature.index} fired={fired} token={text} tabIndex={tabIndex} isPinned={pinned.has(pinKey(fired.feature))} onPin={onPin} />;
+                        })}
+                        {cell.length > perCell ? <span class="lab-more">+{cell.length - perCell}</span> : null}
+                      </div>
                     </td>
                   );
                 })}
@@ -110,17 +116,13 @@ function told(cell: Fired[], token: string): string {
   return [...lines, ...(cell.length > 6 ? [`and ${cell.length - 6} more`] : [])].join("\n");
 }
 
-/** The chip beside another one: left and right within the row, up and down within the column. */
+/** The button beside another one: left and right within the row, up and down within the column, whose token is on top. */
 function neighbour(from: HTMLElement, key: string): HTMLElement | null {
-  const cell = from.closest("td");
-  const row = cell?.parentElement;
-  if (!cell || !row || !from.matches(".fires")) return null;
-  if (key === "ArrowLeft" || key === "ArrowRight") {
-    const chips = [...row.querySelectorAll<HTMLElement>(".fires")];
-    return chips[chips.indexOf(from) + (key === "ArrowLeft" ? -1 : 1)] ?? null;
-  }
-  if (key !== "ArrowUp" && key !== "ArrowDown") return null;
+  const cell = from.closest("td, th");
+  const row = cell?.closest("tr");
+  if (!cell || !row || !from.matches(BUTTONS)) return null;
+  if (key !== "ArrowUp" && key !== "ArrowDown") return beside(row, from, BUTTONS, key);
   const column = [...row.children].indexOf(cell);
-  const chips = [...(row.parentElement?.children ?? [])].flatMap((other) => [...(other.children[column]?.querySelectorAll<HTMLElement>(".fires") ?? [])]);
-  return chips[chips.indexOf(from) + (key === "ArrowUp" ? -1 : 1)] ?? null;
+  const buttons = [...(row.closest("table")?.rows ?? [])].flatMap((other) => [...(other.children[column]?.querySelectorAll<HTMLElement>(BUTTONS) ?? [])]);
+  return buttons[buttons.indexOf(from) + (key === "ArrowUp" ? -1 : 1)] ?? null;
 }

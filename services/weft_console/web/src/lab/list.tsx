@@ -1,7 +1,7 @@
 /** Every feature that fires, the strongest first, on one token or on all of them. */
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { count, figure, percent } from "../format";
-import { showToken } from "../graph/model";
+import { showToken } from "../ui/token-text";
 import { OriginMark } from "../ui/origin";
 import { listed, type FiringFeature, type Grid } from "./firing";
 import { pinKey } from "./state";
@@ -39,8 +39,8 @@ export function FiringList({ grid, tokens, token, transcoder, pinned, onPin }: P
                     <button type="button" class="button small" aria-pressed={pinned.has(pinKey(feature))} aria-label={`${pinned.has(pinKey(feature)) ? "Unpin" : "Pin"} L${feature.layer} · ${feature.index}, ${feature.label?.text ?? "no label"}`} onClick={() => onPin(feature)}>L{feature.layer} · {feature.index}</button>
                   </th>
                   <td class="lab-label">
-                    <a href={featurePath(transcoder, feature)}>{feature.label ? feature.label.text : "no label yet"}</a>
-                    {feature.label ? <OriginMark label={feature.label} /> : null}
+                    <a class={feature.label ? "" : "lab-none"} href={featurePath(transcoder, feature)}>{feature.label ? feature.label.text : "no label yet"}</a>
+                    {feature.label ? <> <OriginMark label={feature.label} /></> : null}
                   </td>
                   <td><Strip feature={feature} size={tokens.length} /></td>
                   <td class="num">{figure(activation)}</td>

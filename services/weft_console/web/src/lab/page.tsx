@@ -5,24 +5,27 @@ import { count } from "../format";
 import { navigate } from "../routes";
 import { idOf, type Transcoder } from "../types";
 import { toApiError, useLoad } from "../ui/load";
+import { useIsHere } from "../ui/here";
 import { Empty, Loading, PageHead, Problem } from "../ui/parts";
+import { PromptField } from "../ui/prompt-field";
+import { useTabName } from "../ui/tab-name";
 import { useAsked, useRun, type Asked } from "./ask";
 import { buildGrid, type Firing, type FiringFeature } from "./firing";
 import { FiringGrid } from "./grid";
 import { FiringList } from "./list";
 import { Pins } from "./pins";
 import { Result } from "./result";
-import { changePin, changesOf, MAX_NEW_TOKENS, MAX_PER_CELL, MAX_PINS, parseLayers, pinKey, readLab, togglePin, writeLab, type LabState } from "./state";
+import { changePin, changesOf, MAX_NEW_TOKENS, MAX_PER_CELL, MAX_PINS, parseLayers, pinKey, readLab, togglePin, writeLab, type LabState, type Pin } from "./state";
 
 export function LabPage() {
-  const { data, problem, reload } = useLoad<{ transcoders: Transcoder[] }>("/api/transcoders");
+  const { data, problem, reload } = useLoad<{ transcoders: Transcoder[] }>("/api/transcoders?page_size=1000");
   const transcoders = data?.transcoders ?? [];
   return (
     <div class="page lab">
       <PageHead title="Lab" note="What fires on a text, and what the model says when it is changed." />
       {problem ? <Problem problem={problem} onRetry={reload} /> : null}
       {!data && !problem ? <Loading what="transcoders" /> : null}
-      {data && transcoders.length === 0 ? <Empty title="No transcoders yet">Export one from a run (<code>weft transcoders export</code>) or import one, and its features can be looked at here.</Empty> : null}
+      {data && transcoders.length === 0 ? <Empty title="No transcoders yet">Export one from a run (<code>weft transcoders create</code>) or import one, and its features can be looked at here.</Empty> : null}
       {transcoders.length > 0 ? <Bench transcoders={transcoders} /> : null}
     </div>
   );
@@ -38,7 +41,7 @@ function useLab(): { state: LabState; change: OnChange; step: OnChange } {
     const address = location.pathname + writeLab(state);
     if (address === location.pathname + location.search) return undefined;
     // Browsers allow few changes of the address a second; letters of a filter come faster.
-    const timer = window.setTimeout(() => history.replaceState(null, "", address), 200);
+    const timer = window.setTimeout(() => history.replaceState(history.state, "", address), 200);
     return () => window.clearTimeout(timer);
   }, [state]);
   useEffect(() => {
@@ -57,6 +60,7 @@ function useLab(): { state: LabState; change: OnChange; step: OnChange } {
 
 function Bench({ transcoders }: { transcoders: Transcoder[] }) {
   const { state, change, step } = useLab();
+  useTabName(state.prompt ? `${state.prompt} · Lab` : "Lab");
   const named = transcoders.find((one) => idOf(one.name) === state.transcoder);
   const transcoder = named ?? transcoders[0]!;
   const id = idOf(transcoder.name);
@@ -79,6 +83,8 @@ function Bench({ transcoders }: { transcoders: Transcoder[] }) {
     return all;
   }, [told, silent.data]);
   const pinned = useMemo(() => new Set(state.pins.map(pinKey)), [state.pins]);
+  // A link may name a token that this text does not have.
+  const token = found && state.token !== null && state.token < found.tokens.length ? state.token : null;
   const pin = (place: { layer: number; index: number }) => change((before) => togglePin(before, place));
   const ask = (name: string, prompt: string) => {
     if (name === id && prompt === state.prompt) firing.reload();
@@ -87,8 +93,7 @@ function Bench({ transcoders }: { transcoders: Transcoder[] }) {
   };
   return (
     <>
-      <Ask key={`${id} ${state.prompt}`} state={state} transcoders={transcoders} chosen={id} isBusy={firing.isBusy}
-        onAsk={ask} />
+      <Ask prompt={state.prompt} transcoders={transcoders} chosen={id} isBusy={firing.isBusy} onAsk={ask} />
       {isMissing ? <Problem problem={`There is no transcoder “${state.transcoder}” here. Choose another one above.`} /> : null}
       {firing.problem ? <Problem problem={firing.problem} onRetry={firing.reload} /> : null}
       {isAsked && !found && firing.isBusy ? <Loading what="what fires" /> : null}
@@ -98,11 +103,11 @@ function Bench({ transcoders }: { transcoders: Transcoder[] }) {
         <div class={`lab-fires${firing.isBusy ? " is-stale" : ""}`} aria-busy={firing.isBusy}>
           {grid.layers.length === 0 ? <Empty title="Nothing fires">No feature of these layers is active on this text.</Empty> : (
             <>
-              <section class="card" aria-label="What fires where">
+              <section class="card lab-where" aria-label="What fires where">
                 <p class="note lab-caption">{grid.isIndexed ? "Shaded by the share of each feature's largest activation in its index." : "Shaded by the share of its layer's largest activation on this text; with an index, features are held against their own largest (weft features index)."} Click a feature to pin it.</p>
-                <FiringGrid grid={grid} tokens={found.tokens} perCell={state.perCell} token={state.token} pinned={pinned} onToken={(token) => change({ token })} onPin={pin} />
+                <FiringGrid grid={grid} tokens={found.tokens} perCell={state.perCell} token={token} pinned={pinned} onToken={(token) => change({ token })} onPin={pin} />
               </section>
-              <FiringList grid={grid} tokens={found.tokens} token={state.token} transcoder={id} pinned={pinned} onPin={pin} />
+              <FiringList grid={grid} tokens={found.tokens} token={token} transcoder={id} pinned={pinned} onPin={pin} />
             </>
           )}
         </div>
@@ -122,29 +127,28 @@ function isOf(key: string, transcoder: string, prompt: string): boolean {
 }
 
 interface AskProps {
-  state: LabState;
+  prompt: string;
   transcoders: Transcoder[];
   chosen: string;
   isBusy: boolean;
   onAsk: (transcoder: string, prompt: string) => void;
 }
 
-function Ask({ state, transcoders, chosen, isBusy, onAsk }: AskProps) {
-  const [prompt, setPrompt] = useState(state.prompt);
+function Ask({ prompt: asked, transcoders, chosen, isBusy, onAsk }: AskProps) {
+  const [prompt, setPrompt] = useState(asked);
   const [name, setName] = useState(chosen);
+  // The way back leads to another text; whoever is in the field stays there.
+  useEffect(() => { setPrompt(asked); setName(chosen); }, [asked, chosen]);
   return (
     <form class="card create" aria-label="Text to look at" onSubmit={(event) => { event.preventDefault(); onAsk(name, prompt); }}>
-      <label class="field grow">
-        <span>Text</span>
-        <input class="mono" required maxLength={20000} placeholder="The capital of France is" value={prompt} onInput={(event) => setPrompt(event.currentTarget.value)} />
-      </label>
+      <PromptField name="Text" value={prompt} onInput={setPrompt} />
       <label class="field">
         <span>Transcoder</span>
         <select value={name} onChange={(event) => setName(event.currentTarget.value)}>
           {transcoders.map((one) => <option key={one.name} value={idOf(one.name)}>{idOf(one.name)}</option>)}
         </select>
       </label>
-      <button type="submit" class="button primary" disabled={isBusy}>{isBusy ? "Looking…" : "Look"}</button>
+      <button type="submit" class="button primary">{isBusy ? "Looking…" : "Look"}</button>
     </form>
   );
 }
@@ -195,33 +199,37 @@ interface ChangesProps {
 /** Pinned features, what is done to them, and both runs. */
 function Changes({ state, tokens, transcoder, known, silent, onChange, onPin }: ChangesProps) {
   const id = idOf(transcoder.name);
-  const { run, data, key, problem: refusal, isBusy } = useRun();
+  const { run, stop, data, key, problem: refusal, isBusy } = useRun();
   const changes = changesOf(state.pins);
   const body = { transcoder: id, prompt: state.prompt, changes, max_new_tokens: state.newTokens };
   const wanted = JSON.stringify(body);
+  const heading = useRef<HTMLHeadingElement>(null);
   const start = () => { onChange({ isRun: true }); run(body); };
+  // The button that had the focus goes with its pin.
+  const unpin = (pin: Pin) => { onPin(pin); heading.current?.focus({ preventScroll: true }); };
   // A link that was made after a run runs it again.
   useEffect(() => { if (state.isRun && changes.length > 0 && key !== wanted) run(body); }, []);
   return (
     <section class="lab-steer" aria-label="Pinned features">
       <div class="row">
-        <h2>Pinned features <small class="note">{state.pins.length === 0 ? "" : state.pins.length}</small></h2>
+        <h2 tabIndex={-1} ref={heading}>Pinned features <small class="note">{state.pins.length === 0 ? "" : state.pins.length}</small></h2>
         <GraphLink transcoder={transcoder} prompt={state.prompt} />
       </div>
       {silent.problem ? <Problem problem={silent.problem} onRetry={silent.reload} /> : null}
       {state.pins.length === 0 ? <p class="note">Click a feature above to pin it. What is pinned can be ablated, multiplied, set or added to, at all tokens or at some.</p> : (
         <Pins pins={state.pins} tokens={tokens} transcoder={id} known={known}
-          onChange={(pin, part) => onChange((before) => changePin(before, pin, part))} onUnpin={onPin} />
+          onChange={(pin, part) => onChange((before) => changePin(before, pin, part))} onUnpin={unpin} />
       )}
       {state.pins.length > 0 ? (
         <div class="row lab-run">
           <label class="field-inline">
             <span>Tokens to go on for</span>
             <input type="number" min={1} max={MAX_NEW_TOKENS} value={state.newTokens}
-              onInput={(event) => { const value = event.currentTarget.valueAsNumber; if (value >= 1 && value <= MAX_NEW_TOKENS) onChange({ newTokens: Math.round(value) }); }} />
+              onInput={(event) => { const value = event.currentTarget.valueAsNumber; if (value >= 1 && value <= MAX_NEW_TOKENS) onChange({ newTokens: Math.round(value) }); }}
+              onBlur={(event) => { event.currentTarget.value = String(state.newTokens); }} />
           </label>
-          <button type="button" class="button primary" disabled={changes.length === 0 || isBusy} onClick={start}>{isBusy ? "Running…" : "Run both"}</button>
-          <span class="note">{changes.length === 0 ? "Choose a change of at least one feature." : `${changes.length} of ${state.pins.length} changed; ${MAX_PINS} at most.`} The text goes on with the most likely token each time.</span>
+          <button type="button" class={`button${isBusy ? "" : " primary"}`} disabled={changes.length === 0 && !isBusy} onClick={isBusy ? stop : start}>{isBusy ? "Stop" : "Run both"}</button>
+          <span class="note" role="status">{isBusy ? "Running both, undisturbed and changed…" : changes.length === 0 ? "Choose a change of at least one feature." : `${changes.length} of ${state.pins.length} changed; ${MAX_PINS} at most. The text goes on with the most likely token each time.`}</span>
         </div>
       ) : null}
       {refusal ? <Problem problem={refusal} /> : null}
@@ -234,11 +242,13 @@ function Changes({ state, tokens, transcoder, known, silent, onChange, onPin }: 
 function GraphLink({ transcoder, prompt }: { transcoder: Transcoder; prompt: string }) {
   const [problem, setProblem] = useState<ApiError | null>(null);
   const [isBusy, setBusy] = useState(false);
+  const isHere = useIsHere();
   const make = async () => {
     setBusy(true);
+    setProblem(null);
     try {
       const graph = await post<{ graph_id: string }>("/api/graphs", { prompt, transcoder: transcoder.name, model: transcoder.model });
-      navigate(`/graphs/${encodeURIComponent(graph.graph_id)}`);
+      if (isHere()) navigate(`/graphs/${encodeURIComponent(graph.graph_id)}`);
     } catch (error) {
       setProblem(toApiError(error));
       setBusy(false);

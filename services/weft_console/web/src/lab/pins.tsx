@@ -1,11 +1,14 @@
 /** The pinned features: where each fires, what is done to it, and where. */
+import type { TargetedKeyboardEvent } from "preact";
 import { figure } from "../format";
-import { showToken } from "../graph/model";
+import { showToken } from "../ui/token-text";
 import { OriginMark } from "../ui/origin";
+import { beside, takeTabStop } from "../ui/tab-stop";
 import type { FiringFeature } from "./firing";
 import { featurePath } from "./list";
 import { pinKey, type Change, type Pin } from "./state";
 
+const CELL = "button.cell";
 /** Choices by their words; `own` has an amount of its own. */
 const CHOICES = [["none", "Leave as it is"], ["ablate", "Ablate"], ["factor", "Times"], ["value", "Set to"], ["add", "Add"]] as const;
 type Choice = (typeof CHOICES)[number][0];
@@ -59,11 +62,12 @@ function PinRow({ pin, tokens, transcoder, feature, onChange, onUnpin }: RowProp
         <p class="lab-pin-name"><a href={featurePath(transcoder, pin)}>{feature?.label ? feature.label.text : name}</a>{feature?.label ? <> <span class="note">{name}</span> <OriginMark label={feature.label} /></> : null}</p>
         <button type="button" class="button quiet small" aria-label={`Unpin ${name}`} onClick={onUnpin}>✕</button>
       </div>
-      <div class="on-prompt" role="group" aria-label={`Where ${name} is changed`}>
+      <div class="on-prompt" role="group" aria-label={`Where ${name} is changed; arrow keys move between tokens`} onKeyDown={onStripKey}
+        onFocusCapture={(event) => { if ((event.target as HTMLElement).matches(CELL)) takeTabStop(event.currentTarget, event.target as HTMLElement, CELL); }}>
         {tokens.map((token, position) => {
           const value = at.get(position);
           return position === 0 ? <span key={position} class="cell">{showToken(token)}</span> : (
-            <button key={position} type="button" class={`cell${value === undefined ? "" : " is-active"}`} aria-pressed={pin.positions.includes(position)}
+            <button key={position} type="button" class={`cell${value === undefined ? "" : " is-active"}`} tabIndex={position === 1 ? 0 : -1} aria-pressed={pin.positions.includes(position)}
               title={value === undefined ? `position ${position}: silent` : `position ${position}: activation ${figure(value)}`} style={{ "--heat": value === undefined ? 0 : Math.round((100 * value) / most) }} onClick={() => toggle(position)}>
               {showToken(token)}
             </button>
@@ -79,13 +83,21 @@ function PinRow({ pin, tokens, transcoder, feature, onChange, onUnpin }: RowProp
         </label>
         {pin.change && choice !== "ablate" ? (
           <input type="number" step="any" class="lab-amount" aria-label={`Amount for ${name}`} value={pin.change.amount}
-            onInput={(event) => { const amount = event.currentTarget.valueAsNumber; if (Number.isFinite(amount) && pin.change) onChange({ change: { ...pin.change, amount } }); }} />
+            onInput={(event) => { const amount = event.currentTarget.valueAsNumber; if (Number.isFinite(amount) && pin.change) onChange({ change: { ...pin.change, amount } }); }}
+            onBlur={(event) => { event.currentTarget.value = String(pin.change!.amount); }} />
         ) : null}
         <span class="note">{where(pin, feature)}</span>
         {pin.positions.length > 0 ? <button type="button" class="button quiet small" onClick={() => onChange({ positions: [] })}>Everywhere</button> : null}
       </div>
     </li>
   );
+}
+
+function onStripKey(event: TargetedKeyboardEvent<HTMLElement>): void {
+  const next = beside(event.currentTarget, event.target as HTMLElement, CELL, event.key);
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
 }
 
 /** Two significant digits are enough to begin with. */

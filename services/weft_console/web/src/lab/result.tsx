@@ -1,6 +1,6 @@
 /** Both runs side by side: how the text goes on, and what the next token may be. */
 import { figure, percent, signed } from "../format";
-import { showToken } from "../graph/model";
+import { showToken } from "../ui/token-text";
 import { idOf } from "../types";
 import { Stat } from "../ui/parts";
 import type { ContinuedToken, Steered } from "./ask";

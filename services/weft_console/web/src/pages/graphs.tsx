@@ -6,6 +6,7 @@ import { navigate } from "../routes";
 import { idOf, type Graph, type Progress, type Transcoder } from "../types";
 import { toApiError, useLoad } from "../ui/load";
 import { Empty, Loading, PageHead, Problem, ProgressBar, StateBadge } from "../ui/parts";
+import { PromptField } from "../ui/prompt-field";
 
 interface GraphsAnswer { graphs: Graph[]; next_page_token: string }
 
@@ -102,10 +103,7 @@ function CreateForm({ onMade }: { onMade: (id: string) => void }) {
   if (problem) return <Problem problem={problem} onRetry={reload} />;
   return (
     <form class="card create" aria-label="Make a graph" onSubmit={(event) => void submit(event)}>
-      <label class="field grow">
-        <span>Prompt</span>
-        <input class="mono" required maxLength={20000} placeholder="The capital of France is" value={prompt} onInput={(event) => setPrompt(event.currentTarget.value)} />
-      </label>
+      <PromptField name="Prompt" value={prompt} onInput={setPrompt} />
       <label class="field">
         <span>Transcoder</span>
         <select required value={name} disabled={transcoders.length === 0} onChange={(event) => setChosen(event.currentTarget.value)}>

@@ -23,8 +23,14 @@ export function Indexes({ transcoder, indexes }: { transcoder: Transcoder; index
     const timer = window.setInterval(() => { if (!document.hidden) indexes.reload(); }, LOOK_MS);
     return () => window.clearInterval(timer);
   }, [isBusy, indexes.reload]);
+  // One at a time: a second click asks for nothing more.
+  const [acting, setActing] = useState<string | null>(null);
   const act = (job: IndexJob, verb: "cancel" | "resume") => {
-    post(`${path}/${encodeURIComponent(idOf(job.index))}/${verb}`).then(() => { setProblem(null); indexes.reload(); }, (error: unknown) => setProblem(toApiError(error)));
+    if (acting !== null) return;
+    setActing(job.index);
+    post(`${path}/${encodeURIComponent(idOf(job.index))}/${verb}`)
+      .then(() => { setProblem(null); indexes.reload(); }, (error: unknown) => setProblem(toApiError(error)))
+      .finally(() => setActing(null));
   };
   return (
     <section class="job-tests" aria-label="Indexes">

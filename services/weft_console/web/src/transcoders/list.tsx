@@ -1,28 +1,22 @@
 /** Every transcoder, newest first, with how well it does on text that it was not trained on. */
-import { useState } from "preact/hooks";
-import { get, type ApiError } from "../api";
 import { ago, bytes, count, figure, percent } from "../format";
 import { idOf, type Transcoder } from "../types";
-import { toApiError, useLoad } from "../ui/load";
-import { Empty, Loading, PageHead, Problem } from "../ui/parts";
+import { useLoad } from "../ui/load";
+import { useMore } from "../ui/more";
+import { Empty, Loading, PageHead, Problem, ShowMore } from "../ui/parts";
 import { mean } from "./figures";
 
 interface Answer { transcoders: Transcoder[]; next_page_token: string }
 
 export function TranscodersPage() {
   const first = useLoad<Answer>("/api/transcoders");
-  const [more, setMore] = useState<Answer[]>([]);
-  const [problem, setProblem] = useState<ApiError | null>(null);
-  const pages = first.data ? [first.data, ...more] : [];
-  const transcoders = pages.flatMap((page) => page.transcoders);
-  const next = pages[pages.length - 1]?.next_page_token ?? "";
-  const loadMore = () => get<Answer>(`/api/transcoders?page_token=${encodeURIComponent(next)}`)
-    .then((page) => setMore((before) => [...before, page]), (error: unknown) => setProblem(toApiError(error)));
+  const more = useMore(first.data, (token) => `/api/transcoders?page_token=${encodeURIComponent(token)}`);
+  const transcoders = more.pages.flatMap((page) => page.transcoders);
   return (
     <div class="page">
       <PageHead title="Transcoders" note="What was trained or imported: how good it is, where it comes from, and what is known of its features." />
       {first.problem ? <Problem problem={first.problem} onRetry={first.reload} /> : null}
-      {problem ? <Problem problem={problem} /> : null}
+      {more.problem ? <Problem problem={more.problem} /> : null}
       {!first.data && !first.problem ? <Loading what="transcoders" /> : null}
       {first.data && transcoders.length === 0 ? <Empty title="No transcoders yet">Export one from a run with <code>weft transcoders create</code>, or take one over with <code>weft transcoders import</code>.</Empty> : null}
       {transcoders.length > 0 ? (
@@ -55,7 +49,7 @@ export function TranscodersPage() {
           </table>
         </div>
       ) : null}
-      {next ? <button type="button" class="button" onClick={() => void loadMore()}>Show more</button> : null}
+      <ShowMore more={more} />
     </div>
   );
 }

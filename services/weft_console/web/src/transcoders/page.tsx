@@ -13,7 +13,7 @@ export function TranscoderPage({ id }: { id: string }) {
   const path = `/api/transcoders/${encodeURIComponent(id)}`;
   const { data, problem, reload } = useLoad<Transcoder>(path);
   const indexes = useLoad<IndexesAnswer>(data ? `${path}/indexes` : null);
-  if (problem) return <div class="page"><Problem problem={problem} onRetry={reload} /></div>;
+  if (problem) return <div class="page"><PageHead title={id} note={<a href="/transcoders">All transcoders</a>} /><Problem problem={problem} onRetry={reload} /></div>;
   if (!data) return <Loading what="the transcoder" />;
   const evaluation = data.evaluation;
   const replacement = evaluation?.replacement ?? null;

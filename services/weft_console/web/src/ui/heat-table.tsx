@@ -1,4 +1,5 @@
 import type { ComponentChildren } from "preact";
+import { showUnseen } from "./token-text";
 
 export interface HeatCell {
   text: string;
@@ -35,5 +36,5 @@ export function HeatTable(props: { caption: string; corner: string; columns: str
 
 /** A token's text with spaces at its ends and line breaks as signs, which would not be seen. */
 export function visible(text: string): string {
-  return text.replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)).replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
+  return showUnseen(text.replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length))) || "∅";
 }

@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { figure } from "../format";
-import { ticks } from "./scale";
+import { spanOf, ticks } from "./scale";
 
 const WIDTH = 420;
 const HEIGHT = 180;
@@ -14,8 +14,7 @@ export function LayerBars(props: { title: string; series: { name: string; values
   const [layer, setLayer] = useState<number | null>(null);
   const numLayers = Math.max(...props.series.map((one) => one.values.length), 1);
   const values = props.series.flatMap((one) => one.values);
-  const high = Math.max(...values, 1e-12);
-  const low = Math.min(...values, 0);
+  const [low, high] = spanOf(values);
   const slot = (WIDTH - LEFT - 8) / numLayers;
   const width = (slot * 0.78) / props.series.length;
   const toY = (value: number) => HEIGHT - BOTTOM - ((HEIGHT - TOP - BOTTOM) * (value - low)) / (high - low);

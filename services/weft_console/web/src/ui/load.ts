@@ -7,20 +7,18 @@ export interface Loaded<T> {
   reload: () => void;
 }
 
-/** Fetches JSON when the path changes; null fetches nothing. */
+/** Fetches JSON when the path changes; null fetches nothing. What nobody waits for any more is broken off. */
 export function useLoad<T>(path: string | null): Loaded<T> {
   const [state, setState] = useState<{ path: string | null; data: T | null; problem: ApiError | null }>({ path: null, data: null, problem: null });
   const [round, setRound] = useState(0);
   useEffect(() => {
     if (path === null) return undefined;
-    let isCurrent = true;
-    get<T>(path).then(
-      (data) => isCurrent && setState({ path, data, problem: null }),
-      (error: unknown) => isCurrent && setState({ path, data: null, problem: toApiError(error) }),
+    const abort = new AbortController();
+    get<T>(path, abort.signal).then(
+      (data) => !abort.signal.aborted && setState({ path, data, problem: null }),
+      (error: unknown) => !abort.signal.aborted && setState({ path, data: null, problem: toApiError(error) }),
     );
-    return () => {
-      isCurrent = false;
-    };
+    return () => abort.abort();
   }, [path, round]);
   const reload = useCallback(() => setRound((n) => n + 1), []);
   const isCurrent = state.path === path;

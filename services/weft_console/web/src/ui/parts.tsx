@@ -1,5 +1,6 @@
 /** Small parts that every page shares. */
 import type { ComponentChildren } from "preact";
+import { useEffect, useState } from "preact/hooks";
 import type { ApiError } from "../api";
 
 export function Stat(props: { label: string; value: string; title?: string; id?: string }) {
@@ -12,12 +13,15 @@ export function Stat(props: { label: string; value: string; title?: string; id?:
 }
 
 export function Problem(props: { problem: ApiError | string; onRetry?: () => void }) {
+  const [isTrying, setTrying] = useState(false);
+  // Another answer, though it may say the same.
+  useEffect(() => setTrying(false), [props.problem]);
   const isText = typeof props.problem === "string";
   return (
     <div class="problem" role="alert">
       {isText ? null : <strong>{(props.problem as ApiError).code.toLowerCase().replace(/_/g, " ")}</strong>}
       <span>{isText ? (props.problem as string) : (props.problem as ApiError).message}</span>
-      {props.onRetry ? <button type="button" class="button small" onClick={props.onRetry}>Try again</button> : null}
+      {props.onRetry ? <button type="button" class="button small" onClick={() => { setTrying(true); props.onRetry!(); }}>{isTrying ? "Trying…" : "Try again"}</button> : null}
     </div>
   );
 }
@@ -33,6 +37,11 @@ export function Empty(props: { title: string; children: ComponentChildren }) {
       <p>{props.children}</p>
     </div>
   );
+}
+
+/** Asks for the next page of a list, where there is one. */
+export function ShowMore({ more }: { more: { next: string; isBusy: boolean; load: () => void } }) {
+  return more.next ? <button type="button" class="button" onClick={more.load}>{more.isBusy ? "Loading…" : "Show more"}</button> : null;
 }
 
 export function StateBadge(props: { state: string }) {

@@ -1,5 +1,12 @@
 /** Axes: round steps, and where a value stands. */
 
+/** From where to where an axis of bars goes: 0 is on it, and where all is 0 it goes to 1. */
+export function spanOf(values: number[]): [number, number] {
+  const low = Math.min(...values, 0);
+  const high = Math.max(...values, 0);
+  return [low, high > low ? high : 1];
+}
+
 /** About `wanted` round values that cover low to high. */
 export function ticks(low: number, high: number, wanted = 4): number[] {
   if (!(high > low)) return [low];
