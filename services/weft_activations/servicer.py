@@ -166,11 +166,14 @@ class ActivationServicer(AnalysisMethods, service_pb2_grpc.ActivationServiceServ
             model_revision=found.record.model_revision,
             input_hook=found.record.spec.pair_of(dataset).input_hook,
             output_norm_limits=found.output_norm_limits,
+            tells_left_out=found.left_out is not None,
         )
         yield service_pb2.ReadSequencesResponse(header=header)
-        for sequence in found.sequences:
+        for at, sequence in enumerate(found.sequences):
             yield service_pb2.ReadSequencesResponse(
-                sequence=messages_pb2.TokenIds(ids=sequence.ids.tolist()), skipped_positions=sequence.skipped.tolist()
+                sequence=messages_pb2.TokenIds(ids=sequence.ids.tolist()),
+                skipped_positions=sequence.skipped.tolist(),
+                left_out_positions=found.left_out[at].tolist() if found.left_out is not None else (),
             )
 
     async def ReplaceMlps(  # type: ignore[override]  # it writes by itself, which gRPC takes as well

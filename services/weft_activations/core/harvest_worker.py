@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from weft_activations.core.harvest_records import (
 )
 from weft_activations.core.inference import Inference
 from weft_activations.core.leases import LeaseBoard
+from weft_activations.core.left_out import LeftOut
 from weft_activations.core.metrics import (
     ANOTHER_WAS_FIRST,
     EXTRACT_INCOMPLETE,
@@ -69,13 +70,13 @@ class Rows:
         whole: By hook, [L, T, D] each: room for any lease.
         norm_hook: Whose norms say which tokens are left out.
         num_tokens: How many of T are this lease's and are kept.
-        num_skipped: Tokens left out for their norm.
+        left_out: Which of those that the packing keeps were left out for their norm, rising.
     """
 
     whole: Mapping[str, Floats]
     norm_hook: str
     num_tokens: int = 0
-    num_skipped: int = 0
+    left_out: npt.NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
 
     @classmethod
     def with_room(cls, spec: HarvestSpec, info: ModelInfo, num_tokens: int) -> "Rows":
@@ -95,10 +96,9 @@ class Rows:
 
     def leave_out(self, limits_L: npt.NDArray[np.float64]) -> None:
         """Drop the tokens whose output norm reaches its layer's limit anywhere."""
-        before = self.num_tokens
         kept_T: npt.NDArray[np.bool_] = np.asarray((self.output_norms() < limits_L[:, None]).all(axis=0))
+        self.left_out = np.flatnonzero(~kept_T)
         self.keep(kept_T)
-        self.num_skipped += before - self.num_tokens
 
     def keep(self, kept_T: npt.NDArray[np.bool_]) -> None:
         """Drop the tokens that are not kept."""
@@ -263,7 +263,7 @@ class HarvestWorker:
 
     async def _run(self, spec: HarvestSpec, lease: Lease, rows: Rows) -> None:
         """Run a lease in turns of some sequences each, so that other calls come in between."""
-        rows.num_tokens, rows.num_skipped = 0, 0
+        rows.num_tokens, rows.left_out = 0, rows.left_out[:0]
         left = [sequence.ids for sequence in lease.sequences]
         while left:
             turn = [left.pop(0)]
@@ -294,6 +294,8 @@ class HarvestWorker:
         tokens = committed.num_tokens
         if is_new:
             EXTRACT_TOKENS.inc(tokens)
+        if rows.num_tokens == tokens:
+            await self._threaded(lambda: LeftOut(self._store, record.harvest_id).keep(lease.index, rows.left_out))
         await self._threaded(
             lambda: board.finish(
                 lease.index, split=lease.split.value, num_tokens=tokens, num_skipped=lease.num_tokens - tokens

@@ -4,7 +4,11 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
 
 from weft_activations.core.harvest_records import (
     HarvestProgress,
@@ -16,7 +20,9 @@ from weft_activations.core.harvest_records import (
 from weft_activations.core.hooks import INPUT_HOOKS, OUTPUT_HOOKS
 from weft_activations.core.inference import Inference
 from weft_activations.core.leases import LeaseBoard
+from weft_activations.core.left_out import LeftOut
 from weft_activations.core.packing import check_packing
+from weft_activations.core.plan import Lease
 from weft_activations.core.planning import HarvestPlanner, Planned
 from weft_activations.core.ports import DatasetCatalog, DatasetSpec, ModelInfo, Split
 from weft_activations.core.sequences import Sequences, harvested_sequences
@@ -157,7 +163,18 @@ class Harvests:
             raise InvalidArgumentError(f"max_tokens is {max_tokens}; give 0 for all, or more", field="max_tokens")
         record = await asyncio.to_thread(self._records.writer_of, dataset)
         planned = await self._planner.plan(record.spec)
-        return harvested_sequences(record, planned, split, max_tokens)
+        return await asyncio.to_thread(self._sequences, record, planned, split, max_tokens)
+
+    def _sequences(self, record: HarvestRecord, planned: Planned, split: Split, max_tokens: int) -> Sequences:
+        kept = LeftOut(self._store, record.harvest_id)
+        done = {lease.index: lease for lease in self._board(record).refresh()} if record.mean_norms else {}
+
+        def left_out(lease: Lease) -> Seq[npt.NDArray[np.int64]] | None:
+            if not record.spec.max_norm_ratio:
+                return kept.positions(lease, 0)
+            return kept.positions(lease, done[lease.index].num_skipped) if lease.index in done else None
+
+        return harvested_sequences(record, planned, split, max_tokens, left_out)
 
     async def list(self) -> list[HarvestRecord]:
         """List all harvests."""
@@ -165,9 +182,13 @@ class Harvests:
 
     def _progress(self, harvest_id: str) -> HarvestProgress:
         record = self._records.get(harvest_id)
+        return HarvestProgress.of(record, self._board(record).refresh())
+
+    def _board(self, record: HarvestRecord) -> LeaseBoard:
         # Leases that are done stay so; a board remembers them, so that only the others are read again.
-        board = self._boards.setdefault(harvest_id, LeaseBoard(self._store, harvest_id, record.num_leases, ""))
-        return HarvestProgress.of(record, board.refresh())
+        there = self._boards.get(record.harvest_id)
+        made = there or LeaseBoard(self._store, record.harvest_id, record.num_leases, "")
+        return self._boards.setdefault(record.harvest_id, made)
 
 
 def _is_alike(there: DatasetSpec, spec: HarvestSpec, pair: StreamPair, planned: Planned) -> bool:

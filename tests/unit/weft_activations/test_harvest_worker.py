@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from weft_activations.core.planning import HarvestPlanner
 from weft_activations.core.ports import Split
 from weft_common.errors import (
     AlreadyExistsError,
+    DataLossError,
     FailedPreconditionError,
     InvalidArgumentError,
     UnavailableError,
@@ -302,6 +304,45 @@ def test_harvest_leaves_out_tokens_of_large_norm() -> None:
         assert (np.linalg.norm(outputs, axis=1) < 1.05 * np.array(means)).all()
     records = HarvestRecords(world.store)
     assert records.set_mean_norms("h", (1.0, 1.0)).mean_norms == means
+
+
+def test_harvest_tells_which_tokens_it_left_out() -> None:
+    """What is told to be kept is what is stored, of every split, beside filtered tokens, also where replicas died."""
+    packing = Packing(cross_documents=True, separator_token_id=7, skipped_token_ids=(ord("e"),))
+    spec = replace(SPEC, packing=packing, held_out_share=0.2, max_norm_ratio=1.05)
+    world = World()
+    backend = FakeBackend(bos_token_id=1)
+    with suppress(KilledError):
+        world.run(Fate(30, after=True), "a", FakeBackend(bos_token_id=1), spec)
+    world.now += 100
+    asyncio.run(world._run(Fate(None, after=False), "b", backend, spec))
+
+    async def told(split: Split) -> Any:
+        inference = Inference(backend)
+        try:
+            harvests = Harvests(world.store, world.catalog, inference, HarvestPlanner(world.store, inference))
+            return await harvests.sequences("d", split, 0)
+        finally:
+            inference.close()
+
+    wanted: Counter[tuple[Any, ...]] = Counter()
+    left_out = 0
+    for split in Split:
+        found = asyncio.run(told(split))
+        for sequence, gap in zip(found.sequences, found.left_out, strict=True):
+            left_out += len(gap)
+            for position in sorted({*range(1, len(sequence.ids))} - {*sequence.skipped.tolist()} - {*gap.tolist()}):
+                row = expected_row(int(sequence.ids[position]), position)
+                wanted[(split.value, *(np.array(part, np.float32).tobytes() for part in row))] += 1
+    assert left_out > 0
+    assert world.rows() == wanted
+    some = next(info.key for info in world.store.list("harvests/h/left_out/"))
+    world.store.put(some, world.store.get(some) + bytes(4))
+    with pytest.raises(DataLossError, match="tokens were left out"):
+        _ = [asyncio.run(told(split)) for split in Split]
+    for info in list(world.store.list("harvests/h/left_out/")):
+        world.store.delete(info.key)
+    assert None in [asyncio.run(told(split)).left_out for split in Split]
 
 
 async def test_paused_harvest_is_left_alone_by_every_replica(undisturbed: World) -> None:

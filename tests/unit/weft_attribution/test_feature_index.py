@@ -41,6 +41,7 @@ from weft_common.errors import (
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
+    UnavailableError,
 )
 from weft_store.opening import open_store
 from weft_store.port import ObjectStore
@@ -382,6 +383,27 @@ def test_tokens_left_out_for_their_norm_are_found_again() -> None:
     index = opened(rig)
     for feature in range(rig.num_features):
         check_feature(rig, index, 1, feature, len(rig.token_ids))
+
+
+def test_what_was_left_out_of_a_shard_is_found_once() -> None:
+    """An index that is stopped while it looks goes on with the shards that it has not looked through yet."""
+    rig = IndexRig.make(open_store("memory://"), left_out=[(0, 1), (3, 2), (3, 5), (5, 11)])
+    rig.norm_limits = (9.0, 9.0)
+
+    class Dying(NormRunner):
+        async def capture(self, model: str, token_ids: list[int], hooks: list[str]) -> Any:
+            if self.captures == 5:
+                raise UnavailableError("gone")
+            return await super().capture(model, token_ids, hooks)
+
+    with pytest.raises(UnavailableError):
+        build(rig, rig.request(), runner=Dying(rig))
+    runner = NormRunner(rig)
+    build(rig, rig.request(), runner=runner)
+    assert runner.captures == 3
+    index = opened(rig)
+    for feature in range(rig.num_features):
+        check_feature(rig, index, 0, feature, len(rig.token_ids))
 
 
 def test_tokens_that_cannot_be_found_again_are_refused() -> None:

@@ -576,6 +576,7 @@ class ReadSequencesResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SKIPPED_POSITIONS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_POSITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___SequencesHeader:
         """First message of the stream."""
@@ -588,16 +589,21 @@ class ReadSequencesResponse(_message.Message):
     def skipped_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """With a sequence: its other positions that are read and not kept for what token they hold, rising."""
 
+    @_builtins.property
+    def left_out_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With a sequence: its positions that were left out for their norm, rising, where the header says that this is told."""
+
     def __init__(
         self,
         *,
         header: Global___SequencesHeader | None = ...,
         sequence: _messages_pb2.TokenIds | None = ...,
         skipped_positions: _abc.Iterable[_builtins.int] | None = ...,
+        left_out_positions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sequence", b"sequence", "skipped_positions", b"skipped_positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "left_out_positions", b"left_out_positions", "part", b"part", "sequence", b"sequence", "skipped_positions", b"skipped_positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "sequence"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
@@ -615,12 +621,17 @@ class SequencesHeader(_message.Message):
     MODEL_REVISION_FIELD_NUMBER: _builtins.int
     INPUT_HOOK_FIELD_NUMBER: _builtins.int
     OUTPUT_NORM_LIMITS_FIELD_NUMBER: _builtins.int
+    TELLS_LEFT_OUT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model, `models/{model}`."""
     model_revision: _builtins.str
     """Hex SHA-256 that identifies the model's checkpoint."""
     input_hook: _builtins.str
     """Hook of the inputs, without the layer: `mlp_in`."""
+    tells_left_out: _builtins.bool
+    """Whether each sequence tells what was left out of it; a harvest of before this was written down does not, and a pass of the model
+    with these limits finds it again.
+    """
     @_builtins.property
     def output_norm_limits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """A token whose output norm reaches its layer's limit anywhere was left out; by layer, empty where none was."""
@@ -632,10 +643,11 @@ class SequencesHeader(_message.Message):
         model_revision: _builtins.str = ...,
         input_hook: _builtins.str = ...,
         output_norm_limits: _abc.Iterable[_builtins.float] | None = ...,
+        tells_left_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "output_norm_limits", b"output_norm_limits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_hook", b"input_hook", "model", b"model", "model_revision", b"model_revision", "output_norm_limits", b"output_norm_limits", "tells_left_out", b"tells_left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,12 +1,13 @@
 """
 Which tokens the rows of a dataset are, found once for an index and kept beside it.
 
-The activations service works the sequences out again from the harvest's record. Where a harvest left tokens out for
-their norm, it did not write down which: the sequences of shards that lack some are run through the model again, and
-the same rule leaves out the same tokens, or the index is refused.
+The activations service works the sequences out again from the harvest's record, and tells which tokens it left out for
+their norm. Harvests of before that was written down tell the rule alone: the sequences of shards that lack some are run
+through the model again, and the same rule leaves out the same tokens, or the index is refused.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,12 +20,14 @@ from weft_attribution.core.feature_index.settings import IndexKeys, IndexRequest
 from weft_attribution.core.feature_index.text import Span, Text, align
 from weft_attribution.core.ports import ModelRunner
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from weft_common.logging import get_logger
 from weft_store.documents import create_json, read_json
 from weft_store.port import ObjectStore
 
 __all__ = ["HarvestedSequences", "SequenceSource", "find_text", "read_text"]
 
 Array = npt.NDArray[Any]
+_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class HarvestedSequences:
     Args:
         model_revision: Of the model that gave the tokens.
         token_ids: Of each sequence.
-        skipped: Of each, positions that were not kept, 0 among them; those left out for their norm are not.
-        norm_limits: By layer, the norm from which on a token was left out; empty where none was.
+        skipped: Of each, positions that were not kept, 0 among them.
+        norm_limits: By layer, the norm from which on tokens were left out that `skipped` lacks; empty where it has all.
     """
 
     model_revision: str
@@ -73,15 +76,17 @@ async def find_text(
         )
     skipped = list(found.skipped)
     if found.norm_limits:
-        skipped = await _with_left_out(runner, dataset, found)
+        skipped = await _with_left_out(store, runner, dataset, found, request.keys)
     shards = [(shard.key, shard.num_tokens, shard.row_group_tokens) for shard in dataset.shards]
     text, spans = await asyncio.to_thread(align, found.token_ids, skipped, shards, cut=bool(request.max_tokens))
     await asyncio.to_thread(_write_text, store, request.keys, text, spans)
     return text, spans
 
 
-async def _with_left_out(runner: ModelRunner, dataset: SealedDataset, found: HarvestedSequences) -> list[Array]:
-    """Add the positions that were left out for their norm."""
+async def _with_left_out(
+    store: ObjectStore, runner: ModelRunner, dataset: SealedDataset, found: HarvestedSequences, keys: IndexKeys
+) -> list[Array]:
+    """Add the positions that were left out for their norm; those of a shard are kept as soon as they are found."""
     size = dataset.shard_sequences
     if not size or not dataset.norm_hook:
         raise FailedPreconditionError(
@@ -94,18 +99,51 @@ async def _with_left_out(runner: ModelRunner, dataset: SealedDataset, found: Har
         numbers = range(place * size, min((place + 1) * size, len(skipped)))
         if not numbers or sum(len(found.token_ids[i]) - len(skipped[i]) for i in numbers) == shard.num_tokens:
             continue
-        for number in numbers:
-            ids = [int(token_id) for token_id in found.token_ids[number]]
-            capture = await runner.capture(dataset.model, ids, [f"layers.*.{dataset.norm_hook}"])
-            norms_LP = np.stack(
-                [_norms(capture.tensors[f"layers.{layer}.{dataset.norm_hook}"]) for layer in range(dataset.num_layers)]
-            )
-            left_out = np.flatnonzero((norms_LP >= limits_L).any(axis=0))
-            skipped[number] = np.union1d(skipped[number], left_out[left_out > 0])
+        # By the shard's own key, so that a dataset of the same name that is harvested again has its own.
+        key = keys.text(f"left_out/{hashlib.sha256(shard.key.encode()).hexdigest()[:32]}.bin")
+        stops = np.cumsum([len(found.token_ids[number]) for number in numbers])
+        gaps = await asyncio.to_thread(_read_gaps, store, key, stops)
+        known = gaps is not None
+        gaps = gaps or [await _left_out(runner, dataset, found.token_ids[number], limits_L) for number in numbers]
+        for number, gap in zip(numbers, gaps, strict=True):
+            skipped[number] = np.union1d(skipped[number], gap)
         _check_count(
             dataset, shard, sum(len(found.token_ids[i]) - len(skipped[i]) for i in numbers), len(numbers) == size
         )
+        if not known:
+            await asyncio.to_thread(_write_gaps, store, key, gaps, stops)
+        _LOG.info("what a harvest left out was found", index=keys.index_id, shards=place + 1, of=len(dataset.shards))
     return skipped
+
+
+async def _left_out(runner: ModelRunner, dataset: SealedDataset, token_ids: Array, limits_L: Array) -> Array:
+    """Run a sequence, and return the positions at which a norm reaches its limit."""
+    hook = f"layers.*.{dataset.norm_hook}"
+    capture = await runner.capture(dataset.model, [int(token_id) for token_id in token_ids], [hook])
+    streams = [capture.tensors[hook.replace("*", str(layer))] for layer in range(dataset.num_layers)]
+    left_out: Array = np.flatnonzero((np.stack([_norms(stream) for stream in streams]) >= limits_L).any(axis=0))
+    return left_out[left_out > 0]
+
+
+def _read_gaps(store: ObjectStore, key: str, stops: Array) -> list[Array] | None:
+    """Read what `_write_gaps` kept of a shard; None where it has not, or where it is damaged."""
+    try:
+        data = store.get(key)
+    except NotFoundError:
+        return None
+    if len(data) % 8:
+        return None
+    places = np.frombuffer(data, "<i8")
+    starts = [0, *stops[:-1].tolist()]
+    return [
+        places[(places >= start) & (places < stop)] - start for start, stop in zip(starts, stops.tolist(), strict=True)
+    ]
+
+
+def _write_gaps(store: ObjectStore, key: str, gaps: Sequence[Array], stops: Array) -> None:
+    starts = [0, *stops[:-1].tolist()]
+    places = np.concatenate([gap + start for gap, start in zip(gaps, starts, strict=True)])
+    store.put(key, places.astype("<i8").tobytes())
 
 
 def _norms(stream_PD: Array) -> Array:

@@ -17,7 +17,7 @@ export function showToken(text: string): string {
   return showUnseen(text.replace(/^ +| +$/g, (spaces) => "·".repeat(spaces.length))) || "∅";
 }
 
-/** A token within running text: spaces stay spaces. */
+/** A token within running text: spaces stay spaces, and of a character that tokens share one has all and the others have nothing. */
 export function showInText(text: string): string {
-  return showUnseen(text) || "∅";
+  return showUnseen(text);
 }
