@@ -699,7 +699,9 @@ def test_matches_end_a_page_after_so_much_work(monkeypatch: pytest.MonkeyPatch) 
         matching.page("t", "t", layer, min_cosine=0.1, page_size=1, first=0)
     # Layer 0 is there from the pages above.
     assert read == [1]
-    tight = FeatureMatching(indexes, memory_bytes=2 * indexes.open("t").directions(0).nbytes)
+    deeper = IndexRig.make(open_store("memory://"), num_layers=3)
+    build(deeper, deeper.request())
+    tight = FeatureMatching(OpenIndexes(deeper.store), memory_bytes=2 * opened(deeper).directions(0).nbytes)
     read.clear()
     for layer in (0, 1, 2, 0):
         tight.page("t", "t", layer, min_cosine=0.1, page_size=1, first=0)
