@@ -46,7 +46,7 @@ class NotServedError(FailedPreconditionError):
         attempts: How often the question was sent.
     """
 
-    def __init__(self, message: str, *, attempts: int) -> None:
+    def __init__(self, message: str, *, attempts: int = 1) -> None:
         super().__init__(message)
         self.attempts = attempts
 
