@@ -161,7 +161,7 @@ def _measure_index(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         child = _side(folder, killed, "--workers", workers, "--store-every", "2")
         if kills < options.kills:
             try:
-                child.wait(rng.uniform(0.15, 0.5) * found["seconds"])
+                child.wait(rng.uniform(0.1, 0.3) * found["seconds"])
             except subprocess.TimeoutExpired:
                 child.send_signal(signal.SIGKILL)
                 kills += 1
