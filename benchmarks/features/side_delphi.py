@@ -16,29 +16,15 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from side_peers import BATCH, encoder, first_ids, in_contexts, layer_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_store.opening import open_store
-
-CONTEXT, BATCH = 256, 32
-
-
-def _encoder(reader: TranscoderReader, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    rows = reader.encoder_rows(layer, 0, reader.encoder_shape(layer)[0])
-    weight, bias, threshold = (torch.from_numpy(np.array(each, np.float32)) for each in rows)
-
-    def encode(stream: torch.Tensor) -> torch.Tensor:
-        pre = stream @ weight.T + bias
-        return torch.where(pre > threshold, pre, 0)
-
-    return encode
 
 
 def _records(options: argparse.Namespace, folder: Path) -> Any:
@@ -51,12 +37,10 @@ def _records(options: argparse.Namespace, folder: Path) -> Any:
         wanted[f"layers.{layer}.mlp"].append(index)
     latents = {hook: torch.tensor(sorted(each)) for hook, each in wanted.items()}
     reader = TranscoderReader(open_store(options.bucket), "demo")
-    encoders = {hook: _encoder(reader, int(hook.split(".")[1])) for hook in latents}
-    with np.load(options.sequences) as saved:
-        ids = torch.from_numpy(saved["ids"][: options.tokens].astype(np.int64))
+    encoders = {hook: encoder(*layer_rows(reader, int(hook.split(".")[1]))) for hook in latents}
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval().model
     cache = LatentCache(model, encoders, batch_size=BATCH, transcode=True, filters=latents)
-    cache.run(options.tokens, ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT))
+    cache.run(options.tokens, in_contexts(first_ids(options.sequences, options.tokens)))
     cache.save_splits(1, folder)
     cache.save_config(folder, CacheConfig(n_tokens=options.tokens), str(options.model))
     return LatentDataset(

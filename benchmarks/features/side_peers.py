@@ -36,14 +36,40 @@ FORGE_CONTEXT, FORGE_TOKENS = 128, 4096
 """CLT-Forge's context; its batch is 1,024 tokens by itself, and four times that is faster here."""
 
 
-def _encoders(store: Any) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Weight [F, D], bias and threshold [F] of every layer."""
-    reader, found = TranscoderReader(store, "demo"), []
-    for layer in range(read_dataset(store, "python", held_out=False).num_layers):
-        rows = reader.encoder_rows(layer, 0, reader.encoder_shape(layer)[0])
-        weight, bias, threshold = (torch.from_numpy(np.array(each, np.float32)) for each in rows)
-        found.append((weight, bias, threshold))
-    return found
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def layer_rows(reader: TranscoderReader, layer: int) -> Rows:
+    """Weight [F, D], bias and threshold [F] of a layer's encoder."""
+    rows = reader.encoder_rows(layer, 0, reader.encoder_shape(layer)[0])
+    weight, bias, threshold = (torch.from_numpy(np.array(each, np.float32)) for each in rows)
+    return weight, bias, threshold
+
+
+def encoder(weight: torch.Tensor, bias: torch.Tensor, threshold: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """An encoder as delphi takes them."""
+
+    def encode(stream: torch.Tensor) -> torch.Tensor:
+        pre = stream @ weight.T + bias
+        return torch.where(pre > threshold, pre, 0)
+
+    return encode
+
+
+def first_ids(sequences: Path, num_tokens: int) -> torch.Tensor:
+    """The first token ids of what was harvested."""
+    with np.load(sequences) as saved:
+        return torch.from_numpy(saved["ids"][:num_tokens].astype(np.int64))
+
+
+def in_contexts(ids: torch.Tensor) -> torch.Tensor:
+    """Token ids in delphi's sequences; what is left over goes."""
+    return ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+
+
+def _encoders(store: Any) -> list[Rows]:
+    reader = TranscoderReader(store, "demo")
+    return [layer_rows(reader, layer) for layer in range(read_dataset(store, "python", held_out=False).num_layers)]
 
 
 def delphi(options: argparse.Namespace) -> dict[str, Any]:
@@ -54,19 +80,10 @@ def delphi(options: argparse.Namespace) -> dict[str, Any]:
 
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
 
-    def encoder(weight: torch.Tensor, bias: torch.Tensor, threshold: torch.Tensor) -> Callable[..., torch.Tensor]:
-        def encode(stream: torch.Tensor) -> torch.Tensor:
-            pre = stream @ weight.T + bias
-            return torch.where(pre > threshold, pre, 0)
-
-        return encode
-
     encoders = {
         f"layers.{layer}.mlp": encoder(*each) for layer, each in enumerate(_encoders(open_store(options.bucket)))
     }
-    with np.load(options.sequences) as saved:
-        ids = torch.from_numpy(saved["ids"][: options.tokens].astype(np.int64))
-    tokens = ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    tokens = in_contexts(first_ids(options.sequences, options.tokens))
     within = 0.0
     # Its own entry uses the model without its head.
     body = model.model
@@ -111,8 +128,7 @@ def clt_forge(options: argparse.Namespace) -> dict[str, Any]:
                 at += len(taken)
             if at == options.tokens:
                 break
-    with np.load(options.sequences) as saved:
-        ids = torch.from_numpy(saved["ids"][: options.tokens].astype(np.int64))
+    ids = first_ids(options.sequences, options.tokens)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, None]]:
         for low in range(0, options.tokens, FORGE_TOKENS):

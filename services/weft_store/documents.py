@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from weft_common.errors import ConflictError, DataLossError, NotFoundError
+from weft_common.errors import AlreadyExistsError, ConflictError, DataLossError, NotFoundError
 from weft_store.port import ObjectInfo, ObjectStore
 
 Document = dict[str, Any]
@@ -30,6 +30,15 @@ def read_json(store: ObjectStore, key: str) -> tuple[Document, str]:
 def create_json(store: ObjectStore, key: str, document: Mapping[str, Any]) -> ObjectInfo:
     """Write a document that is not there yet. AlreadyExistsError."""
     return store.put(key, encode_json(document), if_absent=True)
+
+
+def keep_json(store: ObjectStore, key: str, document: Document) -> Document:
+    """Write a document unless there is one, and return the one that is there. NotFoundError: deleted meanwhile."""
+    try:
+        create_json(store, key, document)
+    except AlreadyExistsError:
+        return read_json(store, key)[0]
+    return document
 
 
 def update_json(store: ObjectStore, key: str, change: Callable[[Document], Document], attempts: int = 20) -> Document:

@@ -24,8 +24,8 @@ from weft_attribution.core.targets import Target, choose_targets, name_targets
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_attribution.core.waited_threads import in_thread
 from weft_attribution.core.whole_graph import WholeGraph, open_graph
-from weft_common.errors import AlreadyExistsError, DataLossError, FailedPreconditionError, NotFoundError
-from weft_store.documents import create_json, read_json
+from weft_common.errors import DataLossError, FailedPreconditionError, NotFoundError
+from weft_store.documents import keep_json
 from weft_store.port import ObjectStore
 
 __all__ = ["GraphMaking"]
@@ -178,10 +178,7 @@ class GraphMaking:
 
     def _keep(self, request: GraphRequest, document: Json) -> Json:
         """Write a graph's document, unless somebody did; with it the graph is complete."""
-        try:
-            create_json(self._store, graph_key(request.graph_id), document)
-        except AlreadyExistsError:
-            document = read_json(self._store, graph_key(request.graph_id))[0]
+        document = keep_json(self._store, graph_key(request.graph_id), document)
         self._partial.delete(request.graph_id)
         return self._summaries.whole(request, document)
 

@@ -10,7 +10,7 @@ from weft_common.errors import (
     NotFoundError,
 )
 from weft_store import ObjectOperationStore, open_store
-from weft_store.documents import create_json, encode_json, read_json, update_json
+from weft_store.documents import create_json, encode_json, keep_json, read_json, update_json
 
 
 def test_documents_are_equal_bytes_when_equal() -> None:
@@ -26,6 +26,14 @@ def test_create_refuses_a_document_that_is_there() -> None:
     create_json(store, "a.json", {"n": 1})
     with pytest.raises(AlreadyExistsError):
         create_json(store, "a.json", {"n": 2})
+    assert read_json(store, "a.json")[0] == {"n": 1}
+
+
+def test_keep_returns_what_is_there() -> None:
+    """The first to keep a document gets its own back, everybody after it the first one's."""
+    store = open_store("memory://")
+    assert keep_json(store, "a.json", {"n": 1}) == {"n": 1}
+    assert keep_json(store, "a.json", {"n": 2}) == {"n": 1}
     assert read_json(store, "a.json")[0] == {"n": 1}
 
 

@@ -18,7 +18,7 @@ from weft_common.errors import (
     NotFoundError,
     UnavailableError,
 )
-from weft_store.documents import create_json, encode_json, read_json
+from weft_store.documents import create_json, encode_json, keep_json, read_json
 from weft_store.port import ObjectStore
 
 __all__ = [
@@ -126,11 +126,7 @@ def finish_export(
         "num_files": len(wanted),
         "size_bytes": sum(there[path] for path in wanted),
     }
-    try:
-        create_json(store, keys.manifest, manifest)
-    except AlreadyExistsError:
-        manifest, _ = read_json(store, keys.manifest)
-    return manifest
+    return keep_json(store, keys.manifest, manifest)
 
 
 def read_export(store: ObjectStore, keys: ExportKeys) -> Json:

@@ -19,7 +19,7 @@ from weft_attribution.core.feature_index.text import Text
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import AlreadyExistsError, DataLossError, NotFoundError
 from weft_common.logging import get_logger
-from weft_store.documents import create_json, list_ids, read_json
+from weft_store.documents import keep_json, list_ids, read_json
 from weft_store.port import ObjectStore
 
 __all__ = ["begin_index", "clear_states", "finish_index", "list_indexes", "read_manifest"]
@@ -43,19 +43,14 @@ def begin_index(store: ObjectStore, request: IndexRequest, mark: str) -> Json:
         "request": request.to_json(),
         "transcoder_mark": mark,
     }
-    try:
-        create_json(store, request.keys.request, document)
-    except AlreadyExistsError:
-        there, _ = read_json(store, request.keys.request)
-        same = ("request", "transcoder_mark")
-        if any(there.get(name) != document[name] for name in same):
-            raise AlreadyExistsError(
-                f"transcoders/{request.transcoder}/indexes/{request.index_id} was asked for otherwise, or of another "
-                "transcoder of that name; give this one an id of its own",
-                field="index_id",
-            ) from None
-        return there
-    return document
+    there = keep_json(store, request.keys.request, document)
+    if any(there.get(name) != document[name] for name in ("request", "transcoder_mark")):
+        raise AlreadyExistsError(
+            f"transcoders/{request.transcoder}/indexes/{request.index_id} was asked for otherwise, or of another "
+            "transcoder of that name; give this one an id of its own",
+            field="index_id",
+        )
+    return there
 
 
 def finish_index(
@@ -97,11 +92,7 @@ def finish_index(
         "num_dense": int((joined["num_active"] > request.settings.dense_share * text.num_tokens).sum()),
         "coactivation_tokens": min(request.settings.coactivation_tokens, text.num_tokens),
     }
-    try:
-        create_json(store, keys.manifest, manifest)
-    except AlreadyExistsError:
-        manifest, _ = read_json(store, keys.manifest)
-    return manifest
+    return keep_json(store, keys.manifest, manifest)
 
 
 def clear_states(store: ObjectStore, keys: IndexKeys) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weft_attribution.core.interpretation.examples import seeded
+from weft_attribution.core.interpretation.results import work_folder
 from weft_attribution.core.labels import Label, Place
-from weft_common.errors import AlreadyExistsError, DataLossError, NotFoundError
-from weft_store.documents import create_json, read_json
+from weft_common.errors import DataLossError, NotFoundError
+from weft_store.documents import Document, keep_json, read_json
 from weft_store.port import ObjectStore
 
 __all__ = ["KeptTests", "Tested", "paired", "shuffled"]
@@ -64,7 +65,7 @@ class KeptTests:
 
     def __init__(self, store: ObjectStore, transcoder: str, operation_id: str) -> None:
         self._store = store
-        self._key = f"features/{transcoder}/interpretations/{operation_id}/labels.json"
+        self._key = f"{work_folder(transcoder, operation_id)}labels.json"
 
     def read(self) -> dict[Place, Tested] | None:
         """What was written down; None where nothing was. DataLossError where it is damaged."""
@@ -72,6 +73,14 @@ class KeptTests:
             document, _ = read_json(self._store, self._key)
         except NotFoundError:
             return None
+        return self._tests(document)
+
+    def keep(self, tested: Mapping[Place, Tested]) -> Mapping[Place, Tested]:
+        """Write it down; where another process was faster, its list stays and is returned."""
+        labels = {_name(place): [each.text, each.revision, _name(each.control)] for place, each in tested.items()}
+        return self._tests(keep_json(self._store, self._key, {"labels": labels}))
+
+    def _tests(self, document: Document) -> dict[Place, Tested]:
         try:
             return {
                 _place(name): Tested(str(text), int(revision), None if control is None else _place(control))
@@ -79,15 +88,6 @@ class KeptTests:
             }
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataLossError(f"object {self._key!r} is no list of labels ({error!r}); delete it") from None
-
-    def keep(self, tested: Mapping[Place, Tested]) -> Mapping[Place, Tested]:
-        """Write it down; where another process was faster, its list stays and is returned."""
-        labels = {_name(place): [each.text, each.revision, _name(each.control)] for place, each in tested.items()}
-        try:
-            create_json(self._store, self._key, {"labels": labels})
-        except AlreadyExistsError:
-            return self.read() or tested
-        return tested
 
 
 def _name(place: Place | None) -> str | None:

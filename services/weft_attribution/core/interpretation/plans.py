@@ -9,9 +9,10 @@ and questions, and what was paid for would be paid for again.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from weft_attribution.core.interpretation.results import work_folder
 from weft_attribution.core.labels import Place
-from weft_common.errors import AlreadyExistsError, DataLossError, NotFoundError
-from weft_store.documents import create_json, read_json
+from weft_common.errors import DataLossError, NotFoundError
+from weft_store.documents import Document, keep_json, read_json
 from weft_store.port import ObjectStore
 
 __all__ = ["Plan", "keep_plan", "read_plan"]
@@ -40,6 +41,18 @@ def read_plan(store: ObjectStore, transcoder: str, operation_id: str) -> Plan | 
         document, _ = read_json(store, key)
     except NotFoundError:
         return None
+    return _plan(key, document)
+
+
+def keep_plan(store: ObjectStore, transcoder: str, operation_id: str, plan: Plan) -> Plan:
+    """Write a plan down; where there is one, that stays and is returned. Blocks."""
+    places = [number for place in plan.places for number in place]
+    document = {"places": places, "index_id": plan.index_id, "prompts": dict(plan.prompts)}
+    key = _key(transcoder, operation_id)
+    return _plan(key, keep_json(store, key, document))
+
+
+def _plan(key: str, document: Document) -> Plan:
     try:
         # Layers and indexes by turns: a line of the object each, not four.
         numbers = [int(each) for each in document["places"]]
@@ -50,16 +63,5 @@ def read_plan(store: ObjectStore, transcoder: str, operation_id: str) -> Plan | 
         raise DataLossError(f"object {key!r} is no plan ({error!r}); delete it and ask for the work again") from None
 
 
-def keep_plan(store: ObjectStore, transcoder: str, operation_id: str, plan: Plan) -> Plan:
-    """Write a plan down; where there is one, that stays and is returned. Blocks."""
-    places = [number for place in plan.places for number in place]
-    document = {"places": places, "index_id": plan.index_id, "prompts": dict(plan.prompts)}
-    try:
-        create_json(store, _key(transcoder, operation_id), document)
-    except AlreadyExistsError:
-        return read_plan(store, transcoder, operation_id) or plan
-    return plan
-
-
 def _key(transcoder: str, operation_id: str) -> str:
-    return f"features/{transcoder}/interpretations/{operation_id}/plan.json"
+    return f"{work_folder(transcoder, operation_id)}plan.json"

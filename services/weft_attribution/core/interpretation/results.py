@@ -17,7 +17,7 @@ from weft_common.errors import DataLossError, NotFoundError
 from weft_store.documents import encode_json, read_json
 from weft_store.port import ObjectStore
 
-__all__ = ["Ending", "FeatureResult", "Rating", "Results", "plain", "read_results"]
+__all__ = ["Ending", "FeatureResult", "Rating", "Results", "plain", "read_results", "work_folder"]
 
 _A_PART = 500
 _MAX_REASON = 300
@@ -120,7 +120,7 @@ class Results:
     """
 
     def __init__(self, store: ObjectStore, transcoder: str, operation_id: str) -> None:
-        self._store, self._folder = store, _folder(transcoder, operation_id)
+        self._store, self._folder = store, work_folder(transcoder, operation_id)
         # `write` runs in threads, of which a cancelled one goes on beside the next.
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._parts: dict[int, dict[int, FeatureResult]] = {}
@@ -183,7 +183,7 @@ def read_results(
     Raises:
         DataLossError: An object is damaged.
     """
-    folder = _folder(transcoder, operation_id)
+    folder = work_folder(transcoder, operation_id)
     numbers = (info.key.removeprefix(folder).removesuffix(".json") for info in store.list(folder))
     for part in sorted(int(number) for number in numbers if number.isdecimal()):
         if (part + 1) * _A_PART <= first:
@@ -204,7 +204,8 @@ def plain(text: str) -> str:
     return line if len(line) <= _MAX_REASON else f"{line[: _MAX_REASON - 1]}…"
 
 
-def _folder(transcoder: str, operation_id: str) -> str:
+def work_folder(transcoder: str, operation_id: str) -> str:
+    """All that is kept of one operation lies below this."""
     return f"features/{transcoder}/interpretations/{operation_id}/"
 
 
