@@ -5,6 +5,7 @@ What a rank spends on its start, some seconds of a processor, is more than what 
 """
 
 import multiprocessing
+import multiprocessing.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ __all__ = ["FORKS", "run_ranks"]
 FORKS = multiprocessing.get_context("forkserver")
 # Before the first process; torch and numba start no threads when they are imported.
 FORKS.set_forkserver_preload(["checkpoint_process", "clt_cases", "numba", "weft_clt.kernels"])
+# The server listens in this folder, made once: not in that of the test that happens to start it, which goes with the test.
+multiprocessing.util.get_temp_dir()
 
 
 def _told(errors: Path, work: Callable[..., None], arguments: Sequence[Any]) -> None:
