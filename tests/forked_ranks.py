@@ -16,7 +16,7 @@ __all__ = ["FORKS", "run_ranks"]
 FORKS = multiprocessing.get_context("forkserver")
 # Before the first process; torch and numba start no threads when they are imported.
 FORKS.set_forkserver_preload(["checkpoint_process", "clt_cases", "numba", "weft_clt.kernels"])
-# The server listens in this folder, made once: not in that of the test that happens to start it, which goes with the test.
+# The server listens in this folder. Made now, it is not within that of a test, which goes with the test.
 multiprocessing.util.get_temp_dir()
 
 
