@@ -95,8 +95,8 @@ async def forever(context: OperationContext) -> Message:
 
 async def crash(owner: OperationManager) -> None:
     """Stop a manager as SIGKILL would: nothing of it runs on, and nothing is let go of in the store."""
-    runs = list(owner._runs.values())
-    owner._runs.clear()
+    runs = list(owner._worker.runs.values())
+    owner._worker.runs.clear()
     for run in runs:
         run.task.cancel()
     await asyncio.gather(*(run.task for run in runs), return_exceptions=True)
@@ -157,7 +157,7 @@ async def test_unfinished_work_is_done_by_the_next_manager_after_a_stop(store: M
     first = manager(store, forever, lease_s=1000)
     async with first.run():
         await start(first)
-        await until(lambda: bool(first._runs))
+        await until(lambda: bool(first._worker.runs))
     second = manager(store, answer, lease_s=1000)
     async with second.run():
         assert (await done(second)).HasField("response")
@@ -177,7 +177,7 @@ async def test_killed_managers_work_is_finished_by_a_second(store: MemoryOperati
         return context.request
 
     first, second = manager(store, half), manager(store, rest)
-    looking = asyncio.create_task(first._look_forever())
+    looking = asyncio.create_task(first._worker._look_forever())
     await start(first)
     await until(lambda: b'"beat": 1' in store.get(NAME)[0] and progress(5).SerializeToString() in _metadata(store))
     looking.cancel()
@@ -293,7 +293,7 @@ async def test_manager_that_cannot_beat_stops_its_work(store: MemoryOperationSto
     owner = manager(Failing(), watch, lease_s=0.2)
     async with owner.run():
         await start(owner)
-        await until(lambda: bool(owner._runs))
+        await until(lambda: bool(owner._worker.runs))
         Failing.broken = True
         async with asyncio.timeout(5):
             await stopped.wait()
@@ -313,11 +313,11 @@ async def test_lost_work_is_stopped_and_its_end_not_written(store: MemoryOperati
     owner = manager(store, late)
     async with owner.run():
         await start(owner)
-        await until(lambda: bool(owner._runs))
+        await until(lambda: bool(owner._worker.runs))
         change_record(store, NAME, lambda record: _owned(record, "somebody else"))
         async with asyncio.timeout(5):
             await stubborn.wait()
-        await until(lambda: not owner._runs)
+        await until(lambda: not owner._worker.runs)
     assert not (await owner.get(NAME)).done
     assert Record.decode(NAME, store.get(NAME)[0]).owner == "somebody else"
 
@@ -367,7 +367,7 @@ async def test_shared_work_that_is_asked_for_anew_is_not_ended_by_what_was_befor
             finally:
                 if begun.count(name) == 1:
                     # Both are asked to stop before either has.
-                    await until(lambda: slow._runs[NAME].end is not None)
+                    await until(lambda: slow._worker.runs[NAME].end is not None)
                     if name == "slow":
                         await may_stop.wait()
 
@@ -402,7 +402,7 @@ async def test_cancel_reaches_another_process(store: MemoryOperationStore, stack
     runner, other = manager(store, work), manager(store, work)
     await stack.enter_async_context(runner.run())
     await start(runner)
-    await until(lambda: bool(runner._runs))
+    await until(lambda: bool(runner._worker.runs))
     await other.cancel(NAME)
     ended = await done(other)
     assert stopped.is_set()
