@@ -304,7 +304,8 @@ async def _read_rest(request: Any) -> None:
     with suppress(TimeoutError, StopAsyncIteration):
         async with asyncio.timeout(_REST_S):
             while num_bytes < _REST_BYTES:
-                num_bytes += len(await asyncio.wait_for(anext(messages), _REST_PAUSE_S))
+                async with asyncio.timeout(_REST_PAUSE_S):
+                    num_bytes += len(await anext(messages))
 
 
 async def _refuse_while_starting(request: bytes, context: Context) -> bytes:

@@ -69,7 +69,8 @@ class KubernetesMirror:
     async def wait(self, bell: asyncio.Event, timeout_s: float) -> None:
         """Wait for a change, or not longer than this."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(bell.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await bell.wait()
 
     def get(self, resource: Resource, name: str) -> Manifest | None:
         """Return the copy of an object; None where there is none, or none yet."""

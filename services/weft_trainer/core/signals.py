@@ -37,5 +37,6 @@ class Signals:
     async def wait(self, bell: asyncio.Event, timeout_s: float) -> bool:
         """Wait for a bell, or not longer than this; say whether it rang."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(bell.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await bell.wait()
         return bell.is_set()

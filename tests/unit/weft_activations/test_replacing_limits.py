@@ -106,6 +106,24 @@ async def test_call_takes_so_long(inference: Inference) -> None:
         await _scores(inference, _passes(1000, pause_s=0.01), call_s=0.1, passes=10_000)
 
 
+async def test_cancellation_that_meets_a_message_is_heard(inference: Inference) -> None:
+    """A call that is cancelled while its next message arrives ends then, not after all that would still come."""
+    asked = 0
+
+    async def messages() -> AsyncIterator[service_pb2.ReplaceMlpsRequest]:
+        nonlocal asked
+        async for request in _passes(50):
+            asked += 1
+            if asked == 4:
+                calling.cancel()
+            yield request
+
+    calling = asyncio.create_task(_scores(inference, messages()))
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert asked == 4
+
+
 async def test_silent_caller_is_left(inference: Inference) -> None:
     """What its batch holds becomes free."""
     with pytest.raises(DeadlineExceededError, match="`plan` was waited for"):
