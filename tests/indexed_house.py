@@ -64,11 +64,11 @@ def activations(house: AttributionHouse, sequences: Sequence[np.ndarray]) -> lis
 
 
 @asynccontextmanager
-async def indexed_house(folder: Path) -> AsyncIterator[Indexed]:
-    """Serve the model `tiny` with the transcoders `t` and `u`, and the dataset `d`."""
+async def indexed_house(folder: Path, **options: Any) -> AsyncIterator[Indexed]:
+    """Serve the model `tiny` with the transcoders `t` and `u`, and the dataset `d`; `options` go to the wiring."""
     rng = np.random.default_rng(0)
     texts = Texts([rng.integers(0, 40, 14) for _ in range(12)])
-    async with attribution_house(folder, sequences=texts) as house:
+    async with attribution_house(folder, sequences=texts, **options) as house:
         make_transcoder(house.store, "u", house.runner.reference, seed=2)
         inputs = []
         for ids in texts.token_ids:

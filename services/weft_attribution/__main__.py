@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 import torch
 
 from weft_attribution.adapters.grpc_activations import GrpcModelRunner
+from weft_attribution.adapters.grpc_dataset_holds import GrpcDatasetHolds
 from weft_attribution.adapters.grpc_sequences import GrpcSequences
 from weft_attribution.adapters.openai_interpreter import openai_interpreter
 from weft_attribution.adapters.prometheus_interpretation import PrometheusInterpretation
 from weft_attribution.adapters.prometheus_stages import PrometheusStages
+from weft_attribution.core.ports import DatasetHolds
 from weft_attribution.interpretation_requests import Interpreting
 from weft_attribution.settings import AttributionSettings
 from weft_attribution.wiring import SERVICE, registrations
@@ -34,6 +36,7 @@ def main() -> None:
         async with (
             aio_channel(settings.activations_target, token=settings.activations_token, **settings.peers_tls) as channel,
             _interpreting(settings) as interpreting,
+            _holds(settings) as holds,
         ):
             runner = GrpcModelRunner(
                 channel, max_capture_bytes=settings.max_capture_bytes, timeout_s=settings.activations_timeout_s
@@ -54,10 +57,21 @@ def main() -> None:
                 max_waiting=settings.max_waiting_graphs,
                 observe=PrometheusStages(REGISTRY),
                 interpreting=interpreting,
+                holds=holds,
             ) as served:
                 yield served
 
     run_service(SERVICE, settings, build)
+
+
+@asynccontextmanager
+async def _holds(settings: AttributionSettings) -> AsyncIterator[DatasetHolds | None]:
+    """The cache, where it is named."""
+    if not settings.cache_target:
+        yield None
+        return
+    async with aio_channel(settings.cache_target, token=settings.cache_token, **settings.peers_tls) as channel:
+        yield GrpcDatasetHolds(channel)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import grpc.aio
 
 from weft.features.v1 import service_pb2
 from weft_attribution import converting_features as converting
+from weft_attribution.core.dataset_holding import DatasetHolding
 from weft_attribution.core.feature_cards import FeatureCard, feature_logits, name_tokens
 from weft_attribution.core.feature_export.exporting import FeatureExports
 from weft_attribution.core.feature_graphs import FeatureGraphs
@@ -55,6 +56,7 @@ class FeatureDomain:
     opened: OpenGraphs
     exports: FeatureExports
     graphs: FeatureGraphs
+    holding: DatasetHolding
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class FeatureServicer(IndexRpcs, QueryRpcs, InterpretationRpcs, ExportRpcs, Stee
     ) -> None:
         self.store, self._models = store, models
         self.runner, self.work = runner, work
-        self.indexing, self.queries = domain.indexing, domain.queries
+        self.indexing, self.holding, self.queries = domain.indexing, domain.holding, domain.queries
         self.matching, self.on_prompt, self.opened = domain.matching, domain.on_prompt, domain.opened
         self.steered, self.exports = domain.steered, domain.exports
         self.indexes, self.graphs, self.turns = domain.queries.indexes, domain.graphs, Turns()

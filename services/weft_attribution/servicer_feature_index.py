@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from weft.common.v1 import operation_pb2
 from weft.features.v1 import index_pb2, service_pb2_grpc
 from weft_attribution import converting_features as converting
+from weft_attribution.core.dataset_holding import DatasetHolding
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.settings import IndexRequest
@@ -50,10 +51,11 @@ class IndexWork:
 
     Args:
         indexing: The domain.
+        holding: Keeps datasets from being deleted meanwhile.
     """
 
-    def __init__(self, indexing: FeatureIndexing) -> None:
-        self._indexing = indexing
+    def __init__(self, indexing: FeatureIndexing, holding: DatasetHolding) -> None:
+        self._indexing, self._holding = indexing, holding
 
     def kind(self) -> OperationKind:
         """Of all replicas, and one at a time in each: it takes what memory and processors there are."""
@@ -68,6 +70,7 @@ class IndexWork:
         begun = told.progress.create_time.ToMicroseconds() / 1e6
         latest = reported = told.progress.completed, told.progress.total
         await context.report(_metadata(request, begun, *reported))
+        await self._holding.hold(request.dataset, context.name)
 
         def progress(done: int, total: int) -> None:
             nonlocal latest
@@ -88,9 +91,10 @@ class IndexWork:
 
 
 class IndexRpcs(service_pb2_grpc.FeatureServiceServicer):
-    """Starts and describes indexes, by the domains put into `indexing` and `indexes`; long work goes to `work`."""
+    """Starts and describes indexes, by the domains put into these attributes; long work goes to `work`."""
 
     indexing: FeatureIndexing
+    holding: DatasetHolding
     indexes: OpenIndexes
     work: OperationManager
 
@@ -106,12 +110,15 @@ class IndexRpcs(service_pb2_grpc.FeatureServiceServicer):
         with suppress(NotFoundError, FailedPreconditionError):
             if (await self.work.get(name)).HasField("error"):
                 await self.work.delete(name)
-        return await self.work.start(
+        operation = await self.work.start(
             INDEX,
             wanted.operation_id,
             converting.index_request_to_proto(wanted),
             _metadata(wanted, time.time(), 0, total, "waiting"),
         )
+        if not operation.done:
+            await self.holding.hold_waiting(wanted.dataset, name)
+        return operation
 
     async def GetFeatureIndex(
         self, request: index_pb2.GetFeatureIndexRequest, context: Context

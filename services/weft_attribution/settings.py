@@ -29,6 +29,11 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     """Bearer token of the activations service."""
     activations_timeout_s: float = 300.0
     """Deadline of one call to the activations service, in seconds."""
+    cache_target: str = ""
+    """host:port of the cache service, which keeps a dataset from being deleted while an index reads it; unset, a
+    deletion meanwhile ends the index with an error."""
+    cache_token: SecretStr | None = None
+    """Bearer token of the cache service."""
     max_prompt_tokens: int = 512
     """Longest prompt explained, in tokens."""
     max_features: int = 100_000

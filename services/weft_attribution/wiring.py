@@ -10,6 +10,7 @@ from weft.attribution.v1 import service_pb2, service_pb2_grpc
 from weft.features.v1 import jobs_pb2, jobs_pb2_grpc, labels_pb2, labels_pb2_grpc
 from weft.features.v1 import service_pb2 as features_pb2
 from weft.features.v1 import service_pb2_grpc as features_pb2_grpc
+from weft_attribution.core.dataset_holding import DatasetHolding
 from weft_attribution.core.faithfulness import FaithfulnessSweep
 from weft_attribution.core.feature_export.exporting import FeatureExports
 from weft_attribution.core.feature_graphs import FeatureGraphs
@@ -27,7 +28,7 @@ from weft_attribution.core.label_store import LabelStore
 from weft_attribution.core.model_folder import ModelFolder
 from weft_attribution.core.open_graphs import OpenGraphs
 from weft_attribution.core.pipeline import Limits
-from weft_attribution.core.ports import ModelRunner
+from weft_attribution.core.ports import DatasetHolds, ModelRunner
 from weft_attribution.core.reading import GraphReading
 from weft_attribution.core.row_helper import RowHelper
 from weft_attribution.core.standing_labels import StandingLabels
@@ -77,6 +78,7 @@ async def registrations(
     max_waiting: int = 1000,
     observe: Callable[[Mapping[str, float]], None],
     interpreting: Interpreting | None = None,
+    holds: DatasetHolds | None = None,
 ) -> AsyncIterator[Sequence[Registration]]:
     """Give what a server needs to answer, and do the long work for as long as the context lasts."""
     models, opened, gate = ModelFolder(models_dir), OpenGraphs(store), Gate()
@@ -111,13 +113,14 @@ async def registrations(
         opened,
         FeatureExports(store, runner, models, indexes, scratch_bytes=export_scratch_bytes),
         FeatureGraphs(store, graphs.requests),
+        DatasetHolding(holds),
     )
     kinds = {
         KIND: GraphWork(graphs, observe).kind(),
         FAITHFULNESS: FaithfulnessWork(steering.sweep).kind(),
         BATCH: batches.kind(),
         **interpretation.kinds(),
-        INDEX: IndexWork(features_of.indexing).kind(),
+        INDEX: IndexWork(features_of.indexing, features_of.holding).kind(),
         EXPORT: ExportWork(features_of.exports).kind(),
     }
     manager = OperationManager(SERVICE, ObjectOperationStore(store, SERVICE), kinds)

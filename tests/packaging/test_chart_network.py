@@ -98,6 +98,7 @@ def test_components_reach_whom_they_call_and_nobody_else() -> None:
         ("activations", "cache", GRPC),
         ("trainer", "cache", GRPC),
         ("attribution", "activations", GRPC),
+        ("attribution", "cache", GRPC),
         ("console", "cache", GRPC),
         ("console", "trainer", GRPC),
         ("console", "attribution", GRPC),

@@ -137,7 +137,13 @@ def test_tokens_reach_who_asks_and_who_calls() -> None:
         "activations": {"TOKEN": "a", "CACHE_TOKEN": "c", **bucket},
         "cache": {"TOKEN": "c", **bucket},
         "trainer": {"TOKEN": "t", "CACHE_TOKEN": "c", "REPORT_TOKEN": "r", **bucket},
-        "attribution": {"TOKEN": "g", "ACTIVATIONS_TOKEN": "a", "INTERPRETER_KEY": "token", **bucket},
+        "attribution": {
+            "TOKEN": "g",
+            "ACTIVATIONS_TOKEN": "a",
+            "CACHE_TOKEN": "c",
+            "INTERPRETER_KEY": "token",
+            **bucket,
+        },
         "console": {
             "TOKEN": "page",
             "ACTIVATIONS_TOKEN": "a",

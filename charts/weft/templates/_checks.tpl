@@ -63,7 +63,7 @@ What the schema cannot say, or not in a sentence a person would want to read. Th
 {{- end }}
 
 {{- define "weft.checks.components" -}}
-{{- $needs := dict "activations" (list "cache") "trainer" (list "cache") "attribution" (list "activations") }}
+{{- $needs := dict "activations" (list "cache") "trainer" (list "cache") "attribution" (list "activations" "cache") }}
 {{- $_ := set $needs "console" (list "activations" "cache" "trainer" "attribution") }}
 {{- range $component, $peers := $needs }}
 {{- range $peer := $peers }}

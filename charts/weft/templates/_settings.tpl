@@ -129,6 +129,7 @@ WEFT_TRAINER_KUBERNETES_REPORTS_SERVICE: {{ printf "%s.%s.svc:50052" $service .R
 {{- define "weft.settings.attribution" }}
 WEFT_ATTRIBUTION_MODELS_DIR: /models
 WEFT_ATTRIBUTION_ACTIVATIONS_TARGET: {{ include "weft.target" (dict "root" . "component" "activations") }}
+WEFT_ATTRIBUTION_CACHE_TARGET: {{ include "weft.target" (dict "root" . "component" "cache") }}
 {{- with .Values.attribution.interpreter }}
 {{- if .url }}
 WEFT_ATTRIBUTION_INTERPRETER_URL: {{ .url | quote }}
@@ -154,7 +155,7 @@ WEFT_CONSOLE_{{ upper $peer }}_TARGET: {{ include "weft.target" (dict "root" $ "
 {{- define "weft.secrets" -}}
 {{- $prefix := printf "WEFT_%s" (upper .component) }}
 {{- $auth := .root.Values.auth }}
-{{- $peers := dict "activations" (list "cache") "trainer" (list "cache") "attribution" (list "activations") }}
+{{- $peers := dict "activations" (list "cache") "trainer" (list "cache") "attribution" (list "activations" "cache") }}
 {{- $_ := set $peers "console" (list "activations" "cache" "trainer" "attribution") }}
 {{- /* Ranks in pods get the token from the Secret themselves. */}}
 {{- if and .root.Values.activations.enabled (eq .root.Values.trainer.launcher "local") }}

@@ -1,5 +1,5 @@
 """
-What attribution needs from the outside: a base model that runs somewhere else.
+What attribution needs from the outside: a base model that runs somewhere else, and the catalog of datasets.
 
 Legend: P positions of the prompt, D d_model.
 """
@@ -14,6 +14,7 @@ import numpy.typing as npt
 __all__ = [
     "Addition",
     "Capture",
+    "DatasetHolds",
     "LikelyToken",
     "ModelInfo",
     "ModelRunner",
@@ -146,3 +147,21 @@ class ModelRunner(Protocol):
         self, model: str, token_ids: Sequence[int], additions: Sequence[Addition], *, max_new_tokens: int
     ) -> tuple[LikelyToken, ...]:
         """Go on after a prompt with the most likely token each time, with additions made in every pass."""
+
+
+class DatasetHolds(Protocol):
+    """The cache service, as far as long work needs it: it deletes no dataset that somebody holds."""
+
+    async def hold(self, dataset: str, holder: str) -> None:
+        """
+        Keep a dataset from being deleted until its holder has ended; the same again is no error.
+
+        Args:
+            dataset: Its id.
+            holder: `operations/{operation}`, which is in the bucket by now.
+
+        Raises:
+            NotFoundError: No such dataset, or it is being deleted.
+            UnavailableError: The cache does not answer.
+            DeadlineExceededError: It took too long to.
+        """

@@ -134,7 +134,7 @@ class AsyncDatasets:
         return await unary(self._stub.UpdateDataset, request)
 
     async def hold(self, name: str, pin: str) -> retention_pb2.Hold:
-        """Keep a dataset from being deleted until the pin is released; runs hold theirs by themselves."""
+        """Keep a dataset from being deleted until the pin is released; runs and indexes hold theirs by themselves."""
         request = retention_pb2.HoldDatasetRequest(name=full_name("datasets", name), holder=full_name("pins", pin))
         return await unary(self._stub.HoldDataset, request)
 

@@ -45,7 +45,7 @@ def keep_dataset(
 
 
 def hold_dataset(dataset: DatasetArgument, pin: PinArgument, as_json: JsonFlag = False) -> None:
-    """Keep a dataset from being deleted until the pin is released; runs hold theirs by themselves."""
+    """Keep a dataset from being deleted until the pin is released; runs and indexes hold theirs by themselves."""
     with connected() as client:
         found = client.datasets.hold(dataset, pin)
     print_one(found, [("holder", found.holder), ("since", time(found.create_time))], as_json=as_json)

@@ -26,7 +26,7 @@ PEERS: Mapping[str, tuple[str, ...]] = {
     "cache": (),
     "activations": ("cache",),
     "trainer": ("activations", "cache"),
-    "attribution": ("activations",),
+    "attribution": ("activations", "cache"),
     "console": ("activations", "cache", "trainer", "attribution"),
 }
 

@@ -135,7 +135,7 @@ class Datasets:
         return unary(self._stub.UpdateDataset, request)
 
     def hold(self, name: str, pin: str) -> retention_pb2.Hold:
-        """Keep a dataset from being deleted until the pin is released; runs hold theirs by themselves."""
+        """Keep a dataset from being deleted until the pin is released; runs and indexes hold theirs by themselves."""
         request = retention_pb2.HoldDatasetRequest(name=full_name("datasets", name), holder=full_name("pins", pin))
         return unary(self._stub.HoldDataset, request)
 

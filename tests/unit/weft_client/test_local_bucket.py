@@ -23,6 +23,19 @@ def test_keys_reach_every_service_that_has_a_bucket_and_no_other() -> None:
         assert found == ({} if name == "console" else expected)
 
 
+def test_service_is_told_of_those_that_it_calls() -> None:
+    """Targets and tokens of these and of no others; attribution holds datasets at the cache."""
+    endpoints, layout = choose_endpoints(), Layout(Path("/weft"))
+    told = service_environment("attribution", layout, endpoints, layout.bucket)
+    peers = {key: value for key, value in told.items() if key.endswith(("_TARGET", "_TOKEN"))}
+    assert peers.pop("WEFT_ATTRIBUTION_TOKEN") == endpoints["attribution"].token
+    assert peers == {
+        f"WEFT_ATTRIBUTION_{name.upper()}_{kind}": value
+        for name in ("activations", "cache")
+        for kind, value in (("TARGET", endpoints[name].target), ("TOKEN", endpoints[name].token))
+    }
+
+
 def test_folder_of_the_run_is_the_bucket_where_none_is_named() -> None:
     """Without a name services get the folder's own bucket, and no keys."""
     assert Layout(Path("/weft")).bucket.settings() == {"BUCKET_URL": "file:///weft/bucket"}

@@ -152,7 +152,8 @@ class FeatureServiceServicer:
 
     def IndexFeatures(self, request, context):
         """Goes over a dataset once and gathers where every feature is active. Long work. The newest whole index of a transcoder is the one
-        that other calls answer from. ALREADY_EXISTS: the id stands for another index.
+        that other calls answer from. The dataset is not deleted meanwhile. ALREADY_EXISTS: the id stands for another index.
+        FAILED_PRECONDITION: the dataset is not sealed, or is being deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,8 @@ class FeatureServiceStub:
     """Describes one feature. NOT_FOUND: no such transcoder, layer or feature."""
     IndexFeatures: _grpc.UnaryUnaryMultiCallable[_index_pb2.IndexFeaturesRequest, _operations_pb2.Operation]
     """Goes over a dataset once and gathers where every feature is active. Long work. The newest whole index of a transcoder is the one
-    that other calls answer from. ALREADY_EXISTS: the id stands for another index.
+    that other calls answer from. The dataset is not deleted meanwhile. ALREADY_EXISTS: the id stands for another index.
+    FAILED_PRECONDITION: the dataset is not sealed, or is being deleted.
     """
     GetFeatureIndex: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetFeatureIndexRequest, _index_pb2.FeatureIndex]
     """Describes one index. NOT_FOUND: there is none, or it is not whole yet."""
@@ -92,7 +93,8 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Describes one feature. NOT_FOUND: no such transcoder, layer or feature."""
     IndexFeatures: _aio.UnaryUnaryMultiCallable[_index_pb2.IndexFeaturesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Goes over a dataset once and gathers where every feature is active. Long work. The newest whole index of a transcoder is the one
-    that other calls answer from. ALREADY_EXISTS: the id stands for another index.
+    that other calls answer from. The dataset is not deleted meanwhile. ALREADY_EXISTS: the id stands for another index.
+    FAILED_PRECONDITION: the dataset is not sealed, or is being deleted.
     """
     GetFeatureIndex: _aio.UnaryUnaryMultiCallable[_index_pb2.GetFeatureIndexRequest, _index_pb2.FeatureIndex]  # type: ignore[assignment]
     """Describes one index. NOT_FOUND: there is none, or it is not whole yet."""
@@ -149,7 +151,8 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Goes over a dataset once and gathers where every feature is active. Long work. The newest whole index of a transcoder is the one
-        that other calls answer from. ALREADY_EXISTS: the id stands for another index.
+        that other calls answer from. The dataset is not deleted meanwhile. ALREADY_EXISTS: the id stands for another index.
+        FAILED_PRECONDITION: the dataset is not sealed, or is being deleted.
         """
 
     @_abc_1.abstractmethod

@@ -91,6 +91,8 @@ def read_dataset(store: ObjectStore, dataset: str, *, held_out: bool) -> SealedD
         manifest, _ = read_json(store, f"datasets/{dataset}/manifest.json")
     except NotFoundError:
         raise NotFoundError(f"no dataset datasets/{dataset}; list the datasets to see those that there are") from None
+    if manifest.get("state") == "deleting":
+        raise FailedPreconditionError(f"datasets/{dataset} is being deleted; name another one, or harvest it again")
     if manifest.get("state") != "sealed":
         raise FailedPreconditionError(
             f"datasets/{dataset} is {manifest.get('state')}, and only a sealed one is indexed; wait for its harvest"
