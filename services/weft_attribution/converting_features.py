@@ -3,9 +3,11 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import field_mask_pb2
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
 
 from weft.features.v1 import index_pb2, queries_pb2, service_pb2
 from weft_attribution.core.feature_cards import FeatureCard, TokenWeights
@@ -39,6 +41,7 @@ __all__ = [
     "window_to_proto",
 ]
 
+M = TypeVar("M", bound=Message)
 _FEATURE = re.compile(r"(\d{1,6})-(\d{1,9})")
 _STATES = (
     index_pb2.FEATURE_STATE_DEAD,
@@ -74,27 +77,30 @@ def feature_place(name: str, field: str = "name") -> tuple[str, int, int]:
     return transcoder, int(place[1]), int(place[2])
 
 
-def wanted_fields(mask: field_mask_pb2.FieldMask, default: Sequence[str]) -> set[str]:
+def wanted_fields(
+    mask: field_mask_pb2.FieldMask, default: Sequence[str], kind: Descriptor = service_pb2.Feature.DESCRIPTOR
+) -> set[str]:
     """
-    Which fields of Feature a mask asks for at all.
+    Which fields of Feature, or of another kind of message, a mask asks for at all.
 
     Raises:
         InvalidArgumentError: It names a field that there is not.
     """
     for path in mask.paths:
-        if not field_mask_pb2.FieldMask(paths=[path]).IsValidForDescriptor(service_pb2.Feature.DESCRIPTOR):
+        if not field_mask_pb2.FieldMask(paths=[path]).IsValidForDescriptor(kind):
             raise InvalidArgumentError(
-                f"read_mask has {path[:100]!r}, which is no field of Feature; give names such as statistics.density",
+                f"read_mask has {path[:100]!r}, which is no field of {kind.name}; its fields are "
+                f"{', '.join(kind.fields_by_name)}",
                 field="read_mask",
             )
     return {path.split(".")[0] for path in mask.paths} or set(default)
 
 
-def masked(feature: service_pb2.Feature, mask: field_mask_pb2.FieldMask) -> service_pb2.Feature:
+def masked(feature: M, mask: field_mask_pb2.FieldMask) -> M:
     """What a mask leaves of a feature; all of it where it names nothing."""
     if not mask.paths:
         return feature
-    found = service_pb2.Feature()
+    found = type(feature)()
     mask.MergeMessage(feature, found)
     return found
 

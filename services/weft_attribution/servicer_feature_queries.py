@@ -108,6 +108,8 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
     async def GetActivationsOnPrompt(
         self, request: queries_pb2.GetActivationsOnPromptRequest, context: Context
     ) -> queries_pb2.GetActivationsOnPromptResponse:
+        kind = queries_pb2.PromptFeature.DESCRIPTOR
+        wanted = converting.wanted_fields(request.read_mask, list(kind.fields_by_name), kind)
         transcoder = parse_name(request.transcoder, "transcoders", field="transcoder")
         places = [converting.feature_place(name, "features") for name in request.features]
         if any(place[0] != transcoder for place in places):
@@ -118,20 +120,25 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
         question = PromptQuestion(
             transcoder,
             request.prompt,
-            tuple(request.layers),
+            tuple(sorted(set(request.layers))),
             tuple(sorted({(layer, index) for _, layer, index in places})),
             request.max_features,
+            request.page_size,
+            request.page_token,
         )
         answer = await self.turns.take(lambda: self.on_prompt.find(question))
-        labels = await self.queries.labels.labels(transcoder)
-        tell_passed_over(context, labels)
+        labels = None
+        if "label" in wanted:
+            labels = await self.queries.labels.labels(transcoder)
+            tell_passed_over(context, labels)
         response = queries_pb2.GetActivationsOnPromptResponse(
             tokens=[token.text for token in answer.tokens],
             token_ids=[token.id for token in answer.tokens],
             num_active_features=answer.num_active,
+            next_page_token=answer.next_token,
         )
         for each in answer.features:
-            shown = response.features.add(
+            shown = queries_pb2.PromptFeature(
                 name=f"transcoders/{transcoder}/features/{each.layer}-{each.index}",
                 layer=each.layer,
                 index=each.index,
@@ -139,8 +146,9 @@ class QueryRpcs(service_pb2_grpc.FeatureServiceServicer):
                 activations=each.activations,
                 relative_max=each.relative_max,
             )
-            if (each.layer, each.index) in labels:
+            if labels is not None and (each.layer, each.index) in labels:
                 shown.label.CopyFrom(converting.label_to_proto(labels[each.layer, each.index]))
+            response.features.append(converting.masked(shown, request.read_mask))
         return response
 
     async def ListGraphFeatures(

@@ -248,6 +248,38 @@ async def test_activations_on_a_text_are_the_encoders(rig: Indexed) -> None:
             await rig.features.on_prompt("t", **arguments)
 
 
+async def test_what_fires_on_a_text_comes_by_pages_and_fields(rig: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages join to the whole and run the model once; a token is its question's; a mask leaves what it names."""
+    await rig.index()
+    runs, capture = list[str](), rig.house.runner.capture
+
+    async def counted(model: str, *asked: Any) -> Any:
+        runs.append(model)
+        return await capture(model, *asked)
+
+    monkeypatch.setattr(rig.house.runner, "capture", counted)
+    whole = await rig.features.on_prompt("t", "capital", max_features=1000)
+    pages = [page async for page in rig.features.on_prompt_pages("t", "capital", page_size=4)]
+    assert [each for page in pages for each in page.features] == list(whole.features)
+    assert {len(page.features) for page in pages[:-1]} == {4}
+    assert len(runs) == 2
+    for page in pages:
+        assert (page.tokens, page.num_active_features) == (whole.tokens, whole.num_active_features)
+    few = rig.features.on_prompt_pages("t", "capital", max_features=3, page_size=2, fields=["name", "relative_max"])
+    assert [each async for page in few for each in page.features] == [
+        queries_pb2.PromptFeature(name=each.name, relative_max=each.relative_max) for each in whole.features[:3]
+    ]
+    other = queries_pb2.GetActivationsOnPromptRequest(
+        transcoder="transcoders/t", prompt="capitals", page_size=4, page_token=pages[0].next_page_token
+    )
+    with pytest.raises(InvalidArgumentError, match="page_token is not one that this call returned"):
+        await unary(rig.features._stub.GetActivationsOnPrompt, other)
+    with pytest.raises(InvalidArgumentError, match="no field of PromptFeature"):
+        await rig.features.on_prompt("t", "capital", fields=["statistics"])
+    with pytest.raises(InvalidArgumentError, match="page_size"):
+        [page async for page in rig.features.on_prompt_pages("t", "capital", page_size=-1)]
+
+
 async def test_questions_over_whole_transcoders_are_bounded(rig: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too much for one call, too many calls, and a page token that is a number without end: each says what to do."""
     from weft_attribution.core.feature_index import on_prompt

@@ -48,11 +48,15 @@ class Page(Protocol):
 
 
 async def pages(
-    method: Callable[..., Awaitable[Any]], request: Any, items: Callable[[Any], Sequence[Item]]
+    method: Callable[..., Awaitable[Any]],
+    request: Any,
+    items: Callable[[Any], Sequence[Item]],
+    *,
+    timeout_s: float | None = CALL_S,
 ) -> AsyncIterator[Item]:
-    """Everything that a list call has, page by page."""
+    """Everything that a list call has, page by page; each page has `timeout_s`."""
     while True:
-        page = await unary(method, request)
+        page = await unary(method, request, timeout_s=timeout_s)
         for item in items(page):
             yield item
         if not page.next_page_token:

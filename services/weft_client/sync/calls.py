@@ -45,10 +45,16 @@ class Page(Protocol):
     next_page_token: str
 
 
-def pages(method: Callable[..., Any], request: Any, items: Callable[[Any], Sequence[Item]]) -> Iterator[Item]:
-    """Everything that a list call has, page by page."""
+def pages(
+    method: Callable[..., Any],
+    request: Any,
+    items: Callable[[Any], Sequence[Item]],
+    *,
+    timeout_s: float | None = CALL_S,
+) -> Iterator[Item]:
+    """Everything that a list call has, page by page; each page has `timeout_s`."""
     while True:
-        page = unary(method, request)
+        page = unary(method, request, timeout_s=timeout_s)
         yield from items(page)
         if not page.next_page_token:
             return

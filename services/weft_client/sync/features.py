@@ -157,9 +157,10 @@ class Features(FeatureExports):
         layers: Sequence[int] = (),
         features: Sequence[tuple[int, int]] = (),
         max_features: int = 0,
+        fields: Sequence[str] = (),
     ) -> queries_pb2.GetActivationsOnPromptResponse:
         """
-        Run a text through the model and tell what fires where.
+        Run a text through the model and tell what fires where, in one answer.
 
         Args:
             transcoder: The transcoder.
@@ -167,6 +168,7 @@ class Features(FeatureExports):
             layers: Layers; none means all.
             features: Features by layer and index, told whether they fire or not; none means all that fire.
             max_features: Most features told; 0 means 100.
+            fields: Fields of PromptFeature that are wanted; none means all. Labels cost nothing where they are not.
         """
         request = queries_pb2.GetActivationsOnPromptRequest(
             transcoder=full_name("transcoders", transcoder),
@@ -174,8 +176,43 @@ class Features(FeatureExports):
             layers=layers,
             features=[feature_name(transcoder, layer, index) for layer, index in features],
             max_features=max_features,
+            read_mask=_mask(fields),
         )
         return unary(self._stub.GetActivationsOnPrompt, request, timeout_s=READ_S)
+
+    def on_prompt_pages(
+        self,
+        transcoder: str,
+        prompt: str,
+        *,
+        layers: Sequence[int] = (),
+        features: Sequence[tuple[int, int]] = (),
+        max_features: int = 0,
+        page_size: int = 50,
+        fields: Sequence[str] = (),
+    ) -> Iterator[queries_pb2.GetActivationsOnPromptResponse]:
+        """
+        The same page by page for as long as they are read, however many features fire; each page has the tokens.
+
+        Args:
+            transcoder: The transcoder.
+            prompt: The text.
+            layers: As of `on_prompt`.
+            features: As of `on_prompt`.
+            max_features: Most features told on all pages; 0 means all.
+            page_size: Features of one page, 1 to 1,000.
+            fields: As of `on_prompt`.
+        """
+        request = queries_pb2.GetActivationsOnPromptRequest(
+            transcoder=full_name("transcoders", transcoder),
+            prompt=prompt,
+            layers=layers,
+            features=[feature_name(transcoder, layer, index) for layer, index in features],
+            max_features=max_features,
+            page_size=page_size,
+            read_mask=_mask(fields),
+        )
+        return pages(self._stub.GetActivationsOnPrompt, request, lambda page: [page], timeout_s=READ_S)
 
     def steer(
         self,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from google.protobuf import field_mask_pb2
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -41,6 +42,7 @@ async def activations(request: Request) -> Response:
         layers=layers,
         features=[_feature(transcoder, feature) for feature in read_field(body, "features", list, [])],
         max_features=min(_whole(body.get("max_features", 0), "max_features") or _MAX_FEATURES, _MAX_FEATURES),
+        read_mask=field_mask_pb2.FieldMask(paths=_FIELDS),
     )
     found = await while_asked(request, peers.features.GetActivationsOnPrompt(asked, timeout=peers.slow_s))
     features = []

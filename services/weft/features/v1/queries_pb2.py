@@ -26,15 +26,15 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from weft.features.v1 import index_pb2 as weft_dot_features_dot_v1_dot_index__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweft/features/v1/queries.proto\x12\x10weft.features.v1\x1a google/protobuf/field_mask.proto\x1a\x1cweft/features/v1/index.proto\"<\n\x06\x42ounds\x12\x10\n\x03min\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\xcc\x02\n\rFeatureFilter\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12.\n\x06states\x18\x02 \x03(\x0e\x32\x1e.weft.features.v1.FeatureState\x12)\n\x07\x64\x65nsity\x18\x03 \x01(\x0b\x32\x18.weft.features.v1.Bounds\x12\x30\n\x0emax_activation\x18\x04 \x01(\x0b\x32\x18.weft.features.v1.Bounds\x12.\n\x0c\x64\x65\x63oder_norm\x18\x05 \x01(\x0b\x32\x18.weft.features.v1.Bounds\x12\x31\n\x0blabel_state\x18\x06 \x01(\x0e\x32\x1c.weft.features.v1.LabelState\x12\x12\n\nscore_kind\x18\x07 \x01(\t\x12\'\n\x05score\x18\x08 \x01(\x0b\x32\x18.weft.features.v1.Bounds\"\xcc\x01\n\x13ListFeaturesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12/\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1f.weft.features.v1.FeatureFilter\x12\x10\n\x08order_by\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12-\n\tread_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04skip\x18\x07 \x01(\x05\"\x8d\x02\n\x15SearchFeaturesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x0f\n\x05token\x18\x03 \x01(\tH\x00\x12\x12\n\x08token_id\x18\x04 \x01(\x05H\x00\x12/\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x1f.weft.features.v1.FeatureFilter\x12\x10\n\x08order_by\x18\x06 \x01(\t\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\x12-\n\tread_mask\x18\t \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04skip\x18\n \x01(\x05\x42\x07\n\x05query\"{\n\x1dGetActivationsOnPromptRequest\x12\x12\n\ntranscoder\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x14\n\x0cmax_features\x18\x05 \x01(\x05\"\x93\x01\n\x1eGetActivationsOnPromptResponse\x12\x0e\n\x06tokens\x18\x01 \x03(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x31\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1f.weft.features.v1.PromptFeature\x12\x1b\n\x13num_active_features\x18\x04 \x01(\x03\"\xa9\x01\n\rPromptFeature\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\x05\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x11\n\tpositions\x18\x04 \x03(\x05\x12\x13\n\x0b\x61\x63tivations\x18\x05 \x03(\x02\x12\x14\n\x0crelative_max\x18\x06 \x01(\x01\x12.\n\x05label\x18\x07 \x01(\x0b\x32\x1f.weft.features.v1.StandingLabel\"\x7f\n\x18ListGraphFeaturesRequest\x12\r\n\x05graph\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x83\x01\n\x14MatchFeaturesRequest\x12\x12\n\ntranscoder\x18\x01 \x01(\t\x12\r\n\x05other\x18\x02 \x01(\t\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\x12\n\nmin_cosine\x18\x04 \x01(\x01\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"a\n\x15MatchFeaturesResponse\x12/\n\x07matches\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.FeatureMatch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x0c\x46\x65\x61tureMatch\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x13\n\x0bother_index\x18\x02 \x01(\x05\x12\x0e\n\x06\x63osine\x18\x03 \x01(\x01\x12\x11\n\tis_mutual\x18\x04 \x01(\x08*\x8d\x01\n\nLabelState\x12\x1b\n\x17LABEL_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14LABEL_STATE_LABELLED\x10\x01\x12\x1a\n\x16LABEL_STATE_UNLABELLED\x10\x02\x12\x15\n\x11LABEL_STATE_HUMAN\x10\x03\x12\x15\n\x11LABEL_STATE_MODEL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweft/features/v1/queries.proto\x12\x10weft.features.v1\x1a google/protobuf/field_mask.proto\x1a\x1cweft/features/v1/index.proto\"<\n\x06\x42ounds\x12\x10\n\x03min\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\xcc\x02\n\rFeatureFilter\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12.\n\x06states\x18\x02 \x03(\x0e\x32\x1e.weft.features.v1.FeatureState\x12)\n\x07\x64\x65nsity\x18\x03 \x01(\x0b\x32\x18.weft.features.v1.Bounds\x12\x30\n\x0emax_activation\x18\x04 \x01(\x0b\x32\x18.weft.features.v1.Bounds\x12.\n\x0c\x64\x65\x63oder_norm\x18\x05 \x01(\x0b\x32\x18.weft.features.v1.Bounds\x12\x31\n\x0blabel_state\x18\x06 \x01(\x0e\x32\x1c.weft.features.v1.LabelState\x12\x12\n\nscore_kind\x18\x07 \x01(\t\x12\'\n\x05score\x18\x08 \x01(\x0b\x32\x18.weft.features.v1.Bounds\"\xcc\x01\n\x13ListFeaturesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12/\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1f.weft.features.v1.FeatureFilter\x12\x10\n\x08order_by\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12-\n\tread_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04skip\x18\x07 \x01(\x05\"\x8d\x02\n\x15SearchFeaturesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x0f\n\x05token\x18\x03 \x01(\tH\x00\x12\x12\n\x08token_id\x18\x04 \x01(\x05H\x00\x12/\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x1f.weft.features.v1.FeatureFilter\x12\x10\n\x08order_by\x18\x06 \x01(\t\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\x12-\n\tread_mask\x18\t \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04skip\x18\n \x01(\x05\x42\x07\n\x05query\"\xd1\x01\n\x1dGetActivationsOnPromptRequest\x12\x12\n\ntranscoder\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x14\n\x0cmax_features\x18\x05 \x01(\x05\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12-\n\tread_mask\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\xac\x01\n\x1eGetActivationsOnPromptResponse\x12\x0e\n\x06tokens\x18\x01 \x03(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x31\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1f.weft.features.v1.PromptFeature\x12\x1b\n\x13num_active_features\x18\x04 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x05 \x01(\t\"\xa9\x01\n\rPromptFeature\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\x05\x12\r\n\x05index\x18\x03 \x01(\x05\x12\x11\n\tpositions\x18\x04 \x03(\x05\x12\x13\n\x0b\x61\x63tivations\x18\x05 \x03(\x02\x12\x14\n\x0crelative_max\x18\x06 \x01(\x01\x12.\n\x05label\x18\x07 \x01(\x0b\x32\x1f.weft.features.v1.StandingLabel\"\x7f\n\x18ListGraphFeaturesRequest\x12\r\n\x05graph\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x83\x01\n\x14MatchFeaturesRequest\x12\x12\n\ntranscoder\x18\x01 \x01(\t\x12\r\n\x05other\x18\x02 \x01(\t\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\x12\n\nmin_cosine\x18\x04 \x01(\x01\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"a\n\x15MatchFeaturesResponse\x12/\n\x07matches\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.FeatureMatch\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x0c\x46\x65\x61tureMatch\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x13\n\x0bother_index\x18\x02 \x01(\x05\x12\x0e\n\x06\x63osine\x18\x03 \x01(\x01\x12\x11\n\tis_mutual\x18\x04 \x01(\x08*\x8d\x01\n\nLabelState\x12\x1b\n\x17LABEL_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14LABEL_STATE_LABELLED\x10\x01\x12\x1a\n\x16LABEL_STATE_UNLABELLED\x10\x02\x12\x15\n\x11LABEL_STATE_HUMAN\x10\x03\x12\x15\n\x11LABEL_STATE_MODEL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weft.features.v1.queries_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LABELSTATE']._serialized_start=1889
-  _globals['_LABELSTATE']._serialized_end=2030
+  _globals['_LABELSTATE']._serialized_start=2001
+  _globals['_LABELSTATE']._serialized_end=2142
   _globals['_BOUNDS']._serialized_start=116
   _globals['_BOUNDS']._serialized_end=176
   _globals['_FEATUREFILTER']._serialized_start=179
@@ -43,18 +43,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTFEATURESREQUEST']._serialized_end=718
   _globals['_SEARCHFEATURESREQUEST']._serialized_start=721
   _globals['_SEARCHFEATURESREQUEST']._serialized_end=990
-  _globals['_GETACTIVATIONSONPROMPTREQUEST']._serialized_start=992
-  _globals['_GETACTIVATIONSONPROMPTREQUEST']._serialized_end=1115
-  _globals['_GETACTIVATIONSONPROMPTRESPONSE']._serialized_start=1118
-  _globals['_GETACTIVATIONSONPROMPTRESPONSE']._serialized_end=1265
-  _globals['_PROMPTFEATURE']._serialized_start=1268
-  _globals['_PROMPTFEATURE']._serialized_end=1437
-  _globals['_LISTGRAPHFEATURESREQUEST']._serialized_start=1439
-  _globals['_LISTGRAPHFEATURESREQUEST']._serialized_end=1566
-  _globals['_MATCHFEATURESREQUEST']._serialized_start=1569
-  _globals['_MATCHFEATURESREQUEST']._serialized_end=1700
-  _globals['_MATCHFEATURESRESPONSE']._serialized_start=1702
-  _globals['_MATCHFEATURESRESPONSE']._serialized_end=1799
-  _globals['_FEATUREMATCH']._serialized_start=1801
-  _globals['_FEATUREMATCH']._serialized_end=1886
+  _globals['_GETACTIVATIONSONPROMPTREQUEST']._serialized_start=993
+  _globals['_GETACTIVATIONSONPROMPTREQUEST']._serialized_end=1202
+  _globals['_GETACTIVATIONSONPROMPTRESPONSE']._serialized_start=1205
+  _globals['_GETACTIVATIONSONPROMPTRESPONSE']._serialized_end=1377
+  _globals['_PROMPTFEATURE']._serialized_start=1380
+  _globals['_PROMPTFEATURE']._serialized_end=1549
+  _globals['_LISTGRAPHFEATURESREQUEST']._serialized_start=1551
+  _globals['_LISTGRAPHFEATURESREQUEST']._serialized_end=1678
+  _globals['_MATCHFEATURESREQUEST']._serialized_start=1681
+  _globals['_MATCHFEATURESREQUEST']._serialized_end=1812
+  _globals['_MATCHFEATURESRESPONSE']._serialized_start=1814
+  _globals['_MATCHFEATURESRESPONSE']._serialized_end=1911
+  _globals['_FEATUREMATCH']._serialized_start=1913
+  _globals['_FEATUREMATCH']._serialized_end=1998
 # @@protoc_insertion_point(module_scope)

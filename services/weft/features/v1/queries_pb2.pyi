@@ -275,12 +275,21 @@ class GetActivationsOnPromptRequest(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     MAX_FEATURES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     transcoder: _builtins.str
     """`transcoders/{transcoder}`."""
     prompt: _builtins.str
     """UTF-8 text, not empty."""
     max_features: _builtins.int
-    """Most features told, strongest first, over the largest activation in the index where there is one; 1 to 10,000; 0 means 100."""
+    """Most features told, on all pages together, strongest first, over the largest activation in the index where there is one; 1 to
+    10,000; 0 means 100, or all of them where there are pages.
+    """
+    page_size: _builtins.int
+    """Most features in an answer, 1 to 1,000; 0 means all that are told in one, or 50 where there is a page_token."""
+    page_token: _builtins.str
+    """From the answer before; it holds for this transcoder, prompt, layers, features and max_features."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Layers; none means all."""
@@ -288,6 +297,10 @@ class GetActivationsOnPromptRequest(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Features by name, 1,000 at most; none means all that are active. Those that are named come whether they are active or not."""
+
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of PromptFeature that are wanted; none means all."""
 
     def __init__(
         self,
@@ -297,10 +310,13 @@ class GetActivationsOnPromptRequest(_message.Message):
         layers: _abc.Iterable[_builtins.int] | None = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
         max_features: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "layers", b"layers", "max_features", b"max_features", "prompt", b"prompt", "transcoder", b"transcoder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "layers", b"layers", "max_features", b"max_features", "page_size", b"page_size", "page_token", b"page_token", "prompt", b"prompt", "read_mask", b"read_mask", "transcoder", b"transcoder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,7 +324,7 @@ Global___GetActivationsOnPromptRequest: _TypeAlias = GetActivationsOnPromptReque
 
 @_typing.final
 class GetActivationsOnPromptResponse(_message.Message):
-    """What fires on a text."""
+    """What fires on a text; the tokens and the count are on each page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -316,8 +332,11 @@ class GetActivationsOnPromptResponse(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     NUM_ACTIVE_FEATURES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     num_active_features: _builtins.int
     """Features that are active anywhere, of those that were asked for."""
+    next_page_token: _builtins.str
+    """Asks for the next page; empty after the last."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The prompt's tokens as text."""
@@ -337,10 +356,11 @@ class GetActivationsOnPromptResponse(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         features: _abc.Iterable[Global___PromptFeature] | None = ...,
         num_active_features: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "num_active_features", b"num_active_features", "token_ids", b"token_ids", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "next_page_token", b"next_page_token", "num_active_features", b"num_active_features", "token_ids", b"token_ids", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

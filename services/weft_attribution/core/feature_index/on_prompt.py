@@ -1,13 +1,13 @@
 """
 Which features fire on a text, now: the model runs once elsewhere, the encoders here.
 
-Legend: P positions, F features of a layer.
+Legend: P positions, F features of a layer, N features that are told, M activations of all of them.
 """
 
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,71 +17,77 @@ import torch
 
 from weft_attribution.core.feature_index.open_indexes import OpenIndexes
 from weft_attribution.core.feature_index.opened import OpenIndex
+from weft_attribution.core.feature_index.prompt_answers import (
+    KeptAnswers,
+    PageToken,
+    PromptFeature,
+    WholeAnswer,
+    strongest_first,
+)
 from weft_attribution.core.firing import Firing, layers_read
 from weft_attribution.core.model_folder import ModelFolder
-from weft_attribution.core.ports import Capture, ModelRunner, Token
+from weft_attribution.core.ports import Capture, ModelInfo, ModelRunner, Token
 from weft_attribution.core.prompt_tokens import model_of, tokens_of
 from weft_attribution.core.transcoder import TranscoderReader
 from weft_common.errors import InvalidArgumentError, NotFoundError
 from weft_store.port import ObjectStore
 
-__all__ = ["MAX_NAMED", "MAX_SHOWN", "PromptActivations", "PromptFeature", "PromptQuestion"]
+__all__ = ["MAX_NAMED", "MAX_SHOWN", "PromptActivations", "PromptAnswer", "PromptQuestion"]
 
 Array = npt.NDArray[Any]
 Encoder = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 MAX_NAMED = 1000
 MAX_SHOWN = 10_000
 _DEFAULT_SHOWN = 100
+_DEFAULT_PAGE = 50
+_MAX_PAGE = 1000
 _MOST_PRODUCTS = 1 << 42
 """About a minute of a processor."""
 
 
 @dataclass(frozen=True)
 class PromptQuestion:
-    """What is asked: layers, or features by layer and index; none means all."""
+    """
+    What is asked.
+
+    Args:
+        layers: Which; none means all.
+        features: Which, by layer and index; none means all that fire.
+        max_features: Most features told on all pages; 0 means 100, or all of them where there are pages.
+        page_size: Most features of a page; 0 means 50 where there is a token, else that there are no pages.
+        page_token: Of the answer before.
+    """
 
     transcoder: str
     prompt: str
     layers: tuple[int, ...] = ()
     features: tuple[tuple[int, int], ...] = ()
     max_features: int = 0
+    page_size: int = 0
+    page_token: str = ""
 
-
-@dataclass(frozen=True)
-class PromptFeature:
-    """
-    A feature on a text.
-
-    Args:
-        relative_max: Largest activation over the largest in the index; 0 where that is not known.
-    """
-
-    layer: int
-    index: int
-    positions: tuple[int, ...]
-    activations: tuple[float, ...]
-    relative_max: float
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What pages of one answer have in common."""
+        return self.transcoder, self.prompt, self.layers, self.features, self.max_features
 
 
 @dataclass(frozen=True)
 class PromptAnswer:
-    """Tokens, and features strongest first; `num_active` counts those that are not told as well."""
+    """
+    A page, or all that is told.
+
+    Args:
+        tokens: Of the text.
+        features: Strongest first.
+        num_active: Features that are active, whether they are told or not.
+        next_token: Of the next page; empty after the last.
+    """
 
     tokens: tuple[Token, ...]
     features: tuple[PromptFeature, ...]
     num_active: int
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A feature as it was found: where, its peak, and that over its largest in the index, 0 where that is not known."""
-
-    layer: int
-    index: int
-    positions: Array
-    values: Array
-    peak: float
-    strength: float
+    next_token: str = ""
 
 
 class PromptActivations:
@@ -94,7 +100,7 @@ class PromptActivations:
         models: Frozen weights, for the position that features begin at.
         indexes: For how strong features are otherwise.
         max_prompt_tokens: Longest text.
-        memory_bytes: Encoders that are kept from one call to the next.
+        memory_bytes: What is kept from one call to the next: encoders, and in an eighth of it answers with more pages.
     """
 
     def __init__(
@@ -109,34 +115,65 @@ class PromptActivations:
     ) -> None:
         self._store, self._runner, self._models, self._indexes = store, runner, models, indexes
         self._max_prompt_tokens = max_prompt_tokens
-        self._memory_bytes = memory_bytes
+        self._answers = KeptAnswers(memory_bytes // 8)
+        self._memory_bytes = memory_bytes - memory_bytes // 8
         self._kept: OrderedDict[tuple[str, str, int], Encoder] = OrderedDict()
         self._lock = threading.Lock()
 
     async def find(self, question: PromptQuestion) -> PromptAnswer:
         """
-        Run a text and encode it.
+        Run a text and encode it, unless the answer is kept from the page before.
 
         Raises:
             NotFoundError: No such transcoder, layer or feature.
-            InvalidArgumentError: The text is empty or too long, or too much is asked for.
-            FailedPreconditionError: The model is not the transcoder's.
+            InvalidArgumentError: The text is empty or too long, too much is asked for, or the token is of another
+                question.
+            FailedPreconditionError: The model is not the transcoder's, or the answer is not that of the pages before.
         """
         _check(question)
+        begin = PageToken.read(question.page_token, question.asked) if question.page_token else None
         reader = await asyncio.to_thread(TranscoderReader, self._store, question.transcoder)
-        model, info = reader.manifest.model, await model_of(self._runner, reader)
+        info = await model_of(self._runner, reader)
+        index = await asyncio.to_thread(self._indexes.find, question.transcoder)
+        of_index = None if index is None else (index.index_id, float(index.manifest["create_s"]))
+        key = (question.asked, reader.mark, info.revision, of_index)
+        whole = self._answers.get(key)
+        if whole is None:
+            whole = await self._whole(question, reader, info, index)
+        return await asyncio.to_thread(self._page, question, key, whole, begin)
+
+    async def _whole(
+        self, question: PromptQuestion, reader: TranscoderReader, info: ModelInfo, index: OpenIndex | None
+    ) -> WholeAnswer:
         layers = sorted(set(question.layers) | {layer for layer, _ in question.features}) or range(info.num_layers)
         for layer in layers:
             if not 0 <= layer < info.num_layers:
                 raise NotFoundError(
                     f"transcoders/{question.transcoder} has no layer {layer}; its layers are 0 to {info.num_layers - 1}"
                 )
+        model = reader.manifest.model
         tokens = await tokens_of(self._runner, model, question.prompt, self._max_prompt_tokens)
         await asyncio.to_thread(_check_work, question, reader, layers, len(tokens))
         read = layers_read(reader, set(layers), info.num_layers)
         hooks = [f"layers.{layer}.{reader.manifest.input_hook}" for layer in read]
         capture = await self._runner.capture(model, [token.id for token in tokens], hooks)
-        return await asyncio.to_thread(self._encode, question, reader, list(layers), tokens, capture)
+        return await asyncio.to_thread(self._encode, question, reader, list(layers), tokens, capture, index)
+
+    def _page(
+        self, question: PromptQuestion, key: Hashable, whole: WholeAnswer, begin: PageToken | None
+    ) -> PromptAnswer:
+        if begin is not None:
+            begin.check(whole, key)
+        place, is_paged = begin.place if begin else 0, bool(question.page_size or begin)
+        most = len(whole.layer_N)
+        if not question.features and (question.max_features or not is_paged):
+            most = min(most, question.max_features or _DEFAULT_SHOWN)
+        end = min(most, place + min(question.page_size or _DEFAULT_PAGE, _MAX_PAGE)) if is_paged else most
+        following = ""
+        if end < most:
+            self._answers.put(key, whole)
+            following = PageToken(end, whole.mark(key, end)).write(question.asked)
+        return PromptAnswer(whole.tokens, whole.features(place, end), whole.num_active, following)
 
     def _encode(
         self,
@@ -145,10 +182,10 @@ class PromptActivations:
         layers: Sequence[int],
         tokens: tuple[Token, ...],
         capture: Capture,
-    ) -> PromptAnswer:
-        index = self._indexes.find(question.transcoder)
+        index: OpenIndex | None,
+    ) -> WholeAnswer:
         first = self._models.weights(reader.manifest.model).first_position
-        found: list[_Found] = []
+        found = []
         counting = None
         if reader.manifest.top_k:
             counting = Firing(reader, capture.tensors, capture.model.num_layers, torch.float32)
@@ -156,11 +193,12 @@ class PromptActivations:
             named = sorted(feature for at, feature in question.features if at == layer)
             stream_PD = capture.tensors[f"layers.{layer}.{reader.manifest.input_hook}"]
             wanted = named if question.features else None
-            found += self._layer(reader, layer, stream_PD, first, wanted, index, counting)
-        num_active = sum(len(each.positions) > 0 for each in found)
-        found.sort(key=lambda each: (-each.strength, -each.peak, each.layer, each.index))
-        shown = found if question.features else found[: question.max_features or _DEFAULT_SHOWN]
-        return PromptAnswer(tokens, tuple(_shown(each, index) for each in shown), num_active)
+            found.append(self._layer(reader, layer, stream_PD, first, wanted, counting))
+        index_N, count_N, position_M, value_M = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        layer_N = np.repeat(np.array(layers), [len(part[0]) for part in found])
+        # Where there is no index nothing is known of any, and the strongest is what fires most.
+        largest = [_largest(index, *place) for place in zip(layer_N.tolist(), index_N.tolist(), strict=True)]
+        return strongest_first(tokens, layer_N, index_N, count_N, position_M, value_M, np.array(largest, float))
 
     def _layer(
         self,
@@ -169,9 +207,9 @@ class PromptActivations:
         stream_PD: Array,
         first: int,
         named: list[int] | None,
-        index: OpenIndex | None,
         counting: Firing | None,
-    ) -> list[_Found]:
+    ) -> tuple[Array, Array, Array, Array]:
+        """Features that are told, how many activations each has, and of all of them positions and activations."""
         num_features = reader.encoder_shape(layer)[0]
         for feature in named or ():
             if not 0 <= feature < num_features:
@@ -193,21 +231,11 @@ class PromptActivations:
                 pre_FP = torch.addmm(b_enc_F[:, None], w_enc_FD, stream.T)
                 active_FP = pre_FP > threshold_F[:, None]
             active_FP[:, :first] = False
-            place_N, position_N = (each.numpy() for each in active_FP.nonzero(as_tuple=True))
-            value_N = pre_FP.numpy()[place_N, position_N]
-        bounds = np.searchsorted(place_N, np.arange(len(wanted) + 1))
-        # All of a layer at once; only what is told is looked at one by one.
-        told = range(len(wanted)) if named is not None else np.unique(place_N).tolist()
-        found = []
-        for place in told:
-            part = slice(int(bounds[place]), int(bounds[place + 1]))
-            feature = int(wanted[place])
-            peak = float(value_N[part].max()) if part.stop > part.start else 0.0
-            known = _largest(index, layer, feature)
-            # Where there is no index nothing is known of any, and the strongest is what fires most.
-            strength = peak if index is None else peak / known if known else 0.0
-            found.append(_Found(layer, feature, position_N[part], value_N[part], peak, strength))
-        return found
+            place_M, position_M = (each.numpy() for each in active_FP.nonzero(as_tuple=True))
+            value_M = pre_FP.numpy()[place_M, position_M]
+        count_N = np.bincount(place_M, minlength=len(wanted))
+        told_N = np.arange(len(wanted)) if named is not None else count_N.nonzero()[0]
+        return wanted.numpy()[told_N], count_N[told_N], position_M, value_M
 
     def _encoder(self, reader: TranscoderReader, layer: int, num_features: int) -> Encoder:
         key = (reader.manifest.transcoder, reader.mark, layer)
@@ -233,6 +261,11 @@ def _check(question: PromptQuestion) -> None:
     if len(question.features) > MAX_NAMED:
         raise InvalidArgumentError(
             f"features names {len(question.features)} features; give {MAX_NAMED} at most", field="features"
+        )
+    if question.page_size < 0:
+        raise InvalidArgumentError(
+            f"page_size is {question.page_size}; give 1 to {_MAX_PAGE}, or 0 for an answer without pages",
+            field="page_size",
         )
     if question.features and question.layers:
         raise InvalidArgumentError("there are features and layers; give one or the other", field="layers")
@@ -263,13 +296,3 @@ def _largest(index: OpenIndex | None, layer: int, feature: int) -> float:
     if index is None or not index.has(layer, feature):
         return 0.0
     return max(0.0, float(index.columns["largest"][index.number(layer, feature)]))
-
-
-def _shown(found: _Found, index: OpenIndex | None) -> PromptFeature:
-    return PromptFeature(
-        found.layer,
-        found.index,
-        tuple(found.positions.tolist()),
-        tuple(found.values.tolist()),
-        found.strength if index is not None else 0.0,
-    )
