@@ -14,10 +14,10 @@ from weft_attribution.core.feature_index.opened import FeatureRow, OpenIndex
 from weft_attribution.core.feature_index.queries import Bounds, FeatureFilter
 from weft_attribution.core.feature_index.settings import IndexRequest, IndexSettings
 from weft_attribution.core.feature_ports import Examples, LabelRecord, Window
-from weft_attribution.core.token_pieces import run_texts
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import check_id, parse_child_name, parse_name
+from weft_common.token_texts import run_texts
 
 __all__ = [
     "LISTED",
