@@ -14,10 +14,11 @@ from weft_activations.core.changing import Audio, Change, ChangeKind, Prompt
 from weft_activations.core.components import component_at, lens_name
 from weft_activations.core.generating import End, Generated, Sampling
 from weft_activations.core.harvest_records import HarvestProgress, HarvestSpec, StreamPair
-from weft_activations.core.inference import LikelyToken, TokenText
+from weft_activations.core.inference import LikelyToken
 from weft_activations.core.kinds import ModelKind, kind_of
 from weft_activations.core.packing import BY_DOCUMENT, Packing, StartRule
 from weft_activations.core.ports import Floats, Freeze, ModelInfo
+from weft_activations.core.token_texts import TokenText
 from weft_common.errors import Code, InvalidArgumentError
 from weft_common.resource_names import parse_name
 from weft_common.tensors import tensor_from_proto

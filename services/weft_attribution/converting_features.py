@@ -14,12 +14,12 @@ from weft_attribution.core.feature_cards import FeatureCard, TokenWeights
 from weft_attribution.core.feature_index.gathering import bin_edges
 from weft_attribution.core.feature_index.opened import FeatureRow, OpenIndex
 from weft_attribution.core.feature_index.queries import Bounds, FeatureFilter
-from weft_attribution.core.feature_index.settings import IndexRequest, IndexSettings
+from weft_attribution.core.feature_index.settings import ActivityRule, IndexRequest, IndexSettings
 from weft_attribution.core.feature_ports import Examples, LabelRecord, Window
-from weft_attribution.core.token_pieces import run_texts
 from weft_attribution.timestamps import timestamp
 from weft_common.errors import InvalidArgumentError
 from weft_common.resource_names import check_id, parse_child_name, parse_name
+from weft_common.token_texts import run_texts
 
 __all__ = [
     "LISTED",
@@ -54,6 +54,10 @@ _LABEL_STATES = {
     queries_pb2.LABEL_STATE_UNLABELLED: "unlabelled",
     queries_pb2.LABEL_STATE_HUMAN: "human",
     queries_pb2.LABEL_STATE_MODEL: "model",
+}
+_RULES: Mapping[str, index_pb2.ActivityRule.ValueType] = {
+    ActivityRule.THRESHOLD: index_pb2.ACTIVITY_RULE_THRESHOLD,
+    ActivityRule.THRESHOLD_FOR_COUNT: index_pb2.ACTIVITY_RULE_THRESHOLD_FOR_COUNT,
 }
 LISTED = ("name", "layer", "index", "statistics", "label")
 """Fields of Feature that lists fill."""
@@ -171,6 +175,8 @@ def index_to_proto(manifest: Mapping[str, Any]) -> index_pb2.FeatureIndex:
         create_time=timestamp(manifest["create_s"]),
         histogram_edges=bin_edges().tolist(),
         model=f"models/{manifest['model']}",
+        # Indexes of before do not tell.
+        activity_rule=_RULES.get(str(manifest.get("activity_rule")), index_pb2.ACTIVITY_RULE_UNSPECIFIED),
     )
 
 

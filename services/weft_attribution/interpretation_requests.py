@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from weft.features.v1 import interpretation_pb2
 from weft_attribution import converting_interpretation as converting
 from weft_attribution.core.feature_ports import ExampleSource, ExampleSources
+from weft_attribution.core.interpretation.answers import EXPLAIN_TOKENS, SCORE_TOKENS
 from weft_attribution.core.interpretation.budget import Budget
 from weft_attribution.core.interpretation.explaining import MIN_EXAMPLES, ExplainSettings
 from weft_attribution.core.interpretation.plans import Plan, keep_plan, read_plan
@@ -56,8 +57,8 @@ class Interpreting:
     concurrency: int
     max_attempts: int
     observe: Observer
-    explain_tokens: int = 120
-    score_tokens: int = 60
+    explain_tokens: int = EXPLAIN_TOKENS
+    score_tokens: int = SCORE_TOKENS
     is_greedy: bool = True
     gate: asyncio.Semaphore = field(init=False)
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from weft_attribution.core.interpretation.answers import EXPLAIN_TOKENS, SCORE_TOKENS
 from weft_common.settings import BucketSettings, PeerSettings, ServiceSettings, variable_name
 
 __all__ = ["AttributionSettings"]
@@ -68,9 +69,12 @@ class AttributionSettings(ServiceSettings, BucketSettings, PeerSettings):
     """True has the endpoint hold answers to a JSON schema, which vLLM and some others can; small models need it."""
     interpreter_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What that endpoint calls the longest answer; OpenAI's models that think first take the second alone."""
-    interpreter_explain_tokens: int = Field(default=120, ge=16, le=100_000)
-    """Longest answer that explains, in tokens; a model that thinks first counts its thoughts, and needs thousands."""
-    interpreter_score_tokens: int = Field(default=60, ge=16, le=100_000)
+    interpreter_explain_tokens: int = Field(default=EXPLAIN_TOKENS, ge=16, le=100_000)
+    """
+    Longest answer that explains, in tokens; 640 hold every label that the JSON schema allows. A model that thinks first
+    counts its thoughts, and needs thousands.
+    """
+    interpreter_score_tokens: int = Field(default=SCORE_TOKENS, ge=16, le=100_000)
     """The same of an answer that scores."""
     interpreter_greedy: bool = True
     """False sends no temperature, for models that refuse it; otherwise it is 0."""

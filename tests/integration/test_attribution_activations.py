@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from attribution_real import REAL_MODEL, activations, models_dir, random_transcoder
 from tiny_models import make_gpt2, make_llama
+from transformers import AutoTokenizer
 
 from weft_attribution.core.graphs import Graphs
 from weft_attribution.core.intervening import Change
@@ -14,7 +15,8 @@ from weft_attribution.core.ports import Addition
 from weft_attribution.core.records import GraphRequest, GraphSettings
 from weft_store.opening import open_store
 
-PROMPT = "The capital of France is"
+PROMPT = "The capital of 東京 is"
+"""The middle of it is more tokens than characters, in every tokenizer here."""
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -40,6 +42,10 @@ async def _check(tmp_path: Path, models: Path, model: str, *, num_features: int,
         request = GraphRequest("g", GraphSettings(model, "t", PROMPT, node_threshold=1.0, edge_threshold=0.9999), 0.0)
         graphs.begin(request)
         document = await graphs.build(request, lambda stage, done, total: None)
+        texts = [text for _, text in document["tokens"]]
+        assert len(texts) > len(PROMPT.split()) + 1
+        assert "".join(texts) == PROMPT
+        assert document["json"]["metadata"]["prompt_tokens"] == texts
         statistics = document["statistics"]
         assert statistics["num_features"] > 10 * len(document["tokens"])
         assert statistics["conservation_error"] < 1e-4
@@ -57,7 +63,7 @@ async def test_generated_tokens_have_what_is_added_everywhere(tmp_path: Path, fa
     """Token by token they are the most likely of passes over all tokens so far, with the same additions in them."""
     {"llama": make_llama, "gpt2": make_gpt2}[family](tmp_path / "models" / family)
     async with activations(tmp_path, tmp_path / "models") as runner:
-        info = await runner.model(family)
+        info, tokenizer = await runner.model(family), AutoTokenizer.from_pretrained(tmp_path / "models" / family)
         ids = [token.id for token in await runner.tokenize(family, PROMPT)]
         rng = np.random.default_rng(3)
         vectors = [rng.normal(size=(rows, info.d_model)).astype(np.float32) for rows in (1, 2)]
@@ -75,4 +81,7 @@ async def test_generated_tokens_have_what_is_added_everywhere(tmp_path: Path, fa
                 assert token.token.id == int(logits.argmax())
                 assert token.probability == pytest.approx(float(shares.max() / shares.sum()), rel=1e-3)
                 so_far.append(token.token.id)
+            # What tokens say together is what the tokenizer reads them as.
+            told = "".join(token.token.text for token in found)
+            assert told == tokenizer.decode([token.token.id for token in found], clean_up_tokenization_spaces=False)
         assert [each.probability for each in plain] != [each.probability for each in changed]

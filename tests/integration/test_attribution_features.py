@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attribution_rig import load_transcoder
+from attribution_rig import load_transcoder, make_transcoder
 from google.longrunning import operations_pb2
 from indexed_house import SETTINGS, Indexed, indexed_house
 
 from weft.features.v1 import index_pb2, queries_pb2
 from weft_attribution.core import token_pieces
+from weft_attribution.core.feature_index.settings import IndexKeys
 from weft_client.aio.calls import unary
 from weft_common.errors import (
     AlreadyExistsError,
@@ -22,6 +23,7 @@ from weft_common.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from weft_store.documents import update_json
 
 
 @pytest.fixture
@@ -424,6 +426,27 @@ async def test_cancelled_index_stops_and_goes_on_when_asked_again(
     with pytest.raises(NotFoundError):
         await rig.features.get_index("t", "i1")
     assert (await rig.index("i1")).num_tokens == 12 * 13
+
+
+async def test_index_tells_by_what_features_were_taken_for_active(rig: Indexed) -> None:
+    """By the transcoder's threshold, or by one in the place of its count; an index of before does not tell."""
+    make_transcoder(rig.house.store, "k", rig.house.runner.reference, activation="top_k", top_k=4, jump=True)
+    assert (await rig.index()).activity_rule == index_pb2.ACTIVITY_RULE_THRESHOLD
+    said = await rig.house.text("features", "index", "k", "--dataset", "d", "--index", "i1")
+    assert "above the threshold by which it fires as often" in said
+    made = await rig.features.get_index("k", "i1")
+    assert made.activity_rule == index_pb2.ACTIVITY_RULE_THRESHOLD_FOR_COUNT
+    # By a count it would be 4 of each of 3 layers on every token.
+    active = [each.statistics.num_active async for each in rig.features.list("k")]
+    assert sum(active) != 3 * 4 * made.num_tokens
+    assert "threshold for count" in await rig.house.text("features", "indexes", "k")
+    keys = IndexKeys("k", "i1")
+    update_json(
+        rig.house.store, keys.manifest, lambda found: {k: each for k, each in found.items() if k != "activity_rule"}
+    )
+    made.ClearField("activity_rule")
+    assert await rig.features.get_index("k", "i1") == made
+    assert "not told" in await rig.house.text("features", "indexes", "k")
 
 
 async def test_commands_index_and_show(rig: Indexed) -> None:

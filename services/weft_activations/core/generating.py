@@ -18,10 +18,12 @@ import numpy as np
 
 from weft_activations.core.changing import Change, Prompt
 from weft_activations.core.components import component_at
-from weft_activations.core.inference import Inference, LikelyToken, TokenText
+from weft_activations.core.inference import Inference, LikelyToken
 from weft_activations.core.kinds import check_decoder
 from weft_activations.core.ports import Decoding, Floats, Intervention, ModelBackend, ModelInfo
+from weft_activations.core.token_texts import TokenText
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
+from weft_common.token_texts import TextStream
 
 __all__ = ["End", "Generated", "Generation", "Sampling"]
 
@@ -132,6 +134,7 @@ class Generation:
             rng = np.random.default_rng(sampling.seed)
             decoding = await self._inference.on_model_thread(lambda backend: backend.decoding(model_id, interventions))
             read: Sequence[int] = token_ids
+            text = TextStream()
             for count in range(1, sampling.max_new_tokens + 1):
                 logits_V = await self._inference.on_model_thread(partial(_step, decoding, read))
                 if np.isnan(logits_V).any():
@@ -144,7 +147,9 @@ class Generation:
                 end = End.LENGTH if count == sampling.max_new_tokens else None
                 end = End.STOP if chosen in sampling.stop_token_ids else end
                 (likely,) = await self._inference.likely(model_id, logits_V, [chosen])
-                yield Generated(likely, end, checked.tokens if count == 1 else [])
+                # What is told already cannot be changed: a character stands at the token that makes it whole.
+                told = replace(likely.token, text=text.read(likely.token.piece, is_last=end is not None))
+                yield Generated(replace(likely, token=told), end, checked.tokens if count == 1 else [])
                 if end is not None:
                     return
                 read = [chosen]

@@ -21,6 +21,7 @@ from weft_activations.core.kinds import check_logits
 from weft_activations.core.metrics import CAPTURED_BYTES, QUEUE_DEPTH
 from weft_activations.core.ports import Floats, Freeze, Intervention, ModelBackend, ModelInfo, ModelInput
 from weft_activations.core.speech import check_text_alone, read_spectrogram, speech_of
+from weft_activations.core.token_texts import TokenText, tokens_alone, tokens_of_run
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from weft_common.logging import get_logger
 
@@ -30,11 +31,9 @@ __all__ = [
     "LikelyToken",
     "Passed",
     "Predicted",
-    "TokenText",
     "check_ids",
     "read_input",
     "read_prompt",
-    "with_texts",
 ]
 
 T = TypeVar("T")
@@ -44,19 +43,6 @@ _DEFAULT_TOP_TOKENS = 10
 _MAX_DETOKENIZE = 10_000
 _NOTHING = Freeze()
 _TRACED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-
-
-@dataclass(frozen=True)
-class TokenText:
-    """A token id and its bytes, which may be a part of a character."""
-
-    token_id: int
-    piece: bytes
-
-    @property
-    def text(self) -> str:
-        """What the token looks like alone: U+FFFD in the place of a part of a character."""
-        return self.piece.decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -159,7 +145,7 @@ class Inference:
         _check_text(text, "text")
 
         def work(backend: ModelBackend) -> list[TokenText]:
-            return with_texts(backend, model_id, backend.tokenize(model_id, text, special_tokens=special_tokens))
+            return tokens_of_run(backend, model_id, backend.tokenize(model_id, text, special_tokens=special_tokens))
 
         return await self.on_model_thread(work)
 
@@ -172,7 +158,7 @@ class Inference:
 
         def work(backend: ModelBackend) -> list[TokenText]:
             check_ids(token_ids, backend.describe(model_id), "token_ids")
-            return with_texts(backend, model_id, token_ids)
+            return tokens_alone(backend, model_id, token_ids)
 
         return await self.on_model_thread(work)
 
@@ -181,7 +167,7 @@ class Inference:
 
         def work(backend: ModelBackend) -> Checked:
             info, token_ids = read_prompt(backend, model_id, prompt)
-            tokens = with_texts(backend, model_id, token_ids)
+            tokens = tokens_of_run(backend, model_id, token_ids)
             given = ModelInput(tuple(token_ids))
             return Checked(info, token_ids, tokens, self._work_out(backend, info, given, changes))
 
@@ -214,7 +200,7 @@ class Inference:
             own_names = list(dict.fromkeys(names.values()))
             found = _forward(backend, info, given, own_names, interventions, freeze)
             captures = {asked: found[name] for asked, name in names.items()}
-            return Passed(info, with_texts(backend, model_id, given.token_ids), captures)
+            return Passed(info, tokens_of_run(backend, model_id, given.token_ids), captures)
 
         async with self._captured.taking(size):
             CAPTURED_BYTES.inc(size)
@@ -260,7 +246,7 @@ class Inference:
             count = min(num_top_tokens or _DEFAULT_TOP_TOKENS, info.vocab_size)
             best = np.argsort(-logits_V, kind="stable")[:count]
             return Predicted(
-                tokens=with_texts(backend, model_id, token_ids),
+                tokens=tokens_of_run(backend, model_id, token_ids),
                 top=_likely(backend, model_id, logits_V, [int(token_id) for token_id in best]),
                 asked=_likely(backend, model_id, logits_V, asked_token_ids),
                 logits=logits_V,
@@ -321,7 +307,7 @@ def _likely(backend: ModelBackend, model_id: str, logits_V: Floats, token_ids: S
     weights_V = np.exp(wide_V - wide_V.max())
     return [
         LikelyToken(token, float(weights_V[token.token_id] / weights_V.sum()), float(wide_V[token.token_id]))
-        for token in with_texts(backend, model_id, token_ids)
+        for token in tokens_alone(backend, model_id, token_ids)
     ]
 
 
@@ -452,9 +438,3 @@ def check_ids(token_ids: Sequence[int], info: ModelInfo, field: str) -> None:
                 f"ids go from 0 to {info.vocab_size - 1}",
                 field=f"{field}[{index}]",
             )
-
-
-def with_texts(backend: ModelBackend, model_id: str, token_ids: Sequence[int]) -> list[TokenText]:
-    """Put each token id's text beside it."""
-    pieces = backend.token_pieces(model_id, token_ids)
-    return [TokenText(token_id, piece) for token_id, piece in zip(token_ids, pieces, strict=True)]

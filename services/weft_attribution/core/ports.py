@@ -42,7 +42,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Token:
-    """One token: its index into the vocabulary and its text."""
+    """One token: its index into the vocabulary, and its text, of which that of a run is made up."""
 
     id: int
     text: str

@@ -1,15 +1,10 @@
-"""
-Tokens of one model as the bytes of their text, each asked for once, and the text of a run of them.
+"""Tokens of one model as the bytes of their text, each asked for once."""
 
-A token may hold a part of a character. Bytes of a run are put together first and read as text once.
-"""
-
-import codecs
 from collections.abc import Sequence
 
 from weft_attribution.core.ports import ModelRunner
 
-__all__ = ["TokenPieces", "run_texts"]
+__all__ = ["TokenPieces"]
 
 _TOKENS_A_CALL = 10_000
 _KEPT_PIECES = 300_000
@@ -44,29 +39,3 @@ class TokenPieces:
             self._known = {}
         self._known.update((token, found[token]) for token in missing)
         return found
-
-
-def run_texts(pieces: Sequence[bytes], weights: Sequence[float]) -> tuple[str, ...]:
-    """
-    The text of a run, shared out over its tokens.
-
-    Characters that tokens share stand whole at the one of them with the largest weight, the first of equals, and the
-    others have none: who marks tokens by weight marks whole characters, and the texts put together are the run's. What
-    is no whole character within the run, at its ends for one, is U+FFFD.
-
-    Args:
-        pieces: Bytes of its tokens.
-        weights: One a token; what a feature does there, for one.
-
-    >>> run_texts([b" ", "é".encode()[:1], "é".encode()[1:]], [0, 1, 2])
-    (' ', '', 'é')
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    texts, held, first = [""] * len(pieces), "", 0
-    for at, piece in enumerate(pieces):
-        is_last = at == len(pieces) - 1
-        held += decoder.decode(piece, final=is_last)
-        if is_last or not decoder.getstate()[0]:
-            texts[max(range(first, at + 1), key=lambda token: weights[token])] = held
-            held, first = "", at + 1
-    return tuple(texts)

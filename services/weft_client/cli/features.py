@@ -21,6 +21,10 @@ TranscoderArgument = Annotated[str, typer.Argument(help="Id of the transcoder.")
 FeatureArgument = Annotated[str, typer.Argument(help="The feature, LAYER-INDEX, such as 12-345.")]
 Limit = Annotated[int, typer.Option(help="Most features shown.")]
 _MARK = 0.5
+_RULES = {
+    index_pb2.ACTIVITY_RULE_THRESHOLD: "threshold",
+    index_pb2.ACTIVITY_RULE_THRESHOLD_FOR_COUNT: "threshold for count",
+}
 
 
 class State(StrEnum):
@@ -73,6 +77,11 @@ def index_features(
         f"{result.name} is ready: {sum(result.num_features)} features over {result.num_tokens} tokens, "
         f"{result.num_dead} of them dead and {result.num_dense} dense"
     )
+    if result.activity_rule == index_pb2.ACTIVITY_RULE_THRESHOLD_FOR_COUNT:
+        line += (
+            "; the transcoder keeps the largest of a token, and here a feature is active above the threshold by which "
+            "it fires as often"
+        )
     print_result(result, line, as_json=as_json)
 
 
@@ -90,6 +99,7 @@ def list_indexes(transcoder: TranscoderArgument, as_json: JsonFlag = False) -> N
                 "features": lambda each: str(sum(each.num_features)),
                 "dead": lambda each: str(each.num_dead),
                 "dense": lambda each: str(each.num_dense),
+                "active by": lambda each: _RULES.get(each.activity_rule, "not told"),
                 "created": lambda each: time(each.create_time),
             },
             as_json=as_json,

@@ -10,7 +10,9 @@ from page_windows import look_over
 from playwright.async_api import Browser, Locator, Page, expect
 from watched_page import Watched
 
+from weft_attribution.core.feature_index.settings import IndexKeys
 from weft_console.serve import Console
+from weft_store.documents import update_json
 
 __all__ = ["settings"]
 
@@ -89,6 +91,7 @@ async def test_index_is_made_from_the_page(watched: Watched, jobs: JobsHouse) ->
     whole = page.locator("[data-list=indexes] tbody tr")
     await expect(whole).to_contain_text("answers now", timeout=15_000)
     await expect(whole).to_contain_text("260")
+    await expect(page.locator("[data-note=counted]")).to_have_count(0)
     made = await jobs.house.client.features.get_index("t", "d")
     assert made.settings.window_tokens == 6
     await expect(page.get_by_role("link", name="Find features")).to_have_attribute("href", "/transcoders/t/features")
@@ -123,11 +126,14 @@ async def test_without_a_language_model_the_page_says_how_to_set_one_up(watched:
 
 
 async def test_pages_fit_and_read_well(chromium: Browser, page_console: Console, jobs: JobsHouse) -> None:
-    """No page is wider than its window, and axe-core finds nothing serious."""
+    """No page is wider than its window, and axe-core finds nothing serious, with the note on counting too."""
     await jobs.index()
+    keys = IndexKeys("t", "i1")
+    # As of a transcoder that counts.
+    update_json(jobs.house.store, keys.manifest, lambda found: {**found, "activity_rule": "threshold_for_count"})
     await look_over(
         chromium,
         page_console,
         ("transcoders", "transcoders", "[data-list=transcoders]"),
-        ("transcoder", "transcoders/t", "[data-list=indexes]"),
+        ("transcoder", "transcoders/t", "[data-note=counted]"),
     )

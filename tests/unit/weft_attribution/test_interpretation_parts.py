@@ -11,7 +11,14 @@ from rule_interpreter import PLACES, PlantedSource
 from scipy import stats
 
 from weft_attribution.core.feature_ports import Examples, Window
-from weft_attribution.core.interpretation.answers import read_flags, read_intruder, read_label, schema
+from weft_attribution.core.interpretation.answers import (
+    EXPLAIN_TOKENS,
+    SCORE_TOKENS,
+    read_flags,
+    read_intruder,
+    read_label,
+    schema,
+)
 from weft_attribution.core.interpretation.estimates import _student, area, balanced_accuracy, share
 from weft_attribution.core.interpretation.examples import explaining, held_out, marked
 from weft_attribution.core.interpretation.lines import escaped, line, numbered
@@ -121,6 +128,16 @@ def test_schema_takes_what_is_read(kind: str, good: str) -> None:
         text = f'{{"{kind}": {value}}}'
         is_valid = jsonschema.Draft202012Validator(form).is_valid(json.loads(text))
         assert is_valid == (read[kind](text) is not None), text
+
+
+@pytest.mark.parametrize("letter", ["x", '"', "\\", "é", "ก", "東", "한", "\uffee"])
+def test_longest_label_of_the_schema_is_not_cut_off(letter: str) -> None:
+    """Not even by a tokenizer that takes a token for each byte; the same of decisions."""
+    most = json.loads(schema("label"))["properties"]["label"]["maxLength"]
+    answer = json.dumps({"label": letter * most}, ensure_ascii=False)
+    assert read_label(answer) == letter * most
+    assert len(answer.encode()) < EXPLAIN_TOKENS
+    assert len(json.dumps({"answers": [1] * 5}).encode()) < SCORE_TOKENS
 
 
 def test_prompts_are_whole() -> None:

@@ -15,8 +15,10 @@ def settings(monkeypatch: pytest.MonkeyPatch, **given: str) -> AttributionSettin
 
 
 def test_nobody_is_asked_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no endpoint that was not named."""
-    assert settings(monkeypatch).interpreter_url is None
+    """There is no endpoint that was not named; answers may be as long as what asks them takes by itself."""
+    made = settings(monkeypatch)
+    assert made.interpreter_url is None
+    assert (made.interpreter_explain_tokens, made.interpreter_score_tokens) == (640, 60)
 
 
 def test_endpoint_is_taken_and_its_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,16 @@
-"""Tokens as bytes: who is asked, how often, what is kept, and what is the text of a run."""
+"""Tokens as bytes: who is asked, how often, what is kept, and what a prompt shows of a run."""
 
 import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from weft_attribution.core import token_pieces
 from weft_attribution.core.feature_ports import Window
 from weft_attribution.core.interpretation.examples import marked, seeded, shown
 from weft_attribution.core.interpretation.lines import line
 from weft_attribution.core.interpretation.scorers import draw_fuzzing
-from weft_attribution.core.token_pieces import TokenPieces, run_texts
+from weft_attribution.core.token_pieces import TokenPieces
 
 TOKYO = [b"in", b" \xe6", b"\x9d\xb1", b"\xe4\xba", b"\xac", b"."]
 
@@ -51,27 +49,6 @@ async def test_bound_on_what_is_kept_takes_nothing_from_who_waits(monkeypatch: p
     before = len(runner.asked)
     await pieces([0])
     assert len(runner.asked) == before + 1
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_texts_of_a_run_put_together_are_its_text(data: st.DataObject) -> None:
-    """However bytes are cut, whole text or not, and a token has text only where all of its characters begin or end."""
-    held = data.draw(st.text().map(str.encode) | st.binary(max_size=20))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(held)), max_size=8)))
-    pieces = [held[low:high] for low, high in zip([0, *cuts], [*cuts, len(held)], strict=True)]
-    weights = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=len(pieces), max_size=len(pieces)))
-    texts = run_texts(pieces, weights)
-    assert len(texts) == len(pieces)
-    assert "".join(texts) == held.decode(errors="replace")
-
-
-def test_shared_character_stands_at_the_token_with_the_largest_weight() -> None:
-    """It is the first of equals, and what is cut off at an end of the run is not hidden."""
-    assert run_texts(TOKYO, [0, 1, 2, 2, 2, 0]) == ("in", "", " 東", "京", "", ".")
-    assert run_texts(TOKYO, [0, 0, 0, 0, 3, 0]) == ("in", " 東", "", "", "京", ".")
-    assert run_texts(TOKYO[2:4], [0, 0]) == ("\ufffd\ufffd", "\ufffd")
-    assert run_texts([], []) == ()
 
 
 async def test_lines_of_prompts_mark_whole_characters() -> None:

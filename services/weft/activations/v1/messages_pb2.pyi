@@ -211,7 +211,10 @@ class Token(_message.Message):
     id: _builtins.int
     """Index into the vocabulary."""
     text: _builtins.str
-    """The token as text, with spaces as they are; U+FFFD in the place of a part of a character."""
+    """The token as text, with spaces as they are. Tokens that follow each other, a prompt's or generated ones, are together the text:
+    a character that some of them share stands whole at one and the others have nothing of it, of a prompt at the first of them,
+    of generated tokens at the one that completes it. A token alone, as a likely next one, has U+FFFD for a part of a character.
+    """
     piece: _builtins.bytes
     """The token's own bytes. Those of a run of tokens, one after the other, are its text in UTF-8, also where a character is shared by
     several tokens.

@@ -160,7 +160,9 @@ class Graph(_message.Message):
 
     @_builtins.property
     def prompt_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The prompt's tokens as text."""
+        """The prompt's tokens as text. A character that tokens share stands whole at the first of them, and the others have none; a graph
+        of before has U+FFFD at each.
+        """
 
     @_builtins.property
     def statistics(self) -> Global___GraphStatistics:

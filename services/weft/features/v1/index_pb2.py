@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from weft.common.v1 import operation_pb2 as weft_dot_common_dot_v1_dot_operation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweft/features/v1/index.proto\x12\x10weft.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eweft/common/v1/operation.proto\"\xc4\x01\n\x14IndexFeaturesRequest\x12\x12\n\ntranscoder\x18\x01 \x01(\t\x12\x10\n\x08index_id\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\x10\n\x08held_out\x18\x04 \x01(\x08\x12\x12\n\nmax_tokens\x18\x05 \x01(\x03\x12\x38\n\x08settings\x18\x06 \x01(\x0b\x32&.weft.features.v1.FeatureIndexSettings\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\"\xd8\x01\n\x14\x46\x65\x61tureIndexSettings\x12\x0f\n\x07num_top\x18\x01 \x01(\x05\x12\x13\n\x0bnum_sampled\x18\x02 \x01(\x05\x12\x15\n\rnum_quantiles\x18\x03 \x01(\x05\x12\x15\n\rwindow_tokens\x18\x04 \x01(\x05\x12\x13\n\x0b\x64\x65nse_share\x18\x05 \x01(\x01\x12\x16\n\x0enum_neighbours\x18\x06 \x01(\x05\x12\x1b\n\x13\x63oactivation_tokens\x18\x07 \x01(\x05\x12\x14\n\x0cpool_windows\x18\x08 \x01(\x05\x12\x0c\n\x04seed\x18\t \x01(\x03\"\xd5\x02\n\x0c\x46\x65\x61tureIndex\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x10\n\x08held_out\x18\x03 \x01(\x08\x12\x38\n\x08settings\x18\x04 \x01(\x0b\x32&.weft.features.v1.FeatureIndexSettings\x12\x12\n\nnum_tokens\x18\x05 \x01(\x03\x12\x15\n\rnum_sequences\x18\x06 \x01(\x03\x12\x14\n\x0cnum_features\x18\x07 \x03(\x03\x12\x10\n\x08num_dead\x18\x08 \x01(\x03\x12\x11\n\tnum_dense\x18\t \x01(\x03\x12\x1b\n\x13\x63oactivation_tokens\x18\n \x01(\x03\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fhistogram_edges\x18\x0c \x03(\x01\x12\r\n\x05model\x18\r \x01(\t\"Q\n\x14\x46\x65\x61tureIndexMetadata\x12\r\n\x05index\x18\x01 \x01(\t\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.weft.common.v1.Progress\"&\n\x16GetFeatureIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x19ListFeatureIndexesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x1aListFeatureIndexesResponse\x12/\n\x07indexes\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.FeatureIndex\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf9\x01\n\x11\x46\x65\x61tureStatistics\x12\r\n\x05index\x18\x01 \x01(\t\x12\x12\n\nnum_active\x18\x02 \x01(\x03\x12\x0f\n\x07\x64\x65nsity\x18\x03 \x01(\x01\x12\x16\n\x0emax_activation\x18\x04 \x01(\x01\x12\x17\n\x0fmean_activation\x18\x05 \x01(\x01\x12-\n\x05state\x18\x06 \x01(\x0e\x32\x1e.weft.features.v1.FeatureState\x12\x14\n\x0c\x64\x65\x63oder_norm\x18\x07 \x01(\x01\x12\x13\n\x0b\x66irst_layer\x18\x08 \x01(\x05\x12\x12\n\nlast_layer\x18\t \x01(\x05\x12\x11\n\thistogram\x18\n \x03(\x03\"\x9a\x01\n\x0e\x46\x65\x61tureExample\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x0e\n\x06tokens\x18\x04 \x03(\t\x12\x13\n\x0b\x61\x63tivations\x18\x05 \x03(\x02\x12\x0c\n\x04peak\x18\x06 \x01(\x02\x12\x0f\n\x07peak_at\x18\x07 \x01(\x05\x12\x10\n\x08quantile\x18\x08 \x01(\x05\"1\n\x10\x46\x65\x61tureNeighbour\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x01\"=\n\x0e\x46\x65\x61turePartner\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\r\n\x05share\x18\x03 \x01(\x01\"\xc3\x01\n\rStandingLabel\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08is_human\x18\x02 \x01(\x08\x12;\n\x06scores\x18\x03 \x03(\x0b\x32+.weft.features.v1.StandingLabel.ScoresEntry\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x13\n\x0bis_imported\x18\x05 \x01(\x08\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*x\n\x0c\x46\x65\x61tureState\x12\x1d\n\x19\x46\x45\x41TURE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46\x45\x41TURE_STATE_ACTIVE\x10\x01\x12\x16\n\x12\x46\x45\x41TURE_STATE_DEAD\x10\x02\x12\x17\n\x13\x46\x45\x41TURE_STATE_DENSE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweft/features/v1/index.proto\x12\x10weft.features.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eweft/common/v1/operation.proto\"\xc4\x01\n\x14IndexFeaturesRequest\x12\x12\n\ntranscoder\x18\x01 \x01(\t\x12\x10\n\x08index_id\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\x10\n\x08held_out\x18\x04 \x01(\x08\x12\x12\n\nmax_tokens\x18\x05 \x01(\x03\x12\x38\n\x08settings\x18\x06 \x01(\x0b\x32&.weft.features.v1.FeatureIndexSettings\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\"\xd8\x01\n\x14\x46\x65\x61tureIndexSettings\x12\x0f\n\x07num_top\x18\x01 \x01(\x05\x12\x13\n\x0bnum_sampled\x18\x02 \x01(\x05\x12\x15\n\rnum_quantiles\x18\x03 \x01(\x05\x12\x15\n\rwindow_tokens\x18\x04 \x01(\x05\x12\x13\n\x0b\x64\x65nse_share\x18\x05 \x01(\x01\x12\x16\n\x0enum_neighbours\x18\x06 \x01(\x05\x12\x1b\n\x13\x63oactivation_tokens\x18\x07 \x01(\x05\x12\x14\n\x0cpool_windows\x18\x08 \x01(\x05\x12\x0c\n\x04seed\x18\t \x01(\x03\"\x8c\x03\n\x0c\x46\x65\x61tureIndex\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x10\n\x08held_out\x18\x03 \x01(\x08\x12\x38\n\x08settings\x18\x04 \x01(\x0b\x32&.weft.features.v1.FeatureIndexSettings\x12\x12\n\nnum_tokens\x18\x05 \x01(\x03\x12\x15\n\rnum_sequences\x18\x06 \x01(\x03\x12\x14\n\x0cnum_features\x18\x07 \x03(\x03\x12\x10\n\x08num_dead\x18\x08 \x01(\x03\x12\x11\n\tnum_dense\x18\t \x01(\x03\x12\x1b\n\x13\x63oactivation_tokens\x18\n \x01(\x03\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fhistogram_edges\x18\x0c \x03(\x01\x12\r\n\x05model\x18\r \x01(\t\x12\x35\n\ractivity_rule\x18\x0e \x01(\x0e\x32\x1e.weft.features.v1.ActivityRule\"Q\n\x14\x46\x65\x61tureIndexMetadata\x12\r\n\x05index\x18\x01 \x01(\t\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x18.weft.common.v1.Progress\"&\n\x16GetFeatureIndexRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x19ListFeatureIndexesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x1aListFeatureIndexesResponse\x12/\n\x07indexes\x18\x01 \x03(\x0b\x32\x1e.weft.features.v1.FeatureIndex\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf9\x01\n\x11\x46\x65\x61tureStatistics\x12\r\n\x05index\x18\x01 \x01(\t\x12\x12\n\nnum_active\x18\x02 \x01(\x03\x12\x0f\n\x07\x64\x65nsity\x18\x03 \x01(\x01\x12\x16\n\x0emax_activation\x18\x04 \x01(\x01\x12\x17\n\x0fmean_activation\x18\x05 \x01(\x01\x12-\n\x05state\x18\x06 \x01(\x0e\x32\x1e.weft.features.v1.FeatureState\x12\x14\n\x0c\x64\x65\x63oder_norm\x18\x07 \x01(\x01\x12\x13\n\x0b\x66irst_layer\x18\x08 \x01(\x05\x12\x12\n\nlast_layer\x18\t \x01(\x05\x12\x11\n\thistogram\x18\n \x03(\x03\"\x9a\x01\n\x0e\x46\x65\x61tureExample\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x0e\n\x06tokens\x18\x04 \x03(\t\x12\x13\n\x0b\x61\x63tivations\x18\x05 \x03(\x02\x12\x0c\n\x04peak\x18\x06 \x01(\x02\x12\x0f\n\x07peak_at\x18\x07 \x01(\x05\x12\x10\n\x08quantile\x18\x08 \x01(\x05\"1\n\x10\x46\x65\x61tureNeighbour\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06\x63osine\x18\x02 \x01(\x01\"=\n\x0e\x46\x65\x61turePartner\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\r\n\x05share\x18\x03 \x01(\x01\"\xc3\x01\n\rStandingLabel\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08is_human\x18\x02 \x01(\x08\x12;\n\x06scores\x18\x03 \x03(\x0b\x32+.weft.features.v1.StandingLabel.ScoresEntry\x12\x11\n\texplainer\x18\x04 \x01(\t\x12\x13\n\x0bis_imported\x18\x05 \x01(\x08\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*q\n\x0c\x41\x63tivityRule\x12\x1d\n\x19\x41\x43TIVITY_RULE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41\x43TIVITY_RULE_THRESHOLD\x10\x01\x12%\n!ACTIVITY_RULE_THRESHOLD_FOR_COUNT\x10\x02*x\n\x0c\x46\x65\x61tureState\x12\x1d\n\x19\x46\x45\x41TURE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46\x45\x41TURE_STATE_ACTIVE\x10\x01\x12\x16\n\x12\x46\x45\x41TURE_STATE_DEAD\x10\x02\x12\x17\n\x13\x46\x45\x41TURE_STATE_DENSE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,32 +35,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STANDINGLABEL_SCORESENTRY']._loaded_options = None
   _globals['_STANDINGLABEL_SCORESENTRY']._serialized_options = b'8\001'
-  _globals['_FEATURESTATE']._serialized_start=1909
-  _globals['_FEATURESTATE']._serialized_end=2029
+  _globals['_ACTIVITYRULE']._serialized_start=1964
+  _globals['_ACTIVITYRULE']._serialized_end=2077
+  _globals['_FEATURESTATE']._serialized_start=2079
+  _globals['_FEATURESTATE']._serialized_end=2199
   _globals['_INDEXFEATURESREQUEST']._serialized_start=116
   _globals['_INDEXFEATURESREQUEST']._serialized_end=312
   _globals['_FEATUREINDEXSETTINGS']._serialized_start=315
   _globals['_FEATUREINDEXSETTINGS']._serialized_end=531
   _globals['_FEATUREINDEX']._serialized_start=534
-  _globals['_FEATUREINDEX']._serialized_end=875
-  _globals['_FEATUREINDEXMETADATA']._serialized_start=877
-  _globals['_FEATUREINDEXMETADATA']._serialized_end=958
-  _globals['_GETFEATUREINDEXREQUEST']._serialized_start=960
-  _globals['_GETFEATUREINDEXREQUEST']._serialized_end=998
-  _globals['_LISTFEATUREINDEXESREQUEST']._serialized_start=1000
-  _globals['_LISTFEATUREINDEXESREQUEST']._serialized_end=1082
-  _globals['_LISTFEATUREINDEXESRESPONSE']._serialized_start=1084
-  _globals['_LISTFEATUREINDEXESRESPONSE']._serialized_end=1186
-  _globals['_FEATURESTATISTICS']._serialized_start=1189
-  _globals['_FEATURESTATISTICS']._serialized_end=1438
-  _globals['_FEATUREEXAMPLE']._serialized_start=1441
-  _globals['_FEATUREEXAMPLE']._serialized_end=1595
-  _globals['_FEATURENEIGHBOUR']._serialized_start=1597
-  _globals['_FEATURENEIGHBOUR']._serialized_end=1646
-  _globals['_FEATUREPARTNER']._serialized_start=1648
-  _globals['_FEATUREPARTNER']._serialized_end=1709
-  _globals['_STANDINGLABEL']._serialized_start=1712
-  _globals['_STANDINGLABEL']._serialized_end=1907
-  _globals['_STANDINGLABEL_SCORESENTRY']._serialized_start=1862
-  _globals['_STANDINGLABEL_SCORESENTRY']._serialized_end=1907
+  _globals['_FEATUREINDEX']._serialized_end=930
+  _globals['_FEATUREINDEXMETADATA']._serialized_start=932
+  _globals['_FEATUREINDEXMETADATA']._serialized_end=1013
+  _globals['_GETFEATUREINDEXREQUEST']._serialized_start=1015
+  _globals['_GETFEATUREINDEXREQUEST']._serialized_end=1053
+  _globals['_LISTFEATUREINDEXESREQUEST']._serialized_start=1055
+  _globals['_LISTFEATUREINDEXESREQUEST']._serialized_end=1137
+  _globals['_LISTFEATUREINDEXESRESPONSE']._serialized_start=1139
+  _globals['_LISTFEATUREINDEXESRESPONSE']._serialized_end=1241
+  _globals['_FEATURESTATISTICS']._serialized_start=1244
+  _globals['_FEATURESTATISTICS']._serialized_end=1493
+  _globals['_FEATUREEXAMPLE']._serialized_start=1496
+  _globals['_FEATUREEXAMPLE']._serialized_end=1650
+  _globals['_FEATURENEIGHBOUR']._serialized_start=1652
+  _globals['_FEATURENEIGHBOUR']._serialized_end=1701
+  _globals['_FEATUREPARTNER']._serialized_start=1703
+  _globals['_FEATUREPARTNER']._serialized_end=1764
+  _globals['_STANDINGLABEL']._serialized_start=1767
+  _globals['_STANDINGLABEL']._serialized_end=1962
+  _globals['_STANDINGLABEL_SCORESENTRY']._serialized_start=1917
+  _globals['_STANDINGLABEL_SCORESENTRY']._serialized_end=1962
 # @@protoc_insertion_point(module_scope)

@@ -21,6 +21,36 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ActivityRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ActivityRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ActivityRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACTIVITY_RULE_UNSPECIFIED: _ActivityRule.ValueType  # 0
+    """Not told: the index is of before this field."""
+    ACTIVITY_RULE_THRESHOLD: _ActivityRule.ValueType  # 1
+    """By its threshold, as the transcoder has it: ReLU (0), JumpReLU, and BatchTopK by its running threshold."""
+    ACTIVITY_RULE_THRESHOLD_FOR_COUNT: _ActivityRule.ValueType  # 2
+    """By a threshold in the place of a count. The transcoder keeps the largest, TopK or joint TopK; beside the count it has thresholds
+    by which each feature fires as often, on calibration tokens, as it was kept. On a token other features may be active than in
+    graphs, in steering and on prompts, which count.
+    """
+
+class ActivityRule(_ActivityRule, metaclass=_ActivityRuleEnumTypeWrapper):
+    """By what an index takes features for active."""
+
+ACTIVITY_RULE_UNSPECIFIED: ActivityRule.ValueType  # 0
+"""Not told: the index is of before this field."""
+ACTIVITY_RULE_THRESHOLD: ActivityRule.ValueType  # 1
+"""By its threshold, as the transcoder has it: ReLU (0), JumpReLU, and BatchTopK by its running threshold."""
+ACTIVITY_RULE_THRESHOLD_FOR_COUNT: ActivityRule.ValueType  # 2
+"""By a threshold in the place of a count. The transcoder keeps the largest, TopK or joint TopK; beside the count it has thresholds
+by which each feature fires as often, on calibration tokens, as it was kept. On a token other features may be active than in
+graphs, in steering and on prompts, which count.
+"""
+Global___ActivityRule: _TypeAlias = ActivityRule  # noqa: Y015
+
 class _FeatureState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -170,6 +200,7 @@ class FeatureIndex(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     HISTOGRAM_EDGES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    ACTIVITY_RULE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`transcoders/{transcoder}/indexes/{index}`."""
     dataset: _builtins.str
@@ -188,6 +219,8 @@ class FeatureIndex(_message.Message):
     """Tokens on which it was counted what is active together."""
     model: _builtins.str
     """The model whose tokens these are, `models/{model}`."""
+    activity_rule: Global___ActivityRule.ValueType
+    """By what a feature was taken for active on a token."""
     @_builtins.property
     def settings(self) -> Global___FeatureIndexSettings:
         """What is kept of each feature, defaults filled in."""
@@ -220,10 +253,11 @@ class FeatureIndex(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         histogram_edges: _abc.Iterable[_builtins.float] | None = ...,
         model: _builtins.str = ...,
+        activity_rule: Global___ActivityRule.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coactivation_tokens", b"coactivation_tokens", "create_time", b"create_time", "dataset", b"dataset", "held_out", b"held_out", "histogram_edges", b"histogram_edges", "model", b"model", "name", b"name", "num_dead", b"num_dead", "num_dense", b"num_dense", "num_features", b"num_features", "num_sequences", b"num_sequences", "num_tokens", b"num_tokens", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity_rule", b"activity_rule", "coactivation_tokens", b"coactivation_tokens", "create_time", b"create_time", "dataset", b"dataset", "held_out", b"held_out", "histogram_edges", b"histogram_edges", "model", b"model", "name", b"name", "num_dead", b"num_dead", "num_dense", b"num_dense", "num_features", b"num_features", "num_sequences", b"num_sequences", "num_tokens", b"num_tokens", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

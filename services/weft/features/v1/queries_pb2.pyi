@@ -339,7 +339,7 @@ class GetActivationsOnPromptResponse(_message.Message):
     """Asks for the next page; empty after the last."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The prompt's tokens as text."""
+        """The prompt's tokens as text. A character that tokens share stands whole at the first of them, and the others have none."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

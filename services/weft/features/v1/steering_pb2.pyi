@@ -120,7 +120,7 @@ class SteerOnPromptResponse(_message.Message):
     """KL(undisturbed || changed) of the next token, in nats."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The prompt's tokens as text."""
+        """The prompt's tokens as text. A character that tokens share stands whole at the first of them, and the others have none."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -261,7 +261,7 @@ class ContinuedToken(_message.Message):
     token_id: _builtins.int
     """Index into the vocabulary."""
     text: _builtins.str
-    """The token as text."""
+    """The token as text. A character that tokens share stands whole at the one that completes it, and the others have none."""
     probability: _builtins.float
     """How likely its own run took it to be."""
     def __init__(

@@ -16,9 +16,10 @@ import numpy as np
 
 from weft_activations.core.analyses.choosing import choose_one
 from weft_activations.core.changing import Prompt
-from weft_activations.core.inference import Inference, TokenText, check_ids, read_prompt, with_texts
+from weft_activations.core.inference import Inference, check_ids, read_prompt
 from weft_activations.core.kinds import check_decoder
 from weft_activations.core.ports import Doubles, Floats, ModelBackend, ModelInfo
+from weft_activations.core.token_texts import TokenText, tokens_alone, tokens_of_run
 from weft_common.errors import FailedPreconditionError, InvalidArgumentError
 
 __all__ = ["Attributed", "Level", "attribute_logits"]
@@ -112,9 +113,9 @@ async def attribute_logits(
         logits_V = backend.unembed(model_id, found["resid_final"][-1:])[0]
         return Attributed(
             info,
-            with_texts(backend, model_id, prompt_ids),
+            tokens_of_run(backend, model_id, prompt_ids),
             at,
-            with_texts(backend, model_id, token_ids),
+            tokens_alone(backend, model_id, token_ids),
             list(parts),
             np.stack(list(parts.values())),
             logits_V[list(token_ids)].astype(np.float64),

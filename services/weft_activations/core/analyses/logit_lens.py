@@ -14,9 +14,10 @@ import numpy as np
 
 from weft_activations.core.analyses.choosing import check_token, choose
 from weft_activations.core.changing import Prompt
-from weft_activations.core.inference import Inference, TokenText, read_prompt, with_texts
+from weft_activations.core.inference import Inference, read_prompt
 from weft_activations.core.kinds import check_logits
 from weft_activations.core.ports import Array, Doubles, Floats, ModelBackend, ModelInfo
+from weft_activations.core.token_texts import TokenText, tokens_alone, tokens_of_run
 from weft_common.errors import InvalidArgumentError
 
 __all__ = ["LensBlock", "LensStart", "TargetFound", "logit_lens"]
@@ -95,11 +96,11 @@ async def logit_lens(
             check_token(token_id, info, "target_token_id")
         start = LensStart(
             info,
-            with_texts(backend, model_id, token_ids),
+            tokens_of_run(backend, model_id, token_ids),
             choose(depths, info.num_layers + 1, "depth", "depths"),
             choose(positions, len(token_ids), "position", "positions"),
             min(num_top_tokens or _DEFAULT_TOP_TOKENS, info.vocab_size),
-            next(iter(with_texts(backend, model_id, targets)), None),
+            next(iter(tokens_alone(backend, model_id, targets)), None),
         )
         hooks = [_hook(depth, info) for depth in (*start.depths, info.num_layers)]
         inference.check_size(hooks, info, len(token_ids))
@@ -154,7 +155,7 @@ def _read_block(backend: ModelBackend, start: LensStart, first: int, streams_NPD
     return LensBlock(
         first,
         num_positions,
-        with_texts(backend, model_id, ids_NPK.ravel().tolist()),
+        tokens_alone(backend, model_id, ids_NPK.ravel().tolist()),
         _narrow(np.exp(top_log_NPK)),
         _narrow(top_logits_NPK),
         # A divergence is never below zero; rounding may be.

@@ -15,9 +15,10 @@ import numpy as np
 from weft_activations.core.analyses.choosing import choose
 from weft_activations.core.changing import Prompt
 from weft_activations.core.hooks import hook_shape
-from weft_activations.core.inference import Inference, TokenText, read_input, with_texts
+from weft_activations.core.inference import Inference, read_input
 from weft_activations.core.ports import Floats, ModelBackend, ModelInfo, ModelInput
 from weft_activations.core.speech import speech_of
+from weft_activations.core.token_texts import TokenText, tokens_of_run
 from weft_common.errors import InvalidArgumentError
 
 __all__ = ["AttentionKind", "PatternsStart", "attention_patterns"]
@@ -81,7 +82,7 @@ async def attention_patterns(
         chosen = choose(layers, num_layers, "layer", "layers")
         start = PatternsStart(
             info,
-            with_texts(backend, model_id, given.token_ids),
+            tokens_of_run(backend, model_id, given.token_ids),
             kind,
             chosen,
             tuple(name.format(layer) for layer in chosen),

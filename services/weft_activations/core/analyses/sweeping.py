@@ -15,9 +15,10 @@ import numpy as np
 
 from weft_activations.core.analyses.choosing import check_token
 from weft_activations.core.changing import Prompt
-from weft_activations.core.inference import Inference, TokenText, read_prompt, with_texts
+from weft_activations.core.inference import Inference, read_prompt
 from weft_activations.core.kinds import check_decoder
 from weft_activations.core.ports import Doubles, Floats, ModelBackend, ModelInfo
+from weft_activations.core.token_texts import TokenText, tokens_of_run
 from weft_common.errors import InvalidArgumentError
 
 __all__ = ["CELLS_LIMIT", "Cells", "Metric", "MetricKind", "Pair", "measure", "read_pair", "run_cells"]
@@ -93,7 +94,7 @@ def read_pair(backend: ModelBackend, model_id: str, clean: Prompt, corrupted: Pr
             "that both have as many, since a position stands for the same place in both",
             field="corrupted",
         )
-    return Pair(info, with_texts(backend, model_id, clean_ids), with_texts(backend, model_id, corrupted_ids))
+    return Pair(info, tokens_of_run(backend, model_id, clean_ids), tokens_of_run(backend, model_id, corrupted_ids))
 
 
 def measure(metric: Metric, logits_BV: Floats) -> Doubles:

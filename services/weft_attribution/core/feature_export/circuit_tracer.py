@@ -19,7 +19,7 @@ from weft_attribution.core.feature_cards import TokenWeights
 from weft_attribution.core.feature_export.describing import Described, Group
 from weft_attribution.core.feature_export.rounding import rounded
 from weft_attribution.core.feature_index.settings import IndexSettings
-from weft_attribution.core.token_pieces import run_texts
+from weft_common.token_texts import run_texts
 
 __all__ = ["INDEX_FILE", "index_file", "layer_file", "lengths", "packed"]
 

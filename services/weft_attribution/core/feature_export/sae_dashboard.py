@@ -16,7 +16,7 @@ from weft_attribution.core.feature_export.describing import Described, Group
 from weft_attribution.core.feature_export.rounding import rounded
 from weft_attribution.core.feature_export.settings import ExportRequest
 from weft_attribution.core.feature_index.opened import OpenIndex
-from weft_attribution.core.token_pieces import run_texts
+from weft_common.token_texts import run_texts
 
 __all__ = ["SaeDashboardFiles"]
 

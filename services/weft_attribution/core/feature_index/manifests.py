@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from weft_attribution.core.feature_index.datasets import SealedDataset
 from weft_attribution.core.feature_index.layer_files import SUMMARY_COLUMNS
-from weft_attribution.core.feature_index.settings import IndexKeys, IndexRequest
+from weft_attribution.core.feature_index.settings import ActivityRule, IndexKeys, IndexRequest
 from weft_attribution.core.feature_index.tables import SUMMARY_ROWS, Table, write_table
 from weft_attribution.core.feature_index.text import Text
 from weft_attribution.core.transcoder import TranscoderReader
@@ -91,6 +91,7 @@ def finish_index(
         "num_dead": int((joined["num_active"] == 0).sum()),
         "num_dense": int((joined["num_active"] > request.settings.dense_share * text.num_tokens).sum()),
         "coactivation_tokens": min(request.settings.coactivation_tokens, text.num_tokens),
+        "activity_rule": ActivityRule.THRESHOLD_FOR_COUNT if transcoder.manifest.top_k else ActivityRule.THRESHOLD,
     }
     return keep_json(store, keys.manifest, manifest)
 

@@ -12,11 +12,12 @@ How an index is asked for, and where its parts lie.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 from weft_common.errors import InvalidArgumentError
 
-__all__ = ["MAX_INDEX_TOKENS", "IndexKeys", "IndexRequest", "IndexSettings"]
+__all__ = ["MAX_INDEX_TOKENS", "ActivityRule", "IndexKeys", "IndexRequest", "IndexSettings"]
 
 MAX_INDEX_TOKENS = 100_000_000
 _BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -29,6 +30,15 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "coactivation_tokens": (1, 65_536),
     "pool_windows": (8, 1_024),
 }
+
+
+class ActivityRule(StrEnum):
+    """By what an index takes features for active."""
+
+    THRESHOLD = "threshold"
+    """As the transcoder has it."""
+    THRESHOLD_FOR_COUNT = "threshold_for_count"
+    """The transcoder keeps the largest; the threshold by which a feature fires as often stands for that."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,30 @@ from typing import Any
 
 from weft_attribution.core.labels import is_plain
 
-__all__ = ["FLAGS", "INTRUDER", "LABEL", "read_flags", "read_intruder", "read_label", "schema"]
+__all__ = [
+    "EXPLAIN_TOKENS",
+    "FLAGS",
+    "INTRUDER",
+    "LABEL",
+    "SCORE_TOKENS",
+    "read_flags",
+    "read_intruder",
+    "read_label",
+    "schema",
+]
 
 LABEL, FLAGS, INTRUDER = "label", "answers", "intruder"
 _MAX_ANSWER = 4_000
 _MAX_LABEL = 300
 _MAX_SCHEMA_LABEL = 200
+EXPLAIN_TOKENS = 3 * _MAX_SCHEMA_LABEL + 40
+"""
+Longest answer that explains, where nobody says otherwise. A label that the schema allows does not reach it: at worst a
+tokenizer takes a token a byte, which is 3 for a character of nearly every script; 13 bytes of JSON and some blanks come
+with it. A character beyond U+FFFF has 4, so that a label of nothing but emojis may be cut off.
+"""
+SCORE_TOKENS = 60
+"""Longest answer that scores: five decisions are 28 bytes with their JSON."""
 _FENCE = "```"
 
 

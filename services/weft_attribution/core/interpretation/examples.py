@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from weft_attribution.core.feature_ports import Examples, ExampleSource, Window
 from weft_attribution.core.interpretation.ports import Texts
 from weft_attribution.core.labels import Place
-from weft_attribution.core.token_pieces import run_texts
+from weft_common.token_texts import run_texts
 
 __all__ = ["MARKED_SHARE", "Shown", "explaining", "held_out", "is_held_out", "marked", "quiet", "seeded", "shown"]
 

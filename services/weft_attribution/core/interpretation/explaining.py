@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weft_attribution.core.feature_ports import ExampleSource, Window
-from weft_attribution.core.interpretation.answers import LABEL, read_label, schema
+from weft_attribution.core.interpretation.answers import EXPLAIN_TOKENS, LABEL, read_label, schema
 from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.examples import Shown, explaining, marked, shown
 from weft_attribution.core.interpretation.lines import line, numbered
@@ -47,7 +47,7 @@ class ExplainSettings:
     prompt: Prompt
     num_examples: int
     structured: bool
-    max_answer_tokens: int = 120
+    max_answer_tokens: int = EXPLAIN_TOKENS
     is_greedy: bool = True
 
 

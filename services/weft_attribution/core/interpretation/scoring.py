@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from weft_attribution.core.feature_ports import ExampleSource
-from weft_attribution.core.interpretation.answers import read_flags, read_intruder
+from weft_attribution.core.interpretation.answers import SCORE_TOKENS, read_flags, read_intruder
 from weft_attribution.core.interpretation.asking import Asker
 from weft_attribution.core.interpretation.estimates import Estimate, area
 from weft_attribution.core.interpretation.examples import Shown, held_out, quiet, seeded, shown
@@ -67,7 +67,7 @@ class ScoreSettings:
     num_examples: int
     structured: bool
     control: bool
-    max_answer_tokens: int = 60
+    max_answer_tokens: int = SCORE_TOKENS
     is_greedy: bool = True
 
 

@@ -4,7 +4,7 @@ import { layOut } from "../src/graph/layout";
 import { buildModel, fullThreshold, inputsOf, outputsOf, searchNodes, visibleNodes, type RawGraph, type RawNode } from "../src/graph/model";
 import { BOX_HEIGHT, placeGroups } from "../src/graph/groups-layout";
 import { advance, startHistory } from "../src/graph/history";
-import { edgesOf, hull, strongestVisible } from "../src/graph/paint";
+import { edgesOf, hull, shorten, strongestVisible } from "../src/graph/paint";
 import { groupPins, MAX_PART, partOf, readState, togglePin, ungroup, writeState, type PageState } from "../src/graph/state";
 import { targetsOf } from "../src/graph/targets";
 import type { Summary, Supernode } from "../src/types";
@@ -320,5 +320,18 @@ describe("targets", () => {
     expect(targetsOf([
       { kind: "token", first: " Paris", second: "" }, { kind: "difference", first: " a", second: "b" }, { kind: "feature", first: "3", second: "12" },
     ])).toEqual([{ text: " Paris" }, { plus: " a", minus: "b" }, { layer: 3, index: 12 }]);
+  });
+});
+
+describe("shorten", () => {
+  const ctx = { measureText: (text: string) => ({ width: [...text].length }) as TextMetrics };
+
+  it("cuts between characters, however many units they have", () => {
+    expect(["🦊🦊🦊", "🦊", "東京都", ""].map((text) => shorten(ctx, text, 3))).toEqual(["🦊🦊🦊", "🦊", "東京都", ""]);
+    expect(["🦊🦊🦊🦊", "東京都庁"].map((text) => shorten(ctx, text, 3))).toEqual(["🦊🦊…", "東京…"]);
+  });
+
+  it("keeps one character where there is room for none", () => {
+    expect(["🦊", "a🦊b"].map((text) => shorten(ctx, text, 0))).toEqual(["🦊", "a…"]);
   });
 });

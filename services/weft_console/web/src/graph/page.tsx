@@ -177,7 +177,8 @@ function Head({ graph, model }: { graph: Graph; model: GraphModel }) {
     <header class="explorer-head">
       <div>
         <h1 class="prompt" aria-label={model.prompt}>
-          {model.tokens.map((token, i) => <span key={i} class="prompt-token">{showToken(token)}</span>)}
+          {/* A token without text has its character at a token beside it. */}
+          {model.tokens.map((token, i) => token && <span key={i} class="prompt-token">{showToken(token)}</span>)}
         </h1>
         <p class="note">{idOf(graph.spec?.model ?? "")} · <a href={searchPath(idOf(graph.spec?.transcoder ?? ""))} title="Search its features">{idOf(graph.spec?.transcoder ?? "")}</a></p>
       </div>

@@ -94,12 +94,15 @@ export function paintGrid(ctx: CanvasRenderingContext2D, geometry: Geometry, pal
   });
 }
 
-/** As much of a text as there is room for. */
-export function shorten(ctx: CanvasRenderingContext2D, text: string, room: number): string {
+/** As many whole characters of a text as there is room for, one at least. */
+export function shorten(ctx: Pick<CanvasRenderingContext2D, "measureText">, text: string, room: number): string {
   if (ctx.measureText(text).width <= room) return text;
-  let end = text.length - 1;
-  while (end > 1 && ctx.measureText(`${text.slice(0, end)}…`).width > room) end--;
-  return `${text.slice(0, end)}…`;
+  const characters = [...text];
+  if (characters.length === 1) return text;
+  let end = characters.length - 1;
+  const cut = () => `${characters.slice(0, end).join("")}…`;
+  while (end > 1 && ctx.measureText(cut()).width > room) end--;
+  return cut();
 }
 
 /** One edge as a curve that leaves upwards and arrives from below. */

@@ -50,6 +50,9 @@ export function Indexes({ transcoder, indexes }: { transcoder: Transcoder; index
           </table>
         </div>
       ) : null}
+      {last?.indexes.some((one) => one.activity_rule === "threshold_for_count") ? (
+        <p class="note" data-note="counted">This transcoder keeps the largest features of a token. An index takes a feature for active above a threshold instead, by which it fires as often: on a single token graphs and the lab, which count, may show others.</p>
+      ) : null}
       {last ? <IndexForm transcoder={transcoder} taken={[...last.indexes.map((one) => idOf(one.name)), ...last.jobs.map((one) => idOf(one.index))]} path={path} onStarted={indexes.reload} /> : null}
     </section>
   );

@@ -23,6 +23,8 @@ export interface FeatureIndex {
   num_features: number[];
   num_dead: number;
   num_dense: number;
+  /** By what a feature was taken for active; unspecified where an index is of before that was told. */
+  activity_rule: "unspecified" | "threshold" | "threshold_for_count";
   create_time: string | null;
 }
 
