@@ -118,10 +118,10 @@ def slow(seconds: float) -> Fault:
 
 
 def held(until: threading.Event) -> Fault:
-    """Answers right, once it may; without leave after 30 s."""
+    """Answers right, once it may; without leave after a minute."""
 
     def fault(handler: BaseHTTPRequestHandler) -> bool:
-        until.wait(30)
+        until.wait(60)
         return False
 
     return fault

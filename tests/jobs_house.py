@@ -184,7 +184,7 @@ async def jobs_house(folder: Path, url: str, *, num_sequences: int = 60) -> Asyn
     rng = np.random.default_rng(0)
     texts = Texts([rng.integers(0, 40, 14) for _ in range(num_sequences)])
     texts.may_read.set()
-    async with openai_interpreter(url or "http://127.0.0.1:9/v1", "key", timeout_s=5.0) as interpreter:
+    async with openai_interpreter(url or "http://127.0.0.1:9/v1", "key", timeout_s=60.0) as interpreter:
         interpreting = Interpreting(
             interpreter,
             endpoint=url or "",

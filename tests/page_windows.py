@@ -1,7 +1,7 @@
-"""Pages at a desk and on a phone, light and dark: what sticks out of the window, and what axe-core finds."""
+"""Pages at a desk and on a phone, each light and dark: what sticks out of the window, and what axe-core finds."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from axe_findings import serious
 from playwright.async_api import Browser, Page
@@ -9,17 +9,29 @@ from watched_page import TOKEN
 
 from weft_console.serve import Console
 
-__all__ = ["WINDOWS", "fits", "look_over"]
+__all__ = ["WINDOWS", "Scheme", "fits", "look_over", "serious_in_both"]
 
 ROOT = Path(__file__).resolve().parents[1]
 ARTIFACTS = ROOT / "tests" / "artifacts" / "console"
-# Each scheme and each width once: what axe-core says of colours does not hang on the width, nor the layout on colours.
-WINDOWS: tuple[tuple[Literal["light", "dark"], int, int], ...] = (("light", 1440, 900), ("dark", 360, 740))
+Scheme = Literal["light", "dark"]
+# How pages are opened: each scheme and each width once. The other scheme is looked at in the same visit.
+WINDOWS: tuple[tuple[Scheme, int, int], ...] = (("light", 1440, 900), ("dark", 360, 740))
 
 
 async def fits(page: Page) -> bool:
     """Whether a page is no wider than its window."""
     return bool(await page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+async def serious_in_both(page: Page, scheme: Scheme) -> list[str]:
+    """What axe-core finds on a page as it stands: in its scheme, and of colours in the other one."""
+    (other,) = set(get_args(Scheme)) - {scheme}
+    found = [f"{scheme}: {each}" for each in await serious(page)]
+    # Colours on their way from one scheme to the other are those of neither.
+    await page.emulate_media(color_scheme=other, reduced_motion="reduce")
+    found += [f"{other}: {each}" for each in await serious(page, of_colors=True)]
+    await page.emulate_media(color_scheme=scheme, reduced_motion="no-preference")
+    return found
 
 
 async def look_over(chromium: Browser, console: Console, *pages: tuple[str, str, str]) -> None:
@@ -37,5 +49,5 @@ async def look_over(chromium: Browser, console: Console, *pages: tuple[str, str,
                 path=ARTIFACTS / f"{name}-{scheme}-{width}.png", full_page=True, animations="disabled"
             )
             assert await fits(page), f"{name} at {width}"
-            assert await serious(page) == [], f"{name} in {scheme}"
+            assert await serious_in_both(page, scheme) == [], f"{name} at {width}"
         await context.close()
