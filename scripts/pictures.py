@@ -4,9 +4,9 @@ Take the pictures of the console's pages that the documentation shows, into docs
     python scripts/pictures.py             # over the services that run here: `make demo`, then `weft up`
     python scripts/pictures.py .weft/endpoints.json
 
-The newest finished graph is shown, and its transcoder. Where that has no index, one is made of the training split of
-its dataset; where features of the graph have no label, they get one by a rule that is told as such: the token that most
-of a feature's strongest stretches peak on.
+The finished graph of the shortest prompt is shown, and its transcoder. Where that has no index, one is made of the
+training split of its dataset; where features of the graph have no label, they get one by a rule that is told as such:
+the token that most of a feature's strongest stretches peak on.
 """
 
 import sys
@@ -31,12 +31,12 @@ NUM_LABELLED = 60
 WIDTH, HEIGHT = 1280, 800
 
 
-def newest_graph(client: Client) -> graph_pb2.Graph:
-    """Return the newest finished graph."""
-    for graph in client.graphs.list():
-        if graph.state == graph_pb2.GRAPH_STATE_SUCCEEDED:
-            return graph
-    sys.exit("pictures: there is no finished graph here; run `make demo` first.")
+def short_graph(client: Client) -> graph_pb2.Graph:
+    """Return the finished graph of the shortest prompt, of which most is seen at a picture's width."""
+    done = [graph for graph in client.graphs.list() if graph.state == graph_pb2.GRAPH_STATE_SUCCEEDED]
+    if not done:
+        sys.exit("pictures: there is no finished graph here; run `make demo` first.")
+    return min(done, key=lambda graph: len(graph.spec.prompt))
 
 
 def make_index(client: Client, transcoder: str) -> None:
@@ -118,7 +118,7 @@ def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Layout(Path.cwd() / ".weft").endpoints_path
     endpoints = read_endpoints(path)
     with Client.connect(path) as client:
-        graph = newest_graph(client)
+        graph = short_graph(client)
         transcoder = graph.spec.transcoder.removeprefix("transcoders/")
         make_index(client, transcoder)
         graph_id = graph.name.removeprefix("graphs/")
