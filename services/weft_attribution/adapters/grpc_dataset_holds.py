@@ -1,11 +1,9 @@
 """The cache service as those who hold datasets need it."""
 
-import grpc
 import grpc.aio
 
-from weft.cache.v1 import retention_pb2, service_pb2_grpc
-from weft_common.client import error_from_rpc
-from weft_common.errors import UnimplementedError
+from weft.cache.v1 import service_pb2_grpc
+from weft_common.dataset_holds import hold_dataset
 from weft_common.logging import get_logger
 
 __all__ = ["GrpcDatasetHolds"]
@@ -26,12 +24,5 @@ class GrpcDatasetHolds:
         self._stub = service_pb2_grpc.CacheServiceStub(channel)
 
     async def hold(self, dataset: str, holder: str) -> None:
-        request = retention_pb2.HoldDatasetRequest(name=f"datasets/{dataset}", holder=holder)
-        try:
-            await self._stub.HoldDataset(request, timeout=_TIMEOUT_S)
-        except grpc.RpcError as error:
-            found = error_from_rpc(error)
-            if not isinstance(found, UnimplementedError):
-                raise found from error
-            # A cache of a version before this one, in the middle of an upgrade.
+        if not await hold_dataset(self._stub, f"datasets/{dataset}", holder, timeout_s=_TIMEOUT_S):
             _LOG.warning("datasets_cannot_be_held", dataset=dataset, holder=holder)

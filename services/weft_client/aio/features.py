@@ -169,14 +169,7 @@ class AsyncFeatures(AsyncFeatureExports):
             max_features: Most features told; 0 means 100.
             fields: Fields of PromptFeature that are wanted; none means all. Labels cost nothing where they are not.
         """
-        request = queries_pb2.GetActivationsOnPromptRequest(
-            transcoder=full_name("transcoders", transcoder),
-            prompt=prompt,
-            layers=layers,
-            features=[feature_name(transcoder, layer, index) for layer, index in features],
-            max_features=max_features,
-            read_mask=_mask(fields),
-        )
+        request = _on_prompt(transcoder, prompt, layers, features, max_features, fields)
         return await unary(self._stub.GetActivationsOnPrompt, request, timeout_s=READ_S)
 
     def on_prompt_pages(
@@ -202,15 +195,7 @@ class AsyncFeatures(AsyncFeatureExports):
             page_size: Features of one page, 1 to 1,000.
             fields: As of `on_prompt`.
         """
-        request = queries_pb2.GetActivationsOnPromptRequest(
-            transcoder=full_name("transcoders", transcoder),
-            prompt=prompt,
-            layers=layers,
-            features=[feature_name(transcoder, layer, index) for layer, index in features],
-            max_features=max_features,
-            page_size=page_size,
-            read_mask=_mask(fields),
-        )
+        request = _on_prompt(transcoder, prompt, layers, features, max_features, fields, page_size)
         return pages(self._stub.GetActivationsOnPrompt, request, lambda page: [page], timeout_s=READ_S)
 
     async def steer(
@@ -272,6 +257,26 @@ def feature_name(transcoder: str, layer: int, index: int) -> str:
     'transcoders/t/features/3-14'
     """
     return f"{full_name('transcoders', transcoder)}/features/{layer}-{index}"
+
+
+def _on_prompt(
+    transcoder: str,
+    prompt: str,
+    layers: Sequence[int],
+    features: Sequence[tuple[int, int]],
+    max_features: int,
+    fields: Sequence[str],
+    page_size: int = 0,
+) -> queries_pb2.GetActivationsOnPromptRequest:
+    return queries_pb2.GetActivationsOnPromptRequest(
+        transcoder=full_name("transcoders", transcoder),
+        prompt=prompt,
+        layers=layers,
+        features=[feature_name(transcoder, layer, index) for layer, index in features],
+        max_features=max_features,
+        page_size=page_size,
+        read_mask=_mask(fields),
+    )
 
 
 def _mask(fields: Sequence[str]) -> field_mask_pb2.FieldMask:

@@ -5,9 +5,9 @@ from collections.abc import Awaitable
 import grpc
 import grpc.aio
 
-from weft.cache.v1 import messages_pb2, retention_pb2, service_pb2, service_pb2_grpc
+from weft.cache.v1 import messages_pb2, service_pb2, service_pb2_grpc
 from weft_common.client import error_from_rpc
-from weft_common.errors import UnimplementedError
+from weft_common.dataset_holds import hold_dataset
 from weft_common.logging import get_logger
 from weft_trainer.core.ports import DatasetFacts
 
@@ -40,14 +40,7 @@ class GrpcCatalog:
         return await _facts(self._stub.SnapshotDataset(request, timeout=_TIMEOUT_S))
 
     async def hold(self, name: str, holder: str) -> None:
-        request = retention_pb2.HoldDatasetRequest(name=name, holder=holder)
-        try:
-            await self._stub.HoldDataset(request, timeout=_TIMEOUT_S)
-        except grpc.RpcError as error:
-            found = error_from_rpc(error)
-            if not isinstance(found, UnimplementedError):
-                raise found from error
-            # A cache of a version before this one, in the middle of an upgrade.
+        if not await hold_dataset(self._stub, name, holder, timeout_s=_TIMEOUT_S):
             _log.warning("datasets_cannot_be_held", dataset=name, holder=holder)
 
 
