@@ -46,8 +46,9 @@ from weft_trainer.adapters.kubernetes_outcome import (
     first_failure,
     index_of,
     pending_reason,
+    was_disrupted,
 )
-from weft_trainer.core.ports import RankExit, RankJob, RankLog, RankStatus
+from weft_trainer.core.ports import BAD_CONFIGURATION, RankExit, RankJob, RankLog, RankStatus
 
 __all__ = ["KubernetesGroup", "KubernetesLauncher", "RankKind", "kubernetes_launcher"]
 
@@ -144,8 +145,8 @@ class KubernetesGroup:
                 work = await asyncio.to_thread(self._api.get, self._resource, self._name)
             except NotFoundError:
                 return RankExit(None, f"{self._resource.kind} {self._name} is not there any more")
-        well = ended(work)
-        if well is None and not fails_for_good(self._mirror.get(JOBS, f"{self._name}-{RANKS}-0") or {}):
+        well, job = ended(work), self._mirror.get(JOBS, f"{self._name}-{RANKS}-0") or work
+        if well is None and not fails_for_good(job):
             return None
         pods = await self._pods()
         if well:
@@ -154,10 +155,11 @@ class KubernetesGroup:
         gone = [pod for pod in self._mirror.gone(PODS, JOB_LABEL, self._name) if pod["metadata"]["name"] not in there]
         failure = first_failure([*pods, *gone])
         if failure is None:
-            return RankExit(None, _messages(work))
+            return RankExit(None, _messages(work), disrupted=was_disrupted(job))
         said = [failure.said, await self._tail(failure.pod)]
         code = failure.code if failure.code is not None else 1
-        return RankExit(code, "\n".join(part for part in said if part), disrupted=failure.disrupted)
+        disrupted = failure.disrupted or (was_disrupted(job) and code != BAD_CONFIGURATION)
+        return RankExit(code, "\n".join(part for part in said if part), disrupted=disrupted)
 
     async def _pods(self) -> list[Manifest]:
         pods, _ = await asyncio.to_thread(self._api.list, PODS, f"{JOB_LABEL}={self._name}")

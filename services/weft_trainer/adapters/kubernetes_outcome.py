@@ -7,7 +7,16 @@ from weft_trainer.adapters.kubernetes_api import Manifest
 from weft_trainer.adapters.kubernetes_manifests import CONTAINER
 from weft_trainer.core.ports import BAD_CONFIGURATION
 
-__all__ = ["Failure", "ended", "event_lines", "fails_for_good", "first_failure", "index_of", "pending_reason"]
+__all__ = [
+    "Failure",
+    "ended",
+    "event_lines",
+    "fails_for_good",
+    "first_failure",
+    "index_of",
+    "pending_reason",
+    "was_disrupted",
+]
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _WAITING = frozenset(
@@ -60,6 +69,18 @@ def fails_for_good(job: Manifest) -> bool:
     return failure.get("reason") != "PodFailurePolicy" or f"exit code {BAD_CONFIGURATION} " in failure.get(
         "message", ""
     )
+
+
+def was_disrupted(job: Manifest) -> bool:
+    """
+    Tell whether a Job says that it failed because the cluster took a pod away.
+
+    An evicted pod may be gone before anybody saw how it ended; its Job keeps the reason.
+    """
+    failure = _condition(job, "FailureTarget") or _condition(job, "Failed")
+    if failure is None or failure.get("reason") != "PodFailurePolicy":
+        return False
+    return "condition DisruptionTarget " in failure.get("message", "")
 
 
 def index_of(pod: Manifest) -> int:

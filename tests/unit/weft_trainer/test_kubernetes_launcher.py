@@ -150,6 +150,26 @@ async def test_disruption_is_no_fault_of_the_job(cluster: FakeCluster, launcher_
     assert "node drained" in ended.detail
 
 
+@pytest.mark.parametrize(("left", "code", "excused"), [(0, None, True), (1, 1, True), (42, 42, False)])
+async def test_job_keeps_the_disruption_of_a_pod_that_nobody_saw_end(
+    left: int, code: int | None, excused: bool, cluster: FakeCluster, launcher_of: Opener
+) -> None:
+    """The evicted pod is gone; the other may run, or have failed for want of it or of a configuration."""
+    group = await (await launcher_of()).start(JOB, ignore)
+    name = cluster.work()["metadata"]["name"]
+    evicted, other = cluster.pods(name)
+    cluster.delete(PODS, evicted["metadata"]["name"], grace_s=1)
+    if left:
+        end = {"exitCode": left, "finishedAt": "2026-01-01T00:00:01Z"}
+        cluster.set_status(other, phase="Failed", containerStatuses=[{"name": "rank", "state": {"terminated": end}}])
+    message = "Pod ns/p has condition DisruptionTarget matching FailJob rule at index 1"
+    condition = {"type": "FailureTarget", "status": "True", "reason": "PodFailurePolicy", "message": message}
+    cluster.replace(JOBS, name, {**cluster.work(), "status": {"conditions": [condition]}})
+    async with asyncio.timeout(30):
+        ended = await group.wait()
+    assert (ended.code, ended.disrupted) == (code, excused)
+
+
 async def test_job_that_somebody_deleted_is_gone(cluster: FakeCluster, launcher_of: Opener) -> None:
     """Nobody saw how it ended; whoever waits hears of it at once."""
     group = await (await launcher_of()).start(JOB, ignore)
