@@ -196,6 +196,8 @@ async def test_launcher_shows_logs_for_as_long_as_a_job_is_there(world: World) -
 @pytest.mark.distributed
 async def test_local_launcher_gives_the_code_of_the_rank_that_failed(tmp_path: Path) -> None:
     """Through torchrun, also for a controller that is not its parent; the other rank is ended with it."""
+    passing = tmp_path / "passing"
+    passing.mkdir()
     (tmp_path / "failing_job.py").write_text(
         "import os, sys, time\nif os.environ['RANK'] == '1':\n    sys.exit(42)\ntime.sleep(600)\n"
     )
@@ -205,11 +207,13 @@ async def test_local_launcher_gives_the_code_of_the_rank_that_failed(tmp_path: P
         kept.append(facts)
 
     launcher = LocalLauncher(tmp_path / "work")
-    own = await launcher.start(RankJob(KEY, "failing_job", 2, {"PYTHONPATH": str(tmp_path)}), keep)
+    environment = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(passing)}
+    own = await launcher.start(RankJob(KEY, "failing_job", 2, environment), keep)
     found = await LocalLauncher(tmp_path / "work").find(KEY, kept[0])
     assert await _ended(found) == 42
     assert await _ended(own) == 42
     await own.stop(0)
+    assert list(passing.iterdir()) == []
 
 
 @pytest.mark.distributed

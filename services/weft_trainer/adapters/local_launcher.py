@@ -228,6 +228,8 @@ def _command(job: RankJob, folder: Path) -> list[str]:
         *(sys.executable, "-m", "weft_trainer.adapters.torchrun", str(folder / "exit.json")),
         *("--nnodes", "1", "--nproc-per-node", str(job.num_ranks), "--max-restarts", "0"),
         *("--shutdown-timeout", str(_SHUTDOWN_S)),
+        # Without it torchrun leaves a folder a job in the machine's own for temporary files.
+        *("--log-dir", str(folder / "torchrun")),
         *("--master-addr", "127.0.0.1", "--master-port", str(_free_port())),
         *("-m", job.module),
     ]
