@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,8 +50,11 @@ def expected_row(token: int, position: int) -> tuple[list[list[float]], list[lis
 class FakeBackend:
     """One model, `fake`; a token is a byte of text."""
 
-    def __init__(self, *, bos_token_id: int | None = None, revision: str = "5eed" * 16) -> None:
+    def __init__(
+        self, *, bos_token_id: int | None = None, revision: str = "5eed" * 16, on_processor: bool = True
+    ) -> None:
         self.bos_token_id = bos_token_id
+        self.on_processor = on_processor
         self.revision = revision
         self.tokens_run = 0
 
@@ -104,18 +107,23 @@ class FakeBackend:
     def streams(
         self,
         model_id: str,
-        sequences: Sequence[npt.NDArray[np.int64]],
+        turns: Sequence[Sequence[npt.NDArray[np.int64]]],
         into: Mapping[str, npt.NDArray[np.float32]],
-    ) -> None:
+        others_wait: Callable[[], bool] = lambda: False,
+    ) -> int:
         at = 0
-        for sequence in sequences:
-            self.tokens_run += len(sequence)
-            for position, token_id in enumerate(sequence.tolist()[1:], start=1):
-                inputs, outputs = map(np.array, expected_row(token_id, position))
-                for hook, rows in into.items():
-                    # What one hook gives is seen not to be the other's.
-                    rows[:, at] = outputs if hook == "mlp_out" else inputs + (hook == "resid_mid")
-                at += 1
+        for number, turn in enumerate(turns):
+            if number and others_wait():
+                return number
+            for sequence in turn:
+                self.tokens_run += len(sequence)
+                for position, token_id in enumerate(sequence.tolist()[1:], start=1):
+                    inputs, outputs = map(np.array, expected_row(token_id, position))
+                    for hook, rows in into.items():
+                        # What one hook gives is seen not to be the other's.
+                        rows[:, at] = outputs if hook == "mlp_out" else inputs + (hook == "resid_mid")
+                    at += 1
+        return len(turns)
 
 
 @dataclass

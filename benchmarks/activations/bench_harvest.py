@@ -34,7 +34,8 @@ from prometheus_client import CollectorRegistry
 from transformers import LlamaForCausalLM
 
 from weft_activations.adapters.grpc_catalog import GrpcCatalog
-from weft_activations.adapters.transformers_backend import TransformersBackend, equal_lengths
+from weft_activations.adapters.transformers_backend import TransformersBackend
+from weft_activations.adapters.turns import equal_lengths
 from weft_activations.adapters.vllm_backend import VllmBackend
 from weft_activations.adapters.vllm_engine import CaptureRequest
 from weft_activations.core.corpus import CorpusUpload, store_corpus

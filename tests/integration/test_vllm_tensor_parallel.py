@@ -40,7 +40,7 @@ def test_two_ranks_capture_what_one_process_does(tmp_path: Path) -> None:
             running = [threads.submit(backend.forward, "llama", *one[:1], hooks, one[1]) for one in asked]
             captured = [one.result() for one in running]
         into = {name: np.empty((3, 188, 128), np.float32) for name in ("mlp_in", "mlp_out")}
-        backend.streams("llama", [np.array(prompts[1]), np.array(prompts[2])], into)
+        backend.streams("llama", [[np.array(prompts[1]), np.array(prompts[2])]], into)
     finally:
         backend.close()
     for (prompt, changed), found in zip(asked, captured, strict=True):

@@ -168,8 +168,9 @@ def make_tokens(model: Path, size: TokenSize, folder: Path, *, threads: int) -> 
         if not room:
             continue
         streams_2MTD = np.empty((2, info.num_layers, lease.num_tokens, info.d_model), np.float32)
-        sequences = [sequence.ids for sequence in lease.sequences]
-        backend.streams(model.name, sequences, dict(zip(_HOOKS, streams_2MTD, strict=True)))
+        backend.streams(
+            model.name, lease.turns(_SEQUENCE_TOKENS * _LEASE_SEQUENCES), dict(zip(_HOOKS, streams_2MTD, strict=True))
+        )
         streams_2LTD = streams_2MTD[:, size.layers]
         norm_2LT = np.linalg.norm(streams_2LTD, axis=3)
         if mean_norm_2L is None:

@@ -6,7 +6,7 @@ Attention is open where something inside it is read, changed or held; the fused 
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from weft_activations.adapters.model_folder import has_weight, model_revision, most_positions
 from weft_activations.adapters.token_pieces import TokenPieces
+from weft_activations.adapters.turns import TurnTaking, batches_by_turn
 from weft_activations.core.components import ARCHITECTURES, SPEECH, component_patterns
 from weft_activations.core.ports import Freeze, Intervention, ModelInfo
 from weft_common.errors import FailedPreconditionError, NotFoundError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from weft_activations.adapters.replaced_pass import ReplacedPasses
     from weft_activations.adapters.torch_blocks import Parts
 
-__all__ = ["TransformersBackend", "equal_lengths"]
+__all__ = ["TransformersBackend"]
 
 _LOG = get_logger(__name__)
 _ARCHITECTURES_SHOWN = "Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, GPT-2, GPT-NeoX, BERT, RoBERTa and Whisper"
@@ -39,23 +40,6 @@ _CPU_TOKENS = 256
 _GPU_TOKENS = 16384
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-
-def equal_lengths(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """
-    Share sequences out over batches of one length and of `most_tokens` at most, or of one sequence; the longest first.
-
-    >>> equal_lengths([4, 3, 4, 4], 8)
-    [[0, 2], [3], [1]]
-    """
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(index)
-    batches = []
-    for length, members in sorted(by_length.items(), reverse=True):
-        size = max(1, most_tokens // length)
-        batches += [members[first : first + size] for first in range(0, len(members), size)]
-    return batches
 
 
 @dataclass
@@ -97,6 +81,11 @@ class TransformersBackend:
         self._pieces: dict[str, TokenPieces] = {}
         self._models: dict[str, _Loaded] = {}
         self._one_core: ThreadPoolExecutor | None = None
+
+    @property
+    def on_processor(self) -> bool:
+        """Whether models are not on a CUDA device."""
+        return self._device() == "cpu"
 
     def model_ids(self) -> list[str]:
         """List the folders that hold a config.json."""
@@ -193,15 +182,16 @@ class TransformersBackend:
     def streams(
         self,
         model_id: str,
-        sequences: Sequence[npt.NDArray[np.int64]],
+        turns: Sequence[Sequence[npt.NDArray[np.int64]]],
         into: Mapping[str, npt.NDArray[np.float32]],
-    ) -> None:
+        others_wait: Callable[[], bool] = lambda: False,
+    ) -> int:
         """
-        Run sequences for what lies at some hooks, in batches of equal length.
+        Run turns of sequences for what lies at some hooks, in batches of equal length.
 
         On a processor, batches of a model that is taken apart are shared out over threads of one core each: they never
-        wait for each other, where a pass that all cores share waits after every operation, the more so beside a thread
-        that encodes.
+        wait for each other, where a pass that all cores share waits after every operation. A thread that finds a turn's
+        last batch taken begins the next turn.
         """
         import torch
 
@@ -212,6 +202,7 @@ class TransformersBackend:
         num_layers = self.describe(model_id).num_layers
         device = self._device()
         into_torch = {hook: torch.from_numpy(array) for hook, array in into.items()}
+        sequences = [sequence for turn in turns for sequence in turn]
         starts = np.cumsum([0, *(len(sequence) - 1 for sequence in sequences)]).tolist()
 
         def run(members: Sequence[int]) -> None:
@@ -227,15 +218,15 @@ class TransformersBackend:
                     places = {f"layers.{layer}.{hook}": (hook, layer) for layer in range(num_layers) for hook in into}
                     run_pass(loaded.located, tokens_BP, places, take=lambda name, found: write(*places[name], found))
 
-        on_cpu = device == "cpu"
-        batches = equal_lengths([len(sequence) for sequence in sequences], _CPU_TOKENS if on_cpu else _GPU_TOKENS)
+        by_turn = batches_by_turn(turns, _CPU_TOKENS if device == "cpu" else _GPU_TOKENS)
+        taking = TurnTaking(by_turn, others_wait)
         if loaded.parts is not None:
             self._set_attention(loaded)
-        if on_cpu and len(batches) > 1 and loaded.parts is not None:
-            list(self._one_core_threads().map(run, batches))
+        if device == "cpu" and sum(map(len, by_turn)) > 1 and loaded.parts is not None:
+            taking.work_off(run, self._one_core_threads(), self._num_cores())
         else:
-            for batch in batches:
-                run(batch)
+            taking.work_off(run)
+        return taking.num_begun
 
     def decoding(self, model_id: str, interventions: Sequence[Intervention] = ()) -> "CachedDecoding":
         """Prepare to read token after token."""
@@ -308,12 +299,15 @@ class TransformersBackend:
         with torch.inference_mode():
             return np.asarray(neuron_directions(down, torch.from_numpy(directions_ND)).cpu().numpy())
 
+    def _num_cores(self) -> int:
+        return self._threads or os.cpu_count() or 1
+
     def _one_core_threads(self) -> ThreadPoolExecutor:
         if self._one_core is None:
             import torch
 
             self._one_core = ThreadPoolExecutor(
-                self._threads or os.cpu_count(), "model-one-core", initializer=torch.set_num_threads, initargs=(1,)
+                self._num_cores(), "model-one-core", initializer=torch.set_num_threads, initargs=(1,)
             )
         return self._one_core
 

@@ -9,7 +9,7 @@ Legend: P positions, D d_model, L layers.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError as FutureCancelledError
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +86,11 @@ class VllmBackend:
         self._engine_model = ""
         self._num_users = 0
 
+    @property
+    def on_processor(self) -> bool:
+        """Whether vLLM has found no device."""
+        return self._folders.on_processor
+
     def model_ids(self) -> list[str]:
         """List the folders that hold a config.json."""
         return self._folders.model_ids()
@@ -141,24 +146,30 @@ class VllmBackend:
     def streams(
         self,
         model_id: str,
-        sequences: Sequence[npt.NDArray[np.int64]],
+        turns: Sequence[Sequence[npt.NDArray[np.int64]]],
         into: Mapping[str, npt.NDArray[np.float32]],
-    ) -> None:
+        others_wait: Callable[[], bool] = lambda: False,
+    ) -> int:
         """Run sequences for what lies at some hooks; rows go from the model straight to their place."""
         for hook in into:
             self._check(f"layers.0.{hook}", self._shown, "show", "hooks")
         info = self.describe(model_id)
-        requests, start = [], 0
-        for sequence in sequences:
-            rows = slice(start, start + len(sequence) - 1)
-            start = rows.stop
-            sinks = {
-                f"layers.{layer}.{hook}": array_LTD[layer, rows]
-                for hook, array_LTD in into.items()
-                for layer in range(info.num_layers)
-            }
-            requests.append(CaptureRequest(sequence.tolist(), sinks, skipped=1))
-        self._run(info, requests)
+        start = 0
+        for number, turn in enumerate(turns):
+            if number and others_wait():
+                return number
+            requests = []
+            for sequence in turn:
+                rows = slice(start, start + len(sequence) - 1)
+                start = rows.stop
+                sinks = {
+                    f"layers.{layer}.{hook}": array_LTD[layer, rows]
+                    for hook, array_LTD in into.items()
+                    for layer in range(info.num_layers)
+                }
+                requests.append(CaptureRequest(sequence.tolist(), sinks, skipped=1))
+            self._run(info, requests)
+        return len(turns)
 
     def passes(self, model_id: str, sequences: Sequence[Sequence[int]], input_hook: str) -> Passes:
         """Refuse: vLLM's passes do not stop for somebody else's outputs."""

@@ -2,19 +2,17 @@
 One replica's share of a harvest: take a lease, read it, put its shard, commit it, mark the lease; seal at the end.
 
 Dying between any two of these loses nothing and doubles nothing: a shard counts once its commit is in the catalog, the
-first commit of an index wins, and a lease that is not marked is read again. While one lease is encoded and put, the
-next one is already in the model.
-
-Legend: L layers, T tokens, D d_model.
+first commit of an index wins, and a lease that is not marked is read again. While one lease is put, the next one is
+already in the model; where the model has a device of its own, also while one is encoded.
 """
 
 import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -29,6 +27,7 @@ from weft_activations.core.harvest_records import (
     StreamPair,
 )
 from weft_activations.core.inference import Inference
+from weft_activations.core.lease_rows import Rows
 from weft_activations.core.leases import LeaseBoard
 from weft_activations.core.left_out import LeftOut
 from weft_activations.core.metrics import (
@@ -39,75 +38,40 @@ from weft_activations.core.metrics import (
 )
 from weft_activations.core.plan import HarvestPlan, Lease
 from weft_activations.core.planning import HarvestPlanner
-from weft_activations.core.ports import CommittedShard, DatasetCatalog, ModelInfo, Split
+from weft_activations.core.ports import CommittedShard, DatasetCatalog, Floats, ModelInfo, Split
 from weft_common.errors import AlreadyExistsError, FailedPreconditionError, WeftError
 from weft_common.logging import get_logger
 from weft_store.port import ObjectStore
-from weft_store.shard import Bases, Basis, CodecSpec, EncodedShard, basis_key, encode_shard, learn_basis
+from weft_store.shard import Bases, Basis, CodecSpec, EncodedBlocks, basis_key, encode_blocks, learn_basis
 
-__all__ = ["HarvestWorker", "Rows"]
+__all__ = ["HarvestWorker"]
 
 _LOG = get_logger(__name__)
 _ROW_GROUP_TOKENS = 256
 # One takes the memory of half as many tokens as d_model has channels.
 _KEPT_BASES = 2
-# Of one turn on the models' thread: what a capture may have to wait for.
+# Of one turn on the models' thread: about what a capture may have to wait for.
 _TURN_TOKENS = 2048
 _NORM_SEQUENCES = 8
-# The last lease has no other beside it in the model, and a processor each for what is left of it.
 _ENCODING_THREADS = min(8, os.cpu_count() or 1)
 
 T = TypeVar("T")
-Floats = npt.NDArray[np.float32]
 
 
-@dataclass
-class Rows:
+@dataclass(frozen=True)
+class _Coded:
     """
-    The rows of a lease, in memory that serves one lease after the other: fresh pages cost as much as a copy.
+    A lease without its rows.
 
     Attributes:
-        whole: By hook, [L, T, D] each: room for any lease.
-        norm_hook: Whose norms say which tokens are left out.
-        num_tokens: How many of T are this lease's and are kept.
+        num_tokens: That were kept.
         left_out: Which of those that the packing keeps were left out for their norm, rising.
+        shards: Of each pair what is to be put, with its key, or what somebody had committed before.
     """
 
-    whole: Mapping[str, Floats]
-    norm_hook: str
-    num_tokens: int = 0
-    left_out: npt.NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
-
-    @classmethod
-    def with_room(cls, spec: HarvestSpec, info: ModelInfo, num_tokens: int) -> "Rows":
-        """Make room for so many tokens."""
-        shape = (info.num_layers, num_tokens, info.d_model)
-        return cls({hook: np.empty(shape, np.float32) for hook in spec.hooks}, spec.output_hook)
-
-    def kept(self, hook: str) -> Floats:
-        """What is kept of what lies at a hook, [L, T, D]."""
-        return self.whole[hook][:, : self.num_tokens]
-
-    def output_norms(self) -> Floats:
-        """Euclidean norms of the outputs, [L, T]."""
-        outputs_LTD = self.kept(self.norm_hook)
-        squares_LT: Floats = np.einsum("ltd,ltd->lt", outputs_LTD, outputs_LTD)
-        return np.sqrt(squares_LT)
-
-    def leave_out(self, limits_L: npt.NDArray[np.float64]) -> None:
-        """Drop the tokens whose output norm reaches its layer's limit anywhere."""
-        kept_T: npt.NDArray[np.bool_] = np.asarray((self.output_norms() < limits_L[:, None]).all(axis=0))
-        self.left_out = np.flatnonzero(~kept_T)
-        self.keep(kept_T)
-
-    def keep(self, kept_T: npt.NDArray[np.bool_]) -> None:
-        """Drop the tokens that are not kept."""
-        num_kept = int(kept_T.sum())
-        if num_kept < self.num_tokens:
-            for hook in self.whole:
-                for layer_TD in self.kept(hook):
-                    layer_TD[:num_kept] = layer_TD[kept_T]
-            self.num_tokens = num_kept
+    num_tokens: int
+    left_out: npt.NDArray[np.intp]
+    shards: Sequence[tuple[str, EncodedBlocks] | CommittedShard]
 
 
 class HarvestWorker:
@@ -191,17 +155,21 @@ class HarvestWorker:
         record = await self._with_mean_norms(record, plan, info)
         held: set[int] = set()
         beating = asyncio.create_task(self._beat(board, held))
-        storing: asyncio.Task[Rows] | None = None
+        storing: asyncio.Task[None] | None = None
         order = plan.order
         room = max((lease.num_rows for lease in plan.leases), default=0)
-        spare = [Rows.with_room(record.spec, info, room) for _ in range(2)]
+        # With one place a lease is read once the one before is encoded: both want all processors, and a pass whose
+        # operations all of them share waits after each for the one that encodes.
+        spare: asyncio.Queue[Rows] = asyncio.Queue()
+        for _ in range(1 if self._inference.on_processor else 2):
+            spare.put_nowait(Rows.with_room(record.spec, info, room))
         try:
             while True:
                 is_paused = (await self._threaded(lambda: self._records.get(record.harvest_id))).paused
                 index = None if is_paused else await self._threaded(lambda: board.take(order))
                 if index is None:
                     if storing is not None:
-                        spare.append(await storing)
+                        await storing
                         storing = None
                         continue
                     await report(HarvestProgress.of(record, await self._threaded(board.refresh)))
@@ -210,10 +178,12 @@ class HarvestWorker:
                     await asyncio.sleep(self._poll_s)
                     continue
                 held.add(index)
-                rows = await self._read(record, plan.leases[index], spare.pop())
+                rows = await self._read(record, plan.leases[index], await spare.get())
                 if storing is not None:
-                    spare.append(await storing)
-                storing = asyncio.create_task(self._store_rows(record, plan.leases[index], rows, board, held, report))
+                    await storing
+                storing = asyncio.create_task(
+                    self._store_rows(record, plan.leases[index], rows, spare, board, held, report)
+                )
         except BaseException as error:
             if held:
                 EXTRACT_INCOMPLETE.labels(incomplete_reason(error)).inc(len(held))
@@ -264,15 +234,14 @@ class HarvestWorker:
     async def _run(self, spec: HarvestSpec, lease: Lease, rows: Rows) -> None:
         """Run a lease in turns of some sequences each, so that other calls come in between."""
         rows.num_tokens, rows.left_out = 0, rows.left_out[:0]
-        left = [sequence.ids for sequence in lease.sequences]
+        left = lease.turns(_TURN_TOKENS)
         while left:
-            turn = [left.pop(0)]
-            while left and sum(map(len, turn)) + len(left[0]) <= _TURN_TOKENS:
-                turn.append(left.pop(0))
             start = rows.num_tokens
-            rows.num_tokens += sum(len(ids) - 1 for ids in turn)
+            rows.num_tokens = lease.num_rows
             into = {hook: rows.kept(hook)[:, start:] for hook in spec.hooks}
-            await self._inference.streams(spec.model, turn, into)
+            num_run = await self._inference.streams(spec.model, left, into)
+            rows.num_tokens = start + sum(len(ids) - 1 for turn in left[:num_run] for ids in turn)
+            left = left[num_run:]
         if lease.num_tokens < lease.num_rows:
             kept_T = np.concatenate([sequence.kept() for sequence in lease.sequences])
             await asyncio.to_thread(rows.keep, kept_T)
@@ -282,20 +251,26 @@ class HarvestWorker:
         record: HarvestRecord,
         lease: Lease,
         rows: Rows,
+        spare: "asyncio.Queue[Rows]",
         board: LeaseBoard,
         held: set[int],
         report: Callable[[HarvestProgress], Awaitable[None]],
-    ) -> Rows:
-        first, *others = record.spec.pairs
+    ) -> None:
+        """Have what a lease's rows hold in all datasets, and mark the lease; the rows are spare once encoded."""
+        try:
+            coded = await self._code(record, lease, rows)
+        finally:
+            spare.put_nowait(rows)
+        first, *others = range(len(record.spec.pairs))
         # The first pair comes last: a token counts once all that is kept of it is committed.
-        for pair in others:
-            await self._commit(record, pair, lease, rows)
-        committed, is_new = await self._commit(record, first, lease, rows)
+        for place in others:
+            await self._commit(record, place, lease, coded)
+        committed, is_new = await self._commit(record, first, lease, coded)
         tokens = committed.num_tokens
         if is_new:
             EXTRACT_TOKENS.inc(tokens)
-        if rows.num_tokens == tokens:
-            await self._threaded(lambda: LeftOut(self._store, record.harvest_id).keep(lease.index, rows.left_out))
+        if coded.num_tokens == tokens:
+            await self._threaded(lambda: LeftOut(self._store, record.harvest_id).keep(lease.index, coded.left_out))
         await self._threaded(
             lambda: board.finish(
                 lease.index, split=lease.split.value, num_tokens=tokens, num_skipped=lease.num_tokens - tokens
@@ -303,36 +278,49 @@ class HarvestWorker:
         )
         held.discard(lease.index)
         await report(HarvestProgress.of(record, await self._threaded(board.known)))
-        return rows
+
+    async def _code(self, record: HarvestRecord, lease: Lease, rows: Rows) -> _Coded:
+        """Encode what no dataset has of a lease."""
+        shards: list[tuple[str, EncodedBlocks] | CommittedShard] = []
+        for pair in record.spec.pairs:
+            target = await self._patiently(partial(self._catalog.begin_shard, pair.dataset, lease.index))
+            if target.committed is not None:
+                shards.append(target.committed)
+                continue
+            encode = partial(self._encode, record, pair, lease, rows, target.key)
+            shards.append((target.key, await self._threaded(encode)))
+        return _Coded(rows.num_tokens, rows.left_out, shards)
 
     async def _commit(
-        self, record: HarvestRecord, pair: StreamPair, lease: Lease, rows: Rows
+        self, record: HarvestRecord, place: int, lease: Lease, coded: _Coded
     ) -> tuple[CommittedShard, bool]:
         """Have a pair's shard of a lease in its dataset; whether it is this call's."""
-        target = await self._patiently(lambda: self._catalog.begin_shard(pair.dataset, lease.index))
-        if target.committed is not None:
-            return target.committed, False
-        encoded = await self._threaded(lambda: self._encode(record, pair, lease, rows, target.key))
-        await self._threaded(lambda: self._put(target.key, encoded))
+        made = coded.shards[place]
+        if isinstance(made, CommittedShard):
+            return made, False
+        key, blocks = made
+        encoded = await self._threaded(blocks.shard)
+        await self._threaded(lambda: self._put(key, encoded.data))
         shard = CommittedShard(
             index=lease.index,
-            key=target.key,
+            key=key,
             sha256=encoded.sha256,
             size_bytes=len(encoded.data),
-            num_tokens=rows.num_tokens,
+            num_tokens=coded.num_tokens,
             split=lease.split,
             row_group_tokens=_ROW_GROUP_TOKENS,
             statistics=encoded.statistics,
         )
-        committed = await self._patiently(lambda: self._catalog.commit_shard(pair.dataset, shard))
-        is_new = committed.key == target.key
+        dataset = record.spec.pairs[place].dataset
+        committed = await self._patiently(lambda: self._catalog.commit_shard(dataset, shard))
+        is_new = committed.key == key
         if not is_new:
             EXTRACT_INCOMPLETE.labels(ANOTHER_WAS_FIRST).inc()
         return committed, is_new
 
-    def _encode(self, record: HarvestRecord, pair: StreamPair, lease: Lease, rows: Rows, key: str) -> EncodedShard:
+    def _encode(self, record: HarvestRecord, pair: StreamPair, lease: Lease, rows: Rows, key: str) -> EncodedBlocks:
         streams = {"input": rows.kept(pair.input_hook), "output": rows.kept(pair.output_hook)}
-        return encode_shard(
+        return encode_blocks(
             streams,
             CodecSpec(record.spec.codec, record.spec.target_fvu),
             row_group_tokens=_ROW_GROUP_TOKENS,
@@ -372,11 +360,11 @@ class HarvestWorker:
             del self._bases[next(iter(self._bases))]
         return basis
 
-    def _put(self, key: str, encoded: EncodedShard) -> None:
+    def _put(self, key: str, data: bytes) -> None:
         with suppress(AlreadyExistsError):
             # The key is this upload's own: what is there is what an earlier try of this put wrote, and the catalog
             # compares every byte when the shard is committed.
-            self._store.put(key, encoded.data, if_absent=True)
+            self._store.put(key, data, if_absent=True)
 
     async def _seal(self, record: HarvestRecord) -> HarvestRecord:
         for pair in record.spec.pairs:

@@ -5,6 +5,7 @@ Legend: P positions, D d_model, V vocabulary.
 """
 
 import math
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from weft_activations.core.calls import ByteBudget, run_call
+from weft_activations.core.calls import ByteBudget, current_call, run_call
 from weft_activations.core.changing import Change, Prompt, work_out
 from weft_activations.core.hooks import expand_hooks, hook_shape
 from weft_activations.core.kinds import check_logits
@@ -106,19 +107,41 @@ class Inference:
         self._backend = backend
         self._max_capture_bytes = max_capture_bytes
         self._captured = ByteBudget(max_captured_bytes)
+        self._lock = threading.Lock()
+        self._num_waiting = 0
         self._threads = ThreadPoolExecutor(max_workers=calls_at_once, thread_name_prefix="model")
 
     def close(self) -> None:
         """Let the running pass end and drop what waits."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
+    @property
+    def on_processor(self) -> bool:
+        """Whether passes run on this machine's processors."""
+        return self._backend.on_processor
+
     async def on_model_thread(self, work: Callable[[ModelBackend], T]) -> T:
         """Run blocking work on a thread of the models', after what waits there already."""
+        waits = True
+
+        def begin() -> T:
+            nonlocal waits
+            waits = False
+            self._count_waiting(-1)
+            return work(self._backend)
+
         QUEUE_DEPTH.inc()
+        self._count_waiting(1)
         try:
-            return await run_call(self._threads, lambda: work(self._backend))
+            return await run_call(self._threads, begin)
         finally:
+            if waits:
+                self._count_waiting(-1)
             QUEUE_DEPTH.dec()
+
+    def _count_waiting(self, change: int) -> None:
+        with self._lock:
+            self._num_waiting += change
 
     async def runnable_ids(self) -> list[str]:
         """List the models that can be run here; a folder of another architecture is passed over."""
@@ -258,11 +281,16 @@ class Inference:
     async def streams(
         self,
         model_id: str,
-        sequences: Sequence[npt.NDArray[np.int64]],
+        turns: Sequence[Sequence[npt.NDArray[np.int64]]],
         into: Mapping[str, npt.NDArray[np.float32]],
-    ) -> None:
-        """Run some sequences of a harvest; see `ModelBackend.streams`."""
-        await self.on_model_thread(lambda backend: backend.streams(model_id, sequences, into))
+    ) -> int:
+        """Run turns of a harvest, at least one and more while nobody waits; see `ModelBackend.streams`."""
+
+        def work(backend: ModelBackend) -> int:
+            call = current_call()
+            return backend.streams(model_id, turns, into, lambda: self._num_waiting > 0 or call.is_cancelled)
+
+        return await self.on_model_thread(work)
 
     def _work_out(
         self, backend: ModelBackend, info: ModelInfo, given: ModelInput, changes: Sequence[Change]

@@ -11,6 +11,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from weft_activations.core.packing import BY_DOCUMENT, PackedSequence, Packer, Packing
 from weft_activations.core.ports import Split
 from weft_common.errors import FailedPreconditionError
@@ -40,6 +43,18 @@ class Lease:
     def num_rows(self) -> int:
         """Rows that the model gives: every position but the first of each sequence."""
         return sum(len(sequence.ids) - 1 for sequence in self.sequences)
+
+    def turns(self, most_tokens: int) -> list[list[npt.NDArray[np.int64]]]:
+        """Share its sequences' ids out, in their order, over turns of so many tokens at most, or of one sequence."""
+        turns: list[list[npt.NDArray[np.int64]]] = []
+        num_tokens = 0
+        for sequence in self.sequences:
+            num_tokens += len(sequence.ids)
+            if not turns or num_tokens > most_tokens:
+                turns.append([])
+                num_tokens = len(sequence.ids)
+            turns[-1].append(sequence.ids)
+        return turns
 
 
 @dataclass(frozen=True)

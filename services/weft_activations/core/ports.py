@@ -4,7 +4,7 @@ What the core needs from outside: a model that runs, files that can be read, and
 Legend: B sequences, P positions, L layers, D d_model.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -241,6 +241,11 @@ class ModelBackend(Protocol):
     Raises (every call with a model id): NotFoundError, no such model; FailedPreconditionError, it cannot be run here.
     """
 
+    @property
+    def on_processor(self) -> bool:
+        """Whether passes run on this machine's processors, and not on a device beside them."""
+        ...
+
     def model_ids(self) -> list[str]:
         """List the models there are, in order."""
         ...
@@ -271,16 +276,21 @@ class ModelBackend(Protocol):
     def streams(
         self,
         model_id: str,
-        sequences: Sequence[npt.NDArray[np.int64]],
+        turns: Sequence[Sequence[npt.NDArray[np.int64]]],
         into: Mapping[str, npt.NDArray[np.float32]],
-    ) -> None:
+        others_wait: Callable[[], bool] = lambda: False,
+    ) -> int:
         """
         Run sequences, of any lengths, and write down what lies at some hooks of every layer.
 
         Args:
-            sequences: Token ids.
+            turns: Token ids of sequences; those of a turn are run together.
             into: By hook, without the layer, where it is written, float32 [L, T, D]: of each sequence all positions but
                 the first, one sequence after the other.
+            others_wait: Asked before each turn but the first, on any thread; if so, this turn is left to another call.
+
+        Returns:
+            How many turns were run.
         """
         ...
 

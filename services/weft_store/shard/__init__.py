@@ -5,7 +5,7 @@ A block is one stream of one layer over one row group. The bytes are specified i
 """
 
 from weft_store.shard.basis import Bases, Basis, basis_key, learn_basis
-from weft_store.shard.encoding import EncodedShard, encode_shard
+from weft_store.shard.encoding import EncodedBlocks, EncodedShard, encode_blocks, encode_shard
 from weft_store.shard.layout import CODECS, STEPPED, STREAMS, CodecSpec, ShardHeader, Stream
 from weft_store.shard.reading import CodedStream, ShardReader, verify
 from weft_store.shard.statistics import LayerStatistics, StreamStatistics, merge_statistics
@@ -18,6 +18,7 @@ __all__ = [
     "Basis",
     "CodecSpec",
     "CodedStream",
+    "EncodedBlocks",
     "EncodedShard",
     "LayerStatistics",
     "ShardHeader",
@@ -25,6 +26,7 @@ __all__ = [
     "Stream",
     "StreamStatistics",
     "basis_key",
+    "encode_blocks",
     "encode_shard",
     "learn_basis",
     "merge_statistics",

@@ -5,7 +5,7 @@ Shapes: L layers, T tokens, D d_model.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -18,7 +18,15 @@ from weft_common.errors import InvalidArgumentError
 from weft_store.shard.basis import Basis
 from weft_store.shard.bf16 import encode_bf16, round_to_bf16, widen_bf16
 from weft_store.shard.coding import encode_block
-from weft_store.shard.layout import STEPPED, STREAMS, CodecSpec, ShardHeader, UniformParameters, write_index
+from weft_store.shard.layout import (
+    STEPPED,
+    STREAMS,
+    Block,
+    CodecSpec,
+    ShardHeader,
+    UniformParameters,
+    write_index,
+)
 from weft_store.shard.statistics import LayerStatistics, StreamStatistics
 from weft_store.shard.transformed import Transformed, transform_and_quantise
 from weft_store.shard.uniform import Moments, Quantised, entropy_bits, largest_size, quantise
@@ -45,6 +53,30 @@ class EncodedShard:
     statistics: list[LayerStatistics]
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedBlocks:
+    """
+    A shard whose blocks are not put together yet: the activations are not needed any more.
+
+    Attributes:
+        header: What stands before the blocks.
+        parameters: Steps, means and orders; None for bfloat16.
+        blocks: By row group, stream and layer.
+        statistics: Moments and codec figures by layer.
+    """
+
+    header: ShardHeader
+    parameters: UniformParameters | None
+    blocks: Sequence[Block]
+    statistics: list[LayerStatistics]
+
+    def shard(self) -> EncodedShard:
+        """Put the object together and take its hash, on the calling thread alone."""
+        index = write_index(self.header, self.parameters, self.blocks)
+        data = b"".join([index, *(block.payload for block in self.blocks)])
+        return EncodedShard(data, hashlib.sha256(data).hexdigest(), self.statistics)
+
+
 def encode_shard(
     streams: Mapping[str, NDArray[np.float32]],
     codec: CodecSpec,
@@ -54,6 +86,21 @@ def encode_shard(
     basis: Basis | None = None,
     threads: int = 1,
 ) -> EncodedShard:
+    """Encode both streams of all layers, and put the shard together; see `encode_blocks`."""
+    return encode_blocks(
+        streams, codec, row_group_tokens=row_group_tokens, attributes=attributes, basis=basis, threads=threads
+    ).shard()
+
+
+def encode_blocks(
+    streams: Mapping[str, NDArray[np.float32]],
+    codec: CodecSpec,
+    *,
+    row_group_tokens: int = 256,
+    attributes: Mapping[str, str],
+    basis: Basis | None = None,
+    threads: int = 1,
+) -> EncodedBlocks:
     """
     Encode both streams of all layers; the bytes do not depend on `threads`.
 
@@ -96,7 +143,7 @@ def encode_shard(
     for _ in range(threads):
         spare.put(np.empty(shape, np.int32))
 
-    def encode(place: tuple[int, int]) -> tuple[list[bytes], StreamStatistics]:
+    def encode(place: tuple[int, int]) -> tuple[list[Block], StreamStatistics]:
         at, layer = place
         what = f"stream {STREAMS[at]!r} of layer {layer}"
         values_TD = np.ascontiguousarray(streams[STREAMS[at]][layer])
@@ -111,11 +158,10 @@ def encode_shard(
     with ThreadPoolExecutor(threads, "weft-encode") as pool:
         encoded = dict(zip(places, pool.map(encode, places), strict=True))
     blocks = {(group, *place): block for place, (found, _) in encoded.items() for group, block in enumerate(found)}
-    in_order = [blocks[place] for place in sorted(blocks)]
-    data = b"".join([write_index(header, parameters, in_order), *in_order])
-    return EncodedShard(
-        data,
-        hashlib.sha256(data).hexdigest(),
+    return EncodedBlocks(
+        header,
+        parameters,
+        [blocks[place] for place in sorted(blocks)],
         [LayerStatistics(layer, *(encoded[at, layer][1] for at in range(len(STREAMS)))) for layer in range(num_layers)],
     )
 
@@ -128,7 +174,7 @@ def _encode_stream(
     place: tuple[int, int],
     codes_TD: NDArray[np.int32],
     what: str,
-) -> tuple[list[bytes], StreamStatistics]:
+) -> tuple[list[Block], StreamStatistics]:
     moments = _moments(values_TD, what)
     rows = [
         slice(start, start + header.row_group_tokens) for start in range(0, header.num_tokens, header.row_group_tokens)
@@ -137,7 +183,7 @@ def _encode_stream(
         bits = round_to_bf16(values_TD)
         difference = np.subtract(widen_bf16(bits), values_TD, dtype=np.float64).ravel()
         error, entropy = float(difference @ difference), 0.0
-        blocks = [encode_bf16(bits[part]) for part in rows]
+        blocks = [Block.of(encode_bf16(bits[part])) for part in rows]
     else:
         coded: Quantised | Transformed
         if vectors_DD is None:
@@ -150,14 +196,14 @@ def _encode_stream(
         parameters.means_SLD[place] = coded.mean_D
         parameters.orders_SLD[place] = order_D
         error, entropy = coded.sum_squared_error, entropy_bits(codes_TD)
-        blocks = [encode_block(codes_TD[part], order_D, header.group_channels) for part in rows]
+        blocks = [Block.of(encode_block(codes_TD[part], order_D, header.group_channels)) for part in rows]
     return blocks, StreamStatistics(
         num_tokens=header.num_tokens,
         mean_norm=moments.mean_norm,
         mean=tuple(moments.mean_D.tolist()),
         sum_squared_deviation=float(moments.squared_deviation_D.sum()),
         sum_squared_error=error,
-        size_bytes=sum(map(len, blocks)),
+        size_bytes=sum(len(block.payload) for block in blocks),
         entropy_bits=entropy,
     )
 

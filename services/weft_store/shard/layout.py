@@ -11,9 +11,9 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +160,19 @@ def block_digest(payload: bytes | memoryview) -> bytes:
     return hashlib.sha256(payload).digest()[:DIGEST_BYTES]
 
 
-def write_index(header: ShardHeader, parameters: UniformParameters | None, blocks: list[bytes]) -> bytes:
+class Block(NamedTuple):
+    """The bytes of a block, and the digest that names them in the table."""
+
+    payload: bytes
+    digest: bytes
+
+    @classmethod
+    def of(cls, payload: bytes) -> "Block":
+        """Take the digest."""
+        return cls(payload, block_digest(payload))
+
+
+def write_index(header: ShardHeader, parameters: UniformParameters | None, blocks: Sequence[Block]) -> bytes:
     """Write everything that stands before the blocks, which follow in the order of row group, stream, layer."""
     fields = asdict(header)
     if not header.basis:
@@ -172,10 +184,10 @@ def write_index(header: ShardHeader, parameters: UniformParameters | None, block
         )
     index_bytes = header.index_bytes(len(encoded))
     table = np.zeros(len(blocks), TABLE_ROW)
-    table["length"] = [len(block) for block in blocks]
+    table["length"] = [len(block.payload) for block in blocks]
     start = PRELUDE_BYTES + index_bytes
     table["offset"] = start + np.cumsum(table["length"]) - table["length"]
-    table["digest"] = [np.void(block_digest(block)) for block in blocks]
+    table["digest"] = [np.void(block.digest) for block in blocks]
     index = bytearray(encoded)
     if parameters is not None:
         for array in (parameters.steps_SL, parameters.means_SLD, parameters.orders_SLD):

@@ -121,5 +121,5 @@ def test_vllm_that_is_not_there_is_said(models_dir: Path, monkeypatch: pytest.Mo
     backend = VllmBackend(models_dir)
     for _ in range(2):
         with pytest.raises(FailedPreconditionError, match="extra `vllm`"):
-            backend.streams("llama", [np.arange(3)], {"mlp_in": np.empty((3, 2, 32), np.float32)})
+            backend.streams("llama", [[np.arange(3)]], {"mlp_in": np.empty((3, 2, 32), np.float32)})
     backend.close()

@@ -246,7 +246,7 @@ def test_captures_do_not_depend_on_what_else_is_asked(
 def test_streams_of_a_harvest_equal_captures(backend: TransformersBackend, family: str, found: Captures) -> None:
     """What a harvest keeps of a sequence is what a capture of it shows, without the first token."""
     into = {hook: np.full((LAYERS, 6, 32), np.nan, np.float32) for hook in ("mlp_in", "mlp_out")}
-    backend.streams(family, [np.array(IDS)], into)
+    backend.streams(family, [[np.array(IDS)]], into)
     for hook, rows in into.items():
         for layer in range(LAYERS):
             close(rows[layer], found[f"layers.{layer}.{hook}"][1:])

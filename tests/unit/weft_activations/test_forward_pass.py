@@ -119,7 +119,7 @@ def test_streams_of_sequences_equal_single_captures(backend: TransformersBackend
     num_tokens = sum(len(ids) - 1 for ids in sequences)
     for hooks in (("mlp_in", "mlp_out"), ("resid_mid", "mlp_out"), ("mlp_in", "mlp_out", "resid_mid")):
         into = {hook: np.full((NUM_LAYERS, num_tokens, D_MODEL), np.nan, np.float32) for hook in hooks}
-        backend.streams(model_id, sequences, into)
+        assert backend.streams(model_id, [sequences[:3], sequences[3:]], into) == 2
         start = 0
         for ids in sequences:
             rows = slice(start, start + len(ids) - 1)

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +36,7 @@ from weft_common.errors import (
 )
 from weft_store.adapters.memory import MemoryObjectStore
 from weft_store.documents import read_json
-from weft_store.shard import ShardReader, basis_key
+from weft_store.shard import ShardReader, basis_key, encode_blocks
 
 SPEC = HarvestSpec(
     model="fake",
@@ -173,24 +175,79 @@ def test_harvest_progress_counts_what_is_committed(undisturbed: World) -> None:
     assert progress.num_leases_done == progress.record.num_leases >= 4
 
 
+@pytest.mark.parametrize("on_processor", [False, True], ids=["on a device", "on processors"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_harvest_killed_at_any_step_loses_and_doubles_nothing(undisturbed: World, after: bool) -> None:
+def test_harvest_killed_at_any_step_loses_and_doubles_nothing(
+    undisturbed: World, after: bool, on_processor: bool
+) -> None:
     """A process that dies at its n-th step, for every n, leaves what a second one completes to the same rows."""
     expected = undisturbed.rows()
     deaths = 0
     for step in range(10_000):
         world = World()
         try:
-            world.run(Fate(step, after=after))
+            world.run(Fate(step, after=after), backend=FakeBackend(on_processor=on_processor))
         except KilledError:
             deaths += 1
         else:
             break
         world.now += 60
-        world.run(owner="b")
+        world.run(owner="b", backend=FakeBackend(on_processor=on_processor))
         assert world.rows() == expected, f"killed at step {step}"
         assert world.catalog.datasets["d"].sealed
     assert deaths > 40
+
+
+@pytest.mark.parametrize("on_processor", [False, True], ids=["on a device", "on processors"])
+def test_encoding_and_passes_share_time_only_where_the_model_has_a_device(
+    undisturbed: World, monkeypatch: pytest.MonkeyPatch, on_processor: bool
+) -> None:
+    """On processors a pass begins when the lease before is encoded; on a device it need not wait."""
+    passes: list[tuple[float, float]] = []
+    encodings: list[tuple[float, float]] = []
+
+    @contextmanager
+    def timed(spans: list[tuple[float, float]]) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        time.sleep(0.05)
+        spans.append((started, time.monotonic()))
+
+    class Watched(FakeBackend):
+        def streams(self, *arguments: Any) -> int:
+            with timed(passes):
+                return super().streams(*arguments)
+
+    def encode(*arguments: Any, **options: Any) -> Any:
+        with timed(encodings):
+            return encode_blocks(*arguments, **options)
+
+    monkeypatch.setattr("weft_activations.core.harvest_worker.encode_blocks", encode)
+    world = World()
+    world.run(backend=Watched(on_processor=on_processor))
+    assert world.rows() == undisturbed.rows()
+    together = any(first < stop and start < last for start, stop in passes for first, last in encodings)
+    assert together == (not on_processor)
+
+
+def test_harvest_lets_others_in_between_turns(undisturbed: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease goes on where it left off for whoever waited; alone it is one call."""
+    monkeypatch.setattr("weft_activations.core.harvest_worker._TURN_TOKENS", SPEC.sequence_tokens)
+    world, calls, waiting = World(), list[int](), [False]
+
+    class Asked(FakeBackend):
+        def streams(self, model_id: str, turns: Any, into: Any, others_wait: Any = None) -> int:
+            calls.append(len(turns))
+            return super().streams(model_id, turns, into, lambda: waiting[0])
+
+    world.run(backend=Asked())
+    assert world.rows() == undisturbed.rows()
+    alone, world, waiting[0] = list(calls), World(), True
+    calls.clear()
+    world.run(backend=Asked())
+    assert world.rows() == undisturbed.rows()
+    assert calls == [left for turns in alone for left in range(turns, 0, -1)]
+    assert max(alone) > 1
 
 
 def test_pairs_of_streams_of_one_harvest_go_to_datasets_of_their_own(undisturbed: World) -> None:
