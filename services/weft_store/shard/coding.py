@@ -65,7 +65,7 @@ def encode_block(codes_TD: NDArray[np.int32], order_D: NDArray[np.uint64], group
     num_tokens, d_model = codes_TD.shape
     kinds = np.zeros(-(-d_model // group_channels), np.uint8)
     symbols, escapes = np.empty(codes_TD.size, np.uint8), np.empty(codes_TD.size, np.uint32)
-    scratch = np.empty(num_tokens * group_channels + max(_ALPHABETS), np.uint32)
+    scratch = np.empty(codes_TD.size, np.uint8)
     _, kept = _loops().pack(codes_TD, order_D, group_channels, _TRIED, _FEW, kinds, symbols, escapes, scratch)
     escapes = escapes[: int(kept)]
     width = (int(escapes.max()).bit_length() + 7) // 8 if escapes.size else 0

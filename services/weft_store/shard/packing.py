@@ -38,65 +38,78 @@ def pack(
         codes_TD: int32.
         order_D: uint64, the channel of each place.
         group: Places of a group; the last may have fewer.
-        alphabets: uint32 [kinds, 3]: codes of a symbol, base, and the first code that is no digit, the kinds in the
-            order in which they are tried; the last has room for any code.
+        alphabets: uint32 [kinds, 3]: codes of a symbol, base, and the first code that is no digit, at most 255, the
+            kinds in the order in which they are tried; the last has room for any code.
         few: A kind is taken where at most one code in so many is an escape; with no escape digit, where none is.
         kinds: uint8 [groups], filled with codes of a symbol, 0 where all codes are 0.
         symbols, escapes: uint8 and uint32 of one value for each code, filled from their starts.
-        scratch: uint32, with room for the largest group and five more.
+        scratch: uint8, with room for all codes.
 
     Returns:
         Bytes of all symbols, and the number of escapes.
     """
     num_tokens, d_model, step = _u(codes_TD.shape[0]), _u(order_D.size), _u(group)
+    # In zigzag, 255 for all that are larger: a row is a vector to the processor, and bytes then go to their groups.
+    row_D, short_D = np.empty(d_model, np.uint8), order_D.astype(np.uint16)
+    for t in range(num_tokens):
+        for d in range(d_model):
+            code = codes_TD[t, d]
+            row_D[d] = np.uint8(min(np.uint32((code << np.int32(1)) ^ (code >> np.int32(31))), np.uint32(255)))
+        for index in range(kinds.size):
+            first = _u(index) * step
+            width = min(step, d_model - first)
+            at = first * num_tokens + t * width
+            for place in range(width):
+                scratch[at + place] = row_D[short_D[first + place]]
     made: Any = _u(0)
     kept: Any = _u(0)
     for index in range(kinds.size):
         first = _u(index) * step
         width = min(step, d_model - first)
-        size = num_tokens * width
-        channels = order_D[first : first + width]
-        at: Any = _u(0)
-        largest: Any = np.uint32(0)
-        for t in range(num_tokens):
-            for place in range(width):
-                code = codes_TD[t, channels[place]]
-                zigzag = np.uint32((code << np.int32(1)) ^ (code >> np.int32(31)))
-                scratch[at] = zigzag
-                largest = max(largest, zigzag)
-                at += _u(1)
+        size, begin = num_tokens * width, first * num_tokens
+        largest: Any = np.uint8(0)
+        for other in range(size):
+            largest = max(largest, scratch[begin + other])
         kinds[index] = 0
         if largest == 0:
             continue
         chosen = alphabets.shape[0] - 1
         for kind in range(alphabets.shape[0] - 1):
-            direct, over = alphabets[kind, 2], _u(0)
+            direct, over = np.uint8(alphabets[kind, 2]), np.uint32(0)
             if largest >= direct:
                 for other in range(size):
-                    over += _u(scratch[other] >= direct)
-            if over == 0 or (direct < alphabets[kind, 1] and over * _u(few) <= size):
+                    over += np.uint32(scratch[begin + other] >= direct)
+            if over == 0 or (alphabets[kind, 2] < alphabets[kind, 1] and _u(over) * _u(few) <= size):
                 chosen = kind
                 break
-        values, base, direct = _u(alphabets[chosen, 0]), alphabets[chosen, 1], alphabets[chosen, 2]
+        values, base, direct = _u(alphabets[chosen, 0]), alphabets[chosen, 1], np.uint8(alphabets[chosen, 2])
         kinds[index] = values
         if largest >= direct:
-            for other in range(size):
-                digit = scratch[other]
-                if digit >= direct:
-                    escapes[kept] = digit
-                    kept += _u(1)
-                    scratch[other] = direct
+            for t in range(num_tokens):
+                for place in range(width):
+                    spot = begin + t * width + place
+                    if scratch[spot] >= direct:
+                        code = codes_TD[t, order_D[first + place]]
+                        escapes[kept] = np.uint32((code << np.int32(1)) ^ (code >> np.int32(31)))
+                        kept += _u(1)
+                        scratch[spot] = direct
         count = (size + values - _u(1)) // values
-        for other in range(size, count * values):
-            scratch[other] = 0
+        whole = size // values
         # Digit by digit for all symbols: loops without a branch are vectors to the processor.
-        for m in range(count):
-            symbols[made + m] = scratch[m * values]
-        weight = np.uint32(1)
+        for m in range(whole):
+            symbols[made + m] = scratch[begin + m * values]
+        weight = np.uint8(1)
         for i in range(_u(1), values):
-            weight *= base
-            for m in range(count):
-                symbols[made + m] += np.uint8(scratch[m * values + i] * weight)
+            weight = np.uint8(weight * base)
+            for m in range(whole):
+                symbols[made + m] += np.uint8(scratch[begin + m * values + i] * weight)
+        # The last symbol has the digits that are left.
+        if count > whole:
+            symbol, weight = np.uint8(0), np.uint8(1)
+            for other in range(whole * values, size):
+                symbol += np.uint8(scratch[begin + other] * weight)
+                weight = np.uint8(weight * base)
+            symbols[made + whole] = symbol
         made += count
     return made, kept
 
