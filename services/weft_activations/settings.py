@@ -74,7 +74,7 @@ class ActivationsSettings(ServiceSettings, BucketSettings, PeerSettings):
     corpus_prefixes: tuple[str, ...] = ("corpora/",)
     """Beginnings of keys in the bucket below which imports read, as a JSON list."""
     max_lease_bytes: int = Field(default=1 << 30, ge=1 << 20)
-    """Most bytes of activations that one lease may take in memory; two are there at once."""
+    """Most bytes of activations that one lease may take in memory; beside a device two are there at once."""
     lease_s: float = Field(default=20.0, gt=0)
     """Seconds without a sign of life after which another replica reads a lease over."""
     patience_s: float = Field(default=300.0, ge=0)

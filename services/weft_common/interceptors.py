@@ -56,8 +56,9 @@ Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 REQUEST_ID = "x-request-id"
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEALTH = "/grpc.health.v1.Health/"
-# A caller whose deadline expires cancels the call, which may be known here just before the deadline is.
-_DEADLINE_SLACK_S = 0.05
+# A caller whose deadline expires cancels the call, which is known here before the deadline is, by what the call took to
+# come; at most so much counts, and a quarter of what the caller gave.
+_DEADLINE_SLACK_S = 0.5
 # How much of a refused stream is still read, and for how long: a caller's pauses are shorter than its patience.
 _REST_BYTES = 64 * 2**20
 _REST_S = 5.0
@@ -130,8 +131,9 @@ class MetricsInterceptor(_Wrapping):
                 code = _code(context)
                 return answer
             except asyncio.CancelledError:
-                left = remaining_s()
-                code = Code.CANCELLED if left is None or left > _DEADLINE_SLACK_S else Code.DEADLINE_EXCEEDED
+                left, taken = remaining_s(), time.perf_counter() - begun
+                is_due = left is not None and left <= min(_DEADLINE_SLACK_S, (left + taken) / 4)
+                code = Code.DEADLINE_EXCEEDED if is_due else Code.CANCELLED
                 raise
             finally:
                 seconds = time.perf_counter() - begun

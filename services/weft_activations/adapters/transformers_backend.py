@@ -84,7 +84,7 @@ class TransformersBackend:
 
     @property
     def on_processor(self) -> bool:
-        """Whether models are not on a CUDA device."""
+        """Whether models run on the processors."""
         return self._device() == "cpu"
 
     def model_ids(self) -> list[str]:
@@ -222,7 +222,8 @@ class TransformersBackend:
         taking = TurnTaking(by_turn, others_wait)
         if loaded.parts is not None:
             self._set_attention(loaded)
-        if device == "cpu" and sum(map(len, by_turn)) > 1 and loaded.parts is not None:
+        # A turn of one batch, a long sequence, has all cores in every operation: others may wait for its end.
+        if device == "cpu" and max(map(len, by_turn), default=0) > 1 and loaded.parts is not None:
             taking.work_off(run, self._one_core_threads(), self._num_cores())
         else:
             taking.work_off(run)

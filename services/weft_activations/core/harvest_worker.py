@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,12 +66,13 @@ class _Coded:
     Attributes:
         num_tokens: That were kept.
         left_out: Which of those that the packing keeps were left out for their norm, rising.
-        shards: Of each pair what is to be put, with its key, or what somebody had committed before.
+        shards: By the place of a pair what is to be put, with its key, or what somebody had committed before; each is
+            taken out when its turn comes.
     """
 
     num_tokens: int
     left_out: npt.NDArray[np.intp]
-    shards: Sequence[tuple[str, EncodedBlocks] | CommittedShard]
+    shards: dict[int, tuple[str, EncodedBlocks] | CommittedShard]
 
 
 class HarvestWorker:
@@ -160,14 +161,21 @@ class HarvestWorker:
         room = max((lease.num_rows for lease in plan.leases), default=0)
         # With one place a lease is read once the one before is encoded: both want all processors, and a pass whose
         # operations all of them share waits after each for the one that encodes.
+        on_processor = await self._inference.on_model_thread(lambda backend: backend.on_processor)
         spare: asyncio.Queue[Rows] = asyncio.Queue()
-        for _ in range(1 if self._inference.on_processor else 2):
+        for _ in range(1 if on_processor else 2):
             spare.put_nowait(Rows.with_room(record.spec, info, room))
         try:
             while True:
+                rows = await spare.get()
+                if storing is not None and storing.done():
+                    # What failed is told before another lease is taken.
+                    await storing
+                    storing = None
                 is_paused = (await self._threaded(lambda: self._records.get(record.harvest_id))).paused
                 index = None if is_paused else await self._threaded(lambda: board.take(order))
                 if index is None:
+                    spare.put_nowait(rows)
                     if storing is not None:
                         await storing
                         storing = None
@@ -178,7 +186,7 @@ class HarvestWorker:
                     await asyncio.sleep(self._poll_s)
                     continue
                 held.add(index)
-                rows = await self._read(record, plan.leases[index], await spare.get())
+                await self._read(record, plan.leases[index], rows)
                 if storing is not None:
                     await storing
                 storing = asyncio.create_task(
@@ -225,11 +233,10 @@ class HarvestWorker:
         means = tuple(float(mean) for mean in norms_LT.mean(1, dtype=np.float64))
         return await self._threaded(lambda: self._records.set_mean_norms(record.harvest_id, means))
 
-    async def _read(self, record: HarvestRecord, lease: Lease, rows: Rows) -> Rows:
+    async def _read(self, record: HarvestRecord, lease: Lease, rows: Rows) -> None:
         await self._run(record.spec, lease, rows)
         if record.mean_norms is not None:
             await asyncio.to_thread(rows.leave_out, record.spec.max_norm_ratio * np.asarray(record.mean_norms))
-        return rows
 
     async def _run(self, spec: HarvestSpec, lease: Lease, rows: Rows) -> None:
         """Run a lease in turns of some sequences each, so that other calls come in between."""
@@ -281,25 +288,26 @@ class HarvestWorker:
 
     async def _code(self, record: HarvestRecord, lease: Lease, rows: Rows) -> _Coded:
         """Encode what no dataset has of a lease."""
-        shards: list[tuple[str, EncodedBlocks] | CommittedShard] = []
-        for pair in record.spec.pairs:
+        shards: dict[int, tuple[str, EncodedBlocks] | CommittedShard] = {}
+        for place, pair in enumerate(record.spec.pairs):
             target = await self._patiently(partial(self._catalog.begin_shard, pair.dataset, lease.index))
             if target.committed is not None:
-                shards.append(target.committed)
+                shards[place] = target.committed
                 continue
             encode = partial(self._encode, record, pair, lease, rows, target.key)
-            shards.append((target.key, await self._threaded(encode)))
+            shards[place] = target.key, await self._threaded(encode)
         return _Coded(rows.num_tokens, rows.left_out, shards)
 
     async def _commit(
         self, record: HarvestRecord, place: int, lease: Lease, coded: _Coded
     ) -> tuple[CommittedShard, bool]:
         """Have a pair's shard of a lease in its dataset; whether it is this call's."""
-        made = coded.shards[place]
+        made = coded.shards.pop(place)
         if isinstance(made, CommittedShard):
             return made, False
         key, blocks = made
         encoded = await self._threaded(blocks.shard)
+        del made, blocks
         await self._threaded(lambda: self._put(key, encoded.data))
         shard = CommittedShard(
             index=lease.index,

@@ -115,33 +115,28 @@ class Inference:
         """Let the running pass end and drop what waits."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    @property
-    def on_processor(self) -> bool:
-        """Whether passes run on this machine's processors."""
-        return self._backend.on_processor
-
     async def on_model_thread(self, work: Callable[[ModelBackend], T]) -> T:
         """Run blocking work on a thread of the models', after what waits there already."""
         waits = True
 
-        def begin() -> T:
+        def wait_no_more() -> None:
             nonlocal waits
-            waits = False
-            self._count_waiting(-1)
+            with self._lock:
+                self._num_waiting -= waits
+                waits = False
+
+        def begin() -> T:
+            wait_no_more()
             return work(self._backend)
 
         QUEUE_DEPTH.inc()
-        self._count_waiting(1)
+        with self._lock:
+            self._num_waiting += 1
         try:
             return await run_call(self._threads, begin)
         finally:
-            if waits:
-                self._count_waiting(-1)
+            wait_no_more()
             QUEUE_DEPTH.dec()
-
-    def _count_waiting(self, change: int) -> None:
-        with self._lock:
-            self._num_waiting += change
 
     async def runnable_ids(self) -> list[str]:
         """List the models that can be run here; a folder of another architecture is passed over."""

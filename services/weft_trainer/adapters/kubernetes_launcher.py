@@ -46,6 +46,7 @@ from weft_trainer.adapters.kubernetes_outcome import (
     first_failure,
     index_of,
     pending_reason,
+    round_of,
     was_disrupted,
 )
 from weft_trainer.core.ports import BAD_CONFIGURATION, RankExit, RankJob, RankLog, RankStatus
@@ -57,6 +58,7 @@ _log = get_logger(__name__)
 RankKind = Literal["auto", "jobset", "job"]
 
 _LOOK_S = 5.0
+_WATCH_LAG_S = 5.0
 _TAIL_LINES = 12
 _LINE_BYTES = 100
 # What a node is given, beyond the pods' own time, to say that they are gone.
@@ -152,14 +154,28 @@ class KubernetesGroup:
         if well:
             return RankExit(0, await self._tail(pods[0]) if pods else "")
         there = {pod["metadata"]["name"] for pod in pods}
+        await self._until_seen_gone(there)
         gone = [pod for pod in self._mirror.gone(PODS, JOB_LABEL, self._name) if pod["metadata"]["name"] not in there]
-        failure = first_failure([*pods, *gone])
+        restarts = int(work.get("status", {}).get("restarts") or 0)
+        failure = first_failure(pod for pod in [*pods, *gone] if round_of(pod) >= restarts)
         if failure is None:
             return RankExit(None, _messages(work), disrupted=was_disrupted(job))
-        said = [failure.said, await self._tail(failure.pod)]
         code = failure.code if failure.code is not None else 1
         disrupted = failure.disrupted or (was_disrupted(job) and code != BAD_CONFIGURATION)
+        # Where nobody saw the pod that was taken away, its Job knows which one it was.
+        why = _messages(job) if disrupted and not failure.disrupted else ""
+        said = [failure.said, why, await self._tail(failure.pod)]
         return RankExit(code, "\n".join(part for part in said if part), disrupted=disrupted)
+
+    async def _until_seen_gone(self, there: set[str]) -> None:
+        """Wait for the last of pods that are not there any more: a list is ahead of what is watched."""
+        deadline = time.monotonic() + _WATCH_LAG_S
+        while time.monotonic() < deadline:
+            bell = self._mirror.bell()
+            known = self._mirror.select(PODS, JOB_LABEL, self._name)
+            if all(pod["metadata"]["name"] in there for pod in known):
+                return
+            await self._mirror.wait(bell, 1.0)
 
     async def _pods(self) -> list[Manifest]:
         pods, _ = await asyncio.to_thread(self._api.list, PODS, f"{JOB_LABEL}={self._name}")

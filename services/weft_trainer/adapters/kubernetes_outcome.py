@@ -15,10 +15,12 @@ __all__ = [
     "first_failure",
     "index_of",
     "pending_reason",
+    "round_of",
     "was_disrupted",
 ]
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
+_ROUND = "jobset.sigs.k8s.io/restart-attempt"
 _WAITING = frozenset(
     {
         "CreateContainerConfigError",
@@ -86,6 +88,11 @@ def was_disrupted(job: Manifest) -> bool:
 def index_of(pod: Manifest) -> int:
     """Return a pod's rank."""
     return int((pod["metadata"].get("annotations") or {}).get(_INDEX, 0))
+
+
+def round_of(pod: Manifest) -> int:
+    """Return how often its JobSet had begun anew when the pod was made; 0 without one."""
+    return int((pod["metadata"].get("labels") or {}).get(_ROUND, 0))
 
 
 class Failure:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -70,13 +71,13 @@ def test_failure_ends_the_others_before_it_is_told() -> None:
             raise ValueError("no number")
         begun.set()
         assert failed.wait(30)
+        time.sleep(0.05)
         ran.append(batch)
 
     with ThreadPoolExecutor(2) as executor:
         with pytest.raises(ValueError, match="no number"):
             TurnTaking(BATCHES, lambda: False).work_off(run, executor, 2)
-        assert ran[:1] == [[1, 2]]
-        assert len(ran) < len(ALL) - 1
+        assert ran == [[1, 2]]
 
 
 def test_lease_is_shared_out_in_order() -> None:
@@ -101,8 +102,9 @@ async def test_harvest_hears_that_others_wait() -> None:
 
     async def ask(step: int) -> None:
         steps[step].set()
-        while len(answers) <= step:  # noqa: ASYNC110  a thread answers
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(30):
+            while len(answers) <= step:  # noqa: ASYNC110  a thread answers
+                await asyncio.sleep(0.001)
 
     inference = Inference(Asking())
     try:

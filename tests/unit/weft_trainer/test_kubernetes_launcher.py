@@ -168,6 +168,23 @@ async def test_job_keeps_the_disruption_of_a_pod_that_nobody_saw_end(
     async with asyncio.timeout(30):
         ended = await group.wait()
     assert (ended.code, ended.disrupted) == (code, excused)
+    assert (message in ended.detail) == excused
+
+
+async def test_disruption_of_an_earlier_round_excuses_no_later_one(cluster: FakeCluster, launcher_of: Opener) -> None:
+    """A JobSet that began anew is told by what ended it at last."""
+    group = await (await launcher_of("jobset")).start(JOB, ignore)
+    work = cluster.work()
+    name, rounds = work["metadata"]["name"], "jobset.sigs.k8s.io/restart-attempt"
+    evicted, other = cluster.pods(name)
+    evicted["metadata"]["labels"][rounds], other["metadata"]["labels"][rounds] = "0", "1"
+    cluster.set_status(evicted, phase="Failed", conditions=[{"type": "DisruptionTarget", "status": "True"}])
+    cluster.delete(PODS, evicted["metadata"]["name"], grace_s=1)
+    cluster.replace(JOBSETS, name, {**cluster.work(), "status": {"restarts": 1}})
+    cluster.finish(other, 7)
+    async with asyncio.timeout(30):
+        ended = await group.wait()
+    assert (ended.code, ended.disrupted) == (7, False)
 
 
 async def test_job_that_somebody_deleted_is_gone(cluster: FakeCluster, launcher_of: Opener) -> None:
@@ -203,7 +220,6 @@ async def test_pod_that_somebody_deleted_is_remembered(cluster: FakeCluster, lau
     first["metadata"]["deletionTimestamp"] = "now"
     cluster.finish(first, 137)
     cluster.delete(PODS, first["metadata"]["name"], grace_s=1)
-    await asyncio.sleep(0.1)
     ended = await group.wait()
     assert (ended.code, ended.disrupted) == (-9, True)
     assert "was deleted" in ended.detail
