@@ -1,5 +1,6 @@
 """The console's page, held open."""
 
+import http.client
 import ssl
 import threading
 import urllib.error
@@ -21,6 +22,9 @@ def page_open(url: str, trusted: ssl.SSLContext | None = None) -> Iterator[None]
                 urllib.request.urlopen(f"{url}/api/runs", timeout=5, context=trusted).close()
             except urllib.error.HTTPError as answer:
                 answer.close()
+            except (OSError, http.client.HTTPException):
+                # On a busy machine, or while the console is exchanged, one look may get no answer.
+                continue
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import Any
 
 import grpc
 from cluster_rig.release import Release
+from cluster_rig.work import patiently
 from google.longrunning import operations_pb2
 
 from weft.attribution.v1 import messages_pb2 as attribution
 from weft.attribution.v1 import service_pb2 as attribution_rpc
 from weft.attribution.v1.service_pb2_grpc import AttributionServiceStub
 from weft_attribution.core.records import edges_key, graph_key
-from weft_common.errors import NotFoundError
+from weft_common.errors import WeftError
 from weft_common.operation_store import read_record
 from weft_store import ObjectStore
 from weft_store.documents import read_json
@@ -37,9 +39,10 @@ class LongGraph:
 
 
 def create_graph(channel: grpc.Channel, graph_id: str, spec: attribution.GraphSpec) -> operations_pb2.Operation:
-    """Ask for a graph."""
-    request = attribution_rpc.CreateGraphRequest(graph_id=graph_id, spec=spec)
-    operation: operations_pb2.Operation = AttributionServiceStub(channel).CreateGraph(request, timeout=60)
+    """Ask for a graph; a service that is away meanwhile is asked again, and finds what it was asked before."""
+    request = attribution_rpc.CreateGraphRequest(graph_id=graph_id, spec=spec, request_id=str(uuid.uuid4()))
+    stub = AttributionServiceStub(channel)
+    operation: operations_pb2.Operation = patiently(lambda: stub.CreateGraph(request, timeout=60))
     return operation
 
 
@@ -82,7 +85,8 @@ def owners(store: ObjectStore, *operations: str) -> Iterator[dict[str, list[str]
             for name, found in seen.items():
                 try:
                     owner = read_record(records, name)[0].owner
-                except NotFoundError:
+                except WeftError:
+                    # It is not there yet, or the bucket does not answer.
                     continue
                 if owner and owner not in found:
                     found.append(owner)

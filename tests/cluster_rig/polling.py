@@ -30,9 +30,15 @@ class Polled:
         self._release = release
 
     def seen(self) -> dict[str, dict[str, Any]]:
-        """Return calls, the longest of them in seconds, and failures, by service; empty before the first second."""
-        printed = self._release.kubectl("logs", _POD, "--tail=1", check=False)
-        return json.loads(printed) if printed.startswith("{") else {}
+        """Return calls, the longest of them in seconds, and failures, by service; waits until the log can be read."""
+        # It is empty before the first second, and one call may fail on a busy machine.
+        printed: str = until(
+            lambda: (found := self._release.kubectl("logs", _POD, "--tail=1", check=False)).startswith("{") and found,
+            "the poller's log is read",
+            60,
+        )
+        seen: dict[str, dict[str, Any]] = json.loads(printed)
+        return seen
 
     def settled(self) -> dict[str, dict[str, Any]]:
         """Return what was seen a while after everything is quiet, so that calls in flight have ended too."""

@@ -18,7 +18,7 @@ from weft.training.v1 import service_pb2 as training_rpc
 from weft.training.v1.service_pb2_grpc import TrainingServiceStub
 from weft_store.documents import read_json
 
-__all__ = ["get_run", "harvest", "start_run", "tensors_of", "training_spec", "upload_corpus"]
+__all__ = ["get_run", "harvest", "patiently", "start_run", "tensors_of", "training_spec", "upload_corpus"]
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def training_spec(dataset: str, **changes: Any) -> training.TrainingSpec:
     return training.TrainingSpec(**(values | changes))
 
 
-def _patiently(call: Callable[[], T], timeout_s: float = 180) -> T:
+def patiently(call: Callable[[], T], timeout_s: float = 180) -> T:
     """Repeat a call that finds nobody, as people and programs do: pods come back, controllers hand over."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -106,7 +106,7 @@ def start_run(release: Release, run_id: str, spec: training.TrainingSpec) -> Any
         with release.channel("trainer") as channel:
             return TrainingServiceStub(channel).CreateRun(request, timeout=60)
 
-    return _patiently(ask)
+    return patiently(ask)
 
 
 def get_run(release: Release, run_id: str) -> training.Run:
@@ -117,7 +117,7 @@ def get_run(release: Release, run_id: str) -> training.Run:
             request = training_rpc.GetRunRequest(name=f"runs/{run_id}")
             return TrainingServiceStub(channel).GetRun(request, timeout=30)
 
-    return _patiently(ask)
+    return patiently(ask)
 
 
 def tensors_of(release: Release, run_id: str, step: int) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from weft_attribution.core.feature_index.datasets import read_dataset
 from weft_attribution.core.feature_index.indexing import FeatureIndexing
 from weft_attribution.core.feature_index.sequences import find_text
 from weft_common.client import channel, error_from_rpc
-from weft_common.errors import FailedPreconditionError
+from weft_common.errors import FailedPreconditionError, NotFoundError
 from weft_store.documents import read_json
 from weft_store.opening import open_store
 from weft_store.port import ObjectStore
 
 LAYERS = 16
-SHAPE: dict[str, Any] = {"num_layers": LAYERS, "num_features": 512, "d_model": 16, "shard_sequences": 4}
+# So much that one replica does not make it all before the other has seen that there is something to make.
+SHAPE: dict[str, Any] = {"num_layers": LAYERS, "num_features": 2048, "d_model": 16, "shard_sequences": 4}
 LENGTHS = [100] * 40
 NO_MODEL: Any = None
 
@@ -87,8 +88,15 @@ def test_killed_replica_costs_only_what_it_had_not_stored(tmp_path: Path) -> Non
                 return {info.key: info.modified_s for info in store.list(keys.layers)}
 
             def owners() -> set[str]:
-                held = (read_json(store, info.key)[0] for info in store.list(f"{keys.leases}/"))
-                return {lease["owner"] for lease in held if lease["expires_s"]}
+                found = set()
+                for info in store.list(f"{keys.leases}/"):
+                    try:
+                        lease = read_json(store, info.key)[0]
+                    except NotFoundError:
+                        continue
+                    if lease["expires_s"]:
+                        found.add(lease["owner"])
+                return found
 
             until = time.monotonic() + 120
             while (not layers() or len(owners()) < 2) and time.monotonic() < until:

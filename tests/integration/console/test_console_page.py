@@ -272,7 +272,9 @@ async def test_policy_stops_scripts_of_others(watched: Watched) -> None:
         }"""
     )
     assert ran is False
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        while not watched.errors:  # noqa: ASYNC110  the browser tells of it when it likes
+            await asyncio.sleep(0.05)
     assert len(watched.errors) == 1
     assert "Content Security Policy" in watched.errors.pop()
 

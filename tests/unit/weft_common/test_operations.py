@@ -199,10 +199,10 @@ async def test_beating_manager_keeps_its_work(store: MemoryOperationStore, stack
 
     async def slow(context: OperationContext) -> Message:
         runs.append(context.name)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(3)
         return context.request
 
-    managers = [manager(store, slow, lease_s=0.3) for _ in range(3)]
+    managers = [manager(store, slow, lease_s=1) for _ in range(3)]
     for each in managers:
         await stack.enter_async_context(each.run())
     await start(managers[0])
@@ -219,7 +219,7 @@ async def test_beats_do_not_wait_behind_other_work_of_the_loops_threads(store: M
         await asyncio.Event().wait()
         return context.request
 
-    owner, pool = manager(store, endless, lease_s=0.3), ThreadPoolExecutor(1)
+    owner, pool = manager(store, endless, lease_s=1), ThreadPoolExecutor(1)
     asyncio.get_running_loop().set_default_executor(pool)
     async with owner.run():
         await start(owner)
@@ -254,12 +254,12 @@ async def test_work_that_ends_slowly_is_not_taken_up_meanwhile(store: MemoryOper
         finally:
             if runs == 1:
                 # Three leases: an answer that is paid for is waited for.
-                await asyncio.sleep(0.9)
+                await asyncio.sleep(3)
                 ended.set()
             at_once -= 1
         raise AssertionError("unreachable")
 
-    first, second = (manager(store, slow_to_end, lease_s=0.3) for _ in range(2))
+    first, second = (manager(store, slow_to_end, lease_s=1) for _ in range(2))
     async with AsyncExitStack() as outer, AsyncExitStack() as inner:
         await inner.enter_async_context(first.run())
         await start(first)
@@ -290,7 +290,7 @@ async def test_manager_that_cannot_beat_stops_its_work(store: MemoryOperationSto
             stopped.set()
         raise AssertionError("unreachable")
 
-    owner = manager(Failing(), watch, lease_s=0.2)
+    owner = manager(Failing(), watch, lease_s=0.5)
     async with owner.run():
         await start(owner)
         await until(lambda: bool(owner._worker.runs))

@@ -252,8 +252,10 @@ async def test_ended_call_cancels_its_work(kit: Any, echo: Any, kind: str, how: 
         serving("test", kit.settings(), [echo.registration()]) as server,
         aio_channel(server.target, token="secret") as plain,
     ):
-        calling = asyncio.create_task(kit.client(plain).call(kind, "x", timeout=0.3 if how == "deadline" else 30))
-        await begun.wait()
+        await plain.channel_ready()
+        calling = asyncio.create_task(kit.client(plain).call(kind, "x", timeout=1 if how == "deadline" else 30))
+        async with asyncio.timeout(30):
+            await begun.wait()
         if how == "cancel":
             calling.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -12,7 +12,8 @@ from weft_common.errors import UnavailableError
 from weft_trainer.adapters.kubernetes_api import LEASES
 from weft_trainer.adapters.lease_election import LeaseElection
 
-HOLD_S = 0.6
+# A machine that does other things may hold everything up for half a second, which must not cost the lead.
+HOLD_S = 1.8
 
 
 class Candidate:
@@ -31,8 +32,8 @@ class Candidate:
             self.leads.set()
             await self._enough.wait()
 
-    async def led(self, timeout_s: float = 5.0) -> None:
-        async with asyncio.timeout(timeout_s):
+    async def led(self) -> None:
+        async with asyncio.timeout(10):
             await self.leads.wait()
 
     async def leave(self) -> None:
@@ -60,12 +61,13 @@ async def test_first_candidate_leads_and_the_second_waits() -> None:
     first = Candidate(cluster, "a")
     await first.led()
     second = Candidate(cluster, "b")
-    await asyncio.sleep(3 * HOLD_S)
+    await asyncio.sleep(1.5 * HOLD_S)
     assert not second.leads.is_set()
     assert not first.lost.is_set()
     assert holder(cluster) == "a"
     await first.leave()
-    await second.led(HOLD_S)
+    assert holder(cluster) != "a"
+    await second.led()
     await second.leave()
 
 
@@ -123,7 +125,7 @@ async def test_of_two_that_want_a_free_lease_one_gets_it() -> None:
     cluster = FakeCluster()
     await (await _led(cluster, "old")).leave()
     candidates = [Candidate(cluster, name) for name in "abcd"]
-    await asyncio.sleep(2 * HOLD_S)
+    await asyncio.sleep(1.2 * HOLD_S)
     leaders = [candidate for candidate in candidates if candidate.leads.is_set()]
     assert len(leaders) == 1
     for candidate in candidates:
@@ -155,7 +157,7 @@ async def test_leader_whose_lease_was_taken_away_hears_of_it() -> None:
     lease = cluster.get(LEASES, "weft-trainer")
     lease["spec"]["holderIdentity"] = "somebody"
     cluster.replace(LEASES, "weft-trainer", lease)
-    async with asyncio.timeout(HOLD_S):
+    async with asyncio.timeout(5):
         await first.lost.wait()
     await first.leave()
     assert holder(cluster) == "somebody"

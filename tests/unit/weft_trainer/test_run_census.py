@@ -1,9 +1,7 @@
 """What operators are told about runs: how many, how long they wait, which are active and how old their checkpoints."""
 
-import asyncio
 import json
 import time
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,7 +10,7 @@ from fake_ranks import SPEC, Controller
 
 from weft_common.metrics import REGISTRY
 from weft_trainer.adapters.prometheus_gauges import MOST_RUNS, PrometheusGauges
-from weft_trainer.core.census import count_runs
+from weft_trainer.core.census import _count
 from weft_trainer.core.gauges import ActiveRun
 from weft_trainer.core.records import RunRecord, RunState, Transition
 
@@ -29,9 +27,7 @@ def record(run: str, state: RunState, *, since_s: float = 0.0, **changes: object
 
 async def census(controller: Controller) -> None:
     """Count once."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.3):
-            await count_runs(controller.runs, controller.gauges)
+    await _count(controller.runs, controller.gauges)
 
 
 def sample(name: str, **labels: str) -> float | None:
