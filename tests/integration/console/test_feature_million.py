@@ -183,6 +183,31 @@ async def test_a_million_rows_are_scrolled(watched: Watched, million: Million) -
     await page.screenshot(path=ARTIFACTS / "feature-million.png")
 
 
+async def test_who_scrolls_is_not_brought_back_to_the_keyboards_row(watched: Watched, million: Million) -> None:
+    """That row stays in sight when the table gets lower, but not while somebody is on the way elsewhere."""
+    page = await watched.open("transcoders/t/features")
+    await found(page, MILLION)
+    await page.locator("[data-row='0'] a").focus()
+    brought_back = await page.locator(".rows").evaluate(
+        """async node => {
+            const rest = ms => new Promise(done => setTimeout(done, ms));
+            const back = [];
+            for (let at = 0; at < 30; at++) {
+                node.querySelector("[data-row='0'] a").focus();
+                node.style.height = at % 2 ? "400px" : "300px";
+                await rest(2 * at);
+                node.scrollTop = node.scrollHeight / 2;
+                await rest(200);
+                if (node.scrollTop < node.scrollHeight / 4) back.push(at);
+                node.scrollTop = 0;
+                await rest(200);
+            }
+            return back;
+        }"""
+    )
+    assert brought_back == []
+
+
 async def test_row_that_comes_late_takes_no_focus(watched: Watched, million: Million) -> None:
     """Who jumped to the end and went to the search field before its rows came stays in the field."""
     page = await watched.open("transcoders/t/features")

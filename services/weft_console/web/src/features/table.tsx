@@ -69,10 +69,17 @@ export function FeatureTable(props: Props) {
     if (host.current) host.current.scrollTop = bar.current;
     setTop(at);
   };
+  /** Whether the browser has scrolled and not said so yet: whoever scrolls is not brought back. */
+  const isScrolling = () => host.current !== null && Math.abs(host.current.scrollTop - bar.current) >= 1;
   useEffect(() => { goes.current = null; setCursor(props.place.cursor); place(props.place.top); }, [props.round]);
   useEffect(() => { if (top > extent.real - view) place(extent.real - view); }, [total, view]);
-  // The row that has the keyboard stays in sight when the table gets lower.
-  useEffect(() => { if (host.current?.querySelector("[data-row] :focus")) place(topFor(cursor, ROW, now.current, view)); }, [view]);
+  // The row that has the keyboard stays in sight when the table gets lower, if it is not being scrolled away.
+  const viewBefore = useRef(view);
+  useEffect(() => {
+    const wasSeen = (cursor + 1) * ROW > now.current && cursor * ROW < now.current + viewBefore.current;
+    viewBefore.current = view;
+    if (wasSeen && !isScrolling() && host.current?.querySelector("[data-row] :focus")) place(topFor(cursor, ROW, now.current, view));
+  }, [view]);
   // Near the end a place can be gone to only once it is known how many rows are seen at a time.
   useEffect(() => { if (height !== null) place(props.place.top); }, [height === null]);
   const remembered = useRef<Place>(props.place);
@@ -86,8 +93,9 @@ export function FeatureTable(props: Props) {
   useEffect(() => {
     const timer = window.setTimeout(() => {
       rows.want(first, last);
-      const wanted = Math.round(barOf(top, extent, view));
-      if (Math.abs(wanted - bar.current) > 1) place(top);
+      // Scrolling may have begun anew since this was drawn: it counts from where it is now.
+      const wanted = Math.round(barOf(now.current, extent, view));
+      if (!isScrolling() && Math.abs(wanted - bar.current) > 1) place(now.current);
       remember(cursor);
     }, REST_MS);
     return () => window.clearTimeout(timer);

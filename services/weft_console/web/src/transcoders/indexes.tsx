@@ -112,7 +112,8 @@ function IndexForm(props: { transcoder: Transcoder; taken: string[]; path: strin
   const names = datasets.map((one) => idOf(one.name));
   const own = idOf(transcoder.dataset);
   const dataset = names.includes(chosen) ? chosen : names.includes(own) ? own : names[0] ?? "";
-  const id = name ?? indexId(dataset, props.taken);
+  const usual = indexId(dataset, props.taken);
+  const id = name ?? usual;
   const submit = async (event: Event) => {
     event.preventDefault();
     setBusy(true);
@@ -140,7 +141,9 @@ function IndexForm(props: { transcoder: Transcoder; taken: string[]; path: strin
             {names.length === 0 ? <option value="">{data ? "none is sealed that fits" : "loading…"}</option> : null}
           </select>
         </label>
-        <label class="field"><span>Index</span><input class="mono" required maxLength={63} pattern="[A-Za-z0-9][A-Za-z0-9_.\-]*" value={id} onInput={(event) => setName(event.currentTarget.value)} /></label>
+        <label class="field"><span>Index</span><input class="mono" required maxLength={63} pattern="[A-Za-z0-9][A-Za-z0-9_.\-]*" value={id}
+          // What comes while somebody is in the field does not get between what he types.
+          onFocus={() => setName(id)} onBlur={() => { if (!id || id === usual) setName(null); }} onInput={(event) => setName(event.currentTarget.value)} /></label>
         <label class="field"><span>Split</span><select value={isHeldOut ? "held-out" : "training"} onChange={(event) => setHeldOut(event.currentTarget.value === "held-out")}><option>training</option><option>held-out</option></select></label>
         <label class="field"><span>Most tokens</span><input type="number" min={1} max={100000000} placeholder="the whole split" value={maxTokens} onInput={(event) => setMaxTokens(event.currentTarget.value)} /></label>
         <button type="submit" class="button primary" disabled={isBusy || !dataset}>{isBusy ? "Asking…" : "Make an index"}</button>
