@@ -92,12 +92,29 @@ def services(folder: Path, models_dir: Path, *, replicas: int = 1, **settings: s
             service.stop()
 
 
+def _connected(target: str) -> grpc.Channel:
+    """
+    Open a channel once its service is there.
+
+    Seen twice on a machine with much else to do: a channel that was opened while its server was away did not hear of it
+    in two minutes, though it listened and worked. So each is given up after a while for a new one.
+    """
+    for _ in range(8):
+        opened = channel(target, token=TOKEN)
+        try:
+            grpc.channel_ready_future(opened).result(timeout=15)
+        except grpc.FutureTimeoutError:
+            opened.close()
+        else:
+            return opened
+    raise AssertionError(f"nobody answers at {target}")
+
+
 class Client:
     """What a user of the activations service does, over gRPC."""
 
     def __init__(self, target: str) -> None:
-        self._channel = channel(target, token=TOKEN)
-        grpc.channel_ready_future(self._channel).result(timeout=120)
+        self._channel = _connected(target)
         self.stub = service_pb2_grpc.ActivationServiceStub(self._channel)
         self.operations = operations_pb2_grpc.OperationsStub(self._channel)
 

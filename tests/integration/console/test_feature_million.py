@@ -193,7 +193,9 @@ async def test_who_scrolls_is_not_brought_back_to_the_keyboards_row(watched: Wat
             const rest = ms => new Promise(done => setTimeout(done, ms));
             const back = [];
             for (let at = 0; at < 30; at++) {
-                node.querySelector("[data-row='0'] a").focus();
+                let link;
+                while (!(link = node.querySelector("[data-row='0'] a"))) await rest(20);
+                link.focus();
                 node.style.height = at % 2 ? "400px" : "300px";
                 await rest(2 * at);
                 node.scrollTop = node.scrollHeight / 2;
