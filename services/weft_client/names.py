@@ -11,6 +11,16 @@ def full_name(collection: str, given: str) -> str:
     return given if "/" in given else f"{collection}/{given}"
 
 
+def feature_name(transcoder: str, layer: int, index: int) -> str:
+    """
+    Name of a feature.
+
+    >>> feature_name("t", 3, 14)
+    'transcoders/t/features/3-14'
+    """
+    return f"{full_name('transcoders', transcoder)}/features/{layer}-{index}"
+
+
 def short_id(name: str) -> str:
     """
     The last part of a resource name.

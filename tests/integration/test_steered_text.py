@@ -10,7 +10,7 @@ from attribution_house import AttributionHouse, attribution_house
 from attribution_rig import load_transcoder
 
 from weft.features.v1 import labels_pb2, steering_pb2
-from weft_client.aio.features import feature_name
+from weft_client.names import feature_name
 from weft_common.errors import InvalidArgumentError, NotFoundError
 
 PROMPT = "capital"

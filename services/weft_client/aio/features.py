@@ -3,12 +3,12 @@
 from collections.abc import AsyncIterator, Sequence
 
 from google.longrunning import operations_pb2
-from google.protobuf import field_mask_pb2
 
 from weft.features.v1 import graphs_pb2, index_pb2, queries_pb2, service_pb2, steering_pb2
 from weft_client.aio.calls import pages, unary
 from weft_client.aio.feature_exports import AsyncFeatureExports
-from weft_client.names import full_name
+from weft_client.feature_requests import fields_mask, on_prompt_request
+from weft_client.names import feature_name, full_name
 
 READ_S = 300.0
 """Deadline of what runs the model or goes over all features of a layer, in seconds."""
@@ -31,7 +31,7 @@ class AsyncFeatures(AsyncFeatureExports):
             fields: Fields of Feature that are wanted; none means all but `target_logits` and `quiet_examples`.
         """
         request = service_pb2.GetFeatureRequest(
-            name=feature_name(transcoder, layer, index), num_logits=num_logits, read_mask=_mask(fields)
+            name=feature_name(transcoder, layer, index), num_logits=num_logits, read_mask=fields_mask(fields)
         )
         return await unary(self._stub.GetFeature, request)
 
@@ -104,7 +104,7 @@ class AsyncFeatures(AsyncFeatureExports):
             filter=wanted,
             order_by=order_by,
             page_size=page_size,
-            read_mask=_mask(fields),
+            read_mask=fields_mask(fields),
         )
         return pages(self._stub.ListFeatures, request, lambda page: page.features)
 
@@ -138,7 +138,7 @@ class AsyncFeatures(AsyncFeatureExports):
             filter=wanted,
             order_by=order_by,
             page_size=page_size,
-            read_mask=_mask(fields),
+            read_mask=fields_mask(fields),
         )
         if label is not None:
             request.label = label
@@ -169,7 +169,7 @@ class AsyncFeatures(AsyncFeatureExports):
             max_features: Most features told; 0 means 100.
             fields: Fields of PromptFeature that are wanted; none means all. Labels cost nothing where they are not.
         """
-        request = _on_prompt(transcoder, prompt, layers, features, max_features, fields)
+        request = on_prompt_request(transcoder, prompt, layers, features, max_features, fields)
         return await unary(self._stub.GetActivationsOnPrompt, request, timeout_s=READ_S)
 
     def on_prompt_pages(
@@ -195,7 +195,7 @@ class AsyncFeatures(AsyncFeatureExports):
             page_size: Features of one page, 1 to 1,000.
             fields: As of `on_prompt`.
         """
-        request = _on_prompt(transcoder, prompt, layers, features, max_features, fields, page_size)
+        request = on_prompt_request(transcoder, prompt, layers, features, max_features, fields, page_size)
         return pages(self._stub.GetActivationsOnPrompt, request, lambda page: [page], timeout_s=READ_S)
 
     async def steer(
@@ -228,7 +228,7 @@ class AsyncFeatures(AsyncFeatureExports):
 
     def of_graph(self, graph: str, *, fields: Sequence[str] = ()) -> AsyncIterator[service_pb2.GraphFeature]:
         """Features that are nodes of a graph, the most influential first."""
-        request = queries_pb2.ListGraphFeaturesRequest(graph=full_name("graphs", graph), read_mask=_mask(fields))
+        request = queries_pb2.ListGraphFeaturesRequest(graph=full_name("graphs", graph), read_mask=fields_mask(fields))
         return pages(self._stub.ListGraphFeatures, request, lambda page: page.features)
 
     def in_graphs(self, transcoder: str, *, layer: int, index: int) -> AsyncIterator[graphs_pb2.FeatureGraph]:
@@ -247,37 +247,3 @@ class AsyncFeatures(AsyncFeatureExports):
             min_cosine=min_cosine,
         )
         return pages(self._stub.MatchFeatures, request, lambda page: page.matches)
-
-
-def feature_name(transcoder: str, layer: int, index: int) -> str:
-    """
-    Name of a feature.
-
-    >>> feature_name("t", 3, 14)
-    'transcoders/t/features/3-14'
-    """
-    return f"{full_name('transcoders', transcoder)}/features/{layer}-{index}"
-
-
-def _on_prompt(
-    transcoder: str,
-    prompt: str,
-    layers: Sequence[int],
-    features: Sequence[tuple[int, int]],
-    max_features: int,
-    fields: Sequence[str],
-    page_size: int = 0,
-) -> queries_pb2.GetActivationsOnPromptRequest:
-    return queries_pb2.GetActivationsOnPromptRequest(
-        transcoder=full_name("transcoders", transcoder),
-        prompt=prompt,
-        layers=layers,
-        features=[feature_name(transcoder, layer, index) for layer, index in features],
-        max_features=max_features,
-        page_size=page_size,
-        read_mask=_mask(fields),
-    )
-
-
-def _mask(fields: Sequence[str]) -> field_mask_pb2.FieldMask:
-    return field_mask_pb2.FieldMask(paths=fields)

@@ -46,6 +46,7 @@ from weft_trainer.adapters.kubernetes_outcome import (
     first_failure,
     index_of,
     pending_reason,
+    restarts_of,
     round_of,
     was_disrupted,
 )
@@ -126,7 +127,7 @@ class KubernetesGroup:
         if work is None:
             return RankStatus()
         pods = self._mirror.select(PODS, JOB_LABEL, self._name)
-        restarts = int(work.get("status", {}).get("restarts") or 0)
+        restarts = restarts_of(work)
         workload = await self._workload() if work.get("spec", {}).get("suspend") else None
         reason = pending_reason(work, pods, (), workload)
         if not reason and not (pods and all(pod.get("status", {}).get("phase") == "Running" for pod in pods)):
@@ -156,7 +157,7 @@ class KubernetesGroup:
         there = {pod["metadata"]["name"] for pod in pods}
         await self._until_seen_gone(there)
         gone = [pod for pod in self._mirror.gone(PODS, JOB_LABEL, self._name) if pod["metadata"]["name"] not in there]
-        restarts = int(work.get("status", {}).get("restarts") or 0)
+        restarts = restarts_of(work)
         failure = first_failure(pod for pod in [*pods, *gone] if round_of(pod) >= restarts)
         if failure is None:
             return RankExit(None, _messages(work), disrupted=was_disrupted(job))

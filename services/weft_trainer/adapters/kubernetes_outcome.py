@@ -15,6 +15,7 @@ __all__ = [
     "first_failure",
     "index_of",
     "pending_reason",
+    "restarts_of",
     "round_of",
     "was_disrupted",
 ]
@@ -88,6 +89,11 @@ def was_disrupted(job: Manifest) -> bool:
 def index_of(pod: Manifest) -> int:
     """Return a pod's rank."""
     return int((pod["metadata"].get("annotations") or {}).get(_INDEX, 0))
+
+
+def restarts_of(work: Manifest) -> int:
+    """Return how often a JobSet has begun anew; 0 for a Job."""
+    return int(work.get("status", {}).get("restarts") or 0)
 
 
 def round_of(pod: Manifest) -> int:

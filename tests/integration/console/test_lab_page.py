@@ -18,7 +18,7 @@ from playwright.async_api import Locator, Page, Route, expect
 from watched_page import Watched
 
 from weft.features.v1 import labels_pb2, steering_pb2
-from weft_client.aio.features import feature_name
+from weft_client.names import feature_name
 
 __all__ = ["house", "page_console"]
 
